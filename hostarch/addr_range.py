@@ -1,0 +1,61 @@
+"""AddrRange: the addresses from start up to, but not including, end.
+
+Source: gVisor pkg/hostarch/addr_range.go (generated from pkg/segment/range.go).
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from hostarch.arch import AMD64, Arch
+
+_MASK = (1 << 64) - 1
+
+
+@frozen
+class AddrRange:
+    """[start, end), in bytes. It may be ill-formed (end < start): what a guest says is kept as it was said."""
+
+    start: int
+    end: int
+
+    def well_formed(self) -> bool:
+        """Whether start <= end."""
+        return self.start <= self.end
+
+    @property
+    def length(self) -> int:
+        """end - start, modulo 2**64 where the range is ill-formed."""
+        return (self.end - self.start) & _MASK
+
+    def contains(self, addr: int) -> bool:
+        """Whether addr lies in the range."""
+        return self.start <= addr < self.end
+
+    def overlaps(self, other: AddrRange) -> bool:
+        """Whether the two have an address in common; an empty range strictly inside the other counts too."""
+        return self.start < other.end and other.start < self.end
+
+    def is_superset_of(self, other: AddrRange) -> bool:
+        """Whether other lies in this range; an empty range at either bound does."""
+        return self.start <= other.start and self.end >= other.end
+
+    def intersect(self, other: AddrRange) -> AddrRange:
+        """The common addresses; an empty range at the greater start if there are none."""
+        start = max(self.start, other.start)
+        return AddrRange(start, max(start, min(self.end, other.end)))
+
+    def can_split_at(self, addr: int) -> bool:
+        """Whether addr cuts the range into two that are not empty."""
+        return self.start < addr < self.end
+
+    def is_page_aligned(self, arch: Arch = AMD64) -> bool:
+        """Whether both bounds are page boundaries."""
+        return arch.is_page_aligned(self.start) and arch.is_page_aligned(self.end)
+
+    def is_huge_page_aligned(self, arch: Arch = AMD64) -> bool:
+        """Whether both bounds are huge page boundaries."""
+        return arch.is_huge_page_aligned(self.start) and arch.is_huge_page_aligned(self.end)
+
+    def __str__(self) -> str:
+        return f"[{self.start:#x}, {self.end:#x})"

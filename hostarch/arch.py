@@ -1,0 +1,155 @@
+"""What differs between machines: page size, pointer width, byte order, where user addresses end.
+
+An :class:`Arch` is a plain value. The package ships the common machines; make your own with :func:`attrs.evolve`,
+for example ``attrs.evolve(AMD64, max_addr=1 << 21)``.
+
+Rounding lives here, for any int. A method that has no answer within the machine's width raises ``OverflowError``;
+its ``checked_`` twin returns None.
+
+Source: gVisor pkg/hostarch (hostarch.go, sizes_util.go); user space limits from Linux arch/*/include/asm/processor.h.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final, Literal
+
+from attrs import field, frozen
+
+from hostarch import mman
+
+ByteOrder = Literal["little", "big"]
+
+HOST_BYTE_ORDER: Final[ByteOrder] = "little" if sys.byteorder == "little" else "big"
+
+
+@frozen
+class Arch:
+    """One machine as user memory sees it.
+
+    ``max_addr`` is the first address past user space, exclusive, as Linux's TASK_SIZE. ``min_addr`` limits only where
+    ``mmap`` places things (vm.mmap_min_addr), not what can be accessed. Shifts are powers of two, in bytes.
+    """
+
+    name: str
+    pointer_size: int
+    byte_order: ByteOrder
+    max_addr: int
+    page_shift: int = 12
+    huge_page_shift: int = 21
+    min_addr: int = 0x10000
+    map_flags: mman.MapFlags = mman.GENERIC_MAP_FLAGS
+    ignores_top_byte: bool = False
+    cache_line_shift: int = 6
+    jumbo_page_shift: int = 30
+    page_size: int = field(init=False)
+    huge_page_size: int = field(init=False)
+    cache_line_size: int = field(init=False)
+    addr_mask: int = field(init=False)
+
+    @page_size.default
+    def _page_size(self) -> int:
+        return 1 << self.page_shift
+
+    @huge_page_size.default
+    def _huge_page_size(self) -> int:
+        return 1 << self.huge_page_shift
+
+    @cache_line_size.default
+    def _cache_line_size(self) -> int:
+        return 1 << self.cache_line_shift
+
+    @addr_mask.default
+    def _addr_mask(self) -> int:
+        return (1 << 8 * self.pointer_size) - 1
+
+    def page_round_down(self, x: int) -> int:
+        """The largest multiple of the page size that is <= x."""
+        return x >> self.page_shift << self.page_shift
+
+    def page_round_up(self, x: int) -> int:
+        """The smallest multiple of the page size that is >= x; OverflowError if it does not fit an address."""
+        return self._round_up(x, self.page_size)
+
+    def checked_page_round_up(self, x: int) -> int | None:
+        """As :meth:`page_round_up`, None where that raises."""
+        return self._checked_round_up(x, self.page_size)
+
+    def page_offset(self, x: int) -> int:
+        """How far x lies into its page, in bytes."""
+        return x & (self.page_size - 1)
+
+    def is_page_aligned(self, x: int) -> bool:
+        """Whether x is a multiple of the page size."""
+        return not x & (self.page_size - 1)
+
+    def huge_page_round_down(self, x: int) -> int:
+        """The largest multiple of the huge page size that is <= x."""
+        return x >> self.huge_page_shift << self.huge_page_shift
+
+    def huge_page_round_up(self, x: int) -> int:
+        """The smallest multiple of the huge page size that is >= x; OverflowError if it does not fit an address."""
+        return self._round_up(x, self.huge_page_size)
+
+    def checked_huge_page_round_up(self, x: int) -> int | None:
+        """As :meth:`huge_page_round_up`, None where that raises."""
+        return self._checked_round_up(x, self.huge_page_size)
+
+    def huge_page_offset(self, x: int) -> int:
+        """How far x lies into its huge page, in bytes."""
+        return x & (self.huge_page_size - 1)
+
+    def is_huge_page_aligned(self, x: int) -> bool:
+        """Whether x is a multiple of the huge page size."""
+        return not x & (self.huge_page_size - 1)
+
+    def cache_line_round_down(self, x: int) -> int:
+        """The largest multiple of the cache line size that is <= x."""
+        return x >> self.cache_line_shift << self.cache_line_shift
+
+    def cache_line_round_up(self, x: int) -> int:
+        """The smallest multiple of the cache line size that is >= x; OverflowError if it does not fit an address."""
+        return self._round_up(x, self.cache_line_size)
+
+    def checked_cache_line_round_up(self, x: int) -> int | None:
+        """As :meth:`cache_line_round_up`, None where that raises."""
+        return self._checked_round_up(x, self.cache_line_size)
+
+    def to_pages_round_up(self, x: int) -> int:
+        """How many pages x bytes need; OverflowError if their size does not fit an address."""
+        return self.page_round_up(x) >> self.page_shift
+
+    def checked_to_pages_round_up(self, x: int) -> int | None:
+        """As :meth:`to_pages_round_up`, None where that raises."""
+        up = self.checked_page_round_up(x)
+        return None if up is None else up >> self.page_shift
+
+    def untagged(self, x: int) -> int:
+        """x as the machine's access checks see it: on ARM64 bits 56 and up are copies of bit 55, elsewhere x."""
+        if not self.ignores_top_byte:
+            return x
+        low = x & ((1 << 56) - 1)
+        return low | (0xFF << 56) if low >> 55 else low
+
+    def _checked_round_up(self, x: int, size: int) -> int | None:
+        up = -(-x // size) * size
+        return up if up <= self.addr_mask else None
+
+    def _round_up(self, x: int, size: int) -> int:
+        up = self._checked_round_up(x, size)
+        if up is None:
+            raise OverflowError(f"{x:#x} rounded up to {size:#x} bytes does not fit a {self.name} address")
+        return up
+
+
+AMD64 = Arch("amd64", 8, "little", 0x7FFF_FFFF_F000)
+I386 = Arch("i386", 4, "little", 0xC000_0000, huge_page_shift=22)
+ARM64 = Arch("arm64", 8, "little", 1 << 48, ignores_top_byte=True)
+ARM64_16K = Arch("arm64-16k", 8, "little", 1 << 47, page_shift=14, huge_page_shift=25, ignores_top_byte=True)
+ARM64_64K = Arch("arm64-64k", 8, "little", 1 << 48, page_shift=16, huge_page_shift=29, ignores_top_byte=True)
+ARM = Arch("arm", 4, "little", 0xBF00_0000, min_addr=0x1000)
+RISCV64 = Arch("riscv64", 8, "little", 1 << 38)
+MIPS = Arch("mips", 4, "big", 0x7FFF_8000, map_flags=mman.MIPS_MAP_FLAGS)
+MIPSEL = Arch("mipsel", 4, "little", 0x7FFF_8000, map_flags=mman.MIPS_MAP_FLAGS)
+PPC64 = Arch("ppc64", 8, "big", 1 << 47, page_shift=16, huge_page_shift=24, map_flags=mman.POWERPC_MAP_FLAGS)
+S390X = Arch("s390x", 8, "big", 1 << 53, huge_page_shift=20)

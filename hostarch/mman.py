@@ -1,0 +1,64 @@
+"""The constants of mmap(2), mprotect(2) and mremap(2).
+
+The standard library has some of them, with the values of the host it runs on. These have the values of Linux's
+generic ABI, and :class:`MapFlags` holds the ones that differ between machines.
+
+Source: Linux include/uapi/asm-generic/mman-common.h, mman.h; arch/{mips,powerpc}/include/uapi/asm/mman.h.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+PROT_NONE = 0x0
+PROT_READ = 0x1
+PROT_WRITE = 0x2
+PROT_EXEC = 0x4
+PROT_SEM = 0x8
+PROT_GROWSDOWN = 0x01000000
+PROT_GROWSUP = 0x02000000
+
+MAP_SHARED = 0x01
+MAP_PRIVATE = 0x02
+MAP_SHARED_VALIDATE = 0x03
+MAP_TYPE = 0x0F
+MAP_FIXED = 0x10
+MAP_ANONYMOUS = 0x20
+MAP_32BIT = 0x40
+MAP_GROWSDOWN = 0x0100
+MAP_DENYWRITE = 0x0800
+MAP_EXECUTABLE = 0x1000
+MAP_LOCKED = 0x2000
+MAP_NORESERVE = 0x4000
+MAP_POPULATE = 0x8000
+MAP_NONBLOCK = 0x10000
+MAP_STACK = 0x20000
+MAP_HUGETLB = 0x40000
+MAP_FIXED_NOREPLACE = 0x100000
+
+MREMAP_MAYMOVE = 1
+MREMAP_FIXED = 2
+MREMAP_DONTUNMAP = 4
+
+
+@frozen
+class MapFlags:
+    """The values of the MAP_* flags on one machine; ``MAP_SHARED``, ``MAP_PRIVATE`` and ``MAP_TYPE`` are the same on all.
+
+    The defaults are the generic ones, which x86, ARM and RISC-V use.
+    """
+
+    fixed: int = MAP_FIXED
+    anonymous: int = MAP_ANONYMOUS
+    growsdown: int = MAP_GROWSDOWN
+    noreserve: int = MAP_NORESERVE
+    populate: int = MAP_POPULATE
+    stack: int = MAP_STACK
+    fixed_noreplace: int = MAP_FIXED_NOREPLACE
+
+
+GENERIC_MAP_FLAGS = MapFlags()
+MIPS_MAP_FLAGS = MapFlags(
+    anonymous=0x0800, growsdown=0x1000, noreserve=0x0400, populate=0x10000, stack=0x40000
+)
+POWERPC_MAP_FLAGS = MapFlags(noreserve=0x40)

@@ -1,0 +1,327 @@
+"""Python's streams as Readers and Writers, and the other way round.
+
+``FromIOReader`` and ``FromIOWriter`` wrap binary file objects, ``FromVecReaderFunc`` and ``FromVecWriterFunc`` wrap
+functions over a list of buffers, ``BlockSeqReader`` and ``BlockSeqWriter`` move from and to blocks; ``ToIOReader``
+and ``ToIOWriter`` make file objects of Readers and Writers. File descriptors are in :mod:`safemem.fd`.
+
+Memory that needs safecopy is never handed to foreign code: it gets a buffer, and what a fault leaves in that buffer
+stays pending for the next call.
+
+Source: gVisor pkg/safemem/io.go.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from safemem.block import Block
+from safemem.block_seq import BlockSeq, copy_seq
+from safemem.buffers import readable_view, writable_view
+from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, short_count, would_block
+from safemem.pending import PendingBytes
+from safemem.protocols import Reader, Writer, refuse_messages
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+class SupportsReadinto(Protocol):
+    """What FromIOReader needs of a file object: ``readinto`` as in io.RawIOBase."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the buffer and return how much; 0 at the end, None if nothing is there now."""
+        ...
+
+
+class SupportsWrite(Protocol):
+    """What FromIOWriter needs of a file object: ``write`` as in io.RawIOBase."""
+
+    def write(self, data: memoryview, /) -> int | None:
+        """Take bytes and return how many, None if none can be taken now."""
+        ...
+
+
+class BlockSeqReader:
+    """A Reader that gives the bytes of ``blocks``, which shrinks as they are read. At its end it gives 0."""
+
+    def __init__(self, blocks: BlockSeq) -> None:
+        self.blocks = blocks
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        """Raises HostFaultError if memory faults; what was copied before it is gone from ``blocks``."""
+        n, fault = _copy_some(dsts, self.blocks)
+        self.blocks = self.blocks.drop_first(n)
+        if fault is not None:
+            raise fault
+        return n
+
+
+class BlockSeqWriter:
+    """A Writer that fills ``blocks``, which shrinks as it is written."""
+
+    def __init__(self, blocks: BlockSeq) -> None:
+        self.blocks = blocks
+
+    def write_from_blocks(self, srcs: BlockSeq) -> int:
+        """Raises EndOfBlockSeqError if not all of srcs fits, HostFaultError if memory faults; each has the count."""
+        n, fault = _copy_some(self.blocks, srcs)
+        self.blocks = self.blocks.drop_first(n)
+        if fault is not None:
+            raise fault
+        if n < srcs.num_bytes:
+            raise EndOfBlockSeqError(n)
+        return n
+
+
+class FromIOReader:
+    """A binary file object as a Reader: one ``readinto`` a block, up to the first short one.
+
+    Use an unbuffered file where waiting for a whole block would hang: BufferedReader.readinto fills its buffer.
+    """
+
+    def __init__(self, file: SupportsReadinto) -> None:
+        """Raises TypeError if the file has no readinto: text files, write-only objects."""
+        if not callable(getattr(file, "readinto", None)):
+            raise TypeError(f"file must be a binary file object with readinto(), not {type(file).__name__}")
+        self._file = file
+        self._pending = PendingBytes()
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        """The file's own errors pass through, with the count in ``transferred``."""
+        if self._pending:
+            return self._pending.deliver(dsts)
+        done = 0
+        for block in dsts:
+            try:
+                n = self._read_block(block)
+            except BaseException as exc:
+                return short_count(exc, done)
+            done += n
+            if n < len(block):
+                break
+        return done
+
+    def _read_block(self, block: Block) -> int:
+        if not block.need_safecopy:
+            return _checked_count(self._file.readinto(block.view()), len(block), "readinto()")
+        buffer = memoryview(bytearray(len(block)))
+        stopped: BaseException | None = None
+        try:
+            n = _checked_count(self._file.readinto(buffer), len(block), "readinto()")
+        except BaseException as exc:
+            stopped, n = exc, getattr(exc, "transferred", 0)
+        delivered = self._pending.deliver(BlockSeq.of(block), bytes(buffer[:n]))
+        if stopped is not None:
+            raise stopped
+        return delivered
+
+
+class FromIOWriter:
+    """A binary file object as a Writer: one ``write`` a block, up to the first short one."""
+
+    def __init__(self, file: SupportsWrite) -> None:
+        """Raises TypeError if the file has no write."""
+        if not callable(getattr(file, "write", None)) or isinstance(file, io.TextIOBase):
+            raise TypeError(f"file must be a binary file object with write(), not {type(file).__name__}")
+        self._file = file
+
+    def write_from_blocks(self, srcs: BlockSeq) -> int:
+        """The file's own errors pass through, with the count in ``transferred``; they come before a source's fault."""
+        done = 0
+        for block in srcs:
+            view, fault = _readable(block)
+            try:
+                n = _checked_count(self._file.write(view), len(view), "write()") if view else 0
+            except BaseException as exc:
+                if isinstance(exc, BlockingIOError):
+                    done += _characters_written(exc)
+                return short_count(exc, done)
+            done += n
+            if fault is not None and n == len(view):
+                fault.transferred = done
+                raise fault
+            if n < len(block):
+                break
+        return done
+
+
+class FromVecReaderFunc:
+    """A function over a list of writable buffers as a Reader: ``function(buffers) -> bytes filled``.
+
+    It is called at most once, and never without buffers. A claim of more than there is room for counts as all.
+    """
+
+    def __init__(self, function: Callable[[Sequence[memoryview]], int]) -> None:
+        self._function = function
+        self._pending = PendingBytes()
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        """Raises ValueError if the function returns a negative count; its own errors pass through."""
+        if not dsts:
+            return 0
+        if self._pending:
+            return self._pending.deliver(dsts)
+        # From the first block that may fault on, everything is staged: what lies behind a fault must stay untouched.
+        safe: list[memoryview] = []
+        staged: list[memoryview] = []
+        for block in dsts:
+            if staged or block.need_safecopy:
+                staged.append(memoryview(bytearray(len(block) if block.need_safecopy else block.view())))
+            else:
+                safe.append(block.view())
+        stopped: BaseException | None = None
+        try:
+            n = self._function(safe + staged)
+        except BaseException as exc:
+            stopped, n = exc, getattr(exc, "transferred", 0)
+        if n < 0:
+            raise ValueError(f"function returned a negative count: {n}")
+        n = min(n, dsts.num_bytes)
+        direct = min(n, sum(map(len, safe)))
+        if n > direct:
+            data = b"".join(staged)[: n - direct]
+            try:
+                self._pending.deliver(dsts.drop_first(direct), data)
+            except TransferError as exc:
+                add_transferred(exc, direct)
+                raise
+        if stopped is not None:
+            return short_count(stopped, 0)
+        return n
+
+
+class FromVecWriterFunc:
+    """A function over a list of readable buffers as a Writer: ``function(buffers) -> bytes taken``.
+
+    It is called at most once, and never without bytes.
+    """
+
+    def __init__(self, function: Callable[[Sequence[memoryview]], int]) -> None:
+        self._function = function
+
+    def write_from_blocks(self, srcs: BlockSeq) -> int:
+        """Raises ValueError if the function returns a negative count; its own errors pass through."""
+        views: list[memoryview] = []
+        fault: TransferError | None = None
+        for block in srcs:
+            view, fault = _readable(block)
+            if view:
+                views.append(view)
+            if fault is not None:
+                break
+        total = sum(map(len, views))
+        try:
+            n = self._function(views) if views else 0
+        except BlockingIOError as exc:
+            return short_count(exc, 0)
+        if n < 0:
+            raise ValueError(f"function returned a negative count: {n}")
+        n = min(n, total)
+        if fault is not None and n == total:
+            fault.transferred = n
+            raise fault
+        return n
+
+
+class _Stream(io.RawIOBase):
+    """What ToIOReader and ToIOWriter share: a short count now, its error at the next call, as RawIOBase has it."""
+
+    _error: BaseException | None = None
+
+    def _move(self, step: Callable[[BlockSeq], int], view: memoryview) -> int | None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if not view:
+            return 0
+        try:
+            return step(BlockSeq.of(Block(view)))
+        except BaseException as exc:
+            done: int = getattr(exc, "transferred", 0)
+            if isinstance(exc, BlockingIOError):
+                return done or None
+            if not done:
+                raise
+            add_transferred(exc, -done)
+            self._error = exc
+            return done
+
+
+class ToIOReader(_Stream):
+    """A Reader as a raw binary file object: io.BufferedReader, shutil.copyfileobj and struct work over it."""
+
+    def __init__(self, reader: Reader) -> None:
+        """Raises ValueError if the reader is message-oriented."""
+        refuse_messages(reader, "reader")
+        self._reader = reader
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        """Fill the buffer and return how much: 0 at the end, None if nothing is there now.
+
+        An error after some bytes is raised by the next call, so that no byte is lost.
+        """
+        return self._move(self._reader.read_to_blocks, writable_view(buffer, "buffer"))
+
+
+class ToIOWriter(_Stream):
+    """A Writer as a raw binary file object."""
+
+    def __init__(self, writer: Writer) -> None:
+        """Raises ValueError if the writer is message-oriented."""
+        refuse_messages(writer, "writer")
+        self._writer = writer
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def write(self, data: ReadableBuffer) -> int | None:
+        """Take bytes and return how many, None if none can be taken now.
+
+        An error after some bytes is raised by the next call. A writer at its end raises ENOSPC: io.BufferedWriter
+        would call again for ever after a 0.
+        """
+        view = readable_view(data, "data")
+        n = self._move(self._writer.write_from_blocks, view)
+        if n == 0 and view:
+            raise EndOfBlockSeqError
+        return n
+
+
+def _copy_some(dsts: BlockSeq, srcs: BlockSeq) -> tuple[int, TransferError | None]:
+    try:
+        return copy_seq(dsts, srcs), None
+    except TransferError as exc:
+        return exc.transferred, exc
+
+
+def _readable(block: Block) -> tuple[memoryview, TransferError | None]:
+    """The block's bytes for foreign code, up to where its memory faults, and that fault."""
+    if not block.need_safecopy:
+        return block.view(), None
+    buffer = memoryview(bytearray(len(block)))
+    n, fault = _copy_some(BlockSeq.of(Block(buffer)), BlockSeq.of(block))
+    if fault is not None:
+        fault.transferred = 0
+    return buffer[:n], fault
+
+
+def _characters_written(exc: BlockingIOError) -> int:
+    """What a buffered file took before it would block; the attribute does not exist until it is set."""
+    return getattr(exc, "characters_written", 0)
+
+
+def _checked_count(n: int | None, most: int, call: str) -> int:
+    if n is None:
+        raise would_block()
+    if not 0 <= n <= most:
+        raise ValueError(f"the file's {call} returned {n} for a buffer of {most} bytes")
+    return n

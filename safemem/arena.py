@@ -1,0 +1,151 @@
+"""Host memory for guest pages, from few large reservations.
+
+An :class:`Arena` maps host memory in big NORESERVE chunks (the host allows about 65,530 mappings a process) and hands
+out page-aligned :class:`HostRange` pieces of it, all zero. Reserved memory costs nothing until it is touched. Nobody
+else can see or truncate it, so plain slices are safe.
+
+A piece is given back when the last reference to its HostRange is gone: a table's, a copy's in flight, or that of any
+view made by :func:`export`. Its content then becomes zero and its pages return to the host.
+"""
+
+from __future__ import annotations
+
+import mmap
+from bisect import insort
+from collections import deque
+from typing import NamedTuple
+
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
+_MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+_FIRST_CHUNK = 1 << 28
+_LARGEST_CHUNK = 1 << 36
+
+
+class _Free(NamedTuple):
+    chunk: int
+    start: int
+    end: int
+
+
+class HostRange:
+    """``[start, end)`` in ``memory``, an mmap object: yours until the last reference to this object is gone."""
+
+    __slots__ = ("_arena", "_chunk", "_parts", "end", "memory", "start")
+
+    def __init__(self, arena: Arena, chunk: int, start: int, end: int) -> None:
+        self._arena = arena
+        self._chunk = chunk
+        self._parts: tuple[HostRange, HostRange] | None = None
+        self.memory = arena.chunks[chunk]
+        self.start = start
+        self.end = end
+
+    def split(self, at: int) -> tuple[HostRange, HostRange]:
+        """The two parts left and right of an offset into memory, page-aligned and strictly inside.
+
+        Each part is given back on its own, but not before this object is gone too: who still holds the whole keeps
+        both parts.
+        """
+        self._parts = (
+            HostRange(self._arena, self._chunk, self.start, at),
+            HostRange(self._arena, self._chunk, at, self.end),
+        )
+        return self._parts
+
+    def __del__(self) -> None:
+        if self._parts is None:
+            self._arena.give_back(self._chunk, self.start, self.end)
+
+
+class Arena:
+    """A source of zeroed, page-aligned host memory. ``allocate`` must be called under the owner's lock."""
+
+    def __init__(self) -> None:
+        self.chunks: list[mmap.mmap] = []
+        self._free: list[_Free] = []  # sorted, neighbours joined
+        # Ranges come back from __del__, which may run in any thread at any moment: an append is atomic.
+        self._returned: deque[_Free] = deque()
+        self._next_chunk = _FIRST_CHUNK
+
+    def allocate(self, length: int) -> HostRange:
+        """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises OSError (ENOMEM) if the host has none."""
+        while self._returned:
+            self._insert(self._returned.popleft())
+        for i, free in enumerate(self._free):
+            if free.end - free.start >= length:
+                break
+        else:
+            i = self._grow(length)
+            free = self._free[i]
+        end = free.start + length
+        if end == free.end:
+            del self._free[i]
+        else:
+            self._free[i] = free._replace(start=end)
+        return HostRange(self, free.chunk, free.start, end)
+
+    def give_back(self, chunk: int, start: int, end: int) -> None:
+        """Take back a range that nothing refers to any more: zero it, and let the host have its pages."""
+        memory = self.chunks[chunk]
+        if _MADV_DONTNEED is not None and _MADV_ZEROES:
+            memory.madvise(_MADV_DONTNEED, start, end - start)
+        else:
+            memory[start:end] = bytes(end - start)
+        self._returned.append(_Free(chunk, start, end))
+
+    def _grow(self, length: int) -> int:
+        size = max(self._next_chunk, length)
+        while True:
+            try:
+                memory = _reserve(size)
+                break
+            except (OSError, ValueError):
+                if size == length:
+                    raise
+                size = max(size // 2, length)
+        self._next_chunk = min(size * 2, _LARGEST_CHUNK)
+        self.chunks.append(memory)
+        free = _Free(len(self.chunks) - 1, 0, size)
+        insort(self._free, free)
+        return self._free.index(free)
+
+    def _insert(self, free: _Free) -> None:
+        insort(self._free, free)
+        i = self._free.index(free)
+        for left in (i, i - 1):
+            if 0 <= left < len(self._free) - 1:
+                a, b = self._free[left], self._free[left + 1]
+                if a.chunk == b.chunk and a.end == b.start:
+                    self._free[left : left + 2] = [_Free(a.chunk, a.start, b.end)]
+
+
+def _reserve(size: int) -> mmap.mmap:
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    return mmap.mmap(-1, size)
+
+
+def _madvise_zeroes() -> bool:
+    """Whether MADV_DONTNEED makes private pages zero here, as on Linux and not elsewhere."""
+    if _MADV_DONTNEED is None:
+        return False
+    with _reserve(mmap.PAGESIZE) as memory:
+        memory[0] = 1
+        memory.madvise(_MADV_DONTNEED)
+        return memory[0] == 0
+
+
+_MADV_ZEROES = _madvise_zeroes()
+
+
+def export(host: HostRange) -> memoryview:
+    """A flat writable view of the range, offset 0 at its start, that keeps the range alive.
+
+    So does everything made from the view: a slice, a NumPy array. (A plain slice of the mmap object would keep only
+    the chunk; the buffer of a ctypes array is owned by the array, and that can hold the range. About 10 µs.)
+    """
+    import ctypes
+
+    array = (ctypes.c_ubyte * (host.end - host.start)).from_buffer(host.memory, host.start)
+    array.host_range = host  # type: ignore[attr-defined]
+    return memoryview(array).cast("B")

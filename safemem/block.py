@@ -1,0 +1,188 @@
+"""Block: a piece of host memory. The unit that all copying is made of.
+
+Most blocks are *safe*: plain memory of this process, seen through a memoryview. A block that *needs safecopy* lies in
+memory that may fault when it is touched (a file mapping that someone can truncate): it has an address and no view,
+and is only ever copied by :mod:`safemem.safecopy`.
+
+Source: gVisor pkg/safemem/block_unsafe.go.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safemem import safecopy
+from safemem.buffers import check_count, readable_view, writable_view
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_ZEROS = memoryview(bytes(1 << 16))
+
+
+class Block:
+    """``len(block)`` bytes of host memory. Immutable as a value: it always means the same bytes of memory.
+
+    A block keeps the memory behind it alive.
+    """
+
+    __slots__ = ("_length", "_owner", "_start", "_view")
+
+    _view: memoryview | None  # None: needs safecopy, and _start is a host address
+    _start: int  # of the first byte: an offset into _view, or a host address
+    _length: int
+    _owner: object
+
+    def __init__(self, buffer: ReadableBuffer) -> None:
+        """A safe block over a buffer's bytes. Read-only memory can be a source, never a destination.
+
+        Raises TypeError if it is no buffer, ValueError if it is not contiguous.
+        """
+        self._view = readable_view(buffer, "buffer")
+        self._start = 0
+        self._length = len(self._view)
+        self._owner = None
+
+    @classmethod
+    def from_view(cls, view: memoryview, start: int, length: int) -> Block:
+        """``length`` bytes of a flat byte view from ``start`` on, both known to lie inside. No checks."""
+        block = cls.__new__(cls)
+        block._view = view
+        block._start = start
+        block._length = length
+        block._owner = None
+        return block
+
+    @classmethod
+    def from_address(cls, address: int, length: int, owner: object = None) -> Block:
+        """A block that needs safecopy: ``length`` bytes at a host address, which may fault when touched.
+
+        ``owner`` is kept alive as long as the block is. Raises ValueError if the bytes leave the address space.
+        """
+        check_count(length, "length")
+        if address < 0 or address + length > 1 << 64:
+            raise ValueError(f"address: {length:#x} bytes at {address:#x} leave the address space")
+        block = cls.__new__(cls)
+        block._view = None
+        block._start = address
+        block._length = length
+        block._owner = owner
+        return block
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def need_safecopy(self) -> bool:
+        """Whether touching the memory may fault, so that it must be copied by safecopy."""
+        return self._view is None
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the memory behind a safe block refuses to be written."""
+        return self._view is not None and self._view.readonly
+
+    @property
+    def address(self) -> int:
+        """The host address of the first byte."""
+        return self._start if self._view is None else safecopy.address_of(self._view) + self._start
+
+    def view(self) -> memoryview:
+        """The memory itself. It stays valid as long as the view, or anything made from it, exists.
+
+        Raises BufferError for a block that needs safecopy: touching that through a view could kill the process.
+        """
+        if self._view is None:
+            raise BufferError(f"{self} may fault and has no view; use safemem.copy")
+        return self._view[self._start : self._start + self._length]
+
+    def _window(self, start: int, length: int) -> Block:
+        block = Block.__new__(Block)
+        block._view = self._view
+        block._start = start
+        block._length = length
+        block._owner = self._owner
+        return block
+
+    def drop_first(self, n: int) -> Block:
+        """The block without its first n bytes; an empty one if it has fewer. Raises ValueError if n < 0."""
+        check_count(n, "n")
+        n = min(n, self._length)
+        return self._window(self._start + n, self._length - n)
+
+    def take_first(self, n: int) -> Block:
+        """The first n bytes; the whole block if it has fewer. Raises ValueError if n < 0."""
+        check_count(n, "n")
+        return self if n >= self._length else self._window(self._start, n)
+
+    def tobytes(self) -> bytes:
+        """A copy of the bytes. Raises HostFaultError if the memory faults."""
+        if self._view is not None:
+            return self.view().tobytes()
+        out = bytearray(self._length)
+        safecopy.copy_in(memoryview(out), self._start)
+        return bytes(out)
+
+    def __repr__(self) -> str:
+        mark = "*" if self._view is None else ""
+        return f"<Block [{self.address:#x}-{self.address + self._length:#x}){mark}>"
+
+
+def copy(dst: Block, src: Block) -> int:
+    """Copy min(len(dst), len(src)) bytes and return how many. Overlapping blocks are copied as by memmove.
+
+    Raises HostFaultError if memory faults (the source's fault if both do at the same byte), with the exact count;
+    TypeError if dst is read-only.
+    """
+    n = min(dst._length, src._length)
+    if dst._view is not None:
+        to = dst._view[dst._start : dst._start + n]
+        if src._view is not None:
+            to[:] = src._view[src._start : src._start + n]
+            return n
+        return safecopy.copy_in(to, src._start)
+    if src._view is not None:
+        return safecopy.copy_out(dst._start, src._view[src._start : src._start + n])
+    return safecopy.copy(dst._start, src._start, n)
+
+
+def zero(dst: Block) -> int:
+    """Set every byte of the block to 0 and return how many. Raises as :func:`copy`."""
+    if dst._view is None:
+        return safecopy.zero_out(dst._start, dst._length)
+    view = dst.view()
+    for done in range(0, dst._length, len(_ZEROS)):
+        part = view[done : done + len(_ZEROS)]
+        part[:] = _ZEROS[: len(part)]
+    return dst._length
+
+
+class BlockCursor:
+    """Hands out the bytes of one safe block, front to back, as disjoint writable views that live together.
+
+    After rustls' ReaderMut: a record is cut into header, body and tag, each of which can be written in place.
+    """
+
+    def __init__(self, block: Block) -> None:
+        """Raises BufferError if the block needs safecopy, TypeError if it is read-only."""
+        self._view = writable_view(block.view(), "block")
+        self._used = 0
+
+    @property
+    def used(self) -> int:
+        """How many bytes have been taken."""
+        return self._used
+
+    @property
+    def left(self) -> int:
+        """How many bytes have not been taken."""
+        return len(self._view) - self._used
+
+    def take(self, n: int) -> memoryview | None:
+        """The next n bytes; None if there are fewer, and the cursor stays where it was. Raises ValueError if n < 0."""
+        check_count(n, "n")
+        if n > self.left:
+            return None
+        start = self._used
+        self._used += n
+        return self._view[start : self._used]

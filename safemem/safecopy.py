@@ -1,0 +1,144 @@
+"""Copying host memory that may really fault, without a signal: SIGSEGV or SIGBUS would kill the interpreter.
+
+The kernel does the copy (process_vm_readv and process_vm_writev on this very process) and reports how far it got.
+These calls honour the rights of each page and are exact to the byte. Linux only; the calls are looked up when first
+used. A host or sandbox that refuses them gives its OSError here, and nothing is touched.
+
+Source: gVisor pkg/safecopy; process_vm_readv(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from safemem.errors import HostFaultError, add_transferred
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MAX_TRANSFER = 1 << 30  # the kernel moves at most 0x7ffff000 bytes a call
+_BOUNCE = 1 << 16
+
+
+def address_of(view: memoryview) -> int:
+    """The host address of a view's first byte."""
+    import ctypes
+
+    if not view.nbytes:
+        return 0
+    if not view.readonly:
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))
+    buffer = (ctypes.c_ssize_t * 16)()  # a Py_buffer: buf, obj, ... (Include/cpython/object.h), 80 bytes
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), buffer, 0)
+    address = buffer[0]
+    ctypes.pythonapi.PyBuffer_Release(buffer)
+    return address & (1 << 64) - 1
+
+
+@cache
+def _process_vm(name: str) -> Callable[[int, int, int], int]:
+    """The system call as ``call(local address, remote address, length) -> bytes moved``, raising OSError."""
+    import ctypes
+
+    class Iovec(ctypes.Structure):
+        _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+    try:
+        function: Any = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, OSError, TypeError):
+        raise OSError(errno.ENOSYS, f"memory that may fault needs {name}(2), which this host does not have") from None
+    function.restype = ctypes.c_ssize_t
+    function.argtypes = (ctypes.c_int, ctypes.POINTER(Iovec), ctypes.c_ulong) + (
+        ctypes.POINTER(Iovec),
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )
+
+    def call(local: int, remote: int, length: int) -> int:
+        moved: int = function(os.getpid(), Iovec(local, length), 1, Iovec(remote, length), 1, 0)
+        if moved < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"{name}: {os.strerror(code)}")
+        return moved
+
+    return call
+
+
+def _move(name: str, local: int, remote: int, length: int, right: str) -> int:
+    call = _process_vm(name)
+    done = 0
+    while done < length:
+        try:
+            done += call(local + done, remote + done, min(length - done, _MAX_TRANSFER))
+        except OSError as exc:
+            if exc.errno == errno.EINTR:
+                continue
+            if exc.errno == errno.EFAULT:
+                raise HostFaultError(remote + done, _signal_at(remote + done, right), done) from None
+            add_transferred(exc, done)
+            raise
+    return done
+
+
+def _signal_at(address: int, right: str) -> signal.Signals:
+    """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end."""
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
+        for line in maps:
+            bounds, rights = line.split(" ", 2)[:2]
+            start, end = (int(x, 16) for x in bounds.split("-"))
+            if start <= address < end:
+                return signal.SIGBUS if right in rights else signal.SIGSEGV
+    return signal.SIGSEGV
+
+
+def copy_in(dst: memoryview, src: int) -> int:
+    """Fill a writable flat view from host address src. Raises HostFaultError with the exact count."""
+    return _move("process_vm_readv", address_of(dst), src, len(dst), "r")
+
+
+def copy_out(dst: int, src: memoryview) -> int:
+    """Copy a flat view to host address dst. Raises HostFaultError with the exact count."""
+    return _move("process_vm_writev", address_of(src), dst, len(src), "w")
+
+
+def copy(dst: int, src: int, length: int) -> int:
+    """Copy between two host addresses, through a buffer; as by memmove where they overlap within the buffer's 64 KiB.
+
+    Raises HostFaultError with the exact count; the source's fault if both fault at the same byte.
+    """
+    bounce = memoryview(bytearray(min(length, _BOUNCE)))
+    done = 0
+    while done < length:
+        part = bounce[: min(length - done, len(bounce))]
+        fault: HostFaultError | None = None
+        try:
+            copy_in(part, src + done)
+        except HostFaultError as exc:
+            fault, part = exc, part[: exc.transferred]
+        try:
+            copy_out(dst + done, part)
+        except HostFaultError as exc:
+            add_transferred(exc, done)
+            raise exc from None
+        if fault is not None:
+            add_transferred(fault, done)
+            raise fault
+        done += len(part)
+    return done
+
+
+def zero_out(dst: int, length: int) -> int:
+    """Set bytes at host address dst to 0. Raises HostFaultError with the exact count."""
+    zeros = memoryview(bytes(min(length, _BOUNCE)))
+    done = 0
+    while done < length:
+        try:
+            done += copy_out(dst + done, zeros[: length - done])
+        except HostFaultError as exc:
+            add_transferred(exc, done)
+            raise
+    return done

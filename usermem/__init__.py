@@ -1,0 +1,94 @@
+"""User memory for syscall simulators, emulators and sandboxes: gVisor's contract over real, mmapped host memory.
+
+:class:`AddressSpace` is the memory of a guest; :class:`IO` the contract it fulfils, and the functions here work on
+anything that does. Start with :class:`BytesIO`, the smallest.
+"""
+
+from usermem.address_space import AddressSpace
+from usermem.between import copy_between
+from usermem.bytes_io import BytesIO, bytes_io_sequence
+from usermem.cstruct import (
+    copy_int32_in,
+    copy_int32_out,
+    copy_int64_in,
+    copy_int64_out,
+    copy_pointer_in,
+    copy_pointer_out,
+    copy_struct_in,
+    copy_struct_out,
+    copy_uint8_in,
+    copy_uint8_out,
+    copy_uint16_in,
+    copy_uint16_out,
+    copy_uint32_in,
+    copy_uint32_out,
+    copy_uint64_in,
+    copy_uint64_out,
+)
+from usermem.errors import FaultError, FaultReason, InvalidIntegerError, NameTooLongError, linux_result
+from usermem.io_sequence import IOReadWriter, IOSequence, IOSequenceReadWriter
+from usermem.iovec import (
+    MAX_RW_COUNT,
+    UIO_MAXIOV,
+    copy_in_iovecs,
+    copy_in_vector,
+    copy_out_iovecs,
+    iovecs_io_sequence,
+    single_io_sequence,
+)
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of, check_io_range
+from usermem.resolver import ResolvedIO
+from usermem.strings import copy_int32_string_in_vec, copy_int32_strings_in_vec, copy_string_in
+from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
+from usermem.vma import MappedObject
+
+__all__ = [
+    "DEFAULT_OPTS",
+    "IO",
+    "MAX_RW_COUNT",
+    "UIO_MAXIOV",
+    "AddressSpace",
+    "BytesIO",
+    "FaultError",
+    "FaultReason",
+    "IOOpts",
+    "IOReadWriter",
+    "IOSequence",
+    "IOSequenceReadWriter",
+    "InvalidIntegerError",
+    "MappedObject",
+    "NameTooLongError",
+    "ResolvedIO",
+    "arch_of",
+    "bytes_io_sequence",
+    "check_io_range",
+    "copy_between",
+    "copy_in_iovecs",
+    "copy_in_vec",
+    "copy_in_vector",
+    "copy_int32_in",
+    "copy_int32_out",
+    "copy_int32_string_in_vec",
+    "copy_int32_strings_in_vec",
+    "copy_int64_in",
+    "copy_int64_out",
+    "copy_out_iovecs",
+    "copy_out_vec",
+    "copy_pointer_in",
+    "copy_pointer_out",
+    "copy_string_in",
+    "copy_struct_in",
+    "copy_struct_out",
+    "copy_uint8_in",
+    "copy_uint8_out",
+    "copy_uint16_in",
+    "copy_uint16_out",
+    "copy_uint32_in",
+    "copy_uint32_out",
+    "copy_uint64_in",
+    "copy_uint64_out",
+    "iovecs_io_sequence",
+    "linux_result",
+    "single_io_sequence",
+    "zero_out_vec",
+]

@@ -1,0 +1,288 @@
+"""AddressSpace: guest memory that system calls map, and everything else copies.
+
+Mapping calls take the arguments, constants and errnos of Linux's, so that a simulator's handler is one line. Two
+tables hold the state: what the guest asked for (:mod:`usermem.vma`) and where its bytes are (:mod:`usermem.pma`).
+
+Threads: map changes and the lookup of a page that is not cached hold a lock; copies do not. A copy sees each range
+once, and may still land after a change that overtook it; the memory it lands in is not reused before it ends.
+
+Source: gVisor pkg/sentry/mm (syscalls.go, io.go); Linux mm/mmap.c, mm/mprotect.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Self
+
+from hostarch import AMD64, ANY_ACCESS, READ, WRITE, AccessType, AddrRangeSeq, Arch, mman
+from safemem import Block, BlockSeq
+from usermem.errors import FaultError, FaultReason
+from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
+from usermem.page_cache import Entry, PagedIO
+from usermem.pma import PMASet
+from usermem.vma import VMA, MappedObject, VMASet, format_maps
+
+_RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
+# Linux leaves room for the stack between the mappings and the end of user space: MIN_GAP, arch/x86/mm/mmap.c.
+_STACK_GAP: Final = 128 << 20
+
+
+class AddressSpace(PagedIO):
+    """The memory of one guest. Starts empty; nothing it maps costs host memory until it is touched.
+
+    Use it as a context manager, or close it: then it is empty for good, and every access raises ValueError.
+    """
+
+    def __init__(self, arch: Arch = AMD64) -> None:
+        super().__init__(arch)
+        self._lock = threading.RLock()
+        self._vmas = VMASet()
+        self._pmas = PMASet()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap everything. Blocks and views that were handed out stay valid. A second close does nothing."""
+        with self._lock:
+            self._closed = True
+            self._vmas = VMASet()
+            self._pmas = PMASet()
+            self._forget_pages()
+
+    def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
+        """mmap(2): map anonymous memory and return its address.
+
+        ``addr`` is a hint, or the place with MAP_FIXED or MAP_FIXED_NOREPLACE. Raises OSError: EINVAL, ENOMEM, EEXIST,
+        EPERM, EOVERFLOW as Linux, EBADF for a file mapping without a file, ENODEV for one with (files cannot be mapped
+        by descriptor yet; see :meth:`map_object`).
+        """
+        if not self.arch.is_page_aligned(offset):
+            raise _error(errno.EINVAL, f"offset {offset:#x} is not page-aligned")
+        if not flags & self.arch.map_flags.anonymous:
+            if fd < 0:
+                raise _error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
+            raise _error(errno.ENODEV, f"fd {fd}: files cannot be mapped by descriptor")
+        if flags & mman.MAP_TYPE not in (mman.MAP_SHARED, mman.MAP_PRIVATE):
+            # Linux looks at the type after the place; the order shows only in which errno wins.
+            self._place(addr, length, flags, offset)
+            raise _error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
+        return self.map_object(addr, length, prot, flags, None, offset)
+
+    def map_object(
+        self,
+        addr: int,
+        length: int,
+        prot: int,
+        flags: int,
+        mapped: MappedObject | None,
+        offset: int = 0,
+        max_prot: int = ANY_ACCESS,
+        name: str = "",
+    ) -> int:
+        """Map what a system call cannot say: an object of the simulator's, a limit to mprotect, a name for ``maps``.
+
+        ``mapped`` None is anonymous memory. An object's pages are read when first touched, and written pages are not
+        written back: a shared mapping is private to this space. Raises OSError as :meth:`mmap`.
+        """
+        with self._lock:
+            start, end = self._place(addr, length, flags, offset)
+            vma = VMA(
+                start,
+                end,
+                prot & _RIGHTS,
+                int(max_prot),
+                flags & mman.MAP_TYPE != mman.MAP_PRIVATE,
+                bool(flags & self.arch.map_flags.growsdown),
+                mapped,
+                offset if mapped is not None else 0,
+                name,
+            )
+            if self._vmas.overlapping(start, end):
+                self._remove(start, end)
+            self._vmas.add(vma)
+            self._pmas.reserve(vma)
+            return start
+
+    def munmap(self, addr: int, length: int) -> int:
+        """munmap(2): unmap all pages in the range, mapped or not, and return 0. Raises OSError: EINVAL as Linux."""
+        self._check_open()
+        end = self.arch.checked_page_round_up(addr + length)
+        if not self.arch.is_page_aligned(addr) or length <= 0 or addr < 0 or end is None or end > self.arch.max_addr:
+            raise _error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
+        with self._lock:
+            self._remove(addr, end)
+        return 0
+
+    def mprotect(self, addr: int, length: int, prot: int) -> int:
+        """mprotect(2): change the rights of all pages in the range and return 0.
+
+        Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped and EACCES if a right cannot be granted, each
+        after the pages before it were changed.
+        """
+        self._check_open()
+        grows = mman.PROT_GROWSDOWN | mman.PROT_GROWSUP
+        if prot & ~(_RIGHTS | mman.PROT_SEM | grows) or prot & grows == grows or not self.arch.is_page_aligned(addr):
+            raise _error(errno.EINVAL, f"mprotect of {addr:#x} to {prot:#x}")
+        if not length:
+            return 0
+        end = self.arch.checked_page_round_up(addr + length)
+        if end is None or addr < 0 or end <= addr:
+            raise _error(errno.ENOMEM, f"mprotect of {length:#x} bytes at {addr:#x}")
+        with self._lock:
+            stop = self._vmas.mapped_up_to(addr, end)
+            code = errno.ENOMEM
+            for vma in self._vmas.overlapping(addr, stop):
+                if prot & _RIGHTS & ~vma.max_prot:
+                    stop, code = max(vma.start, addr), errno.EACCES
+                    break
+            if stop > addr:
+                self._vmas.protect(addr, stop, prot & _RIGHTS)
+                self._forget_pages()
+        if stop < end:
+            raise _error(code, f"mprotect stopped at {stop:#x}")
+        return 0
+
+    def maps(self) -> str:
+        """The mappings as the text of /proc/PID/maps."""
+        with self._lock:
+            return format_maps(self._vmas, self.arch.pointer_size)
+
+    @contextmanager
+    def blocks(self, ars: AddrRangeSeq, access: AccessType = READ, opts: IOOpts = DEFAULT_OPTS) -> Iterator[BlockSeq]:
+        """The host memory behind all of ars, for hashing, NumPy, an emulator. Raises FaultError if a byte is missing.
+
+        Inside the ``with`` the memory stays where it is. What is unmapped meanwhile stays readable through the blocks,
+        and is reused only when the last block, view or array made from them is gone.
+        """
+        found: list[Block] = []
+        done = 0
+        for addr, length in ars.pairs():
+            blocks, fault = self._accessible(addr, length, access, opts)
+            if fault is not None:
+                raise fault
+            found += blocks
+            done += length
+        yield BlockSeq(found)
+
+    def check_io_range(self, addr: int, length: int) -> FaultError | None:
+        """See ResolvedIO.check_io_range."""
+        try:
+            check_io_range(addr, length, self.arch)
+        except FaultError as exc:
+            self._check_open()
+            return exc
+        return None
+
+    def resolve(
+        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+    ) -> tuple[list[Block], FaultError | None]:
+        """See ResolvedIO.resolve. Fills the page cache."""
+        self._check_open()
+        tag = addr - self.arch.untagged(addr)
+        addr -= tag
+        end = addr + length
+        cached = {} if opts.ignore_permissions else self._writable if access & WRITE else self._readable
+        blocks: list[Block] = []
+        while addr < end:
+            entry = cached.get(addr >> 12)
+            if entry is None or entry[2] < end:
+                found = self._find(addr, access, opts.ignore_permissions)
+                if isinstance(found, FaultReason):
+                    return blocks, FaultError(addr + tag, access, found)
+                entry = found
+            stop = min(entry[2], end)
+            blocks.append(entry[3].block(addr, stop - addr))
+            addr = stop
+        return blocks, None
+
+    def _find(self, addr: int, access: int, ignore_permissions: bool) -> Entry | FaultReason:
+        """Where addr's bytes are and how far the run goes, or why it cannot be accessed."""
+        with self._lock:
+            vma = self._vmas.find(addr)
+            if vma is None:
+                return FaultReason.UNMAPPED
+            rights = vma.max_prot if ignore_permissions else vma.prot
+            if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
+                rights |= mman.PROT_READ
+            if access & ~rights:
+                return FaultReason.PERMISSION
+            end = vma.end
+            if vma.mapped is not None:
+                end = min(end, vma.start + self.arch.page_round_up(vma.mapped.size()) - vma.offset)
+                if addr >= end:
+                    return FaultReason.BEYOND_FILE
+            try:
+                pma = self._pmas.populate(vma, addr, self.arch.max_addr)
+            except (OSError, MemoryError):
+                return FaultReason.NO_MEMORY
+            host = pma.host
+            if host is None:
+                raise AssertionError("populate() left no host memory")
+            entry = (host.memory, pma.start - host.start, min(end, pma.end), pma)
+            if not ignore_permissions:
+                self._remember_page(addr, entry, bool(access & WRITE))
+            return entry
+
+    def _place(self, addr: int, length: int, flags: int, offset: int) -> tuple[int, int]:
+        """Where a new mapping goes, with the checks of Linux's do_mmap in its order."""
+        self._check_open()
+        arch, names = self.arch, self.arch.map_flags
+        if not length:
+            raise _error(errno.EINVAL, "mmap of length 0")
+        size = arch.checked_page_round_up(length)
+        if size is None or length < 0:
+            raise _error(errno.ENOMEM, f"mmap of {length:#x} bytes")
+        if offset < 0 or offset + size > arch.addr_mask:
+            raise _error(errno.EOVERFLOW, f"mmap at offset {offset:#x}")
+        fixed = flags & (names.fixed | names.fixed_noreplace)
+        if size > arch.max_addr or (fixed and not 0 <= addr <= arch.max_addr - size):
+            raise _error(errno.ENOMEM, f"mmap of {length:#x} bytes at {addr:#x}")
+        with self._lock:
+            if fixed:
+                if not arch.is_page_aligned(addr):
+                    raise _error(errno.EINVAL, f"address {addr:#x} is not page-aligned")
+                if addr < arch.min_addr:
+                    raise _error(errno.EPERM, f"address {addr:#x} is below {arch.min_addr:#x}")
+                if flags & names.fixed_noreplace and self._vmas.overlapping(addr, addr + size):
+                    raise _error(errno.EEXIST, f"something is mapped in {size:#x} bytes at {addr:#x}")
+                return addr, addr + size
+            if addr:
+                hint = max(arch.page_round_down(addr), arch.page_round_up(arch.min_addr))
+                if hint + size <= arch.max_addr and not self._vmas.overlapping(hint, hint + size):
+                    return hint, hint + size
+            low = arch.page_round_up(arch.min_addr)
+            base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
+            start = self._vmas.find_gap(size, low, base)
+            if start is None:
+                start = self._vmas.find_gap(size, low, arch.max_addr)
+            if start is None:
+                raise _error(errno.ENOMEM, f"no {size:#x} bytes are free")
+            return start, start + size
+
+    def _remove(self, start: int, end: int) -> None:
+        self._vmas.remove(start, end)
+        self._pmas.remove(start, end)
+        self._forget_pages()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the address space is closed")
+
+    def _check(self) -> None:
+        """Raise AssertionError if the tables contradict each other: for stress tests."""
+        with self._lock:
+            self._vmas._check()
+            self._pmas._check()
+
+
+def _error(code: int, what: str) -> OSError:
+    return OSError(code, f"{os.strerror(code)}: {what}")

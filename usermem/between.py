@@ -1,0 +1,29 @@
+"""copy_between: from one user memory to another, without a buffer in between.
+
+Source: process_vm_readv(2); Linux mm/process_vm_access.c.
+"""
+
+from __future__ import annotations
+
+from hostarch import AddrRangeSeq
+from safemem import BlockSeqReader, WriterFunc
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+
+
+def copy_between(
+    dst: IO,
+    dst_ars: AddrRangeSeq,
+    src: IO,
+    src_ars: AddrRangeSeq,
+    dst_opts: IOOpts = DEFAULT_OPTS,
+    src_opts: IOOpts = DEFAULT_OPTS,
+) -> int:
+    """Copy min(dst_ars.num_bytes, src_ars.num_bytes) bytes from src to dst and return how many.
+
+    Raises the FaultError of the side that faults first, with the exact count; the source's if both fault at the same
+    byte. Where source and destination overlap in memory, each run of memory is copied as by memmove.
+    """
+    n = min(dst_ars.num_bytes, src_ars.num_bytes)
+    to = dst_ars.take_first(n)
+    writer = WriterFunc(lambda srcs: dst.copy_out_from(to.take_first(srcs.num_bytes), BlockSeqReader(srcs), dst_opts))
+    return src.copy_in_to(src_ars.take_first(n), writer, src_opts)

@@ -1,0 +1,54 @@
+"""BytesIO: the bytes of a buffer as user memory, addresses being offsets. The smallest IO; read this first.
+
+Source: gVisor pkg/usermem/bytes_io.go.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
+from safemem import Block
+from safemem.buffers import readable_view
+from usermem.errors import FaultError, FaultReason
+from usermem.io_sequence import IOSequence
+from usermem.memory_io import DEFAULT_OPTS, IOOpts
+from usermem.resolver import ResolvedIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class BytesIO(ResolvedIO):
+    """User memory over a caller's buffer: address 0 is its first byte, and nothing is mapped past its last.
+
+    There are no permissions to ignore, but a read-only buffer faults when written. A range of zero length is fine at
+    any address, and atomics need no alignment.
+    """
+
+    _atomics_aligned = False
+
+    def __init__(self, buffer: ReadableBuffer, arch: Arch = AMD64) -> None:
+        """Raises TypeError if it is no buffer, ValueError if it is not contiguous."""
+        self.arch = arch
+        self._view = readable_view(buffer, "buffer")
+
+    def resolve(
+        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+    ) -> tuple[list[Block], FaultError | None]:
+        """See ResolvedIO.resolve."""
+        if not length:
+            return [], None
+        if not 0 <= addr < len(self._view):
+            return [], FaultError(addr, access, FaultReason.UNMAPPED)
+        if access.write and self._view.readonly:
+            return [], FaultError(addr, access, FaultReason.PERMISSION)
+        n = min(length, len(self._view) - addr)
+        fault = None if n == length else FaultError(addr + n, access, FaultReason.UNMAPPED)
+        return [Block.from_view(self._view, addr, n)], fault
+
+
+def bytes_io_sequence(buffer: ReadableBuffer) -> IOSequence:
+    """An IOSequence over all bytes of a buffer. (gVisor's BytesIOSequence.)"""
+    view = readable_view(buffer, "buffer")
+    return IOSequence(BytesIO(view), AddrRangeSeq.of(AddrRange(0, len(view))))

@@ -1,0 +1,114 @@
+"""Single values and C structs in user memory, in the guest's byte order.
+
+Source: gVisor pkg/marshal/primitive (CopyUint32In and kin); layouts are the standard library's struct formats.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+from usermem.errors import FaultError
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+
+
+def copy_struct_in(io: IO, addr: int, layout: Struct, opts: IOOpts = DEFAULT_OPTS) -> tuple[Any, ...]:
+    """Unpack the struct at addr. Raises FaultError, with the bytes before the fault in ``partial``."""
+    return layout.unpack(_read(io, addr, layout.size, opts))
+
+
+def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Pack values at addr and return the size in bytes. Raises FaultError, struct.error if values do not fit."""
+    return io.copy_out(addr, layout.pack(*values), opts)
+
+
+def copy_uint8_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The byte at addr. Raises FaultError; so do the others."""
+    return _copy_int_in(io, addr, 1, False, opts)
+
+
+def copy_uint16_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The uint16 at addr."""
+    return _copy_int_in(io, addr, 2, False, opts)
+
+
+def copy_uint32_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The uint32 at addr, at any alignment; not atomic (IO.load_uint32 is). Asks an IO's own method of this name."""
+    faster = getattr(io, "copy_uint32_in", None)
+    if faster is None:
+        return _copy_int_in(io, addr, 4, False, opts)
+    value: int = faster(addr, opts)
+    return value
+
+
+def copy_uint64_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The uint64 at addr."""
+    return _copy_int_in(io, addr, 8, False, opts)
+
+
+def copy_int32_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The int32 at addr."""
+    return _copy_int_in(io, addr, 4, True, opts)
+
+
+def copy_int64_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The int64 at addr."""
+    return _copy_int_in(io, addr, 8, True, opts)
+
+
+def copy_pointer_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The pointer at addr, as wide as the guest's are."""
+    return _copy_int_in(io, addr, arch_of(io).pointer_size, False, opts)
+
+
+def copy_uint8_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Store a byte at addr and return 1. Raises FaultError; OverflowError if it does not fit. So do the others."""
+    return _copy_int_out(io, addr, value, 1, False, opts)
+
+
+def copy_uint16_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Store a uint16 at addr and return 2."""
+    return _copy_int_out(io, addr, value, 2, False, opts)
+
+
+def copy_uint32_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Store a uint32 at addr and return 4."""
+    return _copy_int_out(io, addr, value, 4, False, opts)
+
+
+def copy_uint64_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Store a uint64 at addr and return 8."""
+    return _copy_int_out(io, addr, value, 8, False, opts)
+
+
+def copy_int32_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Store an int32 at addr and return 4."""
+    return _copy_int_out(io, addr, value, 4, True, opts)
+
+
+def copy_int64_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Store an int64 at addr and return 8."""
+    return _copy_int_out(io, addr, value, 8, True, opts)
+
+
+def copy_pointer_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Store a pointer at addr and return its size."""
+    return _copy_int_out(io, addr, value, arch_of(io).pointer_size, False, opts)
+
+
+def _read(io: IO, addr: int, n: int, opts: IOOpts) -> bytearray:
+    buffer = bytearray(n)
+    try:
+        io.copy_in(addr, buffer, opts)
+    except FaultError as exc:
+        exc.partial = bytes(buffer[: exc.transferred])
+        raise
+    return buffer
+
+
+def _copy_int_in(io: IO, addr: int, size: int, signed: bool, opts: IOOpts) -> int:
+    return int.from_bytes(_read(io, addr, size, opts), arch_of(io).byte_order, signed=signed)
+
+
+def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, opts: IOOpts) -> int:
+    return io.copy_out(addr, value.to_bytes(size, arch_of(io).byte_order, signed=signed), opts)

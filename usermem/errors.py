@@ -1,0 +1,117 @@
+"""What can go wrong with user memory, each as an OSError that says exactly what and where.
+
+Written by hand: attrs on an OSError breaks str(), errno and pickling.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from enum import StrEnum
+from typing import Any
+
+from hostarch import AccessType
+from safemem import TransferError
+
+# Linux include/uapi/asm-generic/siginfo.h
+SEGV_MAPERR = 1
+SEGV_ACCERR = 2
+BUS_ADRALN = 1
+BUS_ADRERR = 2
+
+
+class FaultReason(StrEnum):
+    """Why an address could not be accessed."""
+
+    UNMAPPED = "unmapped"
+    PERMISSION = "permission"
+    BEYOND_FILE = "beyond-file"
+    UNALIGNED = "unaligned"
+    OUTSIDE_RANGE = "outside-range"
+    INJECTED = "injected"
+    NO_MEMORY = "no-memory"
+
+
+_SIGNALS = {
+    FaultReason.PERMISSION: (signal.SIGSEGV, SEGV_ACCERR),
+    FaultReason.BEYOND_FILE: (signal.SIGBUS, BUS_ADRERR),
+    FaultReason.UNALIGNED: (signal.SIGBUS, BUS_ADRALN),
+    FaultReason.NO_MEMORY: (signal.SIGBUS, BUS_ADRERR),
+}
+
+
+class FaultError(TransferError):
+    """User memory could not be accessed: EFAULT.
+
+    ``address`` is the first byte that could not be accessed, ``access`` what was tried, ``reason`` why it failed and
+    ``transferred`` how many bytes this call had moved by then. For one range ``address == start + transferred``.
+    Where the call's result is no count, ``partial`` is the part of it that could be made of the bytes before the fault
+    (a string's bytes, the strings of an argument vector, the count and values of parsed integers), else None.
+    """
+
+    def __init__(self, address: int, access: AccessType, reason: FaultReason, transferred: int = 0) -> None:
+        super().__init__(
+            errno.EFAULT, f"{os.strerror(errno.EFAULT)}: {address:#x} ({access}, {reason.value})", transferred
+        )
+        self.address = address
+        self.access = access
+        self.reason = reason
+        self.partial: Any = None
+
+    @property
+    def signo(self) -> signal.Signals:
+        """The signal the access would have raised had the guest made it itself: SIGSEGV or SIGBUS."""
+        return _SIGNALS.get(self.reason, (signal.SIGSEGV, SEGV_MAPERR))[0]
+
+    @property
+    def si_code(self) -> int:
+        """The signal's si_code: SEGV_MAPERR, SEGV_ACCERR, BUS_ADRALN or BUS_ADRERR (sigaction(2))."""
+        return _SIGNALS.get(self.reason, (signal.SIGSEGV, SEGV_MAPERR))[1]
+
+    def _init_args(self) -> tuple[Any, ...]:
+        return (self.address, self.access, self.reason)
+
+
+class NameTooLongError(OSError):
+    """No NUL within the limit: ENAMETOOLONG. ``partial`` holds the bytes up to it.
+
+    From ``copy_in_vector``, ``partial`` is the list of the strings before the one that is too long.
+    """
+
+    def __init__(self, partial: Any = b"") -> None:
+        super().__init__(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        self.partial = partial
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.partial,), self.__dict__)
+
+
+class InvalidIntegerError(OSError):
+    """A token is no decimal int32: EINVAL. ``consumed`` bytes came before it, which gave ``values``."""
+
+    def __init__(self, consumed: int, values: list[int]) -> None:
+        super().__init__(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: no decimal int32 at byte {consumed}")
+        self.consumed = consumed
+        self.values = values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.consumed, self.values), self.__dict__)
+
+
+def linux_result(outcome: int | BaseException) -> int:
+    """What a Linux system call returns for a count or an error: the count if anything moved, else ``-errno``.
+
+    A result other than a count that was cut short (``partial``: half a path, half a struct) is ``-errno`` as well.
+    Raises TypeError for an exception that is no OSError with an errno: that is a bug, not a result.
+    """
+    if isinstance(outcome, int):
+        return outcome
+    moved: int = getattr(outcome, "transferred", 0)
+    if moved and getattr(outcome, "partial", None) is None:
+        return moved
+    if isinstance(outcome, OSError) and outcome.errno:
+        return -outcome.errno
+    if isinstance(outcome, BlockingIOError):
+        return -errno.EAGAIN
+    raise TypeError(f"{outcome!r} has no errno, so no system call returns it") from outcome

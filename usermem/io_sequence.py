@@ -1,0 +1,182 @@
+"""IOSequence: an IO and the ranges in it that an operation is about; and user memory as file objects.
+
+Source: gVisor pkg/usermem/usermem.go (IOSequence, IOSequenceReadWriter, IOReadWriter).
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from hostarch import READ, WRITE, AccessType, AddrRangeSeq
+from safemem import Reader, TransferError, Writer
+from safemem.buffers import readable_view, writable_view
+from usermem.errors import FaultError, FaultReason
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+_TOP = 1 << 64
+
+
+@frozen
+class IOSequence:
+    """The arguments of a read or write system call: where the bytes are. Immutable."""
+
+    io: IO
+    addrs: AddrRangeSeq
+    opts: IOOpts = DEFAULT_OPTS
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes in all ranges. It may be 0 with ranges left, which are of zero length."""
+        return self.addrs.num_bytes
+
+    def drop_first(self, n: int) -> IOSequence:
+        """The sequence without its first n bytes; see AddrRangeSeq.drop_first."""
+        return evolve(self, addrs=self.addrs.drop_first(n))
+
+    def take_first(self, n: int) -> IOSequence:
+        """The sequence cut after n bytes; see AddrRangeSeq.take_first."""
+        return evolve(self, addrs=self.addrs.take_first(n))
+
+    def copy_out(self, src: ReadableBuffer) -> int:
+        """copy_out_vec to the ranges: as much of src as they hold."""
+        return copy_out_vec(self.io, self.addrs, src, self.opts)
+
+    def copy_in(self, dst: WriteableBuffer) -> int:
+        """copy_in_vec from the ranges: as much as dst and they hold."""
+        return copy_in_vec(self.io, self.addrs, dst, self.opts)
+
+    def zero_out(self, n: int) -> int:
+        """zero_out_vec of the ranges: at most n bytes."""
+        return zero_out_vec(self.io, self.addrs, n, self.opts)
+
+    def copy_out_from(self, reader: Reader) -> int:
+        """IO.copy_out_from over the ranges."""
+        return self.io.copy_out_from(self.addrs, reader, self.opts)
+
+    def copy_in_to(self, writer: Writer) -> int:
+        """IO.copy_in_to over the ranges."""
+        return self.io.copy_in_to(self.addrs, writer, self.opts)
+
+    def reader(self) -> IOSequenceReadWriter:
+        """A file object that reads the ranges from their start."""
+        return IOSequenceReadWriter(self)
+
+    def writer(self) -> IOSequenceReadWriter:
+        """A file object that writes the ranges from their start."""
+        return IOSequenceReadWriter(self)
+
+
+class _UserMemoryFile(io.RawIOBase):
+    """User memory as a raw file object: a short count now, the error at the next call.
+
+    Raising after a part was read would lose that part in io.BufferedReader.
+    """
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer from the current position and return how much."""
+        view = writable_view(buffer, "buffer")
+        self._check_open()
+        try:
+            n = self._copy_in(view)
+        except TransferError as exc:
+            if not exc.transferred:
+                raise
+            n = exc.transferred
+        self._advance(n)
+        return n
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write the bytes at the current position and return how many were written."""
+        view = readable_view(data, "data")
+        self._check_open()
+        try:
+            n = self._copy_out(view)
+        except TransferError as exc:
+            if not exc.transferred:
+                raise
+            n = exc.transferred
+        self._advance(n)
+        return n
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+    def _copy_in(self, view: memoryview) -> int:
+        raise NotImplementedError
+
+    def _copy_out(self, view: memoryview) -> int:
+        raise NotImplementedError
+
+    def _advance(self, n: int) -> None:
+        raise NotImplementedError
+
+
+class IOSequenceReadWriter(_UserMemoryFile):
+    """An IOSequence as a raw binary file object: works under io.BufferedReader, shutil.copyfileobj and struct.
+
+    Reading past the end gives 0, as at the end of a file; writing past it raises ENOSPC.
+    """
+
+    def __init__(self, sequence: IOSequence) -> None:
+        self._sequence = sequence
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes left. (gVisor's Len.)"""
+        return self._sequence.num_bytes
+
+    def _copy_in(self, view: memoryview) -> int:
+        return self._sequence.copy_in(view)
+
+    def _copy_out(self, view: memoryview) -> int:
+        n = self._sequence.copy_out(view)
+        if not n and view:
+            raise OSError(errno.ENOSPC, "write beyond the end of the IOSequence")
+        return n
+
+    def _advance(self, n: int) -> None:
+        self._sequence = self._sequence.drop_first(n)
+
+
+class IOReadWriter(_UserMemoryFile):
+    """User memory from an address on, as a raw binary file object. There is no end but a fault.
+
+    ``addr`` is the position, and moves with each read and write. At 2**64 both raise FaultError.
+    """
+
+    def __init__(self, io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> None:
+        self._io = io
+        self.addr = addr
+        self._opts = opts
+
+    def _copy_in(self, view: memoryview) -> int:
+        self._check_addr(view, READ)
+        return self._io.copy_in(self.addr, view, self._opts)
+
+    def _copy_out(self, view: memoryview) -> int:
+        self._check_addr(view, WRITE)
+        return self._io.copy_out(self.addr, view, self._opts)
+
+    def _advance(self, n: int) -> None:
+        self.addr += n
+
+    def _check_addr(self, view: memoryview, access: AccessType) -> None:
+        if view and self.addr >= _TOP:
+            raise FaultError(self.addr, access, FaultReason.OUTSIDE_RANGE)

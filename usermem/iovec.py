@@ -1,0 +1,142 @@
+"""What a guest hands to readv, writev and execve: tables of ranges and of strings, in its own layout.
+
+The layout (pointer width, byte order) is that of ``arch_of(io)``.
+
+Source: gVisor pkg/sentry/kernel/task_usermem.go; Linux lib/iov_iter.c (import_iovec), fs/exec.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from functools import cache
+
+from hostarch import READ, AddrRangeSeq, Arch
+from safemem.buffers import check_count
+from safemem.errors import add_transferred
+from usermem.errors import FaultError, FaultReason, NameTooLongError
+from usermem.io_sequence import IOSequence
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of, check_io_range
+from usermem.strings import copy_string_in
+
+MAX_RW_COUNT = 0x7FFF_F000
+"""The most bytes one read or write system call moves: INT_MAX rounded down to a page."""
+
+UIO_MAXIOV = 1024
+"""The most ranges a guest may pass to readv or writev."""
+
+_TABLE_CHUNK = 1024
+
+
+@cache
+def _iovec_struct(arch: Arch) -> struct.Struct:
+    return struct.Struct(("<" if arch.byte_order == "little" else ">") + ("QQ" if arch.pointer_size == 8 else "II"))
+
+
+def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> AddrRangeSeq:
+    """The n ranges of the iovec table at addr.
+
+    Entries are taken in order: an unreadable one raises FaultError, a length with its sign bit set OSError (EINVAL),
+    one that leaves user space FaultError. Zero-length ranges are kept, and checked; nothing need be mapped. The total
+    is cut to MAX_RW_COUNT after the checks, later ranges becoming empty. With n = 0 nothing is read.
+
+    The faults carry the ranges before them in ``partial``. ValueError if n < 0.
+    """
+    check_count(n, "n")
+    arch = arch_of(io)
+    entry = _iovec_struct(arch)
+    flat: list[int] = []
+    total = 0
+    try:
+        if addr < 0 or addr + n * entry.size > arch.addr_mask:
+            raise FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
+        for first in range(0, n, _TABLE_CHUNK):
+            table = bytearray(min(n - first, _TABLE_CHUNK) * entry.size)
+            fault: FaultError | None = None
+            try:
+                io.copy_in(addr + first * entry.size, table, opts)
+            except FaultError as exc:
+                fault = exc
+                del table[exc.transferred // entry.size * entry.size :]
+            for base, length in entry.iter_unpack(table):
+                if length > arch.addr_mask >> 1:
+                    raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: iovec length {length:#x}")
+                start = check_io_range(base, length, arch).start
+                length = min(length, MAX_RW_COUNT - total)
+                flat += (start, length)
+                total += length
+            if fault is not None:
+                add_transferred(fault, first * entry.size)
+                raise fault
+    except FaultError as exc:
+        exc.partial = AddrRangeSeq.from_pairs(flat)
+        raise
+    return AddrRangeSeq.from_pairs(flat)
+
+
+def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Write the ranges as an iovec table at addr and return its size in bytes.
+
+    Raises FaultError; what was written before it stays. ValueError if a range does not fit the guest's layout.
+    """
+    arch = arch_of(io)
+    entry = _iovec_struct(arch)
+    try:
+        table = b"".join(entry.pack(start, length) for start, length in ars.pairs())
+    except struct.error:
+        raise ValueError(f"ars: {ars} does not fit {8 * arch.pointer_size}-bit iovecs") from None
+    return io.copy_out(addr, table, opts)
+
+
+def copy_in_vector(
+    io: IO, addr: int, max_elem_size: int, max_total_size: int, opts: IOOpts = DEFAULT_OPTS
+) -> list[bytes]:
+    """The strings that the NULL-terminated table of pointers at addr points to: argv, envp.
+
+    Each string may have max_elem_size bytes with its NUL; each costs its length + 1 against max_total_size. Linux's
+    execve allows 32 pages each and 2 MiB in all.
+
+    Raises FaultError, NameTooLongError if a string is too long for either limit (both with the strings before it in
+    ``partial``), OSError (ENOMEM) if the total is used up. ValueError if a limit is negative.
+    """
+    check_count(max_elem_size, "max_elem_size")
+    arch = arch_of(io)
+    strings: list[bytes] = []
+    left = max_total_size
+    try:
+        while True:
+            word = bytearray(arch.pointer_size)
+            io.copy_in(addr, word, opts)
+            pointer = int.from_bytes(word, arch.byte_order)
+            if not pointer:
+                return strings
+            if left <= 0:
+                raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: over {max_total_size} bytes of strings")
+            strings.append(copy_string_in(io, pointer, min(max_elem_size, left), opts))
+            left -= len(strings[-1]) + 1
+            addr = (addr + arch.pointer_size) & arch.addr_mask
+    except (FaultError, NameTooLongError) as exc:
+        exc.partial = strings
+        raise
+
+
+def single_io_sequence(io: IO, addr: int, length: int, opts: IOOpts = DEFAULT_OPTS) -> IOSequence:
+    """The buffer of read(2) or write(2): ``length`` bytes at addr, cut to MAX_RW_COUNT.
+
+    Raises FaultError if it leaves user space, or if the length is negative as a guest's ssize_t.
+    """
+    ar = check_io_range(addr, min(length, MAX_RW_COUNT), arch_of(io))
+    return IOSequence(io, AddrRangeSeq.of(ar), opts)
+
+
+def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, opts: IOOpts = DEFAULT_OPTS) -> IOSequence:
+    """The buffers of readv(2) or writev(2): ``iovcnt`` iovecs at addr.
+
+    Raises OSError (EINVAL) if iovcnt is negative or over UIO_MAXIOV, else as :func:`copy_in_iovecs`.
+    """
+    if not 0 <= iovcnt <= UIO_MAXIOV:
+        raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {iovcnt} iovecs")
+    return IOSequence(io, copy_in_iovecs(io, addr, iovcnt, opts), opts)
+
+

@@ -1,0 +1,97 @@
+"""IO: the contract of user memory. Everything else is a function over it or a class that fulfils it.
+
+A call moves all bytes and returns the count, or raises an OSError that says how many it moved (``transferred``) and
+where it stopped. After an error the bytes before ``transferred`` have arrived and nothing behind them was touched.
+
+An address is the guest's word: any int is accepted, and the worst it does is a FaultError. Counts and buffers are the
+caller's: a negative count is a ValueError, a buffer that is none a TypeError.
+
+Source: gVisor pkg/usermem/usermem.go.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import frozen
+
+from hostarch import AMD64, NO_ACCESS, AddrRange, AddrRangeSeq, Arch
+from safemem import Reader, Writer
+from usermem.errors import FaultError, FaultReason
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+@frozen
+class IOOpts:
+    """How an access is made.
+
+    ``ignore_permissions``: what the guest forbade by mmap or mprotect does not count, as for a debugger. What the
+    mapped object itself does not allow still does.
+    """
+
+    ignore_permissions: bool = False
+
+
+DEFAULT_OPTS = IOOpts()
+
+
+class IO(Protocol):
+    """Access to the contents of a user address space. Any object with these methods is one."""
+
+    def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Copy all bytes of src to addr and return how many. Raises FaultError."""
+        ...
+
+    def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Fill dst with the bytes at addr and return how many. Raises FaultError."""
+        ...
+
+    def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Set n bytes at addr to 0 and return n. Raises FaultError; ValueError if n < 0."""
+        ...
+
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Let reader fill the memory at ars and return how many bytes it moved.
+
+        Every range is checked first, zero-length ones too. The reader is called at most once, with exactly the
+        accessible prefix of ars, and not at all if that has no bytes. Raises FaultError if nothing is accessible, or
+        if the prefix was filled and more was asked for; a reader that stops before the hole gives a short count. The
+        reader's own errors pass through.
+        """
+        ...
+
+    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Let writer take the memory at ars and return how many bytes it moved. Rules as for copy_out_from."""
+        ...
+
+    def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Atomically store new in the uint32 at addr and return what was there. Raises FaultError."""
+        ...
+
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Atomically store new in the uint32 at addr if it is old; returns what was there. Raises FaultError."""
+        ...
+
+    def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """Atomically load the uint32 at addr. Raises FaultError."""
+        ...
+
+
+def arch_of(io: IO) -> Arch:
+    """The machine an IO belongs to: its ``arch`` attribute if it has one, else AMD64."""
+    arch: Arch = getattr(io, "arch", AMD64)
+    return arch
+
+
+def check_io_range(addr: int, length: int, arch: Arch = AMD64) -> AddrRange:
+    """[addr, addr + length) if it lies in user space, whether anything is mapped there or not: Linux's access_ok().
+
+    There is no lower bound, and an empty range may stand at the very end. Raises FaultError (outside-range) otherwise;
+    then nothing of the range may be touched.
+    """
+    start = arch.untagged(addr) if 0 <= addr <= arch.addr_mask else addr
+    if length < 0 or start < 0 or start + length > arch.max_addr:
+        raise FaultError(addr, NO_ACCESS, FaultReason.OUTSIDE_RANGE)
+    return AddrRange(start, start + length)

@@ -1,0 +1,105 @@
+"""PMAs: where the guest's bytes are.
+
+A table of its own beside the VMAs, because the two differ: memory gets a place when it is first touched, one place
+may serve several mappings, and rights change without the bytes moving.
+
+Anonymous memory gets its place a window at a time, and the window reaches past the mapping into free space: what is
+mapped there later is then contiguous with it in host memory too. So PMAs may cover unmapped addresses, and what they
+hold there is zero.
+
+Source: gVisor pkg/sentry/mm/pma.go.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from safemem import Block
+from safemem.arena import Arena, HostRange, export
+from usermem.segment import SegmentSet
+from usermem.vma import VMA
+
+WINDOW: Final = 1 << 26
+"""How much host address space anonymous memory gets at a time, in bytes, aligned in the guest."""
+
+OBJECT_WINDOW: Final = 1 << 20
+"""How much of a mapped object is read at a time, in bytes, aligned in the guest."""
+
+
+class PMA:
+    """Guest addresses [start, end) are the host memory ``host``; None where an object has not been read yet."""
+
+    __slots__ = ("_view", "end", "host", "start")
+
+    def __init__(self, start: int, end: int, host: HostRange | None) -> None:
+        self.start = start
+        self.end = end
+        self.host = host
+        self._view: memoryview | None = None
+
+    def split(self, at: int) -> tuple[PMA, PMA]:
+        """See Segment.split. Who still holds this PMA keeps both parts' memory."""
+        if self.host is None:
+            return PMA(self.start, at, None), PMA(at, self.end, None)
+        left, right = self.host.split(self.host.start + at - self.start)
+        return PMA(self.start, at, left), PMA(at, self.end, right)
+
+    def view(self) -> memoryview:
+        """All its memory. It, and what is made from it, keeps the memory alive."""
+        if self._view is None:
+            if self.host is None:
+                raise ValueError(f"nothing is at {self.start:#x} yet")
+            self._view = export(self.host)
+        return self._view
+
+    def block(self, addr: int, length: int) -> Block:
+        """The memory at [addr, addr + length), which lies inside."""
+        return Block.from_view(self.view(), addr - self.start, length)
+
+
+class PMASet(SegmentSet[PMA]):
+    """Where the bytes of an address space are. ``populate`` finds a place for what has none."""
+
+    __slots__ = ("_arena",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arena = Arena()
+
+    def reserve(self, vma: VMA) -> None:
+        """Make sure that a new mapping's memory is its own: for an object, nothing else is placed there."""
+        if vma.mapped is not None:
+            self.remove(vma.start, vma.end)
+            self.insert(PMA(vma.start, vma.end, None))
+
+    def populate(self, vma: VMA, addr: int, high: int) -> PMA:
+        """The PMA at addr in vma, made if need be, with nothing placed at ``high`` and above.
+
+        Raises OSError (ENOMEM) if the host has no memory left; nothing has changed then.
+        """
+        pma = self.find(addr)
+        if pma is not None and pma.host is not None:
+            return pma
+        size = WINDOW if vma.mapped is None else OBJECT_WINDOW
+        low = addr & -size
+        if pma is None:
+            start, end = self.gap(addr, low, min(low + size, high))
+        else:
+            start, end = max(pma.start, low), min(pma.end, low + size)
+        host = self._allocate(end - start, vma.end - start)
+        end = start + host.end - host.start
+        new = PMA(start, end, host)
+        if vma.mapped is not None:
+            vma.mapped.read_at(vma.offset + start - vma.start, new.view())
+            self.remove(start, end)
+        self.insert(new)
+        return new
+
+    def _allocate(self, length: int, least: int) -> HostRange:
+        """``length`` bytes, or only the ``least`` that are mapped if the host cannot reserve so much."""
+        try:
+            return self._arena.allocate(length)
+        except (OSError, ValueError):
+            if least >= length:
+                raise
+            return self._arena.allocate(least)

@@ -1,0 +1,184 @@
+"""ResolvedIO: the whole of IO, derived from one primitive.
+
+The primitive is :meth:`ResolvedIO.resolve`: which host blocks are behind the accessible prefix of a range of user
+addresses, and what stopped it. Everything here moves bytes between those blocks and somewhere else, exactly as far.
+(gVisor's mm.withInternalMappings; vm-memory's get_slices.)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
+from safemem import AlignmentError, Block, BlockSeq, HostFaultError, Reader, Writer, atomics, copy_seq, zero_seq
+from safemem.buffers import check_count, readable_view, writable_view
+from safemem.errors import short_count
+from usermem.errors import FaultError, FaultReason
+from usermem.memory_io import DEFAULT_OPTS, IOOpts
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+class ResolvedIO(ABC):
+    """An IO over whatever :meth:`resolve` finds. Subclasses give ``arch`` and ``resolve``, and may check ranges."""
+
+    arch: Arch
+    # gVisor's BytesIO allows atomics at any address, its memory manager only at multiples of four.
+    _atomics_aligned = True
+
+    @abstractmethod
+    def resolve(
+        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+    ) -> tuple[list[Block], FaultError | None]:
+        """The blocks behind the longest accessible prefix of [addr, addr + length), and what stopped it.
+
+        The fault is None iff the blocks cover the whole range, and is not raised; its ``address`` is the first byte
+        that is not accessible. No block is empty.
+        """
+
+    def check_io_range(self, addr: int, length: int) -> FaultError | None:
+        """The fault, not raised, if [addr, addr + length) leaves user space; else None. Mappings do not matter.
+
+        An IO without a user space of its own to leave accepts all.
+        """
+        return None
+
+    def read_bytes(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+        """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
+        check_count(n, "n")
+        blocks, fault = self._accessible(addr, n, READ, opts)
+        try:
+            data = BlockSeq(blocks).tobytes()
+        except HostFaultError as exc:
+            raise _guest_fault(exc, addr, READ) from exc
+        if fault is not None:
+            fault.partial = data
+            fault.transferred = len(data)
+            raise fault
+        return data
+
+    def write_bytes(self, addr: int, data: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """The same as :meth:`copy_out`, the twin of :meth:`read_bytes`."""
+        return self.copy_out(addr, data, opts)
+
+    def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_out."""
+        srcs = BlockSeq.of(Block(readable_view(src, "src")))
+        return self._transfer(addr, srcs.num_bytes, WRITE, opts, lambda blocks: copy_seq(blocks, srcs))
+
+    def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_in."""
+        dsts = BlockSeq.of(Block(writable_view(dst, "dst")))
+        return self._transfer(addr, dsts.num_bytes, READ, opts, lambda blocks: copy_seq(dsts, blocks))
+
+    def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.zero_out."""
+        check_count(n, "n")
+        return self._transfer(addr, n, WRITE, opts, zero_seq)
+
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_out_from."""
+        return self._stream(ars, WRITE, reader.read_to_blocks, opts)
+
+    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_in_to."""
+        return self._stream(ars, READ, writer.write_from_blocks, opts)
+
+    def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.swap_uint32."""
+        word = self._word(addr, READ_WRITE, opts)
+        return atomics.swap_uint32(word, new, self.arch.byte_order, self._atomics_aligned)
+
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.compare_and_swap_uint32."""
+        word = self._word(addr, READ_WRITE, opts)
+        return atomics.compare_and_swap_uint32(word, old, new, self.arch.byte_order, self._atomics_aligned)
+
+    def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.load_uint32."""
+        return atomics.load_uint32(self._word(addr, READ, opts), self.arch.byte_order, self._atomics_aligned)
+
+    def _accessible(
+        self, addr: int, length: int, access: AccessType, opts: IOOpts
+    ) -> tuple[list[Block], FaultError | None]:
+        fault = self.check_io_range(addr, length)
+        if fault is not None:
+            fault.access = access
+            return [], fault
+        return self.resolve(addr, length, access, opts)
+
+    def _transfer(
+        self, addr: int, length: int, access: AccessType, opts: IOOpts, move: Callable[[BlockSeq], int]
+    ) -> int:
+        blocks, fault = self._accessible(addr, length, access, opts)
+        try:
+            done = move(BlockSeq(blocks))
+        except HostFaultError as exc:
+            raise _guest_fault(exc, addr, access) from exc
+        if fault is not None:
+            fault.transferred = done
+            raise fault
+        return done
+
+    def _stream(self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], opts: IOOpts) -> int:
+        ranges = list(ars.pairs())
+        for addr, length in ranges:
+            fault = self.check_io_range(addr, length)
+            if fault is not None:
+                fault.access = access
+                raise fault
+        found: list[Block] = []
+        fault = None
+        for addr, length in ranges:
+            blocks, fault = self.resolve(addr, length, access, opts)
+            found += blocks
+            if fault is not None:
+                break
+        seq = BlockSeq(found)
+        done = 0
+        if seq:
+            try:
+                done = move(seq)
+            except HostFaultError as exc:
+                if not _is_ours(exc, seq):
+                    raise
+                raise _guest_fault(exc, _addr_at(ranges, exc.transferred) - exc.transferred, access) from exc
+            except BlockingIOError as exc:
+                return short_count(exc, 0)
+            if not 0 <= done <= seq.num_bytes:
+                raise ValueError(f"the reader or writer returned {done} for {seq.num_bytes} bytes")
+        if fault is not None and done == seq.num_bytes:
+            fault.transferred = done
+            raise fault
+        return done
+
+    def _word(self, addr: int, access: AccessType, opts: IOOpts) -> Block:
+        if self._atomics_aligned and addr & 3:
+            raise FaultError(addr, access, FaultReason.UNALIGNED)
+        blocks, fault = self._accessible(addr, 4, access, opts)
+        if fault is not None:
+            fault.address = addr
+            raise fault
+        return blocks[0]
+
+
+def _is_ours(exc: HostFaultError, seq: BlockSeq) -> bool:
+    """Whether a host fault happened in the blocks that were given, not in the reader's or writer's own memory."""
+    rest = seq.drop_first(exc.transferred)
+    return bool(rest) and rest.head().need_safecopy and rest.head().address == exc.address
+
+
+def _guest_fault(exc: HostFaultError, addr: int, access: AccessType) -> FaultError:
+    return FaultError(addr + exc.transferred, access, FaultReason.BEYOND_FILE, exc.transferred)
+
+
+def _addr_at(ranges: list[tuple[int, int]], offset: int) -> int:
+    """The user address of a byte, counted from the start of the first range."""
+    for addr, length in ranges:
+        if offset < length:
+            return addr + offset
+        offset -= length
+    raise ValueError(f"offset lies {offset} bytes beyond the ranges")

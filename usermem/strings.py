@@ -1,0 +1,118 @@
+"""Strings of unknown length, and numbers in decimal, from user memory.
+
+Source: gVisor pkg/usermem/usermem.go (CopyStringIn, CopyInt32StringsInVec).
+"""
+
+from __future__ import annotations
+
+import re
+
+from hostarch import AddrRangeSeq
+from safemem.buffers import check_count
+from usermem.errors import FaultError, InvalidIntegerError, NameTooLongError
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.vec import copy_in_vec
+
+_CHUNK = 4096
+
+
+def copy_string_in(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+    """The bytes at addr up to the first NUL, which is not included but counts against maxlen.
+
+    A NUL before a fault is found, however near the fault. Nothing past the page of the NUL is touched.
+
+    Raises FaultError, or NameTooLongError if there is no NUL within maxlen bytes; both carry the bytes so far in
+    ``partial``. ValueError if maxlen < 0. An IO that has a method of this name is asked for it.
+    """
+    faster = getattr(io, "copy_string_in", None)
+    if faster is not None:
+        string: bytes = faster(addr, maxlen, opts)
+        return string
+    return copy_string_in_chunks(io, addr, maxlen, opts)
+
+
+def copy_string_in_chunks(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+    """:func:`copy_string_in` by ``io.copy_in`` alone, in reads that start at 64 bytes and never cross 4 KiB."""
+    check_count(maxlen, "maxlen")
+    parts: list[bytes] = []
+    done = 0
+    size = 64
+    while done < maxlen:
+        start = addr + done
+        n = min(size, maxlen - done, _CHUNK - start % _CHUNK)
+        buffer = bytearray(n)
+        fault: FaultError | None = None
+        try:
+            io.copy_in(start, buffer, opts)
+        except FaultError as exc:
+            fault = exc
+            del buffer[exc.transferred :]
+        end = buffer.find(0)
+        if end >= 0:
+            parts.append(bytes(buffer[:end]))
+            return b"".join(parts)
+        parts.append(bytes(buffer))
+        if fault is not None:
+            fault.partial = b"".join(parts)
+            fault.transferred = len(fault.partial)
+            raise fault
+        done += n
+        size = min(2 * size, _CHUNK)
+    raise NameTooLongError(b"".join(parts))
+
+
+_TOKEN = re.compile(rb"[ \t-\r]*([^ \t-\r]+)")
+_SPACE = re.compile(rb"[ \t-\r]*")
+# What Go's ParseInt(token, 10, 32) takes, up to ten digits that count.
+_INT = re.compile(rb"([+-]?)(?=[0-9])0*([0-9]{0,10})\Z")
+
+
+def copy_int32_strings_in_vec(
+    io: IO, ars: AddrRangeSeq, count: int, opts: IOOpts = DEFAULT_OPTS
+) -> tuple[int, list[int]]:
+    """Up to ``count`` decimal int32 values, separated by ASCII whitespace, from the memory at ars.
+
+    Returns (bytes consumed, values): at least one value, trailing whitespace counted, as Linux's proc_dointvec. With
+    count 0 nothing is read. All of ars is read into a buffer: take_first what you are ready to spend.
+
+    Raises InvalidIntegerError at a token that is no decimal int32, or if there is none. Raises FaultError if memory
+    faults; what came before it is parsed, a cut number too, and is in ``partial`` as this function returns it, its
+    consumed bytes in ``transferred``. ValueError if count < 0.
+    """
+    check_count(count, "count")
+    if not count:
+        return 0, []
+    data = bytearray(ars.num_bytes)
+    fault: FaultError | None = None
+    try:
+        del data[copy_in_vec(io, ars, data, opts) :]
+    except FaultError as exc:
+        fault = exc
+        del data[exc.transferred :]
+    values: list[int] = []
+    consumed = 0
+    while len(values) < count:
+        token = _TOKEN.match(data, consumed)
+        if token is None:
+            break
+        number = _INT.match(token[1])
+        value = int(number[1] + (number[2] or b"0")) if number else 1 << 31
+        if not -(1 << 31) <= value < 1 << 31:
+            raise InvalidIntegerError(token.start(1), values)
+        values.append(value)
+        consumed = token.end()
+    space = _SPACE.match(data, consumed)
+    consumed = space.end() if space else consumed
+    if fault is not None:
+        fault.partial = (consumed, values)
+        fault.transferred = consumed
+        raise fault
+    if not values:
+        raise InvalidIntegerError(consumed, values)
+    return consumed, values
+
+
+def copy_int32_string_in_vec(io: IO, ars: AddrRangeSeq, opts: IOOpts = DEFAULT_OPTS) -> tuple[int, int]:
+    """(bytes consumed, the value): :func:`copy_int32_strings_in_vec` for one value."""
+    consumed, values = copy_int32_strings_in_vec(io, ars, 1, opts)
+    return consumed, values[0]

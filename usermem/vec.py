@@ -1,0 +1,60 @@
+"""Copies between one buffer and many ranges of user memory.
+
+They move ``min(ars.num_bytes, size of the buffer)`` bytes: truncation is no error. Ranges are checked in order and
+only as far as they are reached; a zero-length range in a bad place faults if it comes before the last byte.
+
+An IO that has a faster method of the same name is asked for it. Source: gVisor pkg/usermem/usermem.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hostarch import AddrRangeSeq
+from safemem.buffers import check_count, readable_view, writable_view
+from safemem.errors import add_transferred
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+def copy_out_vec(io: IO, ars: AddrRangeSeq, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Copy the bytes of src to the memory at ars, and return how many. Raises FaultError."""
+    view = readable_view(src, "src")
+    return _each(ars, len(view), lambda addr, done, n: io.copy_out(addr, view[done : done + n], opts))
+
+
+def copy_in_vec(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Fill dst with the bytes at ars, and return how many. Raises FaultError."""
+    faster = getattr(io, "copy_in_vec", None)
+    if faster is not None:
+        count: int = faster(ars, dst, opts)
+        return count
+    return copy_in_ranges(io, ars, dst, opts)
+
+
+def copy_in_ranges(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """:func:`copy_in_vec` by ``io.copy_in`` alone."""
+    view = writable_view(dst, "dst")
+    return _each(ars, len(view), lambda addr, done, n: io.copy_in(addr, view[done : done + n], opts))
+
+
+def zero_out_vec(io: IO, ars: AddrRangeSeq, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """Set the first n bytes at ars to 0, and return how many. Raises FaultError; ValueError if n < 0."""
+    check_count(n, "n")
+    return _each(ars, n, lambda addr, done, n: io.zero_out(addr, n, opts))
+
+
+def _each(ars: AddrRangeSeq, total: int, move: Callable[[int, int, int], int]) -> int:
+    done = 0
+    for addr, length in ars.pairs():
+        if done >= total:
+            break
+        try:
+            done += move(addr, done, min(length, total - done))
+        except OSError as exc:
+            add_transferred(exc, done)
+            raise
+    return done

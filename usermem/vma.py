@@ -1,0 +1,115 @@
+"""VMAs: what the guest asked for. They merge and split as Linux's do.
+
+Source: gVisor pkg/sentry/mm/vma.go; Linux mm/vma.c.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import evolve, frozen
+
+from hostarch import AccessType
+from usermem.segment import SegmentSet
+
+
+class MappedObject(Protocol):
+    """Something that can be mapped: a file of the simulator's."""
+
+    def size(self) -> int:
+        """How many bytes it has now. Pages that lie wholly beyond them cannot be accessed."""
+        ...
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """Fill dst with the bytes at offset and return how many there were; what is left stays zero."""
+        ...
+
+
+@frozen
+class VMA:
+    """One mapping, [start, end), page-aligned. ``max_prot`` is what mprotect may grant at most.
+
+    ``mapped`` is the object behind it, whose byte ``offset`` is at start; None for anonymous memory.
+    """
+
+    start: int
+    end: int
+    prot: int
+    max_prot: int
+    shared: bool
+    growsdown: bool = False
+    mapped: MappedObject | None = None
+    offset: int = 0
+    name: str = ""
+
+    def split(self, at: int) -> tuple[VMA, VMA]:
+        """See Segment.split."""
+        right_offset = self.offset + at - self.start if self.mapped is not None else 0
+        return evolve(self, end=at), evolve(self, start=at, offset=right_offset)
+
+    def can_merge(self, right: VMA) -> bool:
+        """Whether the next mapping says the same and continues this one."""
+        return (
+            self.end == right.start
+            and self.prot == right.prot
+            and self.max_prot == right.max_prot
+            and self.shared == right.shared
+            and self.growsdown == right.growsdown
+            and self.name == right.name
+            and self.mapped is right.mapped
+            and (self.mapped is None or self.offset + self.end - self.start == right.offset)
+        )
+
+
+class VMASet(SegmentSet[VMA]):
+    """The mappings of an address space, in order, with no two neighbours that could be one."""
+
+    __slots__ = ()
+
+    def add(self, vma: VMA) -> None:
+        """Add a mapping where there is none, and merge it with its neighbours."""
+        self.insert(vma)
+        self.merge(vma.start, vma.end)
+
+    def merge(self, start: int, end: int) -> None:
+        """Join what can be joined from just before start to just after end."""
+        i = max(self._index_from(start) - 1, 0)
+        while i + 1 < len(self._segments) and self._starts[i] <= end:
+            left, right = self._segments[i], self._segments[i + 1]
+            if left.can_merge(right):
+                self._segments[i : i + 2] = [evolve(left, end=right.end)]
+                del self._starts[i + 1]
+            else:
+                i += 1
+
+    def protect(self, start: int, end: int, prot: int) -> None:
+        """Give everything mapped in [start, end) the rights prot."""
+        for vma in self.remove(start, end):
+            self.insert(evolve(vma, prot=prot))
+        self.merge(start, end)
+
+    def mapped_up_to(self, start: int, end: int) -> int:
+        """The first address in [start, end) that is in no mapping; end if there is none."""
+        for vma in self.overlapping(start, end):
+            if vma.start > start:
+                break
+            start = vma.end
+        return min(start, end)
+
+    def _check(self) -> None:
+        super()._check()
+        for left, right in zip(self._segments, self._segments[1:], strict=False):
+            assert not left.can_merge(right), f"{left} and {right} should be one"
+
+
+def format_maps(vmas: VMASet, pointer_size: int) -> str:
+    """The mappings as the text of /proc/PID/maps (proc_pid_maps(5)), a line each."""
+    width = 25 + 6 * pointer_size - 1  # where Linux's show_map_vma() puts the name
+    lines = []
+    for vma in vmas:
+        rights = f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}"
+        line = f"{vma.start:08x}-{vma.end:08x} {rights} {vma.offset:08x} 00:00 0 "
+        lines.append(f"{line:<{width}} {vma.name}\n" if vma.name else f"{line}\n")
+    return "".join(lines)
+
+
