@@ -25,14 +25,15 @@ class AddrRangeSeq:
     and has 0 bytes.
     """
 
-    __slots__ = ("_flat", "_index", "_limit", "_offset")
+    __slots__ = ("_cut", "_flat", "_index", "_limit", "_offset")
 
     # [start, length, start, length, ...], never changed once it is here; the first visible range is at _index, its
-    # first _offset bytes are gone; _limit bytes are visible in all.
+    # first _offset bytes are gone; _limit bytes are visible in all, and _cut says that this is less than there are.
     _flat: list[int]
     _index: int
     _offset: int
     _limit: int
+    _cut: bool
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
         """Raises ValueError if the length of a range, or of all, exceeds 2**63 - 1 (so does an ill-formed range)."""
@@ -47,23 +48,36 @@ class AddrRangeSeq:
             limit += flat[i]
         if limit > _INT64_MAX:
             raise ValueError(f"ranges: total length {limit:#x} overflows int64")
-        self._set(flat, 0, 0, limit)
-
-    def _set(self, flat: list[int], index: int, offset: int, limit: int) -> None:
         self._flat = flat
-        self._index = index
-        self._offset = offset
+        self._index = 0
+        self._offset = 0
         self._limit = limit
+        self._cut = False
+
+    def _window(self, index: int, offset: int, limit: int, cut: bool) -> AddrRangeSeq:
+        seq = AddrRangeSeq.__new__(AddrRangeSeq)
+        seq._flat = self._flat
+        seq._index = index
+        seq._offset = offset
+        seq._limit = limit
+        seq._cut = cut
+        return seq
 
     @classmethod
     def of(cls, ar: AddrRange) -> AddrRangeSeq:
         """A sequence of one range, taken as it is: an ill-formed one has its wrapped length."""
-        return _window([ar.start, ar.length], 0, 0, ar.length)
+        seq = cls.__new__(cls)
+        seq._flat = [ar.start, ar.length]
+        seq._index = 0
+        seq._offset = 0
+        seq._limit = ar.length
+        seq._cut = False
+        return seq
 
     @classmethod
     def from_pairs(cls, flat: list[int]) -> AddrRangeSeq:
         """A sequence from ``[start, length, start, length, …]``, which the caller gives away. Raises as the constructor."""
-        seq = _window(flat, 0, 0, 0)
+        seq = cls.__new__(cls)
         seq._init_flat(flat)
         return seq
 
@@ -82,12 +96,22 @@ class AddrRangeSeq:
     def pairs(self) -> Iterator[tuple[int, int]]:
         """The (start, length) of each range, as plain ints."""
         flat = self._flat
+        if self._cut:
+            return self._cut_pairs()
+        if self._index or self._offset:
+            flat = flat[self._index :]
+            if self._offset:
+                flat[0] += self._offset
+                flat[1] -= self._offset
+        flat_ints = iter(flat)
+        return zip(flat_ints, flat_ints, strict=True)
+
+    def _cut_pairs(self) -> Iterator[tuple[int, int]]:
+        flat = self._flat
         offset = self._offset
         left = self._limit
-        last = len(flat) - 2
         for i in range(self._index, len(flat), 2):
-            # The last range reaches as far as the limit: this is how an ill-formed one keeps its wrapped length.
-            length = left if i == last else min(flat[i + 1] - offset, left)
+            length = min(flat[i + 1] - offset, left)
             yield flat[i] + offset, length
             left -= length
             offset = 0
@@ -113,7 +137,7 @@ class AddrRangeSeq:
         """All ranges but the first. Raises IndexError if there is none."""
         if self._index == len(self._flat):
             raise IndexError("tail of an empty AddrRangeSeq")
-        return _window(self._flat, self._index + 2, 0, self._limit - self._head_length())
+        return self._window(self._index + 2, 0, self._limit - self._head_length(), self._cut)
 
     def drop_first(self, n: int) -> AddrRangeSeq:
         """The sequence without its first n bytes; an empty one if it has fewer.
@@ -131,7 +155,7 @@ class AddrRangeSeq:
         offset = self._offset
         last = len(flat) - 2
         if n == 0 and self._head_length() == 0:
-            return _window(flat, index + 2, 0, limit)
+            return self._window(index + 2, 0, limit, self._cut)
         limit -= n
         while n:
             length = n + limit if index == last else flat[index + 1] - offset
@@ -141,7 +165,7 @@ class AddrRangeSeq:
             n -= length
             index += 2
             offset = 0
-        return _window(flat, index, offset, limit)
+        return self._window(index, offset, limit, self._cut)
 
     def take_first(self, n: int) -> AddrRangeSeq:
         """The sequence cut after n bytes. No range goes: those past the cut become empty at their start.
@@ -152,7 +176,7 @@ class AddrRangeSeq:
             raise ValueError(f"n must not be negative: {n}")
         if n >= self._limit:
             return self
-        return _window(self._flat, self._index, self._offset, n)
+        return self._window(self._index, self._offset, n, True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AddrRangeSeq):
@@ -167,12 +191,6 @@ class AddrRangeSeq:
 
     def __repr__(self) -> str:
         return f"<AddrRangeSeq {self}>"
-
-
-def _window(flat: list[int], index: int, offset: int, limit: int) -> AddrRangeSeq:
-    seq = AddrRangeSeq.__new__(AddrRangeSeq)
-    seq._set(flat, index, offset, limit)
-    return seq
 
 
 EMPTY = AddrRangeSeq()

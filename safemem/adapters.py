@@ -164,32 +164,41 @@ class FromVecReaderFunc:
         if self._pending:
             return self._pending.deliver(dsts)
         # From the first block that may fault on, everything is staged: what lies behind a fault must stay untouched.
-        safe: list[memoryview] = []
-        staged: list[memoryview] = []
+        direct: list[memoryview] = []
+        staged: list[tuple[Block, bytearray]] = []
         for block in dsts:
             if staged or block.need_safecopy:
-                staged.append(memoryview(bytearray(len(block) if block.need_safecopy else block.view())))
+                staged.append((block, bytearray(len(block)) if block.need_safecopy else bytearray(block.view())))
             else:
-                safe.append(block.view())
+                direct.append(block.view())
         stopped: BaseException | None = None
         try:
-            n = self._function(safe + staged)
+            n = self._function(direct + [memoryview(buffer) for _, buffer in staged])
         except BaseException as exc:
             stopped, n = exc, getattr(exc, "transferred", 0)
         if n < 0:
             raise ValueError(f"function returned a negative count: {n}")
         n = min(n, dsts.num_bytes)
-        direct = min(n, sum(map(len, safe)))
-        if n > direct:
-            data = b"".join(staged)[: n - direct]
-            try:
-                self._pending.deliver(dsts.drop_first(direct), data)
-            except TransferError as exc:
-                add_transferred(exc, direct)
-                raise
+        if staged:
+            self._deliver(dsts, sum(map(len, direct)), n, staged)
         if stopped is not None:
+            if n:
+                stopped.transferred = n  # type: ignore[attr-defined]
             return short_count(stopped, 0)
         return n
+
+    def _deliver(self, dsts: BlockSeq, done: int, n: int, staged: list[tuple[Block, bytearray]]) -> None:
+        """Copy what was staged to its blocks, which come after ``done`` bytes; ``n`` bytes in all were read."""
+        data = b"".join(buffer for _, buffer in staged)[: max(n - done, 0)]
+        try:
+            self._pending.deliver(dsts.drop_first(done), data)
+        except TransferError as exc:
+            add_transferred(exc, done)
+            raise
+        for block, buffer in staged:
+            # As if it had been written in place: a function may have put more there than it says.
+            if not block.need_safecopy:
+                block.view()[:] = buffer
 
 
 class FromVecWriterFunc:

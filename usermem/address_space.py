@@ -164,13 +164,11 @@ class AddressSpace(PagedIO):
         and is reused only when the last block, view or array made from them is gone.
         """
         found: list[Block] = []
-        done = 0
         for addr, length in ars.pairs():
             blocks, fault = self._accessible(addr, length, access, opts)
+            found += blocks
             if fault is not None:
                 raise fault
-            found += blocks
-            done += length
         yield BlockSeq(found)
 
     def check_io_range(self, addr: int, length: int) -> FaultError | None:
@@ -194,12 +192,12 @@ class AddressSpace(PagedIO):
         blocks: list[Block] = []
         while addr < end:
             entry = cached.get(addr >> 12)
-            if entry is None or entry[2] < end:
+            if entry is None or entry[1] + entry[2] < end:
                 found = self._find(addr, access, opts.ignore_permissions)
                 if isinstance(found, FaultReason):
                     return blocks, FaultError(addr + tag, access, found)
                 entry = found
-            stop = min(entry[2], end)
+            stop = min(entry[1] + entry[2], end)
             blocks.append(entry[3].block(addr, stop - addr))
             addr = stop
         return blocks, None
@@ -227,7 +225,8 @@ class AddressSpace(PagedIO):
             host = pma.host
             if host is None:
                 raise AssertionError("populate() left no host memory")
-            entry = (host.memory, pma.start - host.start, min(end, pma.end), pma)
+            base = pma.start - host.start
+            entry = (host.memory, base, min(end, pma.end) - base, pma)
             if not ignore_permissions:
                 self._remember_page(addr, entry, bool(access & WRITE))
             return entry

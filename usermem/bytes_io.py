@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
+from hostarch import AMD64, NO_ACCESS, AccessType, AddrRange, AddrRangeSeq, Arch
 from safemem import Block
 from safemem.buffers import readable_view
 from usermem.errors import FaultError, FaultReason
@@ -32,6 +32,10 @@ class BytesIO(ResolvedIO):
         """Raises TypeError if it is no buffer, ValueError if it is not contiguous."""
         self.arch = arch
         self._view = readable_view(buffer, "buffer")
+
+    def check_io_range(self, addr: int, length: int) -> FaultError | None:
+        """The fault if the range is ill-formed, so that its length is negative as an int64."""
+        return FaultError(addr, NO_ACCESS, FaultReason.OUTSIDE_RANGE) if length >> 63 else None
 
     def resolve(
         self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS

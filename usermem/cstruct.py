@@ -34,10 +34,12 @@ def copy_uint16_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
 
 def copy_uint32_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
     """The uint32 at addr, at any alignment; not atomic (IO.load_uint32 is). Asks an IO's own method of this name."""
-    faster = getattr(io, "copy_uint32_in", None)
-    if faster is None:
+    try:
+        value: int = io.copy_uint32_in(addr, opts)  # type: ignore[attr-defined]
+    except AttributeError:
+        if hasattr(io, "copy_uint32_in"):
+            raise
         return _copy_int_in(io, addr, 4, False, opts)
-    value: int = faster(addr, opts)
     return value
 
 

@@ -95,9 +95,10 @@ class _UserMemoryFile(io.RawIOBase):
         try:
             n = self._copy_in(view)
         except TransferError as exc:
+            self._advance(exc.transferred)
             if not exc.transferred:
                 raise
-            n = exc.transferred
+            return exc.transferred
         self._advance(n)
         return n
 
@@ -108,9 +109,10 @@ class _UserMemoryFile(io.RawIOBase):
         try:
             n = self._copy_out(view)
         except TransferError as exc:
+            self._advance(exc.transferred)
             if not exc.transferred:
                 raise
-            n = exc.transferred
+            return exc.transferred
         self._advance(n)
         return n
 

@@ -58,7 +58,7 @@ def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> Ad
                 io.copy_in(addr + first * entry.size, table, opts)
             except FaultError as exc:
                 fault = exc
-                del table[exc.transferred // entry.size * entry.size :]
+                table = table[: exc.transferred // entry.size * entry.size]
             for base, length in entry.iter_unpack(table):
                 if length > arch.addr_mask >> 1:
                     raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: iovec length {length:#x}")
@@ -76,17 +76,25 @@ def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> Ad
 
 
 def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT_OPTS) -> int:
-    """Write the ranges as an iovec table at addr and return its size in bytes.
+    """Write the ranges as an iovec table at addr, entry by entry, and return its size in bytes.
 
-    Raises FaultError; what was written before it stays. ValueError if a range does not fit the guest's layout.
+    Raises FaultError; what was written before it stays. ValueError, before anything is written, if a range does not
+    fit the guest's layout.
     """
     arch = arch_of(io)
     entry = _iovec_struct(arch)
     try:
-        table = b"".join(entry.pack(start, length) for start, length in ars.pairs())
+        table = [entry.pack(start, length) for start, length in ars.pairs()]
     except struct.error:
         raise ValueError(f"ars: {ars} does not fit {8 * arch.pointer_size}-bit iovecs") from None
-    return io.copy_out(addr, table, opts)
+    done = 0
+    for packed in table:
+        try:
+            done += io.copy_out(addr + done, packed, opts)
+        except OSError as exc:
+            add_transferred(exc, done)
+            raise
+    return done
 
 
 def copy_in_vector(

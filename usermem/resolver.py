@@ -53,7 +53,7 @@ class ResolvedIO(ABC):
         try:
             data = BlockSeq(blocks).tobytes()
         except HostFaultError as exc:
-            raise _guest_fault(exc, addr, READ) from exc
+            raise _guest_fault(exc, addr, READ) from exc.with_traceback(None)
         if fault is not None:
             fault.partial = data
             fault.transferred = len(data)
@@ -66,13 +66,16 @@ class ResolvedIO(ABC):
 
     def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_out."""
-        srcs = BlockSeq.of(Block(readable_view(src, "src")))
-        return self._transfer(addr, srcs.num_bytes, WRITE, opts, lambda blocks: copy_seq(blocks, srcs))
+        # The view is released at once: a caller may want to resize its buffer while it holds our error's traceback.
+        with readable_view(src, "src") as view:
+            srcs = BlockSeq.of(Block.from_view(view, 0, len(view)))
+            return self._transfer(addr, len(view), WRITE, opts, lambda blocks: copy_seq(blocks, srcs))
 
     def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_in."""
-        dsts = BlockSeq.of(Block(writable_view(dst, "dst")))
-        return self._transfer(addr, dsts.num_bytes, READ, opts, lambda blocks: copy_seq(dsts, blocks))
+        with writable_view(dst, "dst") as view:
+            dsts = BlockSeq.of(Block.from_view(view, 0, len(view)))
+            return self._transfer(addr, len(view), READ, opts, lambda blocks: copy_seq(dsts, blocks))
 
     def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.zero_out."""
@@ -117,7 +120,7 @@ class ResolvedIO(ABC):
         try:
             done = move(BlockSeq(blocks))
         except HostFaultError as exc:
-            raise _guest_fault(exc, addr, access) from exc
+            raise _guest_fault(exc, addr, access) from exc.with_traceback(None)
         if fault is not None:
             fault.transferred = done
             raise fault
@@ -145,7 +148,7 @@ class ResolvedIO(ABC):
             except HostFaultError as exc:
                 if not _is_ours(exc, seq):
                     raise
-                raise _guest_fault(exc, _addr_at(ranges, exc.transferred) - exc.transferred, access) from exc
+                raise _guest_fault(exc, _addr_at(ranges, exc.transferred) - exc.transferred, access) from exc.with_traceback(None)
             except BlockingIOError as exc:
                 return short_count(exc, 0)
             if not 0 <= done <= seq.num_bytes:

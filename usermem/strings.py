@@ -24,11 +24,13 @@ def copy_string_in(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) 
     Raises FaultError, or NameTooLongError if there is no NUL within maxlen bytes; both carry the bytes so far in
     ``partial``. ValueError if maxlen < 0. An IO that has a method of this name is asked for it.
     """
-    faster = getattr(io, "copy_string_in", None)
-    if faster is not None:
-        string: bytes = faster(addr, maxlen, opts)
-        return string
-    return copy_string_in_chunks(io, addr, maxlen, opts)
+    try:
+        string: bytes = io.copy_string_in(addr, maxlen, opts)  # type: ignore[attr-defined]
+    except AttributeError:
+        if hasattr(io, "copy_string_in"):
+            raise
+        return copy_string_in_chunks(io, addr, maxlen, opts)
+    return string
 
 
 def copy_string_in_chunks(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
@@ -46,7 +48,7 @@ def copy_string_in_chunks(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT
             io.copy_in(start, buffer, opts)
         except FaultError as exc:
             fault = exc
-            del buffer[exc.transferred :]
+            buffer = buffer[: exc.transferred]
         end = buffer.find(0)
         if end >= 0:
             parts.append(bytes(buffer[:end]))
@@ -85,10 +87,10 @@ def copy_int32_strings_in_vec(
     data = bytearray(ars.num_bytes)
     fault: FaultError | None = None
     try:
-        del data[copy_in_vec(io, ars, data, opts) :]
+        data = data[: copy_in_vec(io, ars, data, opts)]
     except FaultError as exc:
         fault = exc
-        del data[exc.transferred :]
+        data = data[: exc.transferred]
     values: list[int] = []
     consumed = 0
     while len(values) < count:

@@ -102,8 +102,8 @@ def rows() -> Iterator[Row]:
 
     mib = 1 << 20
     big = bytearray(data[:mib])
-    names: dict[str, object] = {"n": mib, "a": a, "b": a + mib, "src": bytes(big)}
-    yield row("read_bytes 1 MiB", "space.read_bytes(at, n)", "mm[a:b]", 1.08, "uc.mem_read(at, n)", 0.0, **names)
+    names: dict[str, object] = {"size": mib, "a": a, "b": a + mib, "src": bytes(big)}
+    yield row("read_bytes 1 MiB", "space.read_bytes(at, size)", "mm[a:b]", 1.08, "uc.mem_read(at, size)", 0.0, **names)
     yield row("copy_out 1 MiB", "space.copy_out(at, src)", "mm[a:b] = src", 1.08, **names)
     names["dst"] = memoryview(big)
     names["view"] = memoryview(mm)

@@ -1,0 +1,36 @@
+"""What pytest needs to know before it collects: options, hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, database=None)
+settings.register_profile("nightly", max_examples=5000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--vectors FILE``: replay these recorded answers of gVisor instead of the ones in the repository."""
+    parser.addoption(
+        "--vectors",
+        metavar="FILE",
+        type=Path,
+        default=Path(__file__).parent / "vectors" / "open.jsonl.gz",
+        help="recorded answers of gVisor to replay (.jsonl or .jsonl.gz)",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the replay of the vectors compared and which rules explained a difference."""
+    from test_gvisor_vectors import SUMMARY
+
+    lines = config.stash.get(SUMMARY, [])
+    if lines:
+        terminalreporter.section("gVisor's recorded answers")
+        for line in lines:
+            terminalreporter.line(line)

@@ -1,0 +1,122 @@
+"""Recorded answers of gVisor itself, replayed: ``pytest tests/test_gvisor_vectors.py --vectors FILE``.
+
+Every vector must agree, but for the rules in ``tests/vectors/deviations.py``. The summary says how many of each kind
+were compared and how many each rule explains.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vectors.deviations import RULES, expected_answer
+from vectors.replay import answer
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the blocks that fault are made with Linux calls")
+
+_HANGS = Path(__file__).parent / "vectors" / "hangs.jsonl"
+_SHOWN = 10
+
+
+def _vectors(file: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _agrees(recorded: Any, ours: Any) -> bool:
+    """Every field of the recording is in ours and equal; a panic is a panic, whatever its text."""
+    if isinstance(recorded, dict):
+        if "panic" in recorded:
+            return isinstance(ours, dict) and "panic" in ours
+        return isinstance(ours, dict) and all(k in ours and _agrees(v, ours[k]) for k, v in recorded.items())
+    if isinstance(recorded, list):
+        return isinstance(ours, list) and len(recorded) == len(ours) and all(map(_agrees, recorded, ours))
+    return type(recorded) is type(ours) and bool(recorded == ours)
+
+
+def _kinds(req: dict[str, Any]) -> list[str]:
+    """What a vector tests: its op, with fn or via; for many operations one line each."""
+    if "ops" in req:
+        return [f"{req['op']}: {op['fn']}" for op in req["ops"]]
+    return [" ".join(filter(None, (req["op"], req.get("fn") or req.get("via"))))]
+
+
+def test_recorded_answers(pytestconfig: pytest.Config) -> None:
+    """All vectors of the file agree with the recording or with what a rule makes of it."""
+    kinds: Counter[str] = Counter()
+    rules: Counter[str] = Counter({rule.name: 0 for rule in RULES})
+    wrong: list[str] = []
+    total = 0
+    for number, vector in enumerate(_vectors(pytestconfig.getoption("--vectors")), 1):
+        req = vector["req"]
+        if "hang" in vector["res"]:
+            raise AssertionError(f"line {number} is a hang: those are replayed by test_requests_that_hang_end")
+        expected, used = expected_answer(req, vector["res"])
+        ours = answer(req)
+        total += 1
+        kinds.update(_kinds(req))
+        rules.update(used)
+        if not _agrees(expected, ours):
+            wrong.append(f"line {number}: {json.dumps(req)}\n  expected {expected} {used}\n  ours     {ours}")
+    pytestconfig.stash[SUMMARY] = [
+        f"{total} vectors compared, 0 skipped, {len(wrong)} wrong",
+        *(f"{count:6} {kind}" for kind, count in sorted(kinds.items())),
+        "explained by a rule:",
+        *(f"{count:6} {name}" for name, count in rules.items()),
+    ]
+    assert total, "the file has no vectors"
+    assert not wrong, f"{len(wrong)} of {total} differ:\n" + "\n".join(wrong[:_SHOWN])
+
+
+SUMMARY = pytest.StashKey[list[str]]()
+
+
+def _left_bytes(req: dict[str, Any]) -> list[int]:
+    """The count of the last step: what is left of the ranges (PROTOCOL section 10, a)."""
+    steps = req["ops"][0]["steps"]
+    left = sum(end - start for start, end in req["ops"][0]["ranges"])
+    counts = []
+    for name, n in steps:
+        if name == "take":
+            left = min(left, n)
+        elif name == "drop":
+            left -= min(left, n)
+        else:
+            counts.append(min(left, n))
+            if name.startswith("s"):
+                left -= min(left, n)
+    return counts
+
+
+@pytest.mark.parametrize("vector", list(_vectors(_HANGS)), ids=lambda v: str(v["req"]["ops"][0]["steps"]))
+def test_requests_that_hang_end(vector: dict[str, Any]) -> None:
+    """What never returns in gVisor returns the bytes that were left, without an error; a file object then says so."""
+    req = vector["req"]
+    results = answer(req)["res"]["ops"][0]
+    transfers = [result for result in results if "n" in result]
+    assert [result["n"] for result in transfers] == _left_bytes(req)
+    for (name, n), result in zip([s for s in req["ops"][0]["steps"] if s[0] not in ("take", "drop")], transfers, strict=True):
+        # A write past the end raises; here each write has bytes left, and is short.
+        assert result["err"] is None, (name, n, result)
+
+
+def test_a_broken_answer_is_seen() -> None:
+    """The comparison fails where it should."""
+    recorded = {"res": {"n": 3, "err": None, "data": ["61"]}}
+    assert _agrees(recorded, {"res": {"n": 3, "err": None, "data": ["61"], "more": 1}})
+    for ours in (
+        {"panic": "x"},
+        {"res": {"n": 4, "err": None, "data": ["61"]}},
+        {"res": {"n": 3, "data": ["61"]}},
+        {"res": {"n": True, "err": None, "data": ["61"]}},
+        {"res": {"n": 3, "err": None, "data": ["61", "62"]}},
+    ):
+        assert not _agrees(recorded, ours)

@@ -1,0 +1,361 @@
+"""Where this library answers otherwise than gVisor, on purpose.
+
+A rule looks at a request and the recorded answer, and says what ours must answer instead, or None if it has nothing
+to say. Rules never look at our answer, and never name a case. Applied in order, each to what the one before left.
+Nothing else may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+from attrs import frozen
+
+from vectors.reach import Reach, accessible_prefix
+
+Request = dict[str, Any]
+Value = Any
+PANIC = {"panic": "ValueError"}
+
+
+@frozen
+class Rule:
+    """``rewrite(request, recorded result)`` gives the result expected of us, or None."""
+
+    name: str
+    reason: str
+    rewrite: Callable[[Request, Value], Value | None]
+
+
+def past_user_space(op: Request, max_addr: int) -> bool:
+    """Whether a MUnmap is well-formed but for reaching past the end of user space."""
+    addr, length = op.get("addr", 0), op.get("len", 0)
+    end = -(-(addr + length) // 4096) * 4096
+    return length > 0 and addr % 4096 == 0 and max_addr < end < 1 << 64
+
+
+def _per_op(rewrite: Callable[[Request, Value, Reach], Value | None]) -> Callable[[Request, Value], Value | None]:
+    """A rule about single operations of ``bytesio`` and ``mm``: it also learns what memory there was at that moment."""
+
+    def rewrite_all(req: Request, value: Value) -> Value | None:
+        if req["op"] not in ("bytesio", "mm"):
+            return None
+        reach = Reach(req)
+        ops = []
+        changed = False
+        for op, recorded in zip(req["ops"], value["ops"], strict=True):
+            expected = rewrite(op, recorded, reach)
+            changed |= expected is not None
+            ops.append(recorded if expected is None else expected)
+            reach.apply(op, recorded)
+        return {**value, "ops": ops} if changed else None
+
+    return rewrite_all
+
+
+def _per_step(rewrite: Callable[[list[Any], Value], Value | None]) -> Callable[[Request, Value], Value | None]:
+    """A rule about single steps of IOSequence and IOReadWriter operations."""
+
+    def rewrite_op(op: Request, recorded: Value, reach: Reach) -> Value | None:
+        if op["fn"] not in ("IOSequence", "IOReadWriter") or not isinstance(recorded, list):
+            return None
+        steps = [rewrite(step, result) for step, result in zip(op["steps"], recorded, strict=True)]
+        if all(step is None for step in steps):
+            return None
+        return [old if new is None else new for old, new in zip(recorded, steps, strict=True)]
+
+    return _per_op(rewrite_op)
+
+
+# --- drop_first(0) passes a head that take_first cut to nothing
+
+
+def _drop_first_zero(req: Request, value: Value) -> Value | None:
+    if req["op"] == "addrrangeseq":
+        return _pass_empty_heads(req["steps"], value[0], value[1:], value[:1])
+    if req["op"] not in ("bytesio", "mm"):
+        return None
+    changed = False
+    ops = []
+    for op, recorded in zip(req["ops"], value["ops"], strict=True):
+        expected = None
+        if op["fn"] == "IOSequence" and isinstance(recorded, list):
+            expected = _pass_empty_heads(op["steps"], None, recorded, [])
+        changed |= expected is not None
+        ops.append(recorded if expected is None else expected)
+    return {**value, "ops": ops} if changed else None
+
+
+def _pass_empty_heads(steps: list[Any], state: Value, recorded: list[Any], head: list[Any]) -> list[Any] | None:
+    """All states again, from the first drop(0) that left a cut head of no bytes in place."""
+    out = list(head)
+    gone = 0  # ranges that we have passed and the recording has not
+    changed = False
+    for (name, n), result in zip(steps, recorded, strict=False):
+        if "num_ranges" in result:
+            ours = state["num_ranges"] - gone if state else 0
+            if name == "tail" and state and not ours:
+                return [*out, PANIC]
+            stayed = state is not None and state["num_bytes"] == 0 and result["num_ranges"] == state["num_ranges"]
+            gone += name.startswith("drop") and n == 0 and stayed and ours > 0 and result["num_ranges"] >= 2
+            state = result
+            gone = min(gone, state["num_ranges"])
+            if gone:
+                changed = True
+                result = _without(state, gone)
+        out.append(result)
+    return out if changed else None
+
+
+def _without(state: Value, n: int) -> Value:
+    ranges = state["ranges"][n:]
+    return {
+        "empty": not ranges,
+        "num_bytes": state["num_bytes"],
+        "num_ranges": len(ranges),
+        "ranges": ranges,
+        "str": "[" + " ".join(f"[{start:#x}, {end:#x})" for start, end in ranges) + "]",
+    }
+
+
+# --- a stream that stops before the hole is no fault
+
+
+def _short_source(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    if op["fn"] not in ("CopyOutFrom", "CopyInTo") or recorded.get("err") != "EFAULT":
+        return None
+    access = "w" if op["fn"] == "CopyOutFrom" else "r"
+    if recorded["n"] < accessible_prefix(reach, op, access):
+        return {**recorded, "err": None}
+    return None
+
+
+# --- nobody is called for no bytes
+
+
+def _no_empty_call(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    calls = {"CopyOutFrom": "reader_calls", "CopyInTo": "writer_calls"}.get(op["fn"])
+    if calls is None or not recorded.get(calls):
+        return None
+    access = "w" if op["fn"] == "CopyOutFrom" else "r"
+    return {**recorded, calls: 0} if accessible_prefix(reach, op, access) == 0 else None
+
+
+# --- the end of a stream is a count of 0, not an error
+
+
+def _end_is_zero(req: Request, value: Value) -> Value | None:
+    if req["op"] == "read" and value.get("err") == "EOF":
+        calls, vec = value["calls"], value["vec"]
+        if req.get("full") and _reads_nothing(req):
+            # A read of nothing is the end here; gVisor's read-full asks again.
+            first = next(i for i, n in enumerate(_script_reads(req, calls)) if n == 0)
+            calls, vec = calls[: first + 1], vec[: first + 1]
+        return {**value, "err": None, "calls": calls, "vec": vec}
+    return None
+
+
+def _reads_nothing(req: Request) -> bool:
+    return any(not entry.get("d") and not entry.get("err") for entry in req.get("reader") or ())
+
+
+def _script_reads(req: Request, calls: list[int]) -> list[int]:
+    """How many bytes each Read of the script gave."""
+    left = [len(entry.get("d") or "") // 2 for entry in req.get("reader") or ()]
+    reads = []
+    for size in calls:
+        n = min(size, left[0]) if left else 0
+        reads.append(n)
+        if left:
+            left[0] -= n
+            if not left[0]:
+                del left[0]
+    return reads
+
+
+def _end_is_zero_op(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    return {**recorded, "err": None} if op["fn"] == "CopyOutFrom" and recorded.get("err") == "EOF" else None
+
+
+def _end_is_zero_step(step: list[Any], result: Value) -> Value | None:
+    return {**result, "err": None} if step[0] == "sread" and result.get("err") == "EOF" else None
+
+
+# --- file objects give a short count now and the error at the next call
+
+
+def _short_count_first(step: list[Any], result: Value) -> Value | None:
+    if step[0] in ("read", "write", "sread", "swrite") and result["n"] and result["err"]:
+        return {**result, "err": None}
+    return None
+
+
+# --- what lies behind a fault is not touched, and what was read for it stays pending
+
+
+def _behind_fault_untouched(req: Request, value: Value) -> Value | None:
+    if req.get("via") != "FromVecReaderFunc" or value.get("err") not in ("SegvError", "BusError"):
+        return None
+    out = deepcopy(value["dst"])
+    left = value["n"]
+    faulted = False
+    for i, block in enumerate(req["dst"]):
+        content = block.get("hex") or ""
+        if faulted:
+            out[i] = content[: 2 * block["valid"]] if "valid" in block else content
+        size = len(content) // 2
+        faulted |= left < size
+        left -= min(left, size)
+    return {**value, "dst": out}
+
+
+# --- a Writer is not called with nothing after its source faulted, and its short count is not the fault
+
+
+def _write_before_fault(req: Request, value: Value) -> Value | None:
+    if req["op"] != "write" or req["via"] == "BlockSeqWriter":
+        return None
+    if not any(block.get("valid", 1 << 40) * 2 < len(block.get("hex") or "") for block in req.get("src") or ()):
+        return None
+    entries = deepcopy(req.get("writer") or [])
+    blocks = [(bytes.fromhex(b.get("hex") or ""), b.get("valid"), b.get("fault")) for b in req["src"]]
+    blocks = [b for b in blocks if b[0]]
+    got = b""
+    calls: list[int] = []
+    while blocks:
+        before = len(got)
+        err, stopped = None, False
+        for data, valid, fault in list(blocks):
+            readable = data if valid is None else data[:valid]
+            if readable:
+                entry = entries.pop(0) if entries else {"n": len(readable)}
+                n = min(entry.get("n", 0), len(readable))
+                calls.append(len(readable))
+                got += readable[:n]
+                err = entry.get("err")
+                stopped = n < len(readable)
+            if not err and not stopped and len(readable) < len(data):
+                err = "BusError" if fault == "bus" else "SegvError"
+            if err or stopped:
+                break
+        if err or not req.get("full") or len(got) == before:
+            break
+        n = len(got) - before
+        while n:
+            data, valid, fault = blocks.pop(0)
+            if n < len(data):
+                blocks.insert(0, (data[n:], None if valid is None else max(0, valid - n), fault))
+                break
+            n -= len(data)
+    return {**value, "n": len(got), "err": err, "got": got.hex(), "calls": calls}
+
+
+# --- a Writer that takes nothing has ended
+
+
+def _write_of_nothing_ends(req: Request, value: Value) -> Value | None:
+    if req["op"] != "write" or not req.get("full") or req["via"] == "BlockSeqWriter" or not value["calls"]:
+        return None
+    entries = req.get("writer") or []
+    for i, entry in enumerate(entries[: len(value["calls"])]):
+        if entry.get("n", 0) == 0 and not entry.get("err") and value["calls"][i]:
+            n = sum(
+                min(size, entries[j].get("n", 0)) for j, size in enumerate(value["calls"][:i])
+            )
+            first_of_pass = i == 0 or entries[i - 1].get("n", 0) < value["calls"][i - 1]
+            if first_of_pass and i + 1 < len(value["calls"]):
+                return {**value, "n": n, "err": None, "got": value["got"][: 2 * n], "calls": value["calls"][: i + 1]}
+    return None
+
+
+# --- an address is the guest's word, and the worst it does is a FaultError
+
+
+def _ill_formed_range(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    calls = {"CopyOutFrom": "reader_calls", "CopyInTo": "writer_calls"}.get(op["fn"])
+    ill_formed = any((end - start) % (1 << 64) >> 63 for start, end in op.get("ranges") or ())
+    return {**recorded, "err": "EFAULT", calls: 0} if calls and ill_formed and recorded.get("err") == "EINVAL" else None
+
+
+# --- a negative count is the caller's error
+
+
+def _negative_ret(req: Request, value: Value) -> Value | None:
+    return PANIC if req.get("via") == "FromVecReaderFunc" and req.get("ret", 0) < 0 and value["calls"] else None
+
+
+def _negative_count(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    counts = ("ZeroOut", "ZeroOutVec", "CopyInIovecs")
+    return PANIC if op["fn"] in counts and op.get("n", 0) < 0 else None
+
+
+def _negative_count_step(step: list[Any], result: Value) -> Value | None:
+    return PANIC if step[0] == "zeroout" and step[1] < 0 else None
+
+
+# --- munmap(2) has Linux's errnos
+
+
+def _munmap_past_user_space(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    if op["fn"] == "MUnmap" and recorded["err"] is None and past_user_space(op, reach.max_addr):
+        return {"err": "EINVAL"}
+    return None
+
+
+RULES = [
+    Rule(
+        "drop_first_zero",
+        "drop_first(0) passes a head that take_first cut to nothing, as its documentation says; else copies never end",
+        _drop_first_zero,
+    ),
+    Rule("ill_formed_range", "whatever range a guest names, the worst it does is EFAULT", _per_op(_ill_formed_range)),
+    Rule("short_source", "a stream that stops before the hole is no fault (Linux)", _per_op(_short_source)),
+    Rule("no_empty_call", "no Reader or Writer is called for no bytes", _per_op(_no_empty_call)),
+    Rule("end_is_zero", "the end of a stream is a count of 0, not an error", _end_is_zero),
+    Rule("end_is_zero", "the same, through an IO", _per_op(_end_is_zero_op)),
+    Rule("end_is_zero", "the same, in a file object", _per_step(_end_is_zero_step)),
+    Rule(
+        "short_count_first",
+        "a file object gives the short count now and the error at the next call (io.RawIOBase)",
+        _per_step(_short_count_first),
+    ),
+    Rule(
+        "behind_fault_untouched",
+        "nothing behind a fault is touched: what was read for it stays pending in the Reader",
+        _behind_fault_untouched,
+    ),
+    Rule(
+        "write_before_fault",
+        "a Writer is not called with nothing after its source faulted, and its short count before the fault is no fault",
+        _write_before_fault,
+    ),
+    Rule("write_of_nothing_ends", "a Writer that takes nothing has ended", _write_of_nothing_ends),
+    Rule("negative_count", "a negative count from a vector function is an error", _negative_ret),
+    Rule("negative_count", "a negative count is the caller's ValueError", _per_op(_negative_count)),
+    Rule("negative_count", "the same, in an IOSequence", _per_step(_negative_count_step)),
+    Rule(
+        "munmap_past_user_space",
+        "munmap(2) has Linux's errnos: EINVAL for a range that leaves user space",
+        _per_op(_munmap_past_user_space),
+    ),
+]
+"""All rules, by name; a name may have several parts."""
+
+
+def expected_answer(req: Request, res: Value) -> tuple[Value, list[str]]:
+    """What ours must answer, and the names of the rules that made it differ from the recording."""
+    if "res" not in res:
+        return res, []
+    value = res["res"]
+    used: list[str] = []
+    for rule in RULES:
+        if isinstance(value, dict) and "panic" in value:
+            break
+        new = rule.rewrite(req, value)
+        if new is not None and new != value:
+            value = new
+            if rule.name not in used:
+                used.append(rule.name)
+    return (value if value == PANIC else {"res": value}), used
