@@ -76,7 +76,7 @@ class AddrRangeSeq:
 
     @classmethod
     def from_pairs(cls, flat: list[int]) -> AddrRangeSeq:
-        """A sequence from ``[start, length, start, length, …]``, which the caller gives away. Raises as the constructor."""
+        """A sequence from ``[start, length, start, length, …]``, which it keeps. Raises as the constructor."""
         seq = cls.__new__(cls)
         seq._init_flat(flat)
         return seq

@@ -43,7 +43,7 @@ MREMAP_DONTUNMAP = 4
 
 @frozen
 class MapFlags:
-    """The values of the MAP_* flags on one machine; ``MAP_SHARED``, ``MAP_PRIVATE`` and ``MAP_TYPE`` are the same on all.
+    """The values of the MAP_* flags on one machine. ``MAP_SHARED``, ``MAP_PRIVATE``, ``MAP_TYPE`` are the same on all.
 
     The defaults are the generic ones, which x86, ARM and RISC-V use.
     """
@@ -58,7 +58,5 @@ class MapFlags:
 
 
 GENERIC_MAP_FLAGS = MapFlags()
-MIPS_MAP_FLAGS = MapFlags(
-    anonymous=0x0800, growsdown=0x1000, noreserve=0x0400, populate=0x10000, stack=0x40000
-)
+MIPS_MAP_FLAGS = MapFlags(anonymous=0x0800, growsdown=0x1000, noreserve=0x0400, populate=0x10000, stack=0x40000)
 POWERPC_MAP_FLAGS = MapFlags(noreserve=0x40)

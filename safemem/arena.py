@@ -71,12 +71,10 @@ class Arena:
         """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises OSError (ENOMEM) if the host has none."""
         while self._returned:
             self._insert(self._returned.popleft())
-        for i, free in enumerate(self._free):
-            if free.end - free.start >= length:
-                break
-        else:
+        i = next((i for i, free in enumerate(self._free) if free.end - free.start >= length), -1)
+        if i < 0:
             i = self._grow(length)
-            free = self._free[i]
+        free = self._free[i]
         end = free.start + length
         if end == free.end:
             del self._free[i]

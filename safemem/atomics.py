@@ -53,12 +53,16 @@ def swap_uint64(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER,
     return _swap(block, 8, new, byte_order, aligned)
 
 
-def compare_and_swap_uint32(block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
+def compare_and_swap_uint32(
+    block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
+) -> int:
     """Store ``new`` if the word is ``old``, and return what was there: equal to ``old`` means stored."""
     return _compare_and_swap(block, 4, old, new, byte_order, aligned)
 
 
-def compare_and_swap_uint64(block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
+def compare_and_swap_uint64(
+    block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
+) -> int:
     """As :func:`compare_and_swap_uint32`, for 8 bytes."""
     return _compare_and_swap(block, 8, old, new, byte_order, aligned)
 

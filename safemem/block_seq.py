@@ -31,7 +31,7 @@ class BlockSeq:
         self._blocks = [block for block in blocks if block._length]
         self._index = 0
         self._offset = 0
-        self._limit = sum(block._length for block in self._blocks)
+        self._limit = sum([block._length for block in self._blocks])
 
     @classmethod
     def of(cls, block: Block) -> BlockSeq:

@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safemem.errors import HostFaultError, add_transferred
@@ -52,11 +53,8 @@ def _process_vm(name: str) -> Callable[[int, int, int], int]:
     except (AttributeError, OSError, TypeError):
         raise OSError(errno.ENOSYS, f"memory that may fault needs {name}(2), which this host does not have") from None
     function.restype = ctypes.c_ssize_t
-    function.argtypes = (ctypes.c_int, ctypes.POINTER(Iovec), ctypes.c_ulong) + (
-        ctypes.POINTER(Iovec),
-        ctypes.c_ulong,
-        ctypes.c_ulong,
-    )
+    vector = (ctypes.POINTER(Iovec), ctypes.c_ulong)
+    function.argtypes = (ctypes.c_int, *vector, *vector, ctypes.c_ulong)
 
     def call(local: int, remote: int, length: int) -> int:
         moved: int = function(os.getpid(), Iovec(local, length), 1, Iovec(remote, length), 1, 0)
@@ -86,7 +84,7 @@ def _move(name: str, local: int, remote: int, length: int, right: str) -> int:
 
 def _signal_at(address: int, right: str) -> signal.Signals:
     """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end."""
-    with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
+    with Path("/proc/self/maps").open(encoding="ascii", errors="replace") as maps:
         for line in maps:
             bounds, rights = line.split(" ", 2)[:2]
             start, end = (int(x, 16) for x in bounds.split("-"))

@@ -1,4 +1,4 @@
-"""Host memory that really faults: its first bytes are there, and touching the byte after them would kill the process."""
+"""Host memory that really faults: touching the byte after its first ones would kill the process."""
 
 from __future__ import annotations
 

@@ -173,6 +173,8 @@ class AddressSpace(PagedIO):
 
     def check_io_range(self, addr: int, length: int) -> FaultError | None:
         """See ResolvedIO.check_io_range."""
+        if 0 <= addr <= addr + length <= self.arch.max_addr:
+            return None
         try:
             check_io_range(addr, length, self.arch)
         except FaultError as exc:
@@ -185,7 +187,7 @@ class AddressSpace(PagedIO):
     ) -> tuple[list[Block], FaultError | None]:
         """See ResolvedIO.resolve. Fills the page cache."""
         self._check_open()
-        tag = addr - self.arch.untagged(addr)
+        tag = addr - self.arch.untagged(addr) if self.arch.ignores_top_byte else 0
         addr -= tag
         end = addr + length
         cached = {} if opts.ignore_permissions else self._writable if access & WRITE else self._readable

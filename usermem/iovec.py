@@ -146,5 +146,3 @@ def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, opts: IOOpts = DEFAULT_OP
     if not 0 <= iovcnt <= UIO_MAXIOV:
         raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {iovcnt} iovecs")
     return IOSequence(io, copy_in_iovecs(io, addr, iovcnt, opts), opts)
-
-

@@ -67,7 +67,7 @@ class PagedIO(ResolvedIO):
             return
         self._readable[page] = entry
         if self.arch.byte_order == HOST_BYTE_ORDER:
-            _, base, _, pma = entry
+            pma = entry[3]
             start = (page << 12) - pma.start
             self._words[page] = pma.view()[start : start + 4096].cast("I")
 
@@ -91,19 +91,17 @@ class PagedIO(ResolvedIO):
             start = addr - base
             stop = start + n
             if stop <= limit and opts is DEFAULT_OPTS:
-                memory[start:stop] = src  # type: ignore[assignment]
+                memory[start:stop] = src
                 return n
         except (KeyError, TypeError, ValueError, IndexError, BufferError):
             pass  # not cached, or no buffer of len(src) bytes: nothing was written, and the error is made below
         return super().copy_out(addr, src, opts)
 
-    write_bytes = copy_out
-
     def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_in."""
         kind = type(dst)
         # Of all buffers only these two can be trusted to take a slice assignment byte for byte.
-        if kind is bytearray or (kind is memoryview and dst.c_contiguous):  # type: ignore[union-attr]
+        if kind is bytearray or (kind is memoryview and dst.c_contiguous):  # type: ignore[attr-defined]
             try:
                 memory, base, limit, pma = self._readable[addr >> 12]
                 n = len(dst)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
-from safemem import AlignmentError, Block, BlockSeq, HostFaultError, Reader, Writer, atomics, copy_seq, zero_seq
+from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics, copy, zero
 from safemem.buffers import check_count, readable_view, writable_view
 from safemem.errors import short_count
 from usermem.errors import FaultError, FaultReason
@@ -53,7 +53,7 @@ class ResolvedIO(ABC):
         try:
             data = BlockSeq(blocks).tobytes()
         except HostFaultError as exc:
-            raise _guest_fault(exc, addr, READ) from exc.with_traceback(None)
+            raise _guest_fault(exc, addr, 0, READ) from exc.with_traceback(None)
         if fault is not None:
             fault.partial = data
             fault.transferred = len(data)
@@ -68,19 +68,21 @@ class ResolvedIO(ABC):
         """See IO.copy_out."""
         # The view is released at once: a caller may want to resize its buffer while it holds our error's traceback.
         with readable_view(src, "src") as view:
-            srcs = BlockSeq.of(Block.from_view(view, 0, len(view)))
-            return self._transfer(addr, len(view), WRITE, opts, lambda blocks: copy_seq(blocks, srcs))
+            return self._transfer(
+                addr, len(view), WRITE, opts, lambda block, done: copy(block, Block.from_view(view, done, len(block)))
+            )
 
     def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_in."""
         with writable_view(dst, "dst") as view:
-            dsts = BlockSeq.of(Block.from_view(view, 0, len(view)))
-            return self._transfer(addr, len(view), READ, opts, lambda blocks: copy_seq(dsts, blocks))
+            return self._transfer(
+                addr, len(view), READ, opts, lambda block, done: copy(Block.from_view(view, done, len(block)), block)
+            )
 
     def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.zero_out."""
         check_count(n, "n")
-        return self._transfer(addr, n, WRITE, opts, zero_seq)
+        return self._transfer(addr, n, WRITE, opts, lambda block, done: zero(block))
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_out_from."""
@@ -93,16 +95,16 @@ class ResolvedIO(ABC):
     def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.swap_uint32."""
         word = self._word(addr, READ_WRITE, opts)
-        return atomics.swap_uint32(word, new, self.arch.byte_order, self._atomics_aligned)
+        return atomics.swap_uint32(word, new, self.arch.byte_order, aligned=False)
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.compare_and_swap_uint32."""
         word = self._word(addr, READ_WRITE, opts)
-        return atomics.compare_and_swap_uint32(word, old, new, self.arch.byte_order, self._atomics_aligned)
+        return atomics.compare_and_swap_uint32(word, old, new, self.arch.byte_order, aligned=False)
 
     def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.load_uint32."""
-        return atomics.load_uint32(self._word(addr, READ, opts), self.arch.byte_order, self._atomics_aligned)
+        return atomics.load_uint32(self._word(addr, READ, opts), self.arch.byte_order, aligned=False)
 
     def _accessible(
         self, addr: int, length: int, access: AccessType, opts: IOOpts
@@ -114,13 +116,16 @@ class ResolvedIO(ABC):
         return self.resolve(addr, length, access, opts)
 
     def _transfer(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts, move: Callable[[BlockSeq], int]
+        self, addr: int, length: int, access: AccessType, opts: IOOpts, move: Callable[[Block, int], int]
     ) -> int:
+        """Call ``move(block, bytes done before it)`` for each block of the accessible prefix."""
         blocks, fault = self._accessible(addr, length, access, opts)
+        done = 0
         try:
-            done = move(BlockSeq(blocks))
+            for block in blocks:
+                done += move(block, done)
         except HostFaultError as exc:
-            raise _guest_fault(exc, addr, access) from exc.with_traceback(None)
+            raise _guest_fault(exc, addr, done, access) from exc.with_traceback(None)
         if fault is not None:
             fault.transferred = done
             raise fault
@@ -148,7 +153,8 @@ class ResolvedIO(ABC):
             except HostFaultError as exc:
                 if not _is_ours(exc, seq):
                     raise
-                raise _guest_fault(exc, _addr_at(ranges, exc.transferred) - exc.transferred, access) from exc.with_traceback(None)
+                start = _addr_at(ranges, exc.transferred) - exc.transferred
+                raise _guest_fault(exc, start, 0, access) from exc.with_traceback(None)
             except BlockingIOError as exc:
                 return short_count(exc, 0)
             if not 0 <= done <= seq.num_bytes:
@@ -174,8 +180,10 @@ def _is_ours(exc: HostFaultError, seq: BlockSeq) -> bool:
     return bool(rest) and rest.head().need_safecopy and rest.head().address == exc.address
 
 
-def _guest_fault(exc: HostFaultError, addr: int, access: AccessType) -> FaultError:
-    return FaultError(addr + exc.transferred, access, FaultReason.BEYOND_FILE, exc.transferred)
+def _guest_fault(exc: HostFaultError, addr: int, done: int, access: AccessType) -> FaultError:
+    """A host fault in the blocks behind addr, after ``done`` bytes, as the guest's."""
+    done += exc.transferred
+    return FaultError(addr + done, access, FaultReason.BEYOND_FILE, done)
 
 
 def _addr_at(ranges: list[tuple[int, int]], offset: int) -> int:

@@ -3,8 +3,10 @@
 They move ``min(ars.num_bytes, size of the buffer)`` bytes: truncation is no error. Ranges are checked in order and
 only as far as they are reached; a zero-length range in a bad place faults if it comes before the last byte.
 
-An IO that has a faster method of the same name is asked for it: by calling it, because looking it up first costs more
-than many copies do (getattr and a bound method, 90 ns; a call that finds it, nothing). Source: gVisor pkg/usermem/usermem.go.
+An IO that has a faster method of the same name is asked for it: by calling it, because looking it up first costs as
+much as a short copy (getattr and a bound method, 90 ns; a call that finds it, nothing).
+
+Source: gVisor pkg/usermem/usermem.go.
 """
 
 from __future__ import annotations

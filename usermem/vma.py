@@ -111,5 +111,3 @@ def format_maps(vmas: VMASet, pointer_size: int) -> str:
         line = f"{vma.start:08x}-{vma.end:08x} {rights} {vma.offset:08x} 00:00 0 "
         lines.append(f"{line:<{width}} {vma.name}\n" if vma.name else f"{line}\n")
     return "".join(lines)
-
-

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import mmap
 from collections.abc import Iterator
 from struct import Struct
+from typing import Any
 
 from attrs import frozen
+from timing import Run, loop
 
 from hostarch import AddrRange, AddrRangeSeq, mman
-from timing import Run, loop
 from usermem import AddressSpace, copy_in_vec, copy_string_in, copy_uint32_in
 
 _RW = mman.PROT_READ | mman.PROT_WRITE
@@ -51,11 +53,13 @@ def rows() -> Iterator[Row]:
 
     src, ba = data[:64], bytearray(64)
     yield row("read_bytes 64 B", "space.read_bytes(at, 64)", "mm[a:b]", 3.2, "uc.mem_read(at, 64)", 4.5)
-    yield row("copy_out 64 B bytes", "space.copy_out(at, src)", "mm[a:b] = src", 3.6, "uc.mem_write(at, src)", 2.8, src=src)
+    yield row(
+        "copy_out 64 B bytes", "space.copy_out(at, src)", "mm[a:b] = src", 3.6, "uc.mem_write(at, src)", 2.8, src=src
+    )
     yield row("copy_out 64 B bytearray", "space.copy_out(at, src)", "mm[a:b] = src", 7.0, src=bytearray(src))
     yield row("copy_in 64 B memoryview", "space.copy_in(at, dst)", "dst[:] = mm[a:b]", 3.0, dst=memoryview(ba))
     yield row("copy_in 64 B bytearray", "space.copy_in(at, dst)", "dst[:] = mm[a:b]", 4.4, dst=ba)
-    u32 = {"unpack_from": Struct("<I").unpack_from, "unpack": Struct("<I").unpack}
+    u32: dict[str, Any] = {"unpack_from": Struct("<I").unpack_from, "unpack": Struct("<I").unpack}
     floor = "unpack_from(mm, a)"
     peer = "unpack(uc.mem_read(at, 4))"
     yield row("u32 method", "space.copy_uint32_in(at)", floor, 2.6, peer, 8.0, **u32)
@@ -67,7 +71,7 @@ def rows() -> Iterator[Row]:
         mm[where : where + n + 1] = text
         space.copy_out(addr + where, text)
         if uc is not None:
-            uc.mem_write(addr + where, text)  # type: ignore[attr-defined]
+            uc.mem_write(addr + where, text)
         yield row(
             f"string {n} B",
             "copy_string_in(space, at, 4096)",
@@ -102,7 +106,7 @@ def rows() -> Iterator[Row]:
 
     mib = 1 << 20
     big = bytearray(data[:mib])
-    names: dict[str, object] = {"size": mib, "a": a, "b": a + mib, "src": bytes(big)}
+    names: dict[str, Any] = {"size": mib, "a": a, "b": a + mib, "src": bytes(big)}
     yield row("read_bytes 1 MiB", "space.read_bytes(at, size)", "mm[a:b]", 1.08, "uc.mem_read(at, size)", 0.0, **names)
     yield row("copy_out 1 MiB", "space.copy_out(at, src)", "mm[a:b] = src", 1.08, **names)
     names["dst"] = memoryview(big)
@@ -125,23 +129,23 @@ def rows() -> Iterator[Row]:
     )
 
 
-def _unicorn(addr: int, data: bytes) -> object | None:
+def _unicorn(addr: int, data: bytes) -> Any:
     """A Unicorn engine with the same memory, if unicorn is installed."""
     try:
-        import unicorn  # type: ignore[import-untyped,unused-ignore]
+        unicorn: Any = importlib.import_module("unicorn")
     except ImportError:
         return None
-    uc: object = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
-    uc.mem_map(addr, len(data))  # type: ignore[attr-defined]
-    uc.mem_write(addr, data)  # type: ignore[attr-defined]
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.mem_map(addr, len(data))
+    uc.mem_write(addr, data)
     return uc
 
 
-def _chunked_string(uc: object, addr: int, maxlen: int) -> bytes:
+def _chunked_string(uc: Any, addr: int, maxlen: int) -> bytes:
     """How one reads a string through mem_read, which has no call for it."""
     found = bytearray()
     while len(found) < maxlen:
-        chunk = uc.mem_read(addr + len(found), 64)  # type: ignore[attr-defined]
+        chunk = uc.mem_read(addr + len(found), 64)
         end = chunk.find(0)
         if end >= 0:
             return bytes(found + chunk[:end])

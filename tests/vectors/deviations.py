@@ -12,7 +12,6 @@ from copy import deepcopy
 from typing import Any
 
 from attrs import frozen
-
 from vectors.reach import Reach, accessible_prefix
 
 Request = dict[str, Any]
@@ -33,7 +32,7 @@ def past_user_space(op: Request, max_addr: int) -> bool:
     """Whether a MUnmap is well-formed but for reaching past the end of user space."""
     addr, length = op.get("addr", 0), op.get("len", 0)
     end = -(-(addr + length) // 4096) * 4096
-    return length > 0 and addr % 4096 == 0 and max_addr < end < 1 << 64
+    return bool(length > 0 and addr % 4096 == 0 and max_addr < end < 1 << 64)
 
 
 def _per_op(rewrite: Callable[[Request, Value, Reach], Value | None]) -> Callable[[Request, Value], Value | None]:
@@ -261,9 +260,7 @@ def _write_of_nothing_ends(req: Request, value: Value) -> Value | None:
     entries = req.get("writer") or []
     for i, entry in enumerate(entries[: len(value["calls"])]):
         if entry.get("n", 0) == 0 and not entry.get("err") and value["calls"][i]:
-            n = sum(
-                min(size, entries[j].get("n", 0)) for j, size in enumerate(value["calls"][:i])
-            )
+            n = sum(min(size, entries[j].get("n", 0)) for j, size in enumerate(value["calls"][:i]))
             first_of_pass = i == 0 or entries[i - 1].get("n", 0) < value["calls"][i - 1]
             if first_of_pass and i + 1 < len(value["calls"]):
                 return {**value, "n": n, "err": None, "got": value["got"][: 2 * n], "calls": value["calls"][: i + 1]}
@@ -328,7 +325,7 @@ RULES = [
     ),
     Rule(
         "write_before_fault",
-        "a Writer is not called with nothing after its source faulted, and its short count before the fault is no fault",
+        "a Writer is not called with nothing after its source faulted; its short count before the fault is no fault",
         _write_before_fault,
     ),
     Rule("write_of_nothing_ends", "a Writer that takes nothing has ended", _write_of_nothing_ends),

@@ -1,4 +1,4 @@
-"""Reach: which bytes of a recorded request's memory can be accessed. A model for the rules, by pages, shared with nothing."""
+"""Reach: which bytes of a recorded request's memory can be accessed. A model by pages, for the rules alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replays a recorded request on this library and answers in the shape of the recording (see PROTOCOL in the docstrings).
+"""Replays a recorded request on this library and answers in the shape of the recording.
 
 A request names the kind of test in ``op``; each has a function here. Where the recorded shape is Go's (a value beside
 "not ok", an error beside a count), this file translates; it never corrects.
@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from faulty_memory import FaultyMemory
-from hostarch import Addr, AddrRange, AddrRangeSeq, AccessType
+from vectors.script import Boom, ScriptReader, ScriptWriter, VecReader
+
+from hostarch import AccessType, Addr, AddrRange, AddrRangeSeq
 from safemem import (
     AlignmentError,
     Block,
@@ -34,7 +36,6 @@ from safemem import (
     write_full_from_blocks,
     zero_seq,
 )
-from vectors.script import Boom, ScriptReader, ScriptWriter, VecReader
 
 Request = dict[str, Any]
 PANIC = {"panic": "raised"}
@@ -102,7 +103,7 @@ def _addr(req: Request) -> Any:
         # Where there is no range, Go gives the one whose end wrapped.
         return [ar.start, ar.end] if ar else [int(addr), int(addr.wrapping_add(length))]
 
-    return {
+    functions: dict[str, Callable[[], Any]] = {
         "AddLength": lambda: pair(addr.checked_add_length(length), addr.wrapping_add(length)),
         "ToRange": lambda: {
             "ok": addr.checked_to_range(length) is not None,
@@ -124,7 +125,8 @@ def _addr(req: Request) -> Any:
         "CacheLineRoundUp": lambda: pair(addr.checked_cache_line_round_up(), 0),
         "MustCacheLineRoundUp": lambda: int(addr.cache_line_round_up()),
         "UntaggedUserAddr": lambda: int(addr.untagged()),
-    }[req["fn"]]()
+    }
+    return functions[req["fn"]]()
 
 
 def _range(req: Request) -> Any:
@@ -136,7 +138,7 @@ def _range(req: Request) -> Any:
         ar = a.intersect(b)
         return [ar.start, ar.end]
 
-    return {
+    functions: dict[str, Callable[[], Any]] = {
         "WellFormed": a.well_formed,
         "Length": lambda: a.length,
         "Contains": lambda: a.contains(v),
@@ -147,7 +149,8 @@ def _range(req: Request) -> Any:
         "IsPageAligned": a.is_page_aligned,
         "IsHugePageAligned": a.is_huge_page_aligned,
         "String": lambda: str(a),
-    }[req["fn"]]()
+    }
+    return functions[req["fn"]]()
 
 
 def access_type(letters: str) -> AccessType:
@@ -190,8 +193,11 @@ def _addrrangeseq(req: Request) -> Any:
     states = [ars_state(ars)]
     for name, n in req.get("steps", ()):
         try:
-            step = {"drop": ars.drop_first, "take": ars.take_first, "tail": lambda _, ars=ars: ars.tail()}
-            ars = step[name.removesuffix("64")](n)
+            if name == "tail":
+                ars = ars.tail()
+                states.append(ars_state(ars))
+                continue
+            ars = ars.drop_first(n) if name.startswith("drop") else ars.take_first(n)
         except (ValueError, IndexError):
             return [*states, PANIC]
         states.append(ars_state(ars))
@@ -296,11 +302,12 @@ def _read(req: Request) -> Any:
     dst, src = Memory(req.get("dst")), Memory(req.get("src"))
     script = ScriptReader(req.get("reader") or [])
     vec = VecReader(script, req.get("ret"))
-    reader: Reader = {
+    readers: dict[str, Callable[[], Reader]] = {
         "FromIOReader": lambda: FromIOReader(script),
         "BlockSeqReader": lambda: BlockSeqReader(src.seq()),
         "FromVecReaderFunc": lambda: FromVecReaderFunc(vec),
-    }[req["via"]]()
+    }
+    reader = readers[req["via"]]()
     call = read_full_to_blocks if req.get("full") else lambda reader, dsts: reader.read_to_blocks(dsts)
     return {**counted(lambda: call(reader, dst.seq())), "dst": dst.contents(), "calls": script.calls, "vec": vec.vec}
 
@@ -308,11 +315,12 @@ def _read(req: Request) -> Any:
 def _write(req: Request) -> Any:
     dst, src = Memory(req.get("dst")), Memory(req.get("src"))
     script = ScriptWriter(req.get("writer") or [])
-    writer: Writer = {
+    writers: dict[str, Callable[[], Writer]] = {
         "FromIOWriter": lambda: FromIOWriter(script),
         "BlockSeqWriter": lambda: BlockSeqWriter(dst.seq()),
         "FromVecWriterFunc": lambda: FromVecWriterFunc(script.write_vec),
-    }[req["via"]]()
+    }
+    writer = writers[req["via"]]()
     call = write_full_from_blocks if req.get("full") else lambda writer, srcs: writer.write_from_blocks(srcs)
     result = counted(lambda: call(writer, src.seq()))
     return {**result, "dst": dst.contents(), "got": script.got.hex(), "calls": script.calls}

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import evolve, frozen
+from vectors.deviations import past_user_space
+from vectors.replay import PANIC, access_type, address_ranges, ars_state, counted, error_name
+from vectors.script import ScriptReader, ScriptWriter
 
 from hostarch import AMD64, WRITE, AddrRangeSeq, mman
 from safemem import FromIOReader, FromIOWriter, ReaderFunc, WriterFunc
@@ -33,9 +36,6 @@ from usermem import (
     single_io_sequence,
     zero_out_vec,
 )
-from vectors.deviations import past_user_space
-from vectors.replay import PANIC, access_type, address_ranges, ars_state, counted, error_name
-from vectors.script import ScriptReader, ScriptWriter
 
 Op = dict[str, Any]
 
@@ -295,9 +295,7 @@ COMMON: dict[str, Callable[[Any, Op, IOOpts], Any]] = {
         lambda: copy_out_vec(io, address_ranges(op), bytes.fromhex(op.get("src") or ""), opts)
     ),
     "CopyInVec": _copy_in_vec,
-    "ZeroOutVec": lambda io, op, opts: counted(
-        lambda: zero_out_vec(io, address_ranges(op), op.get("n", 0), opts)
-    ),
+    "ZeroOutVec": lambda io, op, opts: counted(lambda: zero_out_vec(io, address_ranges(op), op.get("n", 0), opts)),
     "CopyInt32StringsInVec": _int32_strings,
     "CopyInt32StringInVec": _int32_string,
     "IOReadWriter": _io_read_writer,
@@ -312,9 +310,7 @@ MM_ONLY: dict[str, Callable[[Any, Op, IOOpts], Any]] = {
     ),
     "MUnmap": _munmap,
     "CopyInVector": _copy_in_vector,
-    "CopyInIovecs": lambda space, op, opts: _sequence(
-        lambda: copy_in_iovecs(space, op.get("addr", 0), op.get("n", 0))
-    ),
+    "CopyInIovecs": lambda space, op, opts: _sequence(lambda: copy_in_iovecs(space, op.get("addr", 0), op.get("n", 0))),
     "CopyOutIovecs": lambda space, op, opts: _errno(
         lambda: copy_out_iovecs(space, op.get("addr", 0), address_ranges(op))
     ),
@@ -325,4 +321,3 @@ MM_ONLY: dict[str, Callable[[Any, Op, IOOpts], Any]] = {
         lambda: iovecs_io_sequence(space, op.get("addr", 0), op.get("n", 0)).addrs
     ),
 }
-

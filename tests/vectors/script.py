@@ -86,7 +86,7 @@ class ScriptWriter:
             self.got += data
             return len(data)
         entry = self._entries.pop(0)
-        n = min(entry.get("n", 0), len(data))
+        n: int = min(entry.get("n", 0), len(data))
         self.got += data[:n]
         if entry.get("err"):
             boom = Boom(entry["err"])
