@@ -26,6 +26,7 @@ from usermem.cstruct import (
     copy_uint64_out,
 )
 from usermem.errors import FaultError, FaultReason, InvalidIntegerError, NameTooLongError, linux_result
+from usermem.hexdump import hexdump
 from usermem.io_sequence import IOReadWriter, IOSequence, IOSequenceReadWriter
 from usermem.iovec import (
     MAX_RW_COUNT,
@@ -87,6 +88,7 @@ __all__ = [
     "copy_uint32_out",
     "copy_uint64_in",
     "copy_uint64_out",
+    "hexdump",
     "iovecs_io_sequence",
     "linux_result",
     "single_io_sequence",

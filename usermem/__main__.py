@@ -1,0 +1,33 @@
+"""``python -m usermem [FILE]``: the tour."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from usermem.tour import tour
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tour and return its exit status: 0 if every byte came out as it went in."""
+    parser = argparse.ArgumentParser(
+        prog="usermem",
+        description="Take a file through a guest's memory the way a syscall simulator does, and show each step.",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        default=Path(argparse.__file__),
+        help="default: a Python source file",
+    )
+    args = parser.parse_args(argv)
+    if not args.file.is_file():
+        parser.error(f"{args.file} is not a regular file")
+    return tour(args.file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The tour: a file's way through a guest's memory, as a syscall simulator would take it.
+
+Each stage is a function over the guest, so that it can be read, and tested, by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from hostarch import AddrRange, AddrRangeSeq, mman
+from safemem import FDReader, FDWriter, atomics
+from usermem.address_space import AddressSpace
+from usermem.cstruct import copy_pointer_out, copy_uint32_in, copy_uint32_out
+from usermem.errors import FaultError, linux_result
+from usermem.hexdump import hexdump
+from usermem.iovec import copy_in_vector, copy_out_iovecs, iovecs_io_sequence
+from usermem.strings import copy_string_in
+
+_ANON = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
+_FIXED = _ANON | mman.MAP_FIXED_NOREPLACE
+_RW = mman.PROT_READ | mman.PROT_WRITE
+_PAGE = 4096
+_TEXT = 0x40_0000
+_HEAP = 0x1000_0000
+_STACK = 0x7FFF_0000_0000
+_STACK_SIZE = 8 * _PAGE
+_TAKES = 2000
+
+Say = Callable[[str], None]
+
+
+@frozen
+class Guest:
+    """A guest's memory with text, heap and stack, and the buffers in its heap that a file of ``size`` bytes fits."""
+
+    size: int
+    space: AddressSpace
+    buffers: AddrRangeSeq
+    hole: int
+    stack_end: int
+
+    @property
+    def scratch(self) -> int:
+        """A page of the stack for tables and words."""
+        return self.stack_end - 2 * _PAGE
+
+    def fill_hole(self) -> None:
+        """What the guest's own fault handler would do."""
+        self.space.map_object(self.hole, _PAGE, _RW, _FIXED, None, name="[heap]")
+
+
+def build_guest(space: AddressSpace, size: int) -> Guest:
+    """Lay out three buffers that straddle pages, the last of which runs into a hole, and map what is around them."""
+    first, second = size // 5, size // 5 * 2
+    third = size - first - second
+    one = AddrRange(_HEAP + _PAGE - 100, _HEAP + _PAGE - 100 + first)
+    two = AddrRange(one.end + 64, one.end + 64 + second)
+    hole = space.arch.page_round_up(two.end + 64 + third // 2)
+    three = AddrRange(hole - third // 2, hole - third // 2 + third)
+    space.map_object(_TEXT, _PAGE, mman.PROT_READ | mman.PROT_EXEC, _FIXED, None, name="guest")
+    space.map_object(_HEAP, hole - _HEAP, _RW, _FIXED, None, name="[heap]")
+    rest = space.arch.page_round_up(three.end) - hole - _PAGE
+    if rest > 0:
+        space.map_object(hole + _PAGE, rest, _RW, _FIXED, None, name="[heap]")
+    stack = space.map_object(_STACK, _STACK_SIZE, _RW, _ANON | mman.MAP_STACK, None, name="[stack]")
+    return Guest(size, space, AddrRangeSeq([one, two, three]), hole, stack + _STACK_SIZE)
+
+
+def tour(file: Path, say: Say = print) -> int:
+    """Take the file through every stage, and return 0 if its bytes came out as they went in, else 1."""
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    with AddressSpace() as space:
+        guest = build_guest(space, file.stat().st_size)
+        say(f"{file}: {guest.size} bytes, SHA-256 {expected[:16]}…")
+        say("\n1. The guest, as in /proc/PID/maps. There is a hole in the heap.\n")
+        say(space.maps())
+        read_file(guest, file, say)
+        read_path(guest, file, say)
+        read_argv(guest, file, say)
+        counted = swap_futex_word(guest, say)
+        digest = write_to_pipe(guest, say)
+    same = digest == expected
+    say(f"\nSHA-256 of what came out: {digest[:16]}…, {'the same' if same else 'NOT THE SAME'}")
+    return 0 if same and counted else 1
+
+
+def read_file(guest: Guest, file: Path, say: Say) -> None:
+    """readv(2) into the guest's buffers: a partial count at the hole, EFAULT on it, then the rest."""
+    space = guest.space
+    table = guest.scratch
+    copy_out_iovecs(space, table, guest.buffers)
+    say(f"2. readv(fd, iov={table:#x}, iovcnt=3): the guest's table is {guest.buffers}\n")
+    rest = iovecs_io_sequence(space, table, 3)
+    with file.open("rb", buffering=0) as source:
+        reader = FDReader(source.fileno())
+        while rest.num_bytes:
+            try:
+                n = rest.copy_out_from(reader)
+            except FaultError as fault:
+                n = fault.transferred
+                say(f"   {fault}")
+                say(f"   readv returns {linux_result(fault)}, signal {fault.signo.name}, si_code {fault.si_code}")
+                if not n:
+                    say(f"   the guest maps the page at {guest.hole:#x}, and goes on\n")
+                    guest.fill_hole()
+                else:
+                    say(f"   memory there ({AddrRange(fault.address, fault.address + 1)} is the first byte missing):\n")
+                    say(hexdump(space, fault.address - 32, 48))
+            else:
+                say(f"   readv returns {n}")
+                if not n:
+                    break
+            rest = rest.drop_first(n)
+
+
+def read_path(guest: Guest, file: Path, say: Say) -> None:
+    """A path whose NUL is the last byte before unmapped memory, as open(2) reads it; and one whose NUL is missing."""
+    path = os.fsencode(file.name)
+    addr = guest.stack_end - len(path) - 1
+    guest.space.copy_out(addr, path + b"\0")
+    say(f"\n3. open({addr:#x}): a path that ends with the stack")
+    say(f"   {copy_string_in(guest.space, addr, 4096)!r}")
+    guest.space.copy_out(guest.stack_end - 1, b"!")
+    try:
+        copy_string_in(guest.space, addr, 4096)
+    except FaultError as fault:
+        say(f"   without its NUL: {linux_result(fault)}, {fault}")
+
+
+def read_argv(guest: Guest, file: Path, say: Say) -> None:
+    """A NULL-terminated vector of strings on the stack, as execve(2) reads it."""
+    at = guest.scratch + 1024
+    table = guest.scratch + 512
+    for word in (b"cat", b"--", os.fsencode(file.name)):
+        guest.space.copy_out(at, word + b"\0")
+        table += copy_pointer_out(guest.space, table, at)
+        at += len(word) + 1
+    copy_pointer_out(guest.space, table, 0)
+    argv = copy_in_vector(guest.space, guest.scratch + 512, 32 * _PAGE, 2 << 20)
+    say(f"\n4. execve(argv={guest.scratch + 512:#x})\n   {argv}")
+
+
+def swap_futex_word(guest: Guest, say: Say) -> bool:
+    """Two threads take a lock in guest memory by compare-and-swap, and count under it with plain copies.
+
+    Returns whether no count was lost.
+    """
+    space, lock = guest.space, guest.scratch + 256
+    counter = lock + 64
+
+    def take_turns() -> None:
+        for _ in range(_TAKES):
+            while space.compare_and_swap_uint32(lock, 0, 1):
+                pass
+            copy_uint32_out(space, counter, copy_uint32_in(space, counter) + 1)
+            space.swap_uint32(lock, 0)
+
+    threads = [threading.Thread(target=take_turns) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    count = copy_uint32_in(space, counter)
+    say(f"\n5. A futex word at {lock:#x}, two threads, {_TAKES} turns each (atomics: {atomics.tier()})")
+    say(f"   the count under the lock is {count}{'' if count == 2 * _TAKES else ', WRONG'}")
+    return count == 2 * _TAKES
+
+
+def write_to_pipe(guest: Guest, say: Say) -> str:
+    """writev(2) of the guest's buffers to a pipe, and the SHA-256 of what comes out at its other end."""
+    outlet, inlet = os.pipe()
+    digest = hashlib.sha256()
+
+    def drain() -> None:
+        with os.fdopen(outlet, "rb", buffering=0) as pipe:
+            while data := pipe.read(1 << 16):
+                digest.update(data)
+
+    drainer = threading.Thread(target=drain)
+    drainer.start()
+    calls = 0
+    rest = iovecs_io_sequence(guest.space, guest.scratch, 3)
+    try:
+        writer = FDWriter(inlet)
+        while rest.num_bytes:
+            rest = rest.drop_first(rest.copy_in_to(writer))
+            calls += 1
+    finally:
+        os.close(inlet)
+        drainer.join()
+    with guest.space.blocks(guest.buffers) as blocks:
+        say(f"\n6. writev(pipe): {guest.size} bytes in {calls} calls, out of {len(blocks)} runs of host memory")
+    return digest.hexdigest()
