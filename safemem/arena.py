@@ -66,9 +66,10 @@ class Arena:
         # Ranges come back from __del__, which may run in any thread at any moment: an append is atomic.
         self._returned: deque[_Free] = deque()
         self._next_chunk = _FIRST_CHUNK
+        self._madvise_zeroes = _MADV_ZEROES
 
     def allocate(self, length: int) -> HostRange:
-        """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises OSError (ENOMEM) if the host has none."""
+        """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises MemoryError if the host has none left."""
         while self._returned:
             self._insert(self._returned.popleft())
         i = next((i for i, free in enumerate(self._free) if free.end - free.start >= length), -1)
@@ -85,7 +86,7 @@ class Arena:
     def give_back(self, chunk: int, start: int, end: int) -> None:
         """Take back a range that nothing refers to any more: zero it, and let the host have its pages."""
         memory = self.chunks[chunk]
-        if _MADV_DONTNEED is not None and _MADV_ZEROES:
+        if self._madvise_zeroes and _MADV_DONTNEED is not None:
             memory.madvise(_MADV_DONTNEED, start, end - start)
         else:
             memory[start:end] = bytes(end - start)
@@ -97,9 +98,9 @@ class Arena:
             try:
                 memory = _reserve(size)
                 break
-            except (OSError, ValueError):
+            except (OSError, ValueError, OverflowError) as exc:
                 if size == length:
-                    raise
+                    raise MemoryError(f"the host has no {length:#x} bytes of address space left") from exc
                 size = max(size // 2, length)
         self._next_chunk = min(size * 2, _LARGEST_CHUNK)
         self.chunks.append(memory)

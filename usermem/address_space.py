@@ -130,13 +130,15 @@ class AddressSpace(PagedIO):
         """
         self._check_open()
         grows = mman.PROT_GROWSDOWN | mman.PROT_GROWSUP
-        if prot & ~(_RIGHTS | mman.PROT_SEM | grows) or prot & grows == grows or not self.arch.is_page_aligned(addr):
+        if prot & grows == grows or not self.arch.is_page_aligned(addr):
             raise _error(errno.EINVAL, f"mprotect of {addr:#x} to {prot:#x}")
         if not length:
             return 0
         end = self.arch.checked_page_round_up(addr + length)
         if end is None or addr < 0 or end <= addr:
             raise _error(errno.ENOMEM, f"mprotect of {length:#x} bytes at {addr:#x}")
+        if prot & ~(_RIGHTS | mman.PROT_SEM | grows):
+            raise _error(errno.EINVAL, f"mprotect to {prot:#x}")
         with self._lock:
             stop = self._vmas.mapped_up_to(addr, end)
             code = errno.ENOMEM
@@ -171,15 +173,15 @@ class AddressSpace(PagedIO):
                 raise fault
         yield BlockSeq(found)
 
-    def check_io_range(self, addr: int, length: int) -> FaultError | None:
+    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """See ResolvedIO.check_io_range."""
         if 0 <= addr <= addr + length <= self.arch.max_addr:
             return None
+        self._check_open()
         try:
             check_io_range(addr, length, self.arch)
         except FaultError as exc:
-            self._check_open()
-            return exc
+            return FaultError(addr, access, exc.reason)
         return None
 
     def resolve(
@@ -221,12 +223,9 @@ class AddressSpace(PagedIO):
                 if addr >= end:
                     return FaultReason.BEYOND_FILE
             try:
-                pma = self._pmas.populate(vma, addr, self.arch.max_addr)
-            except (OSError, MemoryError):
+                pma, host = self._pmas.populate(vma, addr, self.arch.max_addr)
+            except MemoryError:
                 return FaultReason.NO_MEMORY
-            host = pma.host
-            if host is None:
-                raise AssertionError("populate() left no host memory")
             base = pma.start - host.start
             entry = (host.memory, base, min(end, pma.end) - base, pma)
             if not ignore_permissions:
@@ -242,7 +241,7 @@ class AddressSpace(PagedIO):
         size = arch.checked_page_round_up(length)
         if size is None or length < 0:
             raise _error(errno.ENOMEM, f"mmap of {length:#x} bytes")
-        if offset < 0 or offset + size > arch.addr_mask:
+        if offset < 0 or (offset + size) >> arch.page_shift > arch.addr_mask:
             raise _error(errno.EOVERFLOW, f"mmap at offset {offset:#x}")
         fixed = flags & (names.fixed | names.fixed_noreplace)
         if size > arch.max_addr or (fixed and not 0 <= addr <= arch.max_addr - size):

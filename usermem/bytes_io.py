@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hostarch import AMD64, NO_ACCESS, AccessType, AddrRange, AddrRangeSeq, Arch
+from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
 from safemem import Block
 from safemem.buffers import readable_view
 from usermem.errors import FaultError, FaultReason
@@ -33,9 +33,9 @@ class BytesIO(ResolvedIO):
         self.arch = arch
         self._view = readable_view(buffer, "buffer")
 
-    def check_io_range(self, addr: int, length: int) -> FaultError | None:
+    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """The fault if the range is ill-formed, so that its length is negative as an int64."""
-        return FaultError(addr, NO_ACCESS, FaultReason.OUTSIDE_RANGE) if length >> 63 else None
+        return FaultError(addr, access, FaultReason.OUTSIDE_RANGE) if length >> 63 else None
 
     def resolve(
         self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS

@@ -52,7 +52,7 @@ class PagedIO(ResolvedIO):
         self._uint32 = Struct("<I" if arch.byte_order == "little" else ">I")
 
     def _forget_pages(self) -> None:
-        """Called by a map change, under its lock, after the tables have changed."""
+        """Called by a map change, under its lock, after the tables have changed. Words last: see copy_uint32_in."""
         self._readable = {}
         self._writable = {}
         self._words = {}
@@ -61,15 +61,7 @@ class PagedIO(ResolvedIO):
         """Called by resolve, under the lock."""
         if len(self._readable) + len(self._writable) >= _MAX_ENTRIES:
             self._forget_pages()
-        page = addr >> 12
-        if writable:
-            self._writable[page] = entry
-            return
-        self._readable[page] = entry
-        if self.arch.byte_order == HOST_BYTE_ORDER:
-            pma = entry[3]
-            start = (page << 12) - pma.start
-            self._words[page] = pma.view()[start : start + 4096].cast("I")
+        (self._writable if writable else self._readable)[addr >> 12] = entry
 
     def read_bytes(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
         """See ResolvedIO.read_bytes."""
@@ -120,12 +112,19 @@ class PagedIO(ResolvedIO):
 
     def copy_uint32_in(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """The uint32 at addr in the guest's byte order, at any alignment; not atomic. Raises FaultError."""
+        words = self._words
         if opts is DEFAULT_OPTS:
             try:
-                return self._words[addr >> 12][_WORD_INDEX[addr & 0xFFF]]
+                return words[addr >> 12][_WORD_INDEX[addr & 0xFFF]]
             except (KeyError, IndexError):
                 pass
         value: int = copy_struct_in(self, addr, self._uint32, opts)[0]
+        # After words was taken, so that a change in between leaves this in a dict that nobody asks any more.
+        entry = self._readable.get(addr >> 12)
+        if entry is not None and self.arch.byte_order == HOST_BYTE_ORDER:
+            pma = entry[3]
+            start = (addr & -4096) - pma.start
+            words[addr >> 12] = pma.view()[start : start + 4096].cast("I")
         return value
 
     def copy_string_in(self, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:

@@ -25,6 +25,9 @@ WINDOW: Final = 1 << 26
 OBJECT_WINDOW: Final = 1 << 20
 """How much of a mapped object is read at a time, in bytes, aligned in the guest."""
 
+# The window when the host cannot give more; no smaller than the largest page.
+_LEAST: Final = 1 << 16
+
 
 class PMA:
     """Guest addresses [start, end) are the host memory ``host``; None where an object has not been read yet."""
@@ -72,34 +75,29 @@ class PMASet(SegmentSet[PMA]):
             self.remove(vma.start, vma.end)
             self.insert(PMA(vma.start, vma.end, None))
 
-    def populate(self, vma: VMA, addr: int, high: int) -> PMA:
-        """The PMA at addr in vma, made if need be, with nothing placed at ``high`` and above.
+    def populate(self, vma: VMA, addr: int, high: int) -> tuple[PMA, HostRange]:
+        """The PMA at addr in vma and its memory, made if need be, with nothing placed at ``high`` and above.
 
-        Raises OSError (ENOMEM) if the host has no memory left; nothing has changed then.
+        Raises MemoryError if the host has none left; then nothing has changed. Errors of the object that is read
+        pass through.
         """
         pma = self.find(addr)
         if pma is not None and pma.host is not None:
-            return pma
+            return pma, pma.host
         size = WINDOW if vma.mapped is None else OBJECT_WINDOW
         low = addr & -size
         if pma is None:
             start, end = self.gap(addr, low, min(low + size, high))
         else:
             start, end = max(pma.start, low), min(pma.end, low + size)
-        host = self._allocate(end - start, vma.end - start)
-        end = start + host.end - host.start
+        try:
+            host = self._arena.allocate(end - start)
+        except MemoryError:
+            start, end = max(start, addr & -_LEAST), min(end, (addr & -_LEAST) + _LEAST)
+            host = self._arena.allocate(end - start)
         new = PMA(start, end, host)
         if vma.mapped is not None:
             vma.mapped.read_at(vma.offset + start - vma.start, new.view())
             self.remove(start, end)
         self.insert(new)
-        return new
-
-    def _allocate(self, length: int, least: int) -> HostRange:
-        """``length`` bytes, or only the ``least`` that are mapped if the host cannot reserve so much."""
-        try:
-            return self._arena.allocate(length)
-        except (OSError, ValueError):
-            if least >= length:
-                raise
-            return self._arena.allocate(least)
+        return new, host

@@ -39,7 +39,7 @@ class ResolvedIO(ABC):
         that is not accessible. No block is empty.
         """
 
-    def check_io_range(self, addr: int, length: int) -> FaultError | None:
+    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """The fault, not raised, if [addr, addr + length) leaves user space; else None. Mappings do not matter.
 
         An IO without a user space of its own to leave accepts all.
@@ -109,11 +109,8 @@ class ResolvedIO(ABC):
     def _accessible(
         self, addr: int, length: int, access: AccessType, opts: IOOpts
     ) -> tuple[list[Block], FaultError | None]:
-        fault = self.check_io_range(addr, length)
-        if fault is not None:
-            fault.access = access
-            return [], fault
-        return self.resolve(addr, length, access, opts)
+        fault = self.check_io_range(addr, length, access)
+        return ([], fault) if fault is not None else self.resolve(addr, length, access, opts)
 
     def _transfer(
         self, addr: int, length: int, access: AccessType, opts: IOOpts, move: Callable[[Block, int], int]
@@ -134,9 +131,8 @@ class ResolvedIO(ABC):
     def _stream(self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], opts: IOOpts) -> int:
         ranges = list(ars.pairs())
         for addr, length in ranges:
-            fault = self.check_io_range(addr, length)
+            fault = self.check_io_range(addr, length, access)
             if fault is not None:
-                fault.access = access
                 raise fault
         found: list[Block] = []
         fault = None
@@ -169,8 +165,7 @@ class ResolvedIO(ABC):
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         blocks, fault = self._accessible(addr, 4, access, opts)
         if fault is not None:
-            fault.address = addr
-            raise fault
+            raise FaultError(addr, access, fault.reason)  # a word is all or nothing: nothing was transferred
         return blocks[0]
 
 
