@@ -1,4 +1,7 @@
-"""``python tests/benchmarks copy [--json FILE] [--check]``: what a copy costs, as ratios taken in one run."""
+"""``python tests/benchmarks copy|walk [--json FILE] [--check]``: what things cost, as ratios taken in one run.
+
+``copy``: each copy against a raw slice. ``walk``: long sequences against short ones.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +9,74 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from copy_rows import rows
+import copy_rows
+import walk_rows
 from timing import best
 
 
 def main() -> int:
     """Measure, print a table, and return 1 if --check is given and a bar is missed."""
     parser = argparse.ArgumentParser(prog="tests/benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=["copy"])
+    parser.add_argument("suite", choices=["copy", "walk"])
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows whose name contains this")
     args = parser.parse_args()
     print(f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}; best of many, in ns")
+    results = list(_copy(args.only) if args.suite == "copy" else _walk(args.only))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    missed = [str(result["row"]) for result in results if result["missed"]]
+    print(
+        f"{len(results) - len(missed)} of {len(results)} rows reach their bar"
+        + "".join(f"\n  not: {m}" for m in missed)
+    )
+    return int(args.check and bool(missed))
+
+
+def _copy(only: str) -> Iterator[dict[str, Any]]:
     print(f"{'row':27}{'ours':>10}{'floor':>10}{'ratio':>8}{'bar':>8}   peers (their time / ours, bar)")
-    results = []
-    for row in rows():
-        if args.only not in row.name:
+    for row in copy_rows.rows():
+        if only not in row.name:
             continue
         times = best({"ours": row.ours, "floor": row.floor})
         ratio = times["ours"] / times["floor"]
         missed = ratio > row.bar
-        peers = []
+        gains = {}
         for peer, bar in row.peer_bars.items():
             # Measured apart: a peer's allocations would disturb the floor's.
             pair = best({"ours": row.ours, peer: row.peers[peer]}, rounds=20)
             times[peer] = pair[peer]
-            gain = pair[peer] / pair["ours"]
-            missed |= gain < bar
-            peers.append(f"{peer} {gain:.1f}x" + (f" (>= {bar:g})" if bar else ""))
-        mark = "  MISSED" if missed else ""
+            gains[peer] = pair[peer] / pair["ours"]
+            missed |= gains[peer] < bar
+        peers = [
+            f"{p} {g:.1f}x" + (f" (>= {row.peer_bars[p]:g})" if row.peer_bars[p] else "") for p, g in gains.items()
+        ]
         line = f"{row.name:27}{times['ours']:10.0f}{times['floor']:10.0f}{ratio:8.2f}{row.bar:8.2f}"
-        print(f"{line}   {', '.join(peers)}{mark}")
-        results.append(
-            {"row": row.name, "ratio": ratio, "bar": row.bar, "ns": times, "peer_bars": row.peer_bars, "missed": missed}
-        )
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return int(args.check and any(result["missed"] for result in results))
+        print(f"{line}   {', '.join(peers)}{'  MISSED' if missed else ''}")
+        yield {
+            "row": row.name,
+            "ratio": ratio,
+            "bar": row.bar,
+            "ns": times,
+            "gains": gains,
+            "peer_bars": row.peer_bars,
+            "missed": missed,
+        }
+
+
+def _walk(only: str) -> Iterator[dict[str, Any]]:
+    print(f"{'row':16}{'ranges':>10}{'per range':>12}{'ratio':>8}{'bar':>8}")
+    for row in walk_rows.rows():
+        if only not in row.name:
+            continue
+        missed = row.ratio > row.bar
+        print(f"{row.name:16}{row.size:10}{row.ns:12.0f}{row.ratio:8.2f}{row.bar:8.2f}{'  MISSED' if missed else ''}")
+        yield {"row": f"{row.name} {row.size}", "ns": row.ns, "ratio": row.ratio, "bar": row.bar, "missed": missed}
 
 
 if __name__ == "__main__":
