@@ -25,7 +25,7 @@ from usermem.cstruct import (
     copy_uint64_in,
     copy_uint64_out,
 )
-from usermem.errors import FaultError, FaultReason, InvalidIntegerError, NameTooLongError, linux_result
+from usermem.errors import FaultError, FaultReason, InvalidIntegerError, NameTooLongError, Signal, linux_result
 from usermem.hexdump import hexdump
 from usermem.io_sequence import IOReadWriter, IOSequence, IOSequenceReadWriter
 from usermem.iovec import (
@@ -60,6 +60,7 @@ __all__ = [
     "MappedObject",
     "NameTooLongError",
     "ResolvedIO",
+    "Signal",
     "arch_of",
     "bytes_io_sequence",
     "check_io_range",

@@ -255,11 +255,12 @@ class AddressSpace(PagedIO):
                 if flags & names.fixed_noreplace and self._vmas.overlapping(addr, addr + size):
                     raise _error(errno.EEXIST, f"something is mapped in {size:#x} bytes at {addr:#x}")
                 return addr, addr + size
-            if addr:
-                hint = max(arch.page_round_down(addr), arch.page_round_up(arch.min_addr))
+            low = arch.page_round_up(arch.min_addr)
+            hint = arch.page_round_down(addr)
+            if hint > 0:
+                hint = max(hint, low)
                 if hint + size <= arch.max_addr and not self._vmas.overlapping(hint, hint + size):
                     return hint, hint + size
-            low = arch.page_round_up(arch.min_addr)
             base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
             start = self._vmas.find_gap(size, low, base)
             if start is None:

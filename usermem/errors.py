@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from hostarch import AccessType
@@ -19,6 +18,13 @@ SEGV_MAPERR = 1
 SEGV_ACCERR = 2
 BUS_ADRALN = 1
 BUS_ADRERR = 2
+
+
+class Signal(IntEnum):
+    """The signals of a bad access, with Linux's generic numbers whatever the host: they are the guest's."""
+
+    SIGBUS = 7
+    SIGSEGV = 11
 
 
 class FaultReason(StrEnum):
@@ -34,10 +40,10 @@ class FaultReason(StrEnum):
 
 
 _SIGNALS = {
-    FaultReason.PERMISSION: (signal.SIGSEGV, SEGV_ACCERR),
-    FaultReason.BEYOND_FILE: (signal.SIGBUS, BUS_ADRERR),
-    FaultReason.UNALIGNED: (signal.SIGBUS, BUS_ADRALN),
-    FaultReason.NO_MEMORY: (signal.SIGBUS, BUS_ADRERR),
+    FaultReason.PERMISSION: (Signal.SIGSEGV, SEGV_ACCERR),
+    FaultReason.BEYOND_FILE: (Signal.SIGBUS, BUS_ADRERR),
+    FaultReason.UNALIGNED: (Signal.SIGBUS, BUS_ADRALN),
+    FaultReason.NO_MEMORY: (Signal.SIGBUS, BUS_ADRERR),
 }
 
 
@@ -60,14 +66,14 @@ class FaultError(TransferError):
         self.partial: Any = None
 
     @property
-    def signo(self) -> signal.Signals:
+    def signo(self) -> Signal:
         """The signal the access would have raised had the guest made it itself: SIGSEGV or SIGBUS."""
-        return _SIGNALS.get(self.reason, (signal.SIGSEGV, SEGV_MAPERR))[0]
+        return _SIGNALS.get(self.reason, (Signal.SIGSEGV, SEGV_MAPERR))[0]
 
     @property
     def si_code(self) -> int:
         """The signal's si_code: SEGV_MAPERR, SEGV_ACCERR, BUS_ADRALN or BUS_ADRERR (sigaction(2))."""
-        return _SIGNALS.get(self.reason, (signal.SIGSEGV, SEGV_MAPERR))[1]
+        return _SIGNALS.get(self.reason, (Signal.SIGSEGV, SEGV_MAPERR))[1]
 
     def _init_args(self) -> tuple[Any, ...]:
         return (self.address, self.access, self.reason)

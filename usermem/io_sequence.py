@@ -9,7 +9,7 @@ import errno
 import io
 from typing import TYPE_CHECKING
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq
 from safemem import Reader, TransferError, Writer
@@ -39,11 +39,11 @@ class IOSequence:
 
     def drop_first(self, n: int) -> IOSequence:
         """The sequence without its first n bytes; see AddrRangeSeq.drop_first."""
-        return evolve(self, addrs=self.addrs.drop_first(n))
+        return IOSequence(self.io, self.addrs.drop_first(n), self.opts)
 
     def take_first(self, n: int) -> IOSequence:
         """The sequence cut after n bytes; see AddrRangeSeq.take_first."""
-        return evolve(self, addrs=self.addrs.take_first(n))
+        return IOSequence(self.io, self.addrs.take_first(n), self.opts)
 
     def copy_out(self, src: ReadableBuffer) -> int:
         """copy_out_vec to the ranges: as much of src as they hold."""
