@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,9 +37,15 @@ def writable_view(buffer: WriteableBuffer, name: str) -> memoryview:
     return view
 
 
+def check_int(value: int, name: str) -> int:
+    """The value as an int, NumPy's and the like too. Raises TypeError, naming the argument, if it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
+
+
 def check_count(n: int, name: str) -> None:
     """Raise ValueError, naming the argument, if a count is negative, and TypeError if it is no int."""
-    if not isinstance(n, int):
-        raise TypeError(f"{name} must be an int, not {type(n).__name__}")
-    if n < 0:
+    if check_int(n, name) < 0:
         raise ValueError(f"{name} must not be negative: {n}")

@@ -19,11 +19,8 @@ _IOV_MAX = 1024
 _STAGE = 1 << 20
 
 
-class FDReader:
-    """A Reader over a file descriptor: each call is one ``readv``, or ``preadv`` when ``offset`` is given.
-
-    The descriptor stays the caller's. ``offset`` then moves on with what was read, and the file's own does not.
-    """
+class _FD:
+    """A descriptor that stays the caller's, and where in its file to go on; None is the file's own position."""
 
     def __init__(self, fd: int, offset: int | None = None) -> None:
         """Raises ValueError if fd or offset is negative."""
@@ -32,6 +29,17 @@ class FDReader:
             check_count(offset, "offset")
         self._fd = fd
         self.offset = offset
+
+
+class FDReader(_FD):
+    """A Reader over a file descriptor: each call is one ``readv``, or ``preadv`` when ``offset`` is given.
+
+    ``offset`` then moves on with what was read, and the file's own does not.
+    """
+
+    def __init__(self, fd: int, offset: int | None = None) -> None:
+        """Raises ValueError if fd or offset is negative."""
+        super().__init__(fd, offset)
         self._pending = PendingBytes()
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
@@ -57,19 +65,11 @@ class FDReader:
         return n
 
 
-class FDWriter:
+class FDWriter(_FD):
     """A Writer over a file descriptor: each call is one ``writev``, or ``pwritev`` when ``offset`` is given.
 
-    The descriptor stays the caller's. ``offset`` then moves on with what was written, and the file's own does not.
+    ``offset`` then moves on with what was written, and the file's own does not.
     """
-
-    def __init__(self, fd: int, offset: int | None = None) -> None:
-        """Raises ValueError if fd or offset is negative."""
-        check_count(fd, "fd")
-        if offset is not None:
-            check_count(offset, "offset")
-        self._fd = fd
-        self.offset = offset
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """Raises BlockingIOError if nothing can be taken now, OSError as writev does, HostFaultError if srcs faults."""

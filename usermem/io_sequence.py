@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -90,24 +91,17 @@ class _UserMemoryFile(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         """Fill the buffer from the current position and return how much."""
-        view = writable_view(buffer, "buffer")
-        self._check_open()
-        try:
-            n = self._copy_in(view)
-        except TransferError as exc:
-            self._advance(exc.transferred)
-            if not exc.transferred:
-                raise
-            return exc.transferred
-        self._advance(n)
-        return n
+        return self._move(self._copy_in, writable_view(buffer, "buffer"))
 
     def write(self, data: ReadableBuffer) -> int:
         """Write the bytes at the current position and return how many were written."""
-        view = readable_view(data, "data")
-        self._check_open()
+        return self._move(self._copy_out, readable_view(data, "data"))
+
+    def _move(self, copy: Callable[[memoryview], int], view: memoryview) -> int:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
         try:
-            n = self._copy_out(view)
+            n = copy(view)
         except TransferError as exc:
             self._advance(exc.transferred)
             if not exc.transferred:
@@ -115,10 +109,6 @@ class _UserMemoryFile(io.RawIOBase):
             return exc.transferred
         self._advance(n)
         return n
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
 
     def _copy_in(self, view: memoryview) -> int:
         raise NotImplementedError

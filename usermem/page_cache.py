@@ -20,6 +20,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from hostarch import HOST_BYTE_ORDER, AddrRangeSeq, Arch
+from safemem.buffers import check_int
 from usermem.cstruct import copy_struct_in
 from usermem.errors import NameTooLongError
 from usermem.memory_io import DEFAULT_OPTS, IOOpts
@@ -73,7 +74,7 @@ class PagedIO(ResolvedIO):
             start = addr - base
             if n >= 0 and (stop := start + n) <= limit and opts is None:
                 return memory[start:stop]
-        except KeyError:
+        except (KeyError, TypeError):
             pass
         return super().read_bytes(addr, n, opts or DEFAULT_OPTS)
 
@@ -116,8 +117,8 @@ class PagedIO(ResolvedIO):
         if opts is None or opts is DEFAULT_OPTS:
             try:
                 return words[addr >> 12][_WORD_INDEX[addr & 0xFFF]]
-            except (KeyError, IndexError):
-                pass
+            except (KeyError, IndexError, TypeError):
+                addr = check_int(addr, "addr")
         # After words was taken: a change in between leaves what is stored here in a dict that nobody asks any more.
         entry = self._readable.get(addr >> 12)
         if entry is not None and (opts is None or opts is DEFAULT_OPTS):
@@ -133,7 +134,7 @@ class PagedIO(ResolvedIO):
         """See usermem.copy_string_in."""
         try:
             memory, base, limit, _ = self._readable[addr >> 12]
-        except KeyError:
+        except (KeyError, TypeError):
             return copy_string_in_chunks(self, addr, maxlen, opts or DEFAULT_OPTS)
         start = addr - base
         stop = start + maxlen

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics, copy, zero
-from safemem.buffers import check_count, readable_view, writable_view
+from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import short_count
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IOOpts
@@ -109,6 +109,7 @@ class ResolvedIO(ABC):
     def _accessible(
         self, addr: int, length: int, access: AccessType, opts: IOOpts
     ) -> tuple[list[Block], FaultError | None]:
+        addr = check_int(addr, "addr")
         fault = self.check_io_range(addr, length, access)
         return ([], fault) if fault is not None else self.resolve(addr, length, access, opts)
 
@@ -161,7 +162,7 @@ class ResolvedIO(ABC):
         return done
 
     def _word(self, addr: int, access: AccessType, opts: IOOpts) -> Block:
-        if self._atomics_aligned and addr & 3:
+        if self._atomics_aligned and check_int(addr, "addr") & 3:
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         blocks, fault = self._accessible(addr, 4, access, opts)
         if fault is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from hostarch import AddrRangeSeq
-from safemem.buffers import check_count
+from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, InvalidIntegerError, NameTooLongError
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
 from usermem.vec import copy_in_vec
@@ -35,6 +35,7 @@ def copy_string_in(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) 
 
 def copy_string_in_chunks(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
     """:func:`copy_string_in` by ``io.copy_in`` alone, in reads that start at 64 bytes and never cross 4 KiB."""
+    addr = check_int(addr, "addr")
     check_count(maxlen, "maxlen")
     parts: list[bytes] = []
     done = 0
