@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 import io
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq
-from safemem import Reader, TransferError, Writer
+from safemem import Reader, Writer
 from safemem.buffers import readable_view, writable_view
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
@@ -102,22 +103,26 @@ class _UserMemoryFile(io.RawIOBase):
             raise ValueError("I/O operation on closed file")
         try:
             n = copy(view)
-        except TransferError as exc:
-            self._advance(exc.transferred)
-            if not exc.transferred:
+        except OSError as exc:
+            n = getattr(exc, "transferred", 0)
+            self._advance(n)
+            if not n:
                 raise
-            return exc.transferred
+            return n
         self._advance(n)
         return n
 
+    @abstractmethod
     def _copy_in(self, view: memoryview) -> int:
-        raise NotImplementedError
+        """Fill the view from the current position."""
 
+    @abstractmethod
     def _copy_out(self, view: memoryview) -> int:
-        raise NotImplementedError
+        """Write the view at the current position."""
 
+    @abstractmethod
     def _advance(self, n: int) -> None:
-        raise NotImplementedError
+        """Move the position on; by 0 too, which passes an empty range."""
 
 
 class IOSequenceReadWriter(_UserMemoryFile):

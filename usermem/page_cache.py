@@ -134,10 +134,10 @@ class PagedIO(ResolvedIO):
         """See usermem.copy_string_in."""
         try:
             memory, base, limit, _ = self._readable[addr >> 12]
+            start = addr - base
+            stop = start + maxlen
         except (KeyError, TypeError):
             return copy_string_in_chunks(self, addr, maxlen, opts or DEFAULT_OPTS)
-        start = addr - base
-        stop = start + maxlen
         if maxlen >= 0 and (opts is None or opts is DEFAULT_OPTS):
             nul = memory.find(b"\0", start, stop if stop <= limit else limit)
             if nul >= 0:
