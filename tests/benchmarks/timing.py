@@ -36,7 +36,7 @@ def _count(run: Run, slice_s: float) -> int:
         n *= 2
 
 
-def best(runs: Mapping[str, Run], rounds: int = 60, slice_s: float = 0.002) -> dict[str, float]:
+def best(runs: Mapping[str, Run], rounds: int = 150, slice_s: float = 0.002) -> dict[str, float]:
     """The best time of one execution of each, in ns: they take turns for many short rounds."""
     counts = {name: _count(run, slice_s) for name, run in runs.items()}
     # Again, now that caches and the allocator have seen the work: what ran first was measured cold.

@@ -12,6 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 from attrs import frozen
+
 from vectors.reach import Reach, accessible_prefix
 
 Request = dict[str, Any]

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from faulty_memory import FaultyMemory
-from vectors.script import Boom, ScriptReader, ScriptWriter, VecReader
-
 from hostarch import AccessType, Addr, AddrRange, AddrRangeSeq
 from safemem import (
     AlignmentError,
@@ -36,6 +34,7 @@ from safemem import (
     write_full_from_blocks,
     zero_seq,
 )
+from vectors.script import Boom, ScriptReader, ScriptWriter, VecReader
 
 Request = dict[str, Any]
 PANIC = {"panic": "raised"}

@@ -6,9 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import evolve, frozen
-from vectors.deviations import past_user_space
-from vectors.replay import PANIC, access_type, address_ranges, ars_state, counted, error_name
-from vectors.script import ScriptReader, ScriptWriter
 
 from hostarch import AMD64, WRITE, AddrRangeSeq, mman
 from safemem import FromIOReader, FromIOWriter, ReaderFunc, WriterFunc
@@ -36,6 +33,9 @@ from usermem import (
     single_io_sequence,
     zero_out_vec,
 )
+from vectors.deviations import past_user_space
+from vectors.replay import PANIC, access_type, address_ranges, ars_state, counted, error_name
+from vectors.script import ScriptReader, ScriptWriter
 
 Op = dict[str, Any]
 
