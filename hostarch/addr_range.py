@@ -26,7 +26,8 @@ class AddrRange:
     @property
     def length(self) -> int:
         """end - start, modulo 2**64 where the range is ill-formed."""
-        return (self.end - self.start) & _MASK
+        length = self.end - self.start
+        return length if length >= 0 else length & _MASK
 
     def contains(self, addr: int) -> bool:
         """Whether addr lies in the range."""

@@ -40,11 +40,12 @@ class AddrRangeSeq:
         self._init_flat([x for ar in ranges for x in (ar.start, ar.length)])
 
     def _init_flat(self, flat: list[int]) -> None:
+        if len(flat) % 2:
+            raise ValueError("ranges: a start without a length at the end")
         limit = 0
         for i in range(1, len(flat), 2):
-            if flat[i] > _INT64_MAX:
-                ar = AddrRange(flat[i - 1], (flat[i - 1] + flat[i]) & _MASK)
-                raise ValueError(f"ranges: length of {ar} overflows int64")
+            if not 0 <= flat[i] <= _INT64_MAX:
+                raise ValueError(f"ranges: length {flat[i]:#x} of the range at {flat[i - 1]:#x} overflows int64")
             limit += flat[i]
         if limit > _INT64_MAX:
             raise ValueError(f"ranges: total length {limit:#x} overflows int64")
@@ -65,7 +66,12 @@ class AddrRangeSeq:
 
     @classmethod
     def of(cls, ar: AddrRange) -> AddrRangeSeq:
-        """A sequence of one range, taken as it is: an ill-formed one has its wrapped length."""
+        """A sequence of one range, taken as it is: an ill-formed one has its wrapped length.
+
+        Raises ValueError if the length does not fit 64 bits.
+        """
+        if ar.length > _MASK:
+            raise ValueError(f"ar: length {ar.length:#x} does not fit 64 bits")
         seq = cls.__new__(cls)
         seq._flat = [ar.start, ar.length]
         seq._index = 0

@@ -133,7 +133,7 @@ class Arch:
 
     def _checked_round_up(self, x: int, size: int) -> int | None:
         up = -(-x // size) * size
-        return up if up <= self.addr_mask else None
+        return up if 0 <= up <= self.addr_mask else None
 
     def _round_up(self, x: int, size: int) -> int:
         up = self._checked_round_up(x, size)

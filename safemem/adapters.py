@@ -239,6 +239,14 @@ class _Stream(io.RawIOBase):
 
     _error: BaseException | None = None
 
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        """Raises io.UnsupportedOperation where ``readable`` is false."""
+        raise io.UnsupportedOperation("not readable")
+
+    def write(self, data: ReadableBuffer) -> int | None:
+        """Raises io.UnsupportedOperation where ``writable`` is false."""
+        raise io.UnsupportedOperation("not writable")
+
     def _move(self, step: Callable[[BlockSeq], int], view: memoryview) -> int | None:
         if self.closed:
             raise ValueError("I/O operation on closed file")

@@ -44,8 +44,10 @@ class HostRange:
         """The two parts left and right of an offset into memory, page-aligned and strictly inside.
 
         Each part is given back on its own, but not before this object is gone too: who still holds the whole keeps
-        both parts.
+        both parts. Raises ValueError if it was split before.
         """
+        if self._parts is not None:
+            raise ValueError("the range was split before: split its parts")
         self._parts = (
             HostRange(self._arena, self._chunk, self.start, at),
             HostRange(self._arena, self._chunk, at, self.end),

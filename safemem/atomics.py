@@ -18,7 +18,7 @@ from typing import Literal
 from hostarch import HOST_BYTE_ORDER, ByteOrder
 from safemem import safecopy
 from safemem.block import Block
-from safemem.errors import AlignmentError
+from safemem.errors import AlignmentError, HostFaultError
 
 Tier = Literal["native", "lock"]
 
@@ -138,7 +138,11 @@ def _pack(word: struct.Struct, value: int, name: str) -> bytes:
 
 
 def _get(block: Block, size: int) -> bytes:
-    return block.take_first(size).tobytes()
+    try:
+        return block.take_first(size).tobytes()
+    except HostFaultError as exc:
+        exc.transferred = 0  # half a word is nothing
+        raise
 
 
 def _put(block: Block, data: bytes) -> None:

@@ -129,25 +129,28 @@ class Block:
 
 
 def copy(dst: Block, src: Block) -> int:
-    """Copy min(len(dst), len(src)) bytes and return how many. Overlapping blocks are copied as by memmove.
+    """Copy min(len(dst), len(src)) bytes and return how many. Blocks that overlap are copied as by memmove.
 
     Raises HostFaultError if memory faults (the source's fault if both do at the same byte), with the exact count;
     TypeError if dst is read-only.
     """
     n = min(dst._length, src._length)
-    if dst._view is not None:
-        to = dst._view[dst._start : dst._start + n]
+    _check_writable(dst)
+    if dst._view is not None and src._view is not None:
+        dst._view[dst._start : dst._start + n] = src._view[src._start : src._start + n]
+        return n
+    to, start = dst.address, src.address
+    if abs(to - start) >= n:
+        if dst._view is not None:
+            return safecopy.copy_in(dst._view[dst._start : dst._start + n], start)
         if src._view is not None:
-            to[:] = src._view[src._start : src._start + n]
-            return n
-        return safecopy.copy_in(to, src._start)
-    if src._view is not None:
-        return safecopy.copy_out(dst._start, src._view[src._start : src._start + n])
-    return safecopy.copy(dst._start, src._start, n)
+            return safecopy.copy_out(to, src._view[src._start : src._start + n])
+    return safecopy.copy(to, start, n)
 
 
 def zero(dst: Block) -> int:
     """Set every byte of the block to 0 and return how many. Raises as :func:`copy`."""
+    _check_writable(dst)
     if dst._view is None:
         return safecopy.zero_out(dst._start, dst._length)
     view = dst.view()
@@ -155,6 +158,11 @@ def zero(dst: Block) -> int:
         part = view[done : done + len(_ZEROS)]
         part[:] = _ZEROS[: len(part)]
     return dst._length
+
+
+def _check_writable(dst: Block) -> None:
+    if dst._view is not None and dst._view.readonly:
+        raise TypeError("dst must be writable, and is a block of read-only memory")
 
 
 class BlockCursor:

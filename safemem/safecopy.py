@@ -104,22 +104,23 @@ def copy_out(dst: int, src: memoryview) -> int:
 
 
 def copy(dst: int, src: int, length: int) -> int:
-    """Copy between two host addresses, through a buffer; as by memmove where they overlap within the buffer's 64 KiB.
+    """Copy between two host addresses, through a buffer; as by memmove where they overlap.
 
     Raises HostFaultError with the exact count; the source's fault if both fault at the same byte.
     """
-    bounce = memoryview(bytearray(min(length, _BOUNCE)))
+    overlap = abs(dst - src) < length
+    bounce = memoryview(bytearray(length if overlap else min(length, _BOUNCE)))
     done = 0
     while done < length:
         part = bounce[: min(length - done, len(bounce))]
-        fault: HostFaultError | None = None
+        fault: OSError | None = None
         try:
             copy_in(part, src + done)
-        except HostFaultError as exc:
-            fault, part = exc, part[: exc.transferred]
+        except OSError as exc:
+            fault, part = exc, part[: getattr(exc, "transferred", 0)]
         try:
             copy_out(dst + done, part)
-        except HostFaultError as exc:
+        except OSError as exc:
             add_transferred(exc, done)
             raise exc from None
         if fault is not None:
@@ -136,7 +137,7 @@ def zero_out(dst: int, length: int) -> int:
     while done < length:
         try:
             done += copy_out(dst + done, zeros[: length - done])
-        except HostFaultError as exc:
+        except OSError as exc:
             add_transferred(exc, done)
             raise
     return done

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
-from hostarch import AMD64, ANY_ACCESS, READ, WRITE, AccessType, AddrRangeSeq, Arch, mman
+from hostarch import AMD64, ANY_ACCESS, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch, mman
 from safemem import Block, BlockSeq
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
@@ -27,6 +27,8 @@ from usermem.pma import PMASet
 from usermem.vma import VMA, MappedObject, VMASet, format_maps
 
 _RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
+# The page cache knows what can be read and what can be written, which implies reading.
+_CACHED: Final = (READ, WRITE, READ_WRITE)
 # Linux leaves room for the stack between the mappings and the end of user space: MIN_GAP, arch/x86/mm/mmap.c.
 _STACK_GAP: Final = 128 << 20
 
@@ -65,8 +67,7 @@ class AddressSpace(PagedIO):
         EPERM, EOVERFLOW as Linux, EBADF for a file mapping without a file, ENODEV for one with (files cannot be mapped
         by descriptor yet; see :meth:`map_object`).
         """
-        if not self.arch.is_page_aligned(offset):
-            raise _error(errno.EINVAL, f"offset {offset:#x} is not page-aligned")
+        self._check_offset(offset)
         if not flags & self.arch.map_flags.anonymous:
             if fd < 0:
                 raise _error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
@@ -93,15 +94,20 @@ class AddressSpace(PagedIO):
         ``mapped`` None is anonymous memory. An object's pages are read when first touched, and written pages are not
         written back: a shared mapping is private to this space. Raises OSError as :meth:`mmap`.
         """
+        self._check_offset(offset)
+        shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
         with self._lock:
             start, end = self._place(addr, length, flags, offset)
+            growsdown = bool(flags & self.arch.map_flags.growsdown)
+            if shared and growsdown and mapped is None:
+                raise _error(errno.EINVAL, "shared memory does not grow down")
             vma = VMA(
                 start,
                 end,
                 prot & _RIGHTS,
                 int(max_prot),
-                flags & mman.MAP_TYPE != mman.MAP_PRIVATE,
-                bool(flags & self.arch.map_flags.growsdown),
+                shared,
+                growsdown,
                 mapped,
                 offset if mapped is not None else 0,
                 name,
@@ -115,6 +121,7 @@ class AddressSpace(PagedIO):
     def munmap(self, addr: int, length: int) -> int:
         """munmap(2): unmap all pages in the range, mapped or not, and return 0. Raises OSError: EINVAL as Linux."""
         self._check_open()
+        addr = self.arch.untagged(addr)
         end = self.arch.checked_page_round_up(addr + length)
         if not self.arch.is_page_aligned(addr) or length <= 0 or addr < 0 or end is None or end > self.arch.max_addr:
             raise _error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
@@ -129,6 +136,7 @@ class AddressSpace(PagedIO):
         after the pages before it were changed.
         """
         self._check_open()
+        addr = self.arch.untagged(addr)
         grows = mman.PROT_GROWSDOWN | mman.PROT_GROWSUP
         if prot & grows == grows or not self.arch.is_page_aligned(addr):
             raise _error(errno.EINVAL, f"mprotect of {addr:#x} to {prot:#x}")
@@ -140,6 +148,8 @@ class AddressSpace(PagedIO):
         if prot & ~(_RIGHTS | mman.PROT_SEM | grows):
             raise _error(errno.EINVAL, f"mprotect to {prot:#x}")
         with self._lock:
+            if prot & grows:
+                addr = self._growing_start(addr, end, prot)
             stop = self._vmas.mapped_up_to(addr, end)
             code = errno.ENOMEM
             for vma in self._vmas.overlapping(addr, stop):
@@ -152,6 +162,15 @@ class AddressSpace(PagedIO):
         if stop < end:
             raise _error(code, f"mprotect stopped at {stop:#x}")
         return 0
+
+    def _growing_start(self, addr: int, end: int, prot: int) -> int:
+        """Where mprotect begins with PROT_GROWSDOWN: at the start of the growing mapping that addr lies in."""
+        vma = self._vmas.first_from(addr)
+        if vma is None or vma.start >= (end if prot & mman.PROT_GROWSDOWN else addr + 1):
+            raise _error(errno.ENOMEM, f"nothing is mapped at {addr:#x}")
+        if prot & mman.PROT_GROWSUP or not vma.growsdown:
+            raise _error(errno.EINVAL, f"the mapping at {addr:#x} does not grow that way")
+        return vma.start
 
     def maps(self) -> str:
         """The mappings as the text of /proc/PID/maps."""
@@ -192,7 +211,9 @@ class AddressSpace(PagedIO):
         tag = addr - self.arch.untagged(addr) if self.arch.ignores_top_byte else 0
         addr -= tag
         end = addr + length
-        cached = {} if opts.ignore_permissions else self._writable if access & WRITE else self._readable
+        cached: dict[int, Entry] = {}
+        if access in _CACHED and not opts.ignore_permissions:
+            cached = self._writable if access & WRITE else self._readable
         blocks: list[Block] = []
         while addr < end:
             entry = cached.get(addr >> 12)
@@ -223,14 +244,19 @@ class AddressSpace(PagedIO):
                 if addr >= end:
                     return FaultReason.BEYOND_FILE
             try:
-                pma, host = self._pmas.populate(vma, addr, self.arch.max_addr)
+                pma, host = self._pmas.populate(vma, addr, self.arch.max_addr if vma.mapped is None else end)
             except MemoryError:
                 return FaultReason.NO_MEMORY
             base = pma.start - host.start
             entry = (host.memory, base, min(end, pma.end) - base, pma)
-            if not ignore_permissions:
+            # An object may shrink at any moment, so its pages are looked up each time.
+            if access in _CACHED and vma.mapped is None and not ignore_permissions:
                 self._remember_page(addr, entry, bool(access & WRITE))
             return entry
+
+    def _check_offset(self, offset: int) -> None:
+        if not self.arch.is_page_aligned(offset):
+            raise _error(errno.EINVAL, f"offset {offset:#x} is not page-aligned")
 
     def _place(self, addr: int, length: int, flags: int, offset: int) -> tuple[int, int]:
         """Where a new mapping goes, with the checks of Linux's do_mmap in its order."""

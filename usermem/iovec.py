@@ -12,7 +12,7 @@ import os
 import struct
 from functools import cache
 
-from hostarch import READ, AddrRangeSeq, Arch
+from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem.buffers import check_count
 from safemem.errors import add_transferred
 from usermem.errors import FaultError, FaultReason, NameTooLongError
@@ -78,8 +78,8 @@ def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> Ad
 def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT_OPTS) -> int:
     """Write the ranges as an iovec table at addr, entry by entry, and return its size in bytes.
 
-    Raises FaultError; what was written before it stays. ValueError, before anything is written, if a range does not
-    fit the guest's layout.
+    Raises FaultError; what was written before it stays, but a table that leaves the address space is not begun.
+    ValueError, before anything is written, if a range does not fit the guest's layout.
     """
     arch = arch_of(io)
     entry = _iovec_struct(arch)
@@ -87,6 +87,8 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT
         table = [entry.pack(start, length) for start, length in ars.pairs()]
     except struct.error:
         raise ValueError(f"ars: {ars} does not fit {8 * arch.pointer_size}-bit iovecs") from None
+    if table and not 0 <= addr <= arch.addr_mask - len(table) * entry.size:
+        raise FaultError(addr, WRITE, FaultReason.OUTSIDE_RANGE)
     done = 0
     for packed in table:
         try:

@@ -89,7 +89,7 @@ class PMASet(SegmentSet[PMA]):
         if pma is None:
             start, end = self.gap(addr, low, min(low + size, high))
         else:
-            start, end = max(pma.start, low), min(pma.end, low + size)
+            start, end = max(pma.start, low), min(pma.end, low + size, high)
         try:
             host = self._arena.allocate(end - start)
         except MemoryError:

@@ -94,17 +94,20 @@ class ResolvedIO(ABC):
 
     def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.swap_uint32."""
-        word = self._word(addr, READ_WRITE, opts)
-        return atomics.swap_uint32(word, new, self.arch.byte_order, aligned=False)
+        order = self.arch.byte_order
+        return self._atomic(addr, READ_WRITE, opts, lambda word: atomics.swap_uint32(word, new, order, aligned=False))
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.compare_and_swap_uint32."""
-        word = self._word(addr, READ_WRITE, opts)
-        return atomics.compare_and_swap_uint32(word, old, new, self.arch.byte_order, aligned=False)
+        order = self.arch.byte_order
+        return self._atomic(
+            addr, READ_WRITE, opts, lambda word: atomics.compare_and_swap_uint32(word, old, new, order, aligned=False)
+        )
 
     def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.load_uint32."""
-        return atomics.load_uint32(self._word(addr, READ, opts), self.arch.byte_order, aligned=False)
+        order = self.arch.byte_order
+        return self._atomic(addr, READ, opts, lambda word: atomics.load_uint32(word, order, aligned=False))
 
     def _accessible(
         self, addr: int, length: int, access: AccessType, opts: IOOpts
@@ -161,13 +164,19 @@ class ResolvedIO(ABC):
             raise fault
         return done
 
-    def _word(self, addr: int, access: AccessType, opts: IOOpts) -> Block:
-        if self._atomics_aligned and check_int(addr, "addr") & 3:
-            raise FaultError(addr, access, FaultReason.UNALIGNED)
+    def _atomic(self, addr: int, access: AccessType, opts: IOOpts, operate: Callable[[Block], int]) -> int:
+        """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
         blocks, fault = self._accessible(addr, 4, access, opts)
+        if self._atomics_aligned and addr & 3:
+            raise FaultError(addr, access, FaultReason.UNALIGNED)
         if fault is not None:
-            raise FaultError(addr, access, fault.reason)  # a word is all or nothing: nothing was transferred
-        return blocks[0]
+            raise FaultError(addr, access, fault.reason)
+        if len(blocks[0]) < 4:  # it straddles two pieces of host memory, which no operation can do at once
+            raise FaultError(addr, access, FaultReason.UNALIGNED)
+        try:
+            return operate(blocks[0])
+        except HostFaultError as exc:
+            raise _guest_fault(exc, addr, 0, access) from exc.with_traceback(None)
 
 
 def _is_ours(exc: HostFaultError, seq: BlockSeq) -> bool:

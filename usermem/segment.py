@@ -60,6 +60,11 @@ class SegmentSet(Generic[S]):
             return self._segments[i]
         return None
 
+    def first_from(self, addr: int) -> S | None:
+        """The first segment that ends after addr. (Linux's find_vma().)"""
+        i = self._index_from(addr)
+        return self._segments[i] if i < len(self._segments) else None
+
     def overlapping(self, start: int, end: int) -> list[S]:
         """The segments that have an address in [start, end), in order."""
         i = self._index_from(start)

@@ -14,6 +14,7 @@ from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
 from usermem.vec import copy_in_vec
 
 _CHUNK = 4096
+_PIECE = 1 << 16
 
 
 def copy_string_in(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
@@ -76,7 +77,7 @@ def copy_int32_strings_in_vec(
     """Up to ``count`` decimal int32 values, separated by ASCII whitespace, from the memory at ars.
 
     Returns (bytes consumed, values): at least one value, trailing whitespace counted, as Linux's proc_dointvec. With
-    count 0 nothing is read. All of ars is read into a buffer: take_first what you are ready to spend.
+    count 0 nothing is read. All of ars is read before it is parsed: take_first what you are ready to spend.
 
     Raises InvalidIntegerError at a token that is no decimal int32, or if there is none. Raises FaultError if memory
     faults; what came before it is parsed, a cut number too, and is in ``partial`` as this function returns it, its
@@ -85,13 +86,7 @@ def copy_int32_strings_in_vec(
     check_count(count, "count")
     if not count:
         return 0, []
-    data = bytearray(ars.num_bytes)
-    fault: FaultError | None = None
-    try:
-        data = data[: copy_in_vec(io, ars, data, opts)]
-    except FaultError as exc:
-        fault = exc
-        data = data[: exc.transferred]
+    data, fault = _read_all(io, ars, opts)
     values: list[int] = []
     consumed = 0
     while len(values) < count:
@@ -113,6 +108,24 @@ def copy_int32_strings_in_vec(
     if not values:
         raise InvalidIntegerError(consumed, values)
     return consumed, values
+
+
+def _read_all(io: IO, ars: AddrRangeSeq, opts: IOOpts) -> tuple[bytes, FaultError | None]:
+    """The bytes at ars up to a fault, and that fault: piece by piece, since a guest may name more than a host has."""
+    data = bytearray()
+    while ars:
+        piece = bytearray(_PIECE if ars.num_bytes < 0 else min(ars.num_bytes, _PIECE))
+        try:
+            n = copy_in_vec(io, ars, piece, opts)
+        except FaultError as exc:
+            data += piece[: exc.transferred]
+            exc.transferred = len(data)
+            return bytes(data), exc
+        data += piece[:n]
+        ars = ars.drop_first(n)
+        if not ars.num_bytes:
+            break
+    return bytes(data), None
 
 
 def copy_int32_string_in_vec(io: IO, ars: AddrRangeSeq, opts: IOOpts = DEFAULT_OPTS) -> tuple[int, int]:
