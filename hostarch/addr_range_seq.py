@@ -22,7 +22,8 @@ class AddrRangeSeq:
     """An immutable sequence of :class:`AddrRange`.
 
     ``len(seq)`` is the number of ranges, ``seq.num_bytes`` the number of bytes: a sequence of empty ranges is true,
-    and has 0 bytes.
+    and has 0 bytes. Sequences are equal if the same ranges are visible; one that was cut by ``take_first`` still keeps
+    an empty rest of a range that ``drop_first`` stops in.
     """
 
     __slots__ = ("_cut", "_flat", "_index", "_limit", "_offset")
@@ -36,7 +37,7 @@ class AddrRangeSeq:
     _cut: bool
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
-        """Raises ValueError if the length of a range, or of all, exceeds 2**63 - 1 (so does an ill-formed range)."""
+        """Raises ValueError if the length of a range, or of all, exceeds 2**63 - 1; an ill-formed range's is wrapped."""
         self._init_flat([x for ar in ranges for x in (ar.start, ar.length)])
 
     def _init_flat(self, flat: list[int]) -> None:

@@ -151,5 +151,14 @@ ARM = Arch("arm", 4, "little", 0xBF00_0000, min_addr=0x1000)
 RISCV64 = Arch("riscv64", 8, "little", 1 << 38)
 MIPS = Arch("mips", 4, "big", 0x7FFF_8000, map_flags=mman.MIPS_MAP_FLAGS)
 MIPSEL = Arch("mipsel", 4, "little", 0x7FFF_8000, map_flags=mman.MIPS_MAP_FLAGS)
-PPC64 = Arch("ppc64", 8, "big", 1 << 47, page_shift=16, huge_page_shift=24, map_flags=mman.POWERPC_MAP_FLAGS)
-S390X = Arch("s390x", 8, "big", 1 << 53, huge_page_shift=20)
+PPC64 = Arch(
+    "ppc64",
+    8,
+    "big",
+    1 << 47,
+    page_shift=16,
+    huge_page_shift=24,
+    map_flags=mman.POWERPC_MAP_FLAGS,
+    cache_line_shift=7,
+)
+S390X = Arch("s390x", 8, "big", 1 << 53, huge_page_shift=20, cache_line_shift=8)

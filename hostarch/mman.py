@@ -1,7 +1,7 @@
 """The constants of mmap(2), mprotect(2) and mremap(2).
 
 The standard library has some of them, with the values of the host it runs on. These have the values of Linux's
-generic ABI, and :class:`MapFlags` holds the ones that differ between machines.
+generic ABI; :class:`MapFlags` has the ones an address space acts on, as they are on one machine.
 
 Source: Linux include/uapi/asm-generic/mman-common.h, mman.h; arch/{mips,powerpc}/include/uapi/asm/mman.h.
 """
@@ -43,7 +43,7 @@ MREMAP_DONTUNMAP = 4
 
 @frozen
 class MapFlags:
-    """The values of the MAP_* flags on one machine. ``MAP_SHARED``, ``MAP_PRIVATE``, ``MAP_TYPE`` are the same on all.
+    """The values on one machine of the MAP_* flags that an address space acts on. ``MAP_SHARED``, ``MAP_PRIVATE``, ``MAP_TYPE`` are the same on all.
 
     The defaults are the generic ones, which x86, ARM and RISC-V use.
     """

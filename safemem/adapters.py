@@ -112,7 +112,11 @@ class FromIOReader:
             n = _checked_count(self._file.readinto(buffer), len(block), "readinto()")
         except BaseException as exc:
             stopped, n = exc, getattr(exc, "transferred", 0)
-        delivered = self._pending.deliver(BlockSeq.of(block), bytes(buffer[:n]))
+        try:
+            delivered = self._pending.deliver(BlockSeq.of(block), bytes(buffer[:n])) if n else 0
+        except TransferError:
+            self._pending.hold(stopped)
+            raise
         if stopped is not None:
             raise stopped
         return delivered
@@ -180,7 +184,11 @@ class FromVecReaderFunc:
             raise ValueError(f"function returned a negative count: {n}")
         n = min(n, dsts.num_bytes)
         if staged:
-            self._deliver(dsts, sum(map(len, direct)), n, staged)
+            try:
+                self._deliver(dsts, sum(map(len, direct)), n, staged)
+            except TransferError:
+                self._pending.hold(stopped)
+                raise
         if stopped is not None:
             if n:
                 stopped.transferred = n  # type: ignore[attr-defined]
@@ -191,7 +199,8 @@ class FromVecReaderFunc:
         """Copy what was staged to its blocks, which come after ``done`` bytes; ``n`` bytes in all were read."""
         data = b"".join(buffer for _, buffer in staged)[: max(n - done, 0)]
         try:
-            self._pending.deliver(dsts.drop_first(done), data)
+            if data:
+                self._pending.deliver(dsts.drop_first(done), data)
         except TransferError as exc:
             add_transferred(exc, done)
             raise

@@ -147,6 +147,10 @@ def _get(block: Block, size: int) -> bytes:
 
 def _put(block: Block, data: bytes) -> None:
     if block.need_safecopy:
-        safecopy.copy_out(block.address, memoryview(data))
+        try:
+            safecopy.copy_out(block.address, memoryview(data))
+        except HostFaultError as exc:
+            exc.transferred = 0
+            raise
     else:
         block.view()[: len(data)] = data

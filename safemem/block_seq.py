@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from safemem.block import Block, copy, zero
+from safemem.block import Block, check_writable, copy, zero
 from safemem.buffers import check_count
 from safemem.errors import TransferError, add_transferred
 
@@ -124,13 +124,17 @@ EMPTY = BlockSeq()
 def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
     """Copy min(dsts.num_bytes, srcs.num_bytes) bytes, front to back, and return how many.
 
-    Raises HostFaultError if memory faults, with the exact count. (gVisor's safemem.CopySeq.)
+    Raises HostFaultError if memory faults, with the exact count; TypeError, before anything is copied, if a block of
+    dsts is read-only. (gVisor's safemem.CopySeq.)
     """
     done = 0
     total = min(dsts._limit, srcs._limit)
+    dsts = dsts.take_first(total)
+    for dst in dsts:
+        check_writable(dst)
     pieces = iter(srcs.take_first(total))
     src = Block.from_view(memoryview(b""), 0, 0)
-    for dst in dsts.take_first(total):
+    for dst in dsts:
         while dst._length:
             if not src._length:
                 src = next(pieces)
@@ -147,6 +151,8 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
 
 def zero_seq(dsts: BlockSeq) -> int:
     """Set all bytes to 0 and return how many. Raises as :func:`copy_seq`. (gVisor's safemem.ZeroSeq.)"""
+    for dst in dsts:
+        check_writable(dst)
     done = 0
     for dst in dsts:
         try:

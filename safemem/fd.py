@@ -53,7 +53,7 @@ class FDReader(_FD):
             views = [memoryview(bytearray(min(dsts.num_bytes, _STAGE)))]
         if self.offset is None:
             n = os.readv(self._fd, views)
-            return self._pending.deliver(dsts, bytes(views[0][:n])) if staged else n
+            return self._pending.deliver(dsts, bytes(views[0][:n])) if staged and n else n
         n = os.preadv(self._fd, views, self.offset)
         if staged:
             try:

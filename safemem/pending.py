@@ -8,23 +8,30 @@ from safemem.errors import TransferError
 
 
 class PendingBytes:
-    """Bytes that were taken from a source and wait for a destination: what a fault must not lose."""
+    """Bytes that were taken from a source and wait for a destination: what a fault must not lose.
 
-    __slots__ = ("_data",)
+    ``error`` is what the source raised along with them. It comes when they have all been delivered.
+    """
+
+    __slots__ = ("_data", "error")
 
     def __init__(self) -> None:
         self._data = b""
+        self.error: BaseException | None = None
 
-    def __len__(self) -> int:
-        return len(self._data)
+    def __bool__(self) -> bool:
+        return bool(self._data) or self.error is not None
 
     def deliver(self, dsts: BlockSeq, data: bytes = b"") -> int:
         """Copy what is pending, then ``data``, into dsts and return how much; what does not fit stays.
 
-        Raises HostFaultError if dsts faults, with the count; the rest stays.
+        Raises HostFaultError if dsts faults, with the count, and the rest stays; ``error`` if nothing else is left.
         """
         if data:
             self._data += data
+        elif not self._data and self.error is not None:
+            error, self.error = self.error, None
+            raise error
         try:
             n = copy_seq(dsts, BlockSeq.of(Block(self._data)))
         except TransferError as exc:
@@ -32,3 +39,9 @@ class PendingBytes:
             raise
         self._data = self._data[n:]
         return n
+
+    def hold(self, error: BaseException | None) -> None:
+        """Keep an error of the source's, whose bytes are counted by now, for when they have been delivered."""
+        if error is not None:
+            error.__dict__.pop("transferred", None)
+            self.error = error

@@ -20,8 +20,9 @@ def copy_between(
 ) -> int:
     """Copy min(dst_ars.num_bytes, src_ars.num_bytes) bytes from src to dst and return how many.
 
-    Raises the FaultError of the side that faults first, with the exact count; the source's if both fault at the same
-    byte. Where source and destination overlap in memory, each run of memory is copied as by memmove.
+    Raises the FaultError of the side that faults first, with the exact count. If both stop at the same byte, it is the
+    source's where nothing can be read there, and the destination's where only touching the source's host memory would
+    have shown it. Where source and destination overlap in memory, each run of memory is copied as by memmove.
     """
     n = min(dst_ars.num_bytes, src_ars.num_bytes)
     to = dst_ars.take_first(n)

@@ -108,7 +108,8 @@ def copy_in_vector(
     execve allows 32 pages each and 2 MiB in all.
 
     Raises FaultError, NameTooLongError if a string is too long for either limit (both with the strings before it in
-    ``partial``), OSError (ENOMEM) if the total is used up. ValueError if a limit is negative.
+    ``partial``), OSError (ENOMEM) if the total is used up, as a total below 1 is at once. ValueError if max_elem_size
+    is negative.
     """
     check_count(max_elem_size, "max_elem_size")
     arch = arch_of(io)

@@ -188,7 +188,8 @@ def _is_ours(exc: HostFaultError, seq: BlockSeq) -> bool:
 def _guest_fault(exc: HostFaultError, addr: int, done: int, access: AccessType) -> FaultError:
     """A host fault in the blocks behind addr, after ``done`` bytes, as the guest's."""
     done += exc.transferred
-    return FaultError(addr + done, access, FaultReason.BEYOND_FILE, done)
+    reason = FaultReason.BEYOND_FILE if exc.signo.name == "SIGBUS" else FaultReason.UNMAPPED
+    return FaultError(addr + done, access, reason, done)
 
 
 def _addr_at(ranges: list[tuple[int, int]], offset: int) -> int:

@@ -1,0 +1,67 @@
+"""An arena that reserves little at a time, and questions to ask about the pieces of host memory that it hands out."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+
+from safemem import safecopy
+from safemem.arena import Arena, HostRange
+
+PAGE = mmap.PAGESIZE
+CHUNK = 16 * PAGE
+
+Place = tuple[int, int]
+"""The addresses, in this process, of a first byte and past a last."""
+
+
+class SmallArena(Arena):
+    """Its first reservation has 16 pages, so that what is free can be told page by page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_chunk = CHUNK
+
+
+def place(host: HostRange) -> Place:
+    """Where in this process a piece is: the addresses of its first byte and past its last."""
+    start = safecopy.address_of(memoryview(host.memory)) + host.start
+    return start, start + host.end - host.start
+
+
+def overlap(a: Place, b: Place) -> bool:
+    """Whether two places have a byte in common."""
+    return a[0] < b[1] and b[0] < a[1]
+
+
+def fill(host: HostRange, byte: int = 0xEE) -> None:
+    """Write something into all of a piece."""
+    host.memory[host.start : host.end] = bytes([byte]) * (host.end - host.start)
+
+
+def content(host: HostRange) -> bytes:
+    """All bytes of a piece."""
+    return host.memory[host.start : host.end]
+
+
+def resident(at: Place) -> int:
+    """How many pages of a place the kernel holds in memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    vector = (ctypes.c_ubyte * ((at[1] - at[0]) // PAGE))()
+    if libc.mincore(ctypes.c_void_p(at[0]), ctypes.c_size_t(at[1] - at[0]), vector):
+        raise OSError(ctypes.get_errno(), "mincore")
+    return sum(page & 1 for page in vector)
+
+
+def is_free(arena: Arena, at: Place) -> bool:
+    """Whether the arena hands the place out again: it is asked for single pages until it needs a new chunk."""
+    gc.collect()
+    chunks = len(arena.chunks)
+    got: list[HostRange] = []
+    while len(arena.chunks) == chunks:
+        got.append(arena.allocate(PAGE))
+    pages = {place(host)[0] for host in got[:-1]}
+    found = [start in pages for start in range(at[0], at[1], PAGE)]
+    assert all(found) or not any(found), "only a part is free"
+    return all(found)

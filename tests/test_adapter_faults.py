@@ -1,0 +1,224 @@
+"""Memory that faults under a Reader or Writer: exact counts, nothing lost, nothing behind the fault touched."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faulty_memory import Fault, FaultyMemory
+from safemem import (
+    Block,
+    BlockSeq,
+    BlockSeqReader,
+    BlockSeqWriter,
+    FromIOReader,
+    FromIOWriter,
+    FromVecReaderFunc,
+    FromVecWriterFunc,
+    HostFaultError,
+    Reader,
+    Writer,
+    read_full_to_blocks,
+    write_full_from_blocks,
+)
+from sample_blocks import blocks
+from scripted_files import GivesParts, TakesParts
+
+FAULTS: list[Fault] = ["segv", "bus"]
+
+
+class Boom(Exception):
+    """An error of the stream's own."""
+
+
+def _file_reader(data: bytes) -> Reader:
+    return FromIOReader(io.BytesIO(data))
+
+
+def _vec_reader(data: bytes) -> Reader:
+    file = io.BytesIO(data)
+    return FromVecReaderFunc(lambda buffers: sum(file.readinto(buffer) for buffer in buffers))
+
+
+def _block_reader(data: bytes) -> Reader:
+    return BlockSeqReader(blocks(data[:5], data[5:]))
+
+
+READERS = [_file_reader, _vec_reader, _block_reader]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("make", READERS)
+@pytest.mark.parametrize("k", range(7))
+def test_a_fault_of_the_destination_loses_nothing(make: Callable[[bytes], Reader], fault: Fault, k: int) -> None:
+    """For every k: 2 + k bytes arrive, the blocks behind are not touched, and the next call goes on from there."""
+    source = bytes(range(16))
+    memory = FaultyMemory(fault)
+    before, behind = bytearray(2), bytearray(b"\xee" * 4)
+    reader = make(source)
+    dsts = BlockSeq([Block(before), memory.block(7, k), Block(behind)])
+    with pytest.raises(HostFaultError) as caught:
+        reader.read_to_blocks(dsts)
+    assert caught.value.transferred == 2 + k
+    assert caught.value.address == memory.edge
+    assert before + memory.before_edge(k) == source[: 2 + k]
+    assert behind == b"\xee" * 4
+    with pytest.raises(HostFaultError) as again:
+        reader.read_to_blocks(dsts.drop_first(2 + k))
+    assert again.value.transferred == 0
+    small, rest = bytearray(1), bytearray(b"\xee" * 20)
+    assert reader.read_to_blocks(blocks()) == 0
+    assert reader.read_to_blocks(BlockSeq.of(Block(small))) == 1
+    n = read_full_to_blocks(reader, BlockSeq.of(Block(rest)))
+    assert small + rest[:n] == source[2 + k :]
+    assert rest[n:] == b"\xee" * (20 - n)
+
+
+def _boom_after(data: bytes, boom: Boom) -> Callable[[memoryview], int]:
+    """A read that gives data and fails with it, once, and then is at its end."""
+    left = [data]
+
+    def read(buffer: memoryview) -> int:
+        if not left:
+            return 0
+        n = len(left[0])
+        buffer[:n] = left.pop()
+        boom.transferred = n  # type: ignore[attr-defined]
+        raise boom
+
+    return read
+
+
+class _File:
+    """A function as a file."""
+
+    def __init__(self, readinto: Callable[[memoryview], int]) -> None:
+        self.readinto = readinto
+
+
+@pytest.mark.parametrize(
+    "make", [lambda read: FromIOReader(_File(read)), lambda read: FromVecReaderFunc(lambda buffers: read(buffers[0]))]
+)
+def test_an_error_of_the_source_is_not_lost_in_a_fault(make: Callable[[Callable[[memoryview], int]], Reader]) -> None:
+    """Bytes and an error come at once, and the destination faults among the bytes: both arrive, sooner or later."""
+    memory = FaultyMemory("segv")
+    boom = Boom()
+    reader = make(_boom_after(b"abc", boom))
+    caught: list[BaseException] = []
+    got = bytearray()
+    for dsts in (BlockSeq.of(memory.block(4, 1)), *(BlockSeq.of(Block(bytearray(4))) for _ in range(3))):
+        try:
+            n = reader.read_to_blocks(dsts)
+        except (Boom, HostFaultError) as exc:
+            caught.append(exc)
+            n = getattr(exc, "transferred", 0)
+        got += dsts.take_first(n).tobytes()
+    assert got == b"abc"
+    assert boom in caught
+
+
+def _file_writer(got: bytearray) -> Writer:
+    class File:
+        def write(self, data: memoryview, /) -> int:
+            assert len(data), "called with nothing"
+            got.extend(data)
+            return len(data)
+
+    return FromIOWriter(File())
+
+
+def _vec_writer(got: bytearray) -> Writer:
+    def write(buffers: Sequence[memoryview]) -> int:
+        assert all(buffers), "called with nothing"
+        got.extend(b"".join(buffers))
+        return sum(map(len, buffers))
+
+    return FromVecWriterFunc(write)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("make", [_file_writer, _vec_writer])
+@pytest.mark.parametrize("k", range(7))
+def test_a_fault_of_the_source_gives_what_came_before(
+    make: Callable[[bytearray], Writer], fault: Fault, k: int
+) -> None:
+    """For every k: the bytes before the fault are written, nothing behind it, and nobody is called with nothing."""
+    memory = FaultyMemory(fault)
+    got = bytearray()
+    writer = make(got)
+    srcs = BlockSeq([Block(b"ab"), memory.block(7, k, b"cdefghi"), Block(b"behind")])
+    with pytest.raises(HostFaultError) as caught:
+        writer.write_from_blocks(srcs)
+    assert got == b"abcdefghi"[: 2 + k]
+    assert (caught.value.transferred, caught.value.address) == (2 + k, memory.edge)
+    with pytest.raises(HostFaultError) as again:
+        writer.write_from_blocks(srcs.drop_first(2 + k))
+    assert (len(got), again.value.transferred) == (2 + k, 0)
+
+
+@pytest.mark.parametrize("make", [FromIOWriter, lambda file: FromVecWriterFunc(lambda views: file.write(views[0]))])
+def test_a_short_write_before_the_fault_is_no_fault(make: Callable[[TakesParts], Writer]) -> None:
+    """A writer that stops before the memory does gives its count; its own error comes before the fault too."""
+    memory = FaultyMemory("segv")
+    srcs = BlockSeq.of(memory.block(8, 4, b"good"))
+    file = TakesParts(3)
+    assert make(file).write_from_blocks(srcs) == 3
+    assert (file.got, file.calls) == (b"goo", [4])
+    with pytest.raises(Boom):
+        make(TakesParts(Boom())).write_from_blocks(srcs)
+
+
+def test_the_block_writer_keeps_what_is_behind_a_fault() -> None:
+    """BlockSeqWriter's blocks shrink by exactly what was copied, whichever side faults."""
+    memory = FaultyMemory("bus")
+    writer = BlockSeqWriter(BlockSeq([Block(bytearray(2)), memory.block(6, 4)]))
+    with pytest.raises(HostFaultError) as caught:
+        writer.write_from_blocks(blocks(b"abcdefgh"))
+    assert (caught.value.transferred, writer.blocks.num_bytes) == (6, 2)
+    target = bytearray(9)
+    writer = BlockSeqWriter(BlockSeq.of(Block(target)))
+    with pytest.raises(HostFaultError):
+        writer.write_from_blocks(BlockSeq([Block(b"ab"), memory.block(3, 1, b"d")]))
+    assert (bytes(target), writer.blocks.num_bytes) == (b"abd".ljust(9, b"\0"), 6)
+
+
+SIZES = st.lists(st.integers(1, 9), max_size=8)
+
+
+def _mixed(sizes: list[int], unsafe: list[bool], memory: FaultyMemory) -> BlockSeq:
+    """Blocks of these sizes, some of them in memory that needs safecopy (and does not fault)."""
+    made = []
+    place = 1000
+    for size, is_unsafe in zip(sizes, unsafe, strict=False):
+        made.append(memory.block(size, place) if is_unsafe else Block(bytearray(size)))
+        place -= size
+    return BlockSeq(made)
+
+
+@given(source=st.binary(max_size=60), parts=SIZES, sizes=SIZES, unsafe=st.lists(st.booleans(), min_size=8, max_size=8))
+def test_any_chunks_into_any_blocks(source: bytes, parts: list[int], sizes: list[int], unsafe: list[bool]) -> None:
+    """However the source comes and whatever the blocks are: the same bytes, none lost, none left out."""
+    cut = list[bytes | BaseException | None]()
+    left = source
+    for n in parts:
+        cut.append(left[:n])
+        left = left[n:]
+    file = GivesParts(*(part for part in [*cut, left] if part))
+    memory = FaultyMemory("segv")
+    dsts = _mixed(sizes, unsafe, memory)
+    n = read_full_to_blocks(FromIOReader(file), dsts)
+    assert n == min(len(source), dsts.num_bytes)
+    assert dsts.tobytes()[:n] == source[:n]
+    taker = TakesParts(*parts, *[100] * 60)
+    assert write_full_from_blocks(FromIOWriter(taker), dsts.take_first(n)) == n
+    assert taker.got == source[:n]
+    got = bytearray()
+    assert write_full_from_blocks(_vec_writer(got), dsts.take_first(n)) == n
+    assert got == source[:n]
+    again = _mixed(sizes, unsafe, memory)
+    assert read_full_to_blocks(_vec_reader(source), again) == n
+    assert again.tobytes()[:n] == source[:n]

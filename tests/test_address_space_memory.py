@@ -1,0 +1,332 @@
+"""What the memory of an AddressSpace does: rights are enforced, and contents outlive what should not touch them.
+
+Anonymous memory, mapped objects, and a space that is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from edge_layouts import ANON, BASE, FIXED, IGNORE, PAGE, RW, GrowingObject, one, pattern, sink, source
+from hostarch import (
+    ANY_ACCESS,
+    ARM64_64K,
+    EXECUTE,
+    MIPS,
+    NO_ACCESS,
+    PPC64,
+    READ,
+    READ_WRITE,
+    WRITE,
+    AccessType,
+    Arch,
+    mman,
+)
+from usermem import AddressSpace, FaultError, FaultReason, copy_string_in, copy_uint32_in, copy_uint32_out
+
+R, W, X, NONE = mman.PROT_READ, mman.PROT_WRITE, mman.PROT_EXEC, mman.PROT_NONE
+
+
+def mapped(prot: int = RW, pages: int = 1, max_prot: int = ANY_ACCESS) -> AddressSpace:
+    """Pages at BASE that hold a pattern."""
+    space = AddressSpace()
+    space.mmap(BASE, pages * PAGE, RW, FIXED)
+    space.copy_out(BASE, pattern(pages * PAGE))
+    space.mprotect(BASE, pages * PAGE, prot)
+    return space
+
+
+def can_read(space: AddressSpace, addr: int = BASE) -> bool:
+    """Whether a byte can be read, as all readers agree."""
+    found = set()
+    for read in (partial(space.read_bytes, addr, 1), partial(space.copy_in, addr, bytearray(1))):
+        try:
+            read()
+            found.add(True)
+        except FaultError as fault:
+            assert (fault.reason, fault.access) == (FaultReason.PERMISSION, READ)
+            found.add(False)
+    (answer,) = found
+    return answer
+
+
+def can_write(space: AddressSpace, addr: int = BASE) -> bool:
+    """Whether a byte can be written, as all writers agree; it is written if so."""
+    found = set()
+    for write in (
+        partial(space.copy_out, addr, b"w"),
+        partial(space.zero_out, addr, 1),
+        partial(space.copy_out_from, one(addr, 1), source(b"w")),
+    ):
+        try:
+            write()
+            found.add(True)
+        except FaultError as fault:
+            assert (fault.reason, fault.access) == (FaultReason.PERMISSION, WRITE)
+            found.add(False)
+    (answer,) = found
+    return answer
+
+
+RIGHTS = [(prot, bool(prot), bool(prot & W)) for prot in range(8)]
+
+
+@pytest.mark.parametrize(("prot", "read", "write"), RIGHTS, ids=[str(AccessType(row[0])) for row in RIGHTS])
+def test_rights(prot: int, read: bool, write: bool) -> None:
+    """Any right gives reading, also writing or executing alone; only the right to write gives writing."""
+    space = mapped(prot)
+    for _ in range(2):  # the second time the page may be remembered
+        assert can_read(space) is read
+        assert can_write(space) is write
+    assert space.copy_out(BASE, b"debug", IGNORE) == 5
+    assert space.read_bytes(BASE, 5, IGNORE) == b"debug"
+    assert can_read(space) is read
+    assert can_write(space) is write
+
+
+@pytest.mark.parametrize(("prot", "read", "write"), RIGHTS, ids=[str(AccessType(row[0])) for row in RIGHTS])
+def test_rights_that_change(prot: int, read: bool, write: bool) -> None:
+    """After mprotect from all rights to some, and back, accesses are judged by the new ones at once."""
+    space = mapped(RW | X)
+    for _ in range(2):
+        assert can_read(space)
+        assert can_write(space)
+        space.mprotect(BASE, PAGE, prot)
+        assert can_read(space) is read
+        assert can_write(space) is write
+        space.mprotect(BASE, PAGE, RW | X)
+
+
+@pytest.mark.parametrize("limit", range(8), ids=lambda limit: str(AccessType(limit)))
+def test_ignored_rights_end_at_the_limit(limit: int) -> None:
+    """ignore_permissions gives what mprotect could have given, and no more."""
+    space = AddressSpace()
+    space.map_object(BASE, PAGE, NONE, FIXED, None, max_prot=limit)
+    for allowed, call in (
+        (limit, partial(space.read_bytes, BASE, 1, IGNORE)),
+        (limit & W, partial(space.copy_out, BASE, b"w", IGNORE)),
+    ):
+        if allowed:
+            call()
+        else:
+            with pytest.raises(FaultError) as caught:
+                call()
+            assert caught.value.reason is FaultReason.PERMISSION
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize(
+    ("access", "allowed"),
+    [(NO_ACCESS, True), (READ, True), (WRITE, True), (READ_WRITE, True), (EXECUTE, False), (ANY_ACCESS, False)],
+    ids=str,
+)
+def test_resolving_asks_for_every_right(access: AccessType, allowed: bool, warm: bool) -> None:
+    """blocks() and resolve() of a rw page give what the page allows, whether it was accessed before or not."""
+    space = mapped(RW)
+    if warm:
+        assert can_read(space)
+        assert can_write(space)
+    blocks, fault = space.resolve(BASE, 8, access)
+    assert (fault is None, bool(blocks)) == (allowed, allowed)
+    if not allowed:
+        with pytest.raises(FaultError) as caught, space.blocks(one(BASE, 8), access):
+            pass
+        assert (caught.value.access, caught.value.reason) == (access, FaultReason.PERMISSION)
+
+
+def test_resolving_for_nothing_teaches_nothing() -> None:
+    """That a page is there, asked without any right, does not make it readable afterwards."""
+    space = mapped(NONE)
+    space.resolve(BASE, 8, NO_ACCESS)
+    assert not can_read(space)
+    assert not can_write(space)
+
+
+def test_contents_outlive_changes_of_rights() -> None:
+    """mprotect moves no bytes, however often and wherever it cuts."""
+    space = mapped(RW, 4)
+    for prot, start, pages in ((NONE, 1, 2), (R, 0, 4), (X, 2, 1), (W, 3, 1), (RW, 0, 4)):
+        space.mprotect(BASE + start * PAGE, pages * PAGE, prot)
+        assert space.read_bytes(BASE, 4 * PAGE, IGNORE) == pattern(4 * PAGE)
+        space._check()
+
+
+def test_contents_outlive_what_is_unmapped_beside_them() -> None:
+    """munmap takes its pages' bytes and no other's; what is mapped there again is zero."""
+    space = mapped(RW, 4)
+    space.munmap(BASE + PAGE, 2 * PAGE)
+    assert space.read_bytes(BASE, PAGE) == pattern(PAGE)
+    assert space.read_bytes(BASE + 3 * PAGE, PAGE) == pattern(4 * PAGE)[3 * PAGE :]
+    space.mmap(BASE + PAGE, 2 * PAGE, RW, FIXED)
+    assert space.read_bytes(BASE, 4 * PAGE) == pattern(PAGE) + bytes(2 * PAGE) + pattern(4 * PAGE)[3 * PAGE :]
+    space._check()
+
+
+def test_a_mapping_over_another_is_zero() -> None:
+    """MAP_FIXED replaces whole pages, and leaves the others; the guest's word at the seam is copied from both sides."""
+    space = mapped(RW, 3)
+    space.mmap(BASE + PAGE, 1, RW, FIXED)
+    assert space.read_bytes(BASE, 3 * PAGE) == pattern(PAGE) + bytes(PAGE) + pattern(3 * PAGE)[2 * PAGE :]
+    assert space.copy_out(BASE + PAGE - 2, b"seam") == 4
+    assert space.read_bytes(BASE + PAGE - 3, 6) == pattern(PAGE)[-3:-2] + b"seam\0"
+
+
+@pytest.mark.parametrize("arch", [ARM64_64K, MIPS, PPC64], ids=["arm64-64k", "mips", "ppc64"])
+def test_other_machines_memory(arch: Arch) -> None:
+    """Large pages have one right each, and words have the guest's byte order."""
+    space = AddressSpace(arch)
+    size = arch.page_size
+    addr = space.mmap(0, 2 * size, RW, mman.MAP_PRIVATE | arch.map_flags.anonymous)
+    assert copy_uint32_out(space, addr + size - 4, 0x01020304) == 4
+    expected = bytes([4, 3, 2, 1]) if arch.byte_order == "little" else bytes([1, 2, 3, 4])
+    assert space.read_bytes(addr + size - 4, 4) == expected
+    for _ in range(2):
+        assert copy_uint32_in(space, addr + size - 4) == space.load_uint32(addr + size - 4) == 0x01020304
+    space.mprotect(addr + size, size, NONE)
+    with pytest.raises(FaultError) as caught:
+        space.copy_out(addr + PAGE, b"\xaa" * 2 * size)
+    assert (caught.value.transferred, caught.value.address) == (size - PAGE, addr + size)
+
+
+def test_an_object_shows_its_bytes() -> None:
+    """A mapping at an offset reads the object's bytes; the rest of its last page is zero, and can be written."""
+    data = pattern(3 * PAGE + 10)
+    space = AddressSpace()
+    space.map_object(BASE, 9 * PAGE, RW, FIXED, GrowingObject(data, len(data)), PAGE)
+    assert space.read_bytes(BASE, 2 * PAGE + 10) == data[PAGE:]
+    assert space.read_bytes(BASE + 2 * PAGE + 10, PAGE - 10) == bytes(PAGE - 10)
+    assert space.copy_out(BASE + 3 * PAGE - 4, b"tail") == 4
+    with pytest.raises(FaultError) as caught:
+        space.read_bytes(BASE + 3 * PAGE - 4, 8)
+    fault = caught.value
+    assert (fault.partial, fault.address, fault.reason) == (b"tail", BASE + 3 * PAGE, FaultReason.BEYOND_FILE)
+    assert data == pattern(3 * PAGE + 10)
+    with pytest.raises(FaultError) as caught:
+        space.read_bytes(BASE + 3 * PAGE, 1, IGNORE)
+    assert caught.value.reason is FaultReason.BEYOND_FILE
+
+
+def test_an_empty_object_has_no_page() -> None:
+    """Nothing of a mapping over an object without bytes can be accessed, nor what lies beyond its end."""
+    space = AddressSpace()
+    space.map_object(BASE, PAGE, RW, FIXED, GrowingObject(b"", 0))
+    space.map_object(BASE + PAGE, PAGE, RW, FIXED, GrowingObject(b"short", 5), 4 * PAGE)
+    for addr in (BASE, BASE + PAGE):
+        with pytest.raises(FaultError) as caught:
+            space.copy_out(addr, b"x")
+        assert (caught.value.reason, caught.value.transferred) == (FaultReason.BEYOND_FILE, 0)
+
+
+def test_an_object_keeps_its_place_when_it_is_cut() -> None:
+    """Pages of an object that are unmapped, protected or mapped over leave the others with their bytes."""
+    data = pattern(6 * PAGE)
+    space = AddressSpace()
+    space.map_object(BASE, 6 * PAGE, RW, FIXED, GrowingObject(data, len(data)))
+    space.munmap(BASE + PAGE, PAGE)
+    space.mprotect(BASE + 3 * PAGE, PAGE, R)
+    space.mmap(BASE + 4 * PAGE, PAGE, RW, FIXED)
+    for page in (5, 3, 2, 0):
+        assert space.read_bytes(BASE + page * PAGE, PAGE) == data[page * PAGE : (page + 1) * PAGE]
+    assert space.read_bytes(BASE + 4 * PAGE, PAGE) == bytes(PAGE)
+    assert space.read_bytes(BASE + PAGE - 1, 1) == data[PAGE - 1 : PAGE]
+    space._check()
+
+
+def test_an_object_that_grows() -> None:
+    """Its new pages hold the object's bytes: they are read when first touched, not with their neighbours."""
+    data = pattern(2 * PAGE)
+    mapped_object = GrowingObject(data[:100], 100)
+    space = AddressSpace()
+    space.map_object(BASE, 2 * PAGE, R, FIXED, mapped_object)
+    assert space.read_bytes(BASE, 100) == data[:100]
+    mapped_object.data, mapped_object.length = data, len(data)
+    assert space.read_bytes(BASE + PAGE, PAGE) == data[PAGE:]
+
+
+def test_an_object_that_shrinks() -> None:
+    """A page that lies wholly beyond the object's size now cannot be accessed, though it could before."""
+    mapped_object = GrowingObject(pattern(2 * PAGE), 2 * PAGE)
+    space = AddressSpace()
+    space.map_object(BASE, 2 * PAGE, R, FIXED, mapped_object)
+    assert space.read_bytes(BASE + PAGE, 1) == pattern(PAGE + 1)[PAGE:]
+    mapped_object.length = PAGE
+    with pytest.raises(FaultError) as caught:
+        space.read_bytes(BASE + PAGE, 1)
+    assert caught.value.reason is FaultReason.BEYOND_FILE
+
+
+class BrokenObject(GrowingObject):
+    """A mapped object that cannot be read while ``error`` is set."""
+
+    error: Exception | None = None
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """See MappedObject."""
+        if self.error is not None:
+            raise self.error
+        return super().read_at(offset, dst)
+
+
+def test_an_object_that_cannot_be_read() -> None:
+    """Its own error comes out before a byte has moved, and the access works once the object does."""
+    broken = BrokenObject(pattern(2 * PAGE), 2 * PAGE)
+    broken.error = OSError(5, "Input/output error")
+    space = mapped(RW)
+    space.map_object(BASE + PAGE, PAGE, RW, FIXED, broken)
+    dst = bytearray(b"\xee" * 8)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        space.copy_in(BASE + PAGE - 4, dst)
+    assert caught.value is broken.error
+    assert dst == b"\xee" * 8
+    broken.error = None
+    assert space.read_bytes(BASE + PAGE - 4, 8) == pattern(PAGE)[-4:] + pattern(4)
+
+
+def closed_calls(space: AddressSpace) -> dict[str, Callable[[], object]]:
+    """Every access and every change."""
+    return {
+        "mmap": partial(space.mmap, 0, PAGE, RW, ANON),
+        "map_object": partial(space.map_object, 0, PAGE, RW, ANON, None),
+        "munmap": partial(space.munmap, BASE, PAGE),
+        "mprotect": partial(space.mprotect, BASE, PAGE, R),
+        "copy_in": partial(space.copy_in, BASE, bytearray(1)),
+        "copy_out": partial(space.copy_out, BASE, b"x"),
+        "zero_out": partial(space.zero_out, BASE, 1),
+        "no bytes": partial(space.zero_out, BASE, 0),
+        "read_bytes": partial(space.read_bytes, BASE, 1),
+        "write_bytes": partial(space.write_bytes, BASE, b"x"),
+        "outside": partial(space.read_bytes, 1 << 200, 1),
+        "copy_out_from": partial(space.copy_out_from, one(BASE, 1), source(b"x")),
+        "copy_in_to": partial(space.copy_in_to, one(BASE, 1), sink(memoryview(bytearray(1)))),
+        "load": partial(space.load_uint32, BASE),
+        "load not aligned": partial(space.load_uint32, BASE + 1),
+        "swap": partial(space.swap_uint32, BASE, 1),
+        "compare and swap": partial(space.compare_and_swap_uint32, BASE, 0, 1),
+        "uint32": partial(copy_uint32_in, space, BASE),
+        "string": partial(copy_string_in, space, BASE, 9),
+        "blocks": space.blocks(one(BASE, 1)).__enter__,
+        "resolve": partial(space.resolve, BASE, 1, READ),
+    }
+
+
+@pytest.mark.parametrize("name", closed_calls(AddressSpace()))
+def test_a_closed_space(name: str) -> None:
+    """Every access and every change raises ValueError, also where a page was remembered, and nothing is mapped."""
+    with mapped() as space:
+        assert can_read(space)
+        assert copy_uint32_in(space, BASE)
+    space.close()
+    with pytest.raises(ValueError, match="closed"):
+        closed_calls(space)[name]()
+    assert space.maps() == ""
+
+
+def test_blocks_outlive_a_closed_space() -> None:
+    """What was handed out before the space was closed stays readable."""
+    space = mapped()
+    with space.blocks(one(BASE, 9)) as blocks:
+        space.close()
+        assert blocks.tobytes() == pattern(9)

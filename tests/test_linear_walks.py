@@ -1,0 +1,136 @@
+"""AddrRangeSeq and BlockSeq are walked and copied in linear time: shown by counting reads, without a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import SupportsIndex, TypeVar, overload
+
+import pytest
+
+from hostarch import AddrRangeSeq
+from safemem import Block, BlockSeq, copy_seq, zero_seq
+
+T = TypeVar("T")
+
+
+class ReadCount:
+    """How many items were read so far."""
+
+    def __init__(self) -> None:
+        self.items = 0
+
+
+class CountingList(list[T]):
+    """A list whose reads are counted: an item is one, a slice, a copy or an iteration as many as it gives.
+
+    Slices and copies of it count too, with the same ``reads``.
+    """
+
+    def __init__(self, items: Iterable[T] = (), reads: ReadCount | None = None) -> None:
+        super().__init__(items)
+        self.reads = ReadCount() if reads is None else reads
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> CountingList[T]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> T | CountingList[T]:
+        if isinstance(index, slice):
+            part = CountingList(super().__getitem__(index), self.reads)
+            self.reads.items += len(part)
+            return part
+        self.reads.items += 1
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[T]:
+        for item in super().__iter__():
+            self.reads.items += 1
+            yield item
+
+    def copy(self) -> CountingList[T]:
+        """As list.copy."""
+        return self[:]
+
+
+RANGE_WALKS: dict[str, Callable[[AddrRangeSeq], AddrRangeSeq]] = {
+    "head by drop_first": lambda seq: seq.drop_first(seq.head().length),
+    "byte by drop_first": lambda seq: seq.drop_first(min(1, seq.head().length)),
+    "head by tail": lambda seq: seq.tail(),
+    "take and drop": lambda seq: seq.drop_first(seq.take_first(1).head().length),
+}
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+@pytest.mark.parametrize("walk", RANGE_WALKS)
+def test_walk_over_ranges(walk: str, cut: bool) -> None:
+    """Walking over 1,000, 10,000 and 100,000 ranges reads the list of ranges a fixed number of times a step."""
+    for n in (1_000, 10_000, 100_000):
+        flat = CountingList([x for i in range(n) for x in (16 * i, i % 3)])
+        seq = AddrRangeSeq.from_pairs(flat)
+        if cut:
+            seq = seq.take_first(seq.num_bytes - 1)
+        steps = 0
+        flat.reads.items = 0
+        while seq and steps < 2 * n and flat.reads.items <= 12 * n:
+            seq = RANGE_WALKS[walk](seq)
+            steps += 1
+        assert n // 2 <= flat.reads.items <= 12 * n
+        assert seq.is_empty()
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_iteration_over_ranges(cut: bool) -> None:
+    """Iterating reads every start and length about once; so does dropping all at once."""
+    for n in (1_000, 100_000):
+        flat = CountingList([x for i in range(n) for x in (16 * i, 1)])
+        seq = AddrRangeSeq.from_pairs(flat).drop_first(1)
+        if cut:
+            seq = seq.take_first(n - 2)
+        flat.reads.items = 0
+        assert sum(length for _, length in seq.pairs()) == seq.num_bytes
+        assert n <= flat.reads.items <= 6 * n
+        flat.reads.items = 0
+        assert seq.drop_first(seq.num_bytes).num_bytes == 0
+        assert flat.reads.items <= 3 * n
+
+
+def counted(n: int) -> tuple[BlockSeq, CountingList[Block]]:
+    """A sequence of n blocks of one and two bytes, and the list behind it, which counts its reads."""
+    memory = Block(bytearray(2))
+    seq = BlockSeq(memory.take_first(1 + i % 2) for i in range(n))
+    seq._blocks = blocks = CountingList(seq._blocks)
+    return seq, blocks
+
+
+BLOCK_WALKS: dict[str, Callable[[BlockSeq], BlockSeq]] = {
+    "head": lambda seq: seq.drop_first(len(seq.head())),
+    "byte": lambda seq: seq.drop_first(1),
+    "tail": lambda seq: seq.tail(),
+}
+
+
+@pytest.mark.parametrize("walk", BLOCK_WALKS)
+@pytest.mark.parametrize("cut_off", [0, 1], ids=["whole", "cut"])
+def test_walk_over_blocks(walk: str, cut_off: int) -> None:
+    """Walking over 1,000, 10,000 and 100,000 blocks reads the list of blocks a fixed number of times a step."""
+    for n in (1_000, 10_000, 100_000):
+        seq, blocks = counted(n)
+        seq = seq.take_first(seq.num_bytes - cut_off)
+        steps = 0
+        while seq and steps < 2 * n and blocks.reads.items <= 12 * n:
+            seq = BLOCK_WALKS[walk](seq)
+            steps += 1
+        assert n <= blocks.reads.items <= 12 * n
+        assert seq.is_empty()
+
+
+def test_copy_over_blocks() -> None:
+    """Copying and zeroing n blocks reads each of them a fixed number of times, wherever their edges fall."""
+    for n in (1_000, 10_000):
+        dsts, dst_blocks = counted(n)
+        srcs, src_blocks = counted(n)
+        total = srcs.num_bytes - 1
+        assert copy_seq(dsts, srcs.drop_first(1)) == total
+        assert zero_seq(dsts) == dsts.num_bytes
+        assert n <= dst_blocks.reads.items <= 6 * n
+        assert n <= src_blocks.reads.items <= 3 * n

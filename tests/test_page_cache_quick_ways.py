@@ -1,0 +1,179 @@
+"""Every quick way of a copy answers as the slow one: the same result or the same error, and the same bytes everywhere.
+
+The slow way is ResolvedIO's own, over the same memory, which asks for every page anew.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from struct import Struct
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edge_layouts import BASE, FIXED, IGNORE, PAGE, RW, pattern, views
+from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, mman
+from safemem import Block
+from usermem import DEFAULT_OPTS, AddressSpace, FaultError, IOOpts, ResolvedIO, copy_uint32_in
+from usermem.cstruct import copy_struct_in
+from usermem.strings import copy_string_in_chunks
+from usermem.vec import copy_in_ranges
+
+
+class SlowWay(ResolvedIO):
+    """The same memory by ResolvedIO's methods alone."""
+
+    def __init__(self, space: AddressSpace) -> None:
+        self.space = space
+        self.arch = space.arch
+
+    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
+        """See ResolvedIO."""
+        return self.space.check_io_range(addr, length, access)
+
+    def resolve(
+        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+    ) -> tuple[list[Block], FaultError | None]:
+        """See ResolvedIO."""
+        return self.space.resolve(addr, length, access, opts)
+
+
+def sample_space(warm: bool) -> tuple[AddressSpace, list[memoryview]]:
+    """Pages rw, rw, r, none, a hole, rwx, w; with zeros here and there. Warm: all of them are remembered."""
+    space = AddressSpace()
+    space.mmap(BASE, 7 * PAGE, RW, FIXED)
+    content = bytearray(pattern(7 * PAGE))
+    for at in (40, 3 * PAGE - 1, 5 * PAGE + 9, 6 * PAGE):
+        content[at] = 0
+    space.copy_out(BASE, content)
+    memory = views(space, BASE, 7 * PAGE)
+    space.mprotect(BASE + 2 * PAGE, PAGE, mman.PROT_READ)
+    space.mprotect(BASE + 3 * PAGE, PAGE, mman.PROT_NONE)
+    space.munmap(BASE + 4 * PAGE, PAGE)
+    space.mprotect(BASE + 5 * PAGE, PAGE, RW | mman.PROT_EXEC)
+    space.mprotect(BASE + 6 * PAGE, PAGE, mman.PROT_WRITE)
+    if warm:
+        for page in (0, 1, 2, 5, 6):
+            space.read_bytes(BASE + page * PAGE, 1)
+            copy_uint32_in(space, BASE + page * PAGE)
+            if page != 2:
+                space.copy_out(BASE + page * PAGE, space.read_bytes(BASE + page * PAGE, 1))
+    return space, memory
+
+
+Outcome = tuple[object, ...]
+
+
+def outcome(call: Callable[[], object]) -> Outcome:
+    """The result, or all that an error says."""
+    try:
+        return "returned", call()
+    except (OSError, TypeError, ValueError) as exc:
+        said = [getattr(exc, name, None) for name in ("transferred", "address", "access", "reason", "partial")]
+        return type(exc), str(exc), *said
+
+
+BUFFERS: dict[str, Callable[[int], object]] = {
+    "bytes": pattern,
+    "bytearray": lambda n: bytearray(pattern(n)),
+    "memoryview": lambda n: memoryview(bytearray(pattern(n))),
+    "read-only memoryview": lambda n: memoryview(pattern(n)),
+    "memoryview of words": lambda n: memoryview(bytearray(pattern(n // 4 * 4))).cast("I"),
+    "memoryview of signed bytes": lambda n: memoryview(bytearray(pattern(n))).cast("b"),
+    "two dimensions": lambda n: memoryview(bytearray(pattern(2 * (n // 2 + 1)))).cast("B", (2, n // 2 + 1)),
+    "no dimension": lambda n: memoryview(bytearray(pattern(4))).cast("B", (4,)).cast("I", ()),
+    "every other byte": lambda n: memoryview(bytearray(pattern(2 * n)))[::2],
+    "backwards": lambda n: memoryview(bytearray(pattern(n)))[::-1],
+    "array of words": lambda n: array("I", pattern(n // 4 * 4)),
+    "array of bytes": lambda n: array("B", pattern(n)),
+    "text": lambda n: "x" * n,
+    "list of ints": lambda n: [1] * n,
+    "nothing": lambda n: None,
+    "number": lambda n: n,
+}
+addresses = st.one_of(
+    st.tuples(st.integers(0, 7), st.integers(-9, 9)).map(lambda at: BASE + at[0] * PAGE + at[1]),
+    st.integers(BASE - 9, BASE + 7 * PAGE + 9),
+    st.sampled_from([0, -1, AMD64.max_addr - 1, AMD64.max_addr, 1 << 64, -(1 << 70), 1 << 200]),
+)
+sizes = st.one_of(st.integers(0, 20), st.sampled_from([2047, 2048, 2049, PAGE, PAGE + 1, 3 * PAGE]))
+option = st.sampled_from([None, DEFAULT_OPTS, IOOpts(), IGNORE])
+
+
+def raw_bytes(buffer: object) -> bytes:
+    """The bytes of a buffer, none if it is none."""
+    try:
+        return memoryview(buffer).tobytes()  # type: ignore[arg-type]
+    except TypeError:
+        return b""
+
+
+@given(addresses, sizes, st.sampled_from(sorted(BUFFERS)), option, st.booleans(), st.booleans())
+@example(BASE + PAGE - 2, 4, "bytearray", None, True, False)
+def test_copies_answer_as_the_slow_way(
+    addr: int, n: int, kind: str, opts: IOOpts | None, warm: bool, out: bool
+) -> None:
+    """copy_in and copy_out: the same count or error, the same bytes in the buffer and in memory, for any buffer."""
+    quick, quick_memory = sample_space(warm)
+    slow_space, slow_memory = sample_space(warm)
+    slow = SlowWay(slow_space)
+    quick_buffer: object = BUFFERS[kind](n)
+    slow_buffer: object = BUFFERS[kind](n)
+    if out:
+        quick_copy, slow_copy = quick.copy_out, slow.copy_out
+    else:
+        quick_copy, slow_copy = quick.copy_in, slow.copy_in  # type: ignore[assignment]
+    got = outcome(lambda: quick_copy(addr, quick_buffer, *([] if opts is None else [opts])))  # type: ignore[arg-type]
+    assert got == outcome(lambda: slow_copy(addr, slow_buffer, opts or DEFAULT_OPTS))  # type: ignore[arg-type]
+    assert raw_bytes(quick_buffer) == raw_bytes(slow_buffer)
+    assert quick_memory == slow_memory
+
+
+@given(addresses, st.one_of(sizes, st.sampled_from([-1, 1 << 70])), option, st.booleans())
+def test_reads_answer_as_the_slow_way(addr: int, n: int, opts: IOOpts | None, warm: bool) -> None:
+    """read_bytes, copy_string_in and copy_uint32_in: the same value or the same error."""
+    quick, _ = sample_space(warm)
+    slow = SlowWay(sample_space(warm)[0])
+    some: list[IOOpts] = [] if opts is None else [opts]
+    given_opts = opts or DEFAULT_OPTS
+    assert outcome(lambda: quick.read_bytes(addr, n, *some)) == outcome(lambda: slow.read_bytes(addr, n, given_opts))
+    assert outcome(lambda: quick.copy_string_in(addr, n, *some)) == outcome(
+        lambda: copy_string_in_chunks(slow, addr, n, given_opts)
+    )
+    assert outcome(lambda: quick.copy_uint32_in(addr, *some)) == outcome(
+        lambda: copy_struct_in(slow, addr, Struct("<I"), given_opts)[0]
+    )
+
+
+@given(
+    st.lists(st.tuples(addresses, sizes), max_size=6),
+    st.integers(-3, 3),
+    st.sampled_from(["bytearray", "memoryview", "bytes", "text"]),
+    option,
+    st.booleans(),
+)
+def test_gathers_answer_as_the_slow_way(
+    ranges: list[tuple[int, int]], more: int, kind: str, opts: IOOpts | None, warm: bool
+) -> None:
+    """copy_in_vec: the same count or error and the same bytes, also where the buffer is not as long as the ranges."""
+    quick, _ = sample_space(warm)
+    slow = SlowWay(sample_space(warm)[0])
+    ars = AddrRangeSeq([AddrRange(addr, addr + n) for addr, n in ranges])
+    size = max(ars.num_bytes + more, 0)
+    quick_buffer: object = BUFFERS[kind](size)
+    slow_buffer: object = BUFFERS[kind](size)
+    some: list[IOOpts] = [] if opts is None else [opts]
+    got = outcome(lambda: quick.copy_in_vec(ars, quick_buffer, *some))  # type: ignore[arg-type]
+    assert got == outcome(lambda: copy_in_ranges(slow, ars, slow_buffer, opts or DEFAULT_OPTS))  # type: ignore[arg-type]
+    assert raw_bytes(quick_buffer) == raw_bytes(slow_buffer)
+
+
+def test_the_sample_is_as_it_says() -> None:
+    """The sample space has all the rights that a quick way must tell apart, whether it was accessed or not."""
+    for warm in (False, True):
+        space, memory = sample_space(warm)
+        shown = [line.split()[1] for line in space.maps().splitlines()]
+        assert shown == ["rw-p", "r--p", "---p", "rwxp", "-w-p"]
+        assert sum(map(len, memory)) == 7 * PAGE
+        assert (len(space._readable), len(space._writable), len(space._words)) == ((5, 4, 5) if warm else (0, 0, 0))
