@@ -37,7 +37,7 @@ class AddrRangeSeq:
     _cut: bool
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
-        """Raises ValueError if the length of a range, or of all, exceeds 2**63 - 1; an ill-formed range's is wrapped."""
+        """Raises ValueError if a length (an ill-formed range's wraps), or their sum, exceeds 2**63 - 1."""
         self._init_flat([x for ar in ranges for x in (ar.start, ar.length)])
 
     def _init_flat(self, flat: list[int]) -> None:

@@ -43,9 +43,10 @@ MREMAP_DONTUNMAP = 4
 
 @frozen
 class MapFlags:
-    """The values on one machine of the MAP_* flags that an address space acts on. ``MAP_SHARED``, ``MAP_PRIVATE``, ``MAP_TYPE`` are the same on all.
+    """The values on one machine of the MAP_* flags that an address space acts on.
 
-    The defaults are the generic ones, which x86, ARM and RISC-V use.
+    ``MAP_SHARED``, ``MAP_PRIVATE`` and ``MAP_TYPE`` are the same on all. The defaults are the generic values, which
+    x86, ARM and RISC-V use.
     """
 
     fixed: int = MAP_FIXED

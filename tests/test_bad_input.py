@@ -5,8 +5,10 @@ Counts and buffers are the caller's; addresses, whatever they are, the guest's. 
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Callable
+from functools import partial
 from struct import Struct
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_layouts import BASE, FIXED, IGNORE, PAGE, RW, Crumbs, one, pattern, sink, source, views
-from hostarch import AMD64, ARM64, READ, AddrRange, AddrRangeSeq
+from hostarch import AMD64, ARM64, AddrRange, AddrRangeSeq
 from safemem import Block, BlockSeq, ReaderFunc
 from usermem import (
     AddressSpace,
@@ -287,7 +289,7 @@ def worst_is_a_fault(call: Callable[[], object]) -> None:
         assert str(error)
         assert not isinstance(error, FaultError) or isinstance(error.address, int)
     except OSError as error:
-        assert error.strerror in ("Invalid argument: iovec length", "Cannot allocate memory") or "iovec" in str(error)
+        assert error.errno in (errno.EINVAL, errno.ENOMEM)  # of iovecs and of argument vectors, which are a guest's too
 
 
 @with_ios
@@ -296,7 +298,7 @@ def test_any_int_is_an_address(kind: str, addr: int) -> None:
     """Every IO method and every helper that takes an address does no worse than a FaultError, for any int."""
     io, _ = IOS[kind]()
     for call in (ADDRESS_CALLS | MORE_CALLS).values():
-        worst_is_a_fault(lambda call=call: call(io, addr))  # type: ignore[misc]
+        worst_is_a_fault(partial(call, io, addr))
 
 
 @with_ios
@@ -305,10 +307,10 @@ def test_any_ints_are_ranges(kind: str, start: int, length: int) -> None:
     """So does everything that takes ranges."""
     io, _ = IOS[kind]()
     for call in RANGE_CALLS.values():
-        worst_is_a_fault(lambda call=call: call(io, one(start, length)))  # type: ignore[misc]
+        worst_is_a_fault(partial(call, io, one(start, length)))
 
 
-ILL_FORMED = [(BASE + 9, BASE), (5, 3), (1 << 63, 0), (AMD64.max_addr, 0), (-1, -2), (1 << 65, 1 << 64)]
+ILL_FORMED = [(BASE + 9, BASE), (5, 3), (1 << 63, 0), (AMD64.max_addr, 0), (-1, -2), ((1 << 64) + 5, 1 << 64)]
 
 
 @with_ios
@@ -317,7 +319,7 @@ def test_ranges_that_end_before_they_start(kind: str, name: str) -> None:
     """So does everything that takes ranges, for one that is ill-formed, as a guest's sum that wrapped is."""
     io, _ = IOS[kind]()
     for start, end in ILL_FORMED:
-        worst_is_a_fault(lambda start=start, end=end: RANGE_CALLS[name](io, AddrRangeSeq.of(AddrRange(start, end))))  # type: ignore[misc]
+        worst_is_a_fault(partial(RANGE_CALLS[name], io, AddrRangeSeq.of(AddrRange(start, end))))
 
 
 @pytest.mark.parametrize("kind", ["AddressSpace", "AddressSpace, remembered", "BytesIO"])
@@ -327,8 +329,8 @@ def test_ill_formed_ranges_are_checked_first(kind: str) -> None:
         io, memory = IOS[kind]()
         ars = AddrRangeSeq.of(AddrRange(start, end))
         for call in (
-            lambda io=io, ars=ars: io.copy_out_from(ars, source(bytes(64))),  # type: ignore[misc]
-            lambda io=io, ars=ars: io.copy_in_to(ars, sink(memoryview(bytearray(64)))),  # type: ignore[misc]
+            partial(io.copy_out_from, ars, source(bytes(64))),
+            partial(io.copy_in_to, ars, sink(memoryview(bytearray(64)))),
         ):
             with pytest.raises(FaultError) as caught:
                 call()
@@ -345,14 +347,3 @@ def test_addresses_that_are_none(kind: str, name: str) -> None:
         with pytest.raises(TypeError, match=r"\baddr\b"):
             ADDRESS_CALLS[name](io, addr)
         assert memory == pattern(SIZE)
-
-
-@with_ios
-def test_ranges_resolve_to_no_empty_block(kind: str) -> None:
-    """resolve() itself answers any address and gives no empty block."""
-    io, _ = IOS[kind]()
-    for addr in (BASE - 1, BASE, BASE + SIZE - 4, BASE + SIZE, 1 << 200, -5):
-        for length in (0, 1, 8):
-            blocks, fault = io.resolve(addr, length, READ)
-            assert all(len(block) for block in blocks)
-            assert sum(map(len, blocks)) == length or fault is not None
