@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vectors.deviations import RULES, expected_answer
 from vectors.replay import answer
 

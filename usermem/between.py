@@ -9,6 +9,8 @@ from hostarch import AddrRangeSeq
 from safemem import BlockSeqReader, WriterFunc
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
 
+_TOP = 1 << 64
+
 
 def copy_between(
     dst: IO,
@@ -24,7 +26,8 @@ def copy_between(
     source's where nothing can be read there, and the destination's where only touching the source's host memory would
     have shown it. Where source and destination overlap in memory, each run of memory is copied as by memmove.
     """
-    n = min(dst_ars.num_bytes, src_ars.num_bytes)
+    # An ill-formed range makes num_bytes negative: it is longer than any other, and faults.
+    n = min(dst_ars.num_bytes % _TOP, src_ars.num_bytes % _TOP)
     to = dst_ars.take_first(n)
     writer = WriterFunc(lambda srcs: dst.copy_out_from(to.take_first(srcs.num_bytes), BlockSeqReader(srcs), dst_opts))
     return src.copy_in_to(src_ars.take_first(n), writer, src_opts)

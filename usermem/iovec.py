@@ -13,7 +13,7 @@ import struct
 from functools import cache
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
-from safemem.buffers import check_count
+from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.io_sequence import IOSequence
@@ -43,6 +43,7 @@ def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> Ad
 
     The faults carry the ranges before them in ``partial``. ValueError if n < 0.
     """
+    addr = check_int(addr, "addr")
     check_count(n, "n")
     arch = arch_of(io)
     entry = _iovec_struct(arch)
@@ -81,6 +82,7 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT
     Raises FaultError; what was written before it stays, but a table that leaves the address space is not begun.
     ValueError, before anything is written, if a range does not fit the guest's layout.
     """
+    addr = check_int(addr, "addr")
     arch = arch_of(io)
     entry = _iovec_struct(arch)
     try:
@@ -108,10 +110,11 @@ def copy_in_vector(
     execve allows 32 pages each and 2 MiB in all.
 
     Raises FaultError, NameTooLongError if a string is too long for either limit (both with the strings before it in
-    ``partial``), OSError (ENOMEM) if the total is used up, as a total below 1 is at once. ValueError if max_elem_size
-    is negative.
+    ``partial``), OSError (ENOMEM) if the total is used up. ValueError if a limit is negative.
     """
+    addr = check_int(addr, "addr")
     check_count(max_elem_size, "max_elem_size")
+    check_count(max_total_size, "max_total_size")
     arch = arch_of(io)
     strings: list[bytes] = []
     left = max_total_size
@@ -146,6 +149,6 @@ def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, opts: IOOpts = DEFAULT_OP
 
     Raises OSError (EINVAL) if iovcnt is negative or over UIO_MAXIOV, else as :func:`copy_in_iovecs`.
     """
-    if not 0 <= iovcnt <= UIO_MAXIOV:
+    if not 0 <= check_int(iovcnt, "iovcnt") <= UIO_MAXIOV:
         raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {iovcnt} iovecs")
     return IOSequence(io, copy_in_iovecs(io, addr, iovcnt, opts), opts)

@@ -136,14 +136,14 @@ class PagedIO(ResolvedIO):
             memory, base, limit, _ = self._readable[addr >> 12]
             start = addr - base
             stop = start + maxlen
+            if maxlen >= 0 and (opts is None or opts is DEFAULT_OPTS):
+                nul = memory.find(b"\0", start, stop if stop <= limit else limit)
+                if nul >= 0:
+                    return memory[start:nul]
+                if stop <= limit:
+                    raise NameTooLongError(memory[start:stop])
         except (KeyError, TypeError):
-            return copy_string_in_chunks(self, addr, maxlen, opts or DEFAULT_OPTS)
-        if maxlen >= 0 and (opts is None or opts is DEFAULT_OPTS):
-            nul = memory.find(b"\0", start, stop if stop <= limit else limit)
-            if nul >= 0:
-                return memory[start:nul]
-            if stop <= limit:
-                raise NameTooLongError(memory[start:stop])
+            pass
         return copy_string_in_chunks(self, addr, maxlen, opts or DEFAULT_OPTS)
 
     def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts | None = None) -> int:

@@ -285,8 +285,8 @@ def _negative_ret(req: Request, value: Value) -> Value | None:
 
 
 def _negative_count(op: Request, recorded: Value, reach: Reach) -> Value | None:
-    counts = ("ZeroOut", "ZeroOutVec", "CopyInIovecs")
-    return PANIC if op["fn"] in counts and op.get("n", 0) < 0 else None
+    count = {"ZeroOut": "n", "ZeroOutVec": "n", "CopyInIovecs": "n", "CopyInVector": "max2"}.get(op["fn"])
+    return PANIC if count and op.get(count, 0) < 0 else None
 
 
 def _negative_count_step(step: list[Any], result: Value) -> Value | None:
