@@ -90,7 +90,7 @@ class FromIOReader:
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """The file's own errors pass through, with the count in ``transferred``."""
-        if self._pending:
+        if dsts and self._pending:
             return self._pending.deliver(dsts)
         done = 0
         for block in dsts:

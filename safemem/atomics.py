@@ -93,8 +93,9 @@ def _swap(block: Block, size: int, new: int, byte_order: ByteOrder, aligned: boo
     _check(block, size, aligned)
     _check_writable(block)
     with _lock:
-        previous: int = word.unpack(_get(block, size))[0]
-        _put(block, data)
+        found = _get(block, size)
+        _put(block, data, found)
+    previous: int = word.unpack(found)[0]
     return previous
 
 
@@ -107,7 +108,7 @@ def _compare_and_swap(block: Block, size: int, old: int, new: int, byte_order: B
     with _lock:
         found = _get(block, size)
         if found == expected:
-            _put(block, data)
+            _put(block, data, found)
     previous: int = word.unpack(found)[0]
     return previous
 
@@ -145,12 +146,15 @@ def _get(block: Block, size: int) -> bytes:
         raise
 
 
-def _put(block: Block, data: bytes) -> None:
-    if block.need_safecopy:
-        try:
-            safecopy.copy_out(block.address, memoryview(data))
-        except HostFaultError as exc:
-            exc.transferred = 0
-            raise
-    else:
+def _put(block: Block, data: bytes, found: bytes) -> None:
+    """Store a word whole or not at all; ``found`` is what is there."""
+    if not block.need_safecopy:
         block.view()[: len(data)] = data
+        return
+    try:
+        safecopy.copy_out(block.address, memoryview(data))
+    except HostFaultError as exc:
+        # It straddles a page that cannot be written: take back the bytes before it.
+        safecopy.copy_out(block.address, memoryview(found)[: exc.transferred])
+        exc.transferred = 0
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError
+from safemem.errors import TransferError, add_transferred
 
 
 class PendingBytes:
@@ -41,7 +41,11 @@ class PendingBytes:
         return n
 
     def hold(self, error: BaseException | None) -> None:
-        """Keep an error of the source's, whose bytes are counted by now, for when they have been delivered."""
-        if error is not None:
-            error.__dict__.pop("transferred", None)
-            self.error = error
+        """Keep an error of the source's for when its bytes have been delivered; they are counted by then.
+
+        Would-block is not kept: it says what was so at that moment.
+        """
+        if error is None or isinstance(error, BlockingIOError):
+            return
+        add_transferred(error, -getattr(error, "transferred", 0))
+        self.error = error

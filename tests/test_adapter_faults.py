@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +23,7 @@ from safemem import (
     FromVecWriterFunc,
     HostFaultError,
     Reader,
+    TransferError,
     Writer,
     read_full_to_blocks,
     write_full_from_blocks,
@@ -78,47 +81,57 @@ def test_a_fault_of_the_destination_loses_nothing(make: Callable[[bytes], Reader
     assert rest[n:] == b"\xee" * (20 - n)
 
 
-def _boom_after(data: bytes, boom: Boom) -> Callable[[memoryview], int]:
-    """A read that gives data and fails with it, once, and then is at its end."""
-    left = [data]
+class _Fails:
+    """A file that gives b"abc" and fails with that, once, and then gives b"next"."""
 
-    def read(buffer: memoryview) -> int:
-        if not left:
-            return 0
-        n = len(left[0])
-        buffer[:n] = left.pop()
-        boom.transferred = n  # type: ignore[attr-defined]
-        raise boom
+    def __init__(self, error: BaseException) -> None:
+        self._error: BaseException | None = error
 
-    return read
-
-
-class _File:
-    """A function as a file."""
-
-    def __init__(self, readinto: Callable[[memoryview], int]) -> None:
-        self.readinto = readinto
+    def readinto(self, buffer: memoryview, /) -> int:
+        """As in io.RawIOBase, but that the error says what came before it."""
+        buffer[:4] = b"next" if self._error is None else b"abc."
+        if self._error is not None:
+            error, self._error = self._error, None
+            error.transferred = 3  # type: ignore[attr-defined]
+            raise error
+        return 4
 
 
-@pytest.mark.parametrize(
-    "make", [lambda read: FromIOReader(_File(read)), lambda read: FromVecReaderFunc(lambda buffers: read(buffers[0]))]
-)
-def test_an_error_of_the_source_is_not_lost_in_a_fault(make: Callable[[Callable[[memoryview], int]], Reader]) -> None:
-    """Bytes and an error come at once, and the destination faults among the bytes: both arrive, sooner or later."""
-    memory = FaultyMemory("segv")
-    boom = Boom()
-    reader = make(_boom_after(b"abc", boom))
-    caught: list[BaseException] = []
-    got = bytearray()
-    for dsts in (BlockSeq.of(memory.block(4, 1)), *(BlockSeq.of(Block(bytearray(4))) for _ in range(3))):
-        try:
-            n = reader.read_to_blocks(dsts)
-        except (Boom, HostFaultError) as exc:
-            caught.append(exc)
-            n = getattr(exc, "transferred", 0)
-        got += dsts.take_first(n).tobytes()
-    assert got == b"abc"
-    assert boom in caught
+FAILING: list[Any] = [
+    pytest.param(FromIOReader, id="file"),
+    pytest.param(lambda file: FromVecReaderFunc(lambda buffers: file.readinto(buffers[0])), id="function"),
+]
+
+
+@pytest.mark.parametrize("error", [Boom("lost"), TransferError(errno.EIO, "disk", 3)], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("make", FAILING)
+def test_an_error_of_the_source_is_not_lost_in_a_fault(make: Callable[[_Fails], Reader], error: Exception) -> None:
+    """Bytes and an error come at once, and the destination faults among the bytes: first all bytes, then the error."""
+    reader = make(_Fails(error))
+    dst = bytearray(4)
+    with pytest.raises(HostFaultError) as caught:
+        reader.read_to_blocks(BlockSeq.of(FaultyMemory("segv").block(4, 1)))
+    assert caught.value.transferred == 1
+    assert reader.read_to_blocks(BlockSeq()) == 0
+    assert (reader.read_to_blocks(BlockSeq.of(Block(dst))), bytes(dst)) == (2, b"bc\0\0")
+    assert reader.read_to_blocks(BlockSeq()) == 0
+    with pytest.raises(type(error)) as own:
+        reader.read_to_blocks(BlockSeq.of(Block(dst)))
+    assert own.value is error
+    assert not getattr(error, "transferred", 0)
+    assert "lost" in str(error) or "disk" in str(error)
+    assert (reader.read_to_blocks(BlockSeq.of(Block(dst))), bytes(dst)) == (4, b"next")
+
+
+@pytest.mark.parametrize("make", FAILING)
+def test_would_block_does_not_outlive_its_call(make: Callable[[_Fails], Reader]) -> None:
+    """That nothing more was there then says nothing of now: after the pending bytes the source is asked again."""
+    reader = make(_Fails(BlockingIOError(errno.EAGAIN, "later")))
+    dst = bytearray(4)
+    with pytest.raises(HostFaultError):
+        reader.read_to_blocks(BlockSeq.of(FaultyMemory("segv").block(4, 1)))
+    assert (reader.read_to_blocks(BlockSeq.of(Block(dst))), bytes(dst)) == (2, b"bc\0\0")
+    assert (reader.read_to_blocks(BlockSeq.of(Block(dst))), bytes(dst)) == (4, b"next")
 
 
 def _file_writer(got: bytearray) -> Writer:

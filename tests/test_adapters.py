@@ -239,6 +239,28 @@ def test_vector_functions_see_all_blocks_at_once() -> None:
     assert FromVecReaderFunc(lambda buffers: 0).read_to_blocks(seq) == 0
 
 
+def test_vector_functions_that_claim_too_much_and_fail() -> None:
+    """The count that an error carries is no more than there was room for."""
+    boom = Boom()
+    with pytest.raises(Boom):
+        FromVecReaderFunc(_raise_after(100, boom)).read_to_blocks(room(3, 3))
+    assert vars(boom)["transferred"] == 6
+
+
+def test_vector_functions_that_write_more_than_they_say() -> None:
+    """Bytes beyond the count are where the function put them, behind a block that needs safecopy too."""
+
+    def fill(buffers: Sequence[memoryview]) -> int:
+        for buffer in buffers:
+            buffer[:] = b"x" * len(buffer)
+        return 3
+
+    before, behind = bytearray(2), bytearray(2)
+    seq = BlockSeq([Block(before), FaultyMemory("segv").block(2, 2), Block(behind)])
+    assert FromVecReaderFunc(fill).read_to_blocks(seq) == 3
+    assert before + behind == b"xxxx"
+
+
 def test_vector_functions_that_would_block() -> None:
     """Nothing moved is BlockingIOError; some moved, as the error says, is a short count."""
     later = BlockingIOError(errno.EAGAIN, "later")

@@ -140,6 +140,20 @@ def test_ranges_outside_user_space() -> None:
         assert space.read_bytes(addr, 12) == TEXT + bytes(4)
 
 
+def test_ill_formed_ranges() -> None:
+    """A range that ends before it starts is longer than any other: the other side bounds it, and two are a fault."""
+    target = bytearray(8)
+    src, dst = BytesIO(TEXT), BytesIO(target)
+    ill_formed = AddrRangeSeq.of(AddrRange(2, 0))
+    assert copy_between(dst, ranges((0, 3)), src, ill_formed) == 3
+    assert copy_between(dst, ill_formed, src, ranges((6, 8))) == 2
+    assert target == b"cdgh\0\0\0\0"
+    with pytest.raises(FaultError) as caught:
+        copy_between(dst, ill_formed, src, ill_formed)
+    assert (caught.value.transferred, caught.value.address) == (0, 2)
+    assert target == b"cdgh\0\0\0\0"
+
+
 def test_permissions_of_both_sides() -> None:
     """The source must be readable, the destination writable, unless its own options say otherwise."""
     with AddressSpace() as one, AddressSpace() as two:

@@ -221,6 +221,12 @@ def test_a_faulting_source_gives_what_came_before(file: int, fault: Fault, k: in
     assert (position(file), writer.offset) == ((2 + k, None) if offset is None else (0, 12 + k))
 
 
+def test_a_source_that_faults_at_once_makes_no_call() -> None:
+    """With nothing to write the kernel is not asked, so the fault comes before what it would say of the descriptor."""
+    with pytest.raises(HostFaultError):
+        FDWriter(1 << 20).write_from_blocks(BlockSeq.of(FaultyMemory("segv").block(3, 0)))
+
+
 def test_a_short_write_before_a_fault_is_no_fault() -> None:
     """A pipe that takes less than what lies before the fault: its count, no error; the fault comes when it is met."""
     outlet, inlet = os.pipe()
