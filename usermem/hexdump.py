@@ -16,7 +16,7 @@ def hexdump(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> str:
     """
     check_count(n, "n")
     lines = []
-    for row in range(addr - addr % _ROW, addr + n, _ROW):
+    for row in range(addr - addr % _ROW, addr + n, _ROW) if n else ():
         cells = [_cell(io, at, opts) if addr <= at < addr + n else None for at in range(row, row + _ROW)]
         shown = ["  " if cell is None else cell or "--" for cell in cells]
         text = "".join(chr(int(cell, 16)) if cell and " " <= chr(int(cell, 16)) <= "~" else "." for cell in cells)
