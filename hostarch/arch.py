@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from typing import Final, Literal
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from hostarch import mman
 
@@ -35,7 +35,7 @@ class Arch:
     pointer_size: int
     byte_order: ByteOrder
     max_addr: int
-    page_shift: int = 12
+    page_shift: int = field(default=12, validator=validators.ge(12))
     huge_page_shift: int = 21
     min_addr: int = 0x10000
     map_flags: mman.MapFlags = mman.GENERIC_MAP_FLAGS
@@ -125,8 +125,11 @@ class Arch:
         return None if up is None else up >> self.page_shift
 
     def untagged(self, x: int) -> int:
-        """x as the machine's access checks see it: on ARM64 bits 56 and up are copies of bit 55, elsewhere x."""
-        if not self.ignores_top_byte:
+        """x as the machine's access checks see it: on ARM64 bits 56 and up are copies of bit 55, elsewhere x.
+
+        What is no address of the machine is left as it is.
+        """
+        if not self.ignores_top_byte or not 0 <= x <= self.addr_mask:
             return x
         low = x & ((1 << 56) - 1)
         return low | (0xFF << 56) if low >> 55 else low

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
+_READALL = 1 << 16
+
+
 class SupportsReadinto(Protocol):
     """What FromIOReader needs of a file object: ``readinto`` as in io.RawIOBase."""
 
@@ -273,8 +276,25 @@ class _Stream(io.RawIOBase):
             if not done:
                 raise
             add_transferred(exc, -done)
-            self._error = exc
+            self._error = exc.with_traceback(None)  # which would keep the caller's buffer exported
             return done
+
+    def readall(self) -> bytes | None:  # type: ignore[override]  # typeshed leaves out the None of non-blocking files
+        """All bytes up to the end or to an error, which the next call raises; None if nothing is there now."""
+        parts: list[bytes] = []
+        while True:
+            buffer = bytearray(_READALL)
+            try:
+                n = self.readinto(buffer)
+            except OSError as exc:
+                if not parts:
+                    raise
+                self._error = exc.with_traceback(None)
+                break
+            if not n:
+                return None if n is None and not parts else b"".join(parts)
+            parts.append(bytes(buffer[:n]))
+        return b"".join(parts)
 
 
 class ToIOReader(_Stream):

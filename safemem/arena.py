@@ -11,7 +11,7 @@ view made by :func:`export`. Its content then becomes zero and its pages return 
 from __future__ import annotations
 
 import mmap
-from bisect import insort
+from bisect import bisect_left
 from collections import deque
 from typing import NamedTuple
 
@@ -88,8 +88,12 @@ class Arena:
     def give_back(self, chunk: int, start: int, end: int) -> None:
         """Take back a range that nothing refers to any more: zero it, and let the host have its pages."""
         memory = self.chunks[chunk]
-        if self._madvise_zeroes and _MADV_DONTNEED is not None:
-            memory.madvise(_MADV_DONTNEED, start, end - start)
+        # Guest pages may be smaller than the host's: only whole host pages can be given up.
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._madvise_zeroes and _MADV_DONTNEED is not None and first < last:
+            memory.madvise(_MADV_DONTNEED, first, last - first)
+            memory[start:first] = bytes(first - start)
+            memory[last:end] = bytes(end - last)
         else:
             memory[start:end] = bytes(end - start)
         self._returned.append(_Free(chunk, start, end))
@@ -106,18 +110,18 @@ class Arena:
                 size = max(size // 2, length)
         self._next_chunk = min(size * 2, _LARGEST_CHUNK)
         self.chunks.append(memory)
-        free = _Free(len(self.chunks) - 1, 0, size)
-        insort(self._free, free)
-        return self._free.index(free)
+        return self._insert(_Free(len(self.chunks) - 1, 0, size))
 
-    def _insert(self, free: _Free) -> None:
-        insort(self._free, free)
-        i = self._free.index(free)
-        for left in (i, i - 1):
-            if 0 <= left < len(self._free) - 1:
-                a, b = self._free[left], self._free[left + 1]
-                if a.chunk == b.chunk and a.end == b.start:
-                    self._free[left : left + 2] = [_Free(a.chunk, a.start, b.end)]
+    def _insert(self, free: _Free) -> int:
+        """Add a free range, joined with its neighbours, and return its index."""
+        i = bisect_left(self._free, free)
+        if i < len(self._free) and free.chunk == self._free[i].chunk and free.end == self._free[i].start:
+            free = free._replace(end=self._free.pop(i).end)
+        if i and free.chunk == self._free[i - 1].chunk and free.start == self._free[i - 1].end:
+            i -= 1
+            free = free._replace(start=self._free.pop(i).start)
+        self._free.insert(i, free)
+        return i
 
 
 def _reserve(size: int) -> mmap.mmap:

@@ -18,6 +18,7 @@ from typing import Literal
 from hostarch import HOST_BYTE_ORDER, ByteOrder
 from safemem import safecopy
 from safemem.block import Block
+from safemem.buffers import check_int
 from safemem.errors import AlignmentError, HostFaultError
 
 Tier = Literal["native", "lock"]
@@ -133,7 +134,7 @@ def _check_writable(block: Block) -> None:
 
 
 def _pack(word: struct.Struct, value: int, name: str) -> bytes:
-    if not 0 <= value < 1 << 8 * word.size:
+    if not 0 <= check_int(value, name) < 1 << 8 * word.size:
         raise ValueError(f"{name} must be an unsigned {8 * word.size}-bit integer: {value}")
     return word.pack(value)
 

@@ -20,6 +20,7 @@ from typing import Final, Self
 
 from hostarch import AMD64, ANY_ACCESS, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch, mman
 from safemem import Block, BlockSeq
+from safemem.buffers import check_int
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
 from usermem.page_cache import Entry, PagedIO
@@ -36,7 +37,8 @@ _STACK_GAP: Final = 128 << 20
 class AddressSpace(PagedIO):
     """The memory of one guest. Starts empty; nothing it maps costs host memory until it is touched.
 
-    Use it as a context manager, or close it: then it is empty for good, and every access raises ValueError.
+    Use it as a context manager, or close it: then it is empty for good, and what would map, unmap or look at memory
+    raises ValueError.
     """
 
     def __init__(self, arch: Arch = AMD64) -> None:
@@ -47,6 +49,7 @@ class AddressSpace(PagedIO):
         self._closed = False
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -67,8 +70,9 @@ class AddressSpace(PagedIO):
         EPERM, EOVERFLOW as Linux, EBADF for a file mapping without a file, ENODEV for one with (files cannot be mapped
         by descriptor yet; see :meth:`map_object`).
         """
+        self._check_open()
         self._check_offset(offset)
-        if not flags & self.arch.map_flags.anonymous:
+        if not check_int(flags, "flags") & self.arch.map_flags.anonymous:
             if fd < 0:
                 raise _error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
             raise _error(errno.ENODEV, f"fd {fd}: files cannot be mapped by descriptor")
@@ -94,8 +98,11 @@ class AddressSpace(PagedIO):
         ``mapped`` None is anonymous memory. An object's pages are read when first touched, and written pages are not
         written back: a shared mapping is private to this space. Raises OSError as :meth:`mmap`.
         """
+        self._check_open()
         self._check_offset(offset)
-        shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
+        prot = check_int(prot, "prot")
+        max_prot = check_int(max_prot, "max_prot")
+        shared = check_int(flags, "flags") & mman.MAP_TYPE != mman.MAP_PRIVATE
         with self._lock:
             start, end = self._place(addr, length, flags, offset)
             growsdown = bool(flags & self.arch.map_flags.growsdown)
@@ -105,23 +112,28 @@ class AddressSpace(PagedIO):
                 start,
                 end,
                 prot & _RIGHTS,
-                int(max_prot),
+                max_prot,
                 shared,
                 growsdown,
                 mapped,
                 offset if mapped is not None else 0,
                 name,
+                object() if shared else None,
             )
             if self._vmas.overlapping(start, end):
                 self._remove(start, end)
+            count = len(self._vmas)
             self._vmas.add(vma)
             self._pmas.reserve(vma)
+            if len(self._vmas) <= count:  # it continues a neighbour, whose cached pages end too early now
+                self._forget_pages()
             return start
 
     def munmap(self, addr: int, length: int) -> int:
         """munmap(2): unmap all pages in the range, mapped or not, and return 0. Raises OSError: EINVAL as Linux."""
         self._check_open()
-        addr = self.arch.untagged(addr)
+        addr = self.arch.untagged(check_int(addr, "addr"))
+        length = check_int(length, "length")
         end = self.arch.checked_page_round_up(addr + length)
         if not self.arch.is_page_aligned(addr) or length <= 0 or addr < 0 or end is None or end > self.arch.max_addr:
             raise _error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
@@ -136,7 +148,9 @@ class AddressSpace(PagedIO):
         after the pages before it were changed.
         """
         self._check_open()
-        addr = self.arch.untagged(addr)
+        addr = self.arch.untagged(check_int(addr, "addr"))
+        length = check_int(length, "length")
+        prot = check_int(prot, "prot")
         grows = mman.PROT_GROWSDOWN | mman.PROT_GROWSUP
         if prot & grows == grows or not self.arch.is_page_aligned(addr):
             raise _error(errno.EINVAL, f"mprotect of {addr:#x} to {prot:#x}")
@@ -184,6 +198,7 @@ class AddressSpace(PagedIO):
         Inside the ``with`` the memory stays where it is. What is unmapped meanwhile stays readable through the blocks,
         and is reused only when the last block, view or array made from them is gone.
         """
+        self._check_open()
         found: list[Block] = []
         for addr, length in ars.pairs():
             blocks, fault = self._accessible(addr, length, access, opts)
@@ -217,7 +232,7 @@ class AddressSpace(PagedIO):
         blocks: list[Block] = []
         while addr < end:
             entry = cached.get(addr >> 12)
-            if entry is None or entry[1] + entry[2] < end:
+            if entry is None:
                 found = self._find(addr, access, opts.ignore_permissions)
                 if isinstance(found, FaultReason):
                     return blocks, FaultError(addr + tag, access, found)
@@ -229,39 +244,49 @@ class AddressSpace(PagedIO):
 
     def _find(self, addr: int, access: int, ignore_permissions: bool) -> Entry | FaultReason:
         """Where addr's bytes are and how far the run goes, or why it cannot be accessed."""
-        with self._lock:
-            vma = self._vmas.find(addr)
-            if vma is None:
-                return FaultReason.UNMAPPED
-            rights = vma.max_prot if ignore_permissions else vma.prot
-            if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
-                rights |= mman.PROT_READ
-            if access & ~rights:
-                return FaultReason.PERMISSION
-            end = vma.end
+        while True:
+            with self._lock:
+                vma = self._vmas.find(addr)
+                if vma is None:
+                    return FaultReason.UNMAPPED
+                rights = vma.max_prot if ignore_permissions else vma.prot
+                if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
+                    rights |= mman.PROT_READ
+                if access & ~rights:
+                    return FaultReason.PERMISSION
+                end = vma.end
+                if vma.mapped is not None:
+                    end = min(end, vma.start + self.arch.page_round_up(vma.mapped.size()) - vma.offset)
+                    if addr >= end:
+                        return FaultReason.BEYOND_FILE
+                try:
+                    pma = self._pmas.find(addr) or self._pmas.place(addr, self.arch.max_addr)
+                    if pma.host is not None:
+                        base = pma.start - pma.host.start
+                        entry = (pma.host.memory, base, min(end, pma.end) - base, pma)
+                        # An object may shrink at any moment, so its pages are looked up each time.
+                        if access in _CACHED and vma.mapped is None and not ignore_permissions:
+                            self._remember_page(addr, entry, bool(access & WRITE))
+                        return entry
+                    filled = self._pmas.draft(pma, addr, end)
+                except MemoryError:
+                    return FaultReason.NO_MEMORY
+            # The object is read without the lock: it is the simulator's code, may be slow, and may map and unmap.
             if vma.mapped is not None:
-                end = min(end, vma.start + self.arch.page_round_up(vma.mapped.size()) - vma.offset)
-                if addr >= end:
-                    return FaultReason.BEYOND_FILE
-            try:
-                pma, host = self._pmas.populate(vma, addr, self.arch.max_addr if vma.mapped is None else end)
-            except MemoryError:
-                return FaultReason.NO_MEMORY
-            base = pma.start - host.start
-            entry = (host.memory, base, min(end, pma.end) - base, pma)
-            # An object may shrink at any moment, so its pages are looked up each time.
-            if access in _CACHED and vma.mapped is None and not ignore_permissions:
-                self._remember_page(addr, entry, bool(access & WRITE))
-            return entry
+                vma.mapped.read_at(vma.offset + filled.start - vma.start, filled.view())
+            with self._lock:
+                if self._pmas.find(addr) is pma and self._vmas.find(addr) is vma:
+                    self._pmas.replace(filled)
 
     def _check_offset(self, offset: int) -> None:
-        if not self.arch.is_page_aligned(offset):
+        if not self.arch.is_page_aligned(check_int(offset, "offset")):
             raise _error(errno.EINVAL, f"offset {offset:#x} is not page-aligned")
 
     def _place(self, addr: int, length: int, flags: int, offset: int) -> tuple[int, int]:
         """Where a new mapping goes, with the checks of Linux's do_mmap in its order."""
-        self._check_open()
         arch, names = self.arch, self.arch.map_flags
+        addr = check_int(addr, "addr")
+        length = check_int(length, "length")
         if not length:
             raise _error(errno.EINVAL, "mmap of length 0")
         size = arch.checked_page_round_up(length)
@@ -296,8 +321,10 @@ class AddressSpace(PagedIO):
             return start, start + size
 
     def _remove(self, start: int, end: int) -> None:
+        """Unmap, and give up the memory too, with what was placed ahead in the free space around."""
         self._vmas.remove(start, end)
-        self._pmas.remove(start, end)
+        self._pmas.remove(*self._vmas.gap(start, 0, self.arch.max_addr))
+        self._pmas.remove(*self._vmas.gap(end - 1, 0, self.arch.max_addr))
         self._forget_pages()
 
     def _check_open(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any
 
+from safemem.buffers import check_int
 from usermem.errors import FaultError
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
 
@@ -113,4 +114,4 @@ def _copy_int_in(io: IO, addr: int, size: int, signed: bool, opts: IOOpts) -> in
 
 
 def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, opts: IOOpts) -> int:
-    return io.copy_out(addr, value.to_bytes(size, arch_of(io).byte_order, signed=signed), opts)
+    return io.copy_out(addr, check_int(value, "value").to_bytes(size, arch_of(io).byte_order, signed=signed), opts)

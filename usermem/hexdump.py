@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safemem.buffers import check_count
+from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
 
@@ -14,6 +14,7 @@ def hexdump(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> str:
 
     Raises ValueError if n < 0; a fault is shown, not raised.
     """
+    addr = check_int(addr, "addr")
     check_count(n, "n")
     lines = []
     for row in range(addr - addr % _ROW, addr + n, _ROW) if n else ():

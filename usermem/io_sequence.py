@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 _TOP = 1 << 64
+_READALL = 1 << 16
 
 
 @frozen
@@ -98,11 +99,28 @@ class _UserMemoryFile(io.RawIOBase):
         """Write the bytes at the current position and return how many were written."""
         return self._move(self._copy_out, readable_view(data, "data"))
 
+    def readall(self) -> bytes:
+        """All bytes up to the end or a fault, which the next call raises. Raises FaultError if there are none."""
+        parts: list[bytes] = []
+        while True:
+            buffer = bytearray(_READALL)
+            try:
+                n = self.readinto(buffer)
+            except OSError:
+                if parts:
+                    break
+                raise
+            if not n:
+                break
+            parts.append(bytes(buffer[:n]))
+        return b"".join(parts)
+
     def _move(self, copy: Callable[[memoryview], int], view: memoryview) -> int:
         if self.closed:
             raise ValueError("I/O operation on closed file")
         try:
-            n = copy(view)
+            with view:
+                n = copy(view)
         except OSError as exc:
             n = getattr(exc, "transferred", 0)
             self._advance(n)

@@ -140,7 +140,7 @@ def single_io_sequence(io: IO, addr: int, length: int, opts: IOOpts = DEFAULT_OP
 
     Raises FaultError if it leaves user space, or if the length is negative as a guest's ssize_t.
     """
-    ar = check_io_range(addr, min(length, MAX_RW_COUNT), arch_of(io))
+    ar = check_io_range(check_int(addr, "addr"), min(check_int(length, "length"), MAX_RW_COUNT), arch_of(io))
     return IOSequence(io, AddrRangeSeq.of(ar), opts)
 
 

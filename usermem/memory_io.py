@@ -91,7 +91,7 @@ def check_io_range(addr: int, length: int, arch: Arch = AMD64) -> AddrRange:
     There is no lower bound, and an empty range may stand at the very end. Raises FaultError (outside-range) otherwise;
     then nothing of the range may be touched.
     """
-    start = arch.untagged(addr) if 0 <= addr <= arch.addr_mask else addr
+    start = arch.untagged(addr)
     if length < 0 or start < 0 or start + length > arch.max_addr:
         raise FaultError(addr, NO_ACCESS, FaultReason.OUTSIDE_RANGE)
     return AddrRange(start, start + length)

@@ -138,10 +138,15 @@ class PagedIO(ResolvedIO):
             stop = start + maxlen
             if maxlen >= 0 and (opts is None or opts is DEFAULT_OPTS):
                 nul = memory.find(b"\0", start, stop if stop <= limit else limit)
+                # Another thread may write meanwhile: what was copied counts, not what was seen before.
                 if nul >= 0:
-                    return memory[start:nul]
+                    string = memory[start:nul]
+                    return string if (end := string.find(0)) < 0 else string[:end]
                 if stop <= limit:
-                    raise NameTooLongError(memory[start:stop])
+                    string = memory[start:stop]
+                    if (end := string.find(0)) >= 0:
+                        return string[:end]
+                    raise NameTooLongError(string)
         except (KeyError, TypeError):
             pass
         return copy_string_in_chunks(self, addr, maxlen, opts or DEFAULT_OPTS)

@@ -61,7 +61,7 @@ class PMA:
 
 
 class PMASet(SegmentSet[PMA]):
-    """Where the bytes of an address space are. ``populate`` finds a place for what has none."""
+    """Where the bytes of an address space are. ``place`` and ``draft`` find host memory for what has none."""
 
     __slots__ = ("_arena",)
 
@@ -75,29 +75,32 @@ class PMASet(SegmentSet[PMA]):
             self.remove(vma.start, vma.end)
             self.insert(PMA(vma.start, vma.end, None))
 
-    def populate(self, vma: VMA, addr: int, high: int) -> tuple[PMA, HostRange]:
-        """The PMA at addr in vma and its memory, made if need be, with nothing placed at ``high`` and above.
+    def place(self, addr: int, high: int) -> PMA:
+        """Give anonymous memory at addr, which lies in no PMA, its window: zeros, and nothing at ``high`` and above.
 
-        Raises MemoryError if the host has none left; then nothing has changed. Errors of the object that is read
-        pass through.
+        Raises MemoryError if the host has none left; then nothing has changed.
         """
-        pma = self.find(addr)
-        if pma is not None and pma.host is not None:
-            return pma, pma.host
-        size = WINDOW if vma.mapped is None else OBJECT_WINDOW
-        low = addr & -size
-        if pma is None:
-            start, end = self.gap(addr, low, min(low + size, high))
-        else:
-            start, end = max(pma.start, low), min(pma.end, low + size, high)
+        low = addr & -WINDOW
+        pma = self._new(addr, *self.gap(addr, low, min(low + WINDOW, high)))
+        self.insert(pma)
+        return pma
+
+    def draft(self, unread: PMA, addr: int, high: int) -> PMA:
+        """Memory for the window around addr of an object's pages, up to ``high``: not in the set before it is read.
+
+        Raises MemoryError if the host has none left.
+        """
+        low = addr & -OBJECT_WINDOW
+        return self._new(addr, max(unread.start, low), min(unread.end, low + OBJECT_WINDOW, high))
+
+    def replace(self, pma: PMA) -> None:
+        """Put a PMA in the place of what was there."""
+        self.remove(pma.start, pma.end)
+        self.insert(pma)
+
+    def _new(self, addr: int, start: int, end: int) -> PMA:
         try:
-            host = self._arena.allocate(end - start)
+            return PMA(start, end, self._arena.allocate(end - start))
         except MemoryError:
             start, end = max(start, addr & -_LEAST), min(end, (addr & -_LEAST) + _LEAST)
-            host = self._arena.allocate(end - start)
-        new = PMA(start, end, host)
-        if vma.mapped is not None:
-            vma.mapped.read_at(vma.offset + start - vma.start, new.view())
-            self.remove(start, end)
-        self.insert(new)
-        return new, host
+            return PMA(start, end, self._arena.allocate(end - start))

@@ -156,9 +156,8 @@ class ResolvedIO(ABC):
                 start = _addr_at(ranges, exc.transferred) - exc.transferred
                 raise _guest_fault(exc, start, 0, access) from exc.with_traceback(None)
             except BlockingIOError as exc:
-                return short_count(exc, 0)
-            if not 0 <= done <= seq.num_bytes:
-                raise ValueError(f"the reader or writer returned {done} for {seq.num_bytes} bytes")
+                return _checked(short_count(exc, 0), seq.num_bytes)
+            _checked(done, seq.num_bytes)
         if fault is not None and done == seq.num_bytes:
             fault.transferred = done
             raise fault
@@ -177,6 +176,13 @@ class ResolvedIO(ABC):
             return operate(blocks[0])
         except HostFaultError as exc:
             raise _guest_fault(exc, addr, 0, access) from exc.with_traceback(None)
+
+
+def _checked(count: int, most: int) -> int:
+    """What a reader or writer says it moved, if that can be."""
+    if not 0 <= check_int(count, "what the reader or writer returned") <= most:
+        raise ValueError(f"the reader or writer returned {count} for {most} bytes")
+    return count
 
 
 def _is_ours(exc: HostFaultError, seq: BlockSeq) -> bool:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 def copy_out_vec(io: IO, ars: AddrRangeSeq, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
     """Copy the bytes of src to the memory at ars, and return how many. Raises FaultError."""
-    view = readable_view(src, "src")
-    return _each(ars, len(view), lambda addr, done, n: io.copy_out(addr, view[done : done + n], opts))
+    with readable_view(src, "src") as view:
+        return _each_part(ars, view, lambda addr, part: io.copy_out(addr, part, opts))
 
 
 def copy_in_vec(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
@@ -42,14 +42,24 @@ def copy_in_vec(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = 
 
 def copy_in_ranges(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
     """:func:`copy_in_vec` by ``io.copy_in`` alone."""
-    view = writable_view(dst, "dst")
-    return _each(ars, len(view), lambda addr, done, n: io.copy_in(addr, view[done : done + n], opts))
+    with writable_view(dst, "dst") as view:
+        return _each_part(ars, view, lambda addr, part: io.copy_in(addr, part, opts))
 
 
 def zero_out_vec(io: IO, ars: AddrRangeSeq, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
     """Set the first n bytes at ars to 0, and return how many. Raises FaultError; ValueError if n < 0."""
     check_count(n, "n")
-    return _each(ars, n, lambda addr, done, n: io.zero_out(addr, n, opts))
+    return _each(ars, n, lambda addr, _, length: io.zero_out(addr, length, opts))
+
+
+def _each_part(ars: AddrRangeSeq, view: memoryview, move: Callable[[int, memoryview], int]) -> int:
+    """Call ``move(addr, part of view)`` for each range. No part outlives its call, even in an error's traceback."""
+
+    def step(addr: int, done: int, n: int) -> int:
+        with view[done : done + n] as part:
+            return move(addr, part)
+
+    return _each(ars, len(view), step)
 
 
 def _each(ars: AddrRangeSeq, total: int, move: Callable[[int, int, int], int]) -> int:

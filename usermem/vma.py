@@ -29,7 +29,8 @@ class MappedObject(Protocol):
 class VMA:
     """One mapping, [start, end), page-aligned. ``max_prot`` is what mprotect may grant at most.
 
-    ``mapped`` is the object behind it, whose byte ``offset`` is at start; None for anonymous memory.
+    ``mapped`` is the object behind it, whose byte ``offset`` is at start; None for anonymous memory. ``identity`` tells
+    shared mappings apart: each has memory of its own, and merges only with a part of itself.
     """
 
     start: int
@@ -41,6 +42,7 @@ class VMA:
     mapped: MappedObject | None = None
     offset: int = 0
     name: str = ""
+    identity: object = None
 
     def split(self, at: int) -> tuple[VMA, VMA]:
         """See Segment.split."""
@@ -54,6 +56,7 @@ class VMA:
             and self.prot == right.prot
             and self.max_prot == right.max_prot
             and self.shared == right.shared
+            and self.identity is right.identity
             and self.growsdown == right.growsdown
             and self.name == right.name
             and self.mapped is right.mapped
@@ -64,7 +67,28 @@ class VMA:
 class VMASet(SegmentSet[VMA]):
     """The mappings of an address space, in order, with no two neighbours that could be one."""
 
-    __slots__ = ()
+    __slots__ = ("_searched",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        # (high, length, address): below high, no gap of that length or more ends above the address.
+        # Placing n mappings is O(n) then.
+        self._searched: tuple[int, int, int] | None = None
+
+    def find_gap(self, length: int, low: int, high: int) -> int | None:
+        """See SegmentSet.find_gap; remembers where the search may begin next time, as Linux's cached_hole_size did."""
+        begin = high
+        if self._searched is not None and self._searched[0] == high and length >= self._searched[1]:
+            begin = self._searched[2]
+        found = super().find_gap(length, low, begin)
+        if found is not None:
+            self._searched = (high, length, found + length)
+        return found
+
+    def remove(self, start: int, end: int) -> list[VMA]:
+        """See SegmentSet.remove."""
+        self._searched = None
+        return super().remove(start, end)
 
     def add(self, vma: VMA) -> None:
         """Add a mapping where there is none, and merge it with its neighbours."""
@@ -84,7 +108,7 @@ class VMASet(SegmentSet[VMA]):
 
     def protect(self, start: int, end: int, prot: int) -> None:
         """Give everything mapped in [start, end) the rights prot."""
-        for vma in self.remove(start, end):
+        for vma in super().remove(start, end):
             self.insert(evolve(vma, prot=prot))
         self.merge(start, end)
 

@@ -137,7 +137,7 @@ def _short_source(op: Request, recorded: Value, reach: Reach) -> Value | None:
 
 def _no_empty_call(op: Request, recorded: Value, reach: Reach) -> Value | None:
     calls = {"CopyOutFrom": "reader_calls", "CopyInTo": "writer_calls"}.get(op["fn"])
-    if calls is None or not recorded.get(calls):
+    if calls is None or not recorded.get(calls) or not reach.of_bytes:
         return None
     access = "w" if op["fn"] == "CopyOutFrom" else "r"
     return {**recorded, calls: 0} if accessible_prefix(reach, op, access) == 0 else None
@@ -147,32 +147,7 @@ def _no_empty_call(op: Request, recorded: Value, reach: Reach) -> Value | None:
 
 
 def _end_is_zero(req: Request, value: Value) -> Value | None:
-    if req["op"] == "read" and value.get("err") == "EOF":
-        calls, vec = value["calls"], value["vec"]
-        if req.get("full") and _reads_nothing(req):
-            # A read of nothing is the end here; gVisor's read-full asks again.
-            first = next(i for i, n in enumerate(_script_reads(req, calls)) if n == 0)
-            calls, vec = calls[: first + 1], vec[: first + 1]
-        return {**value, "err": None, "calls": calls, "vec": vec}
-    return None
-
-
-def _reads_nothing(req: Request) -> bool:
-    return any(not entry.get("d") and not entry.get("err") for entry in req.get("reader") or ())
-
-
-def _script_reads(req: Request, calls: list[int]) -> list[int]:
-    """How many bytes each Read of the script gave."""
-    left = [len(entry.get("d") or "") // 2 for entry in req.get("reader") or ()]
-    reads = []
-    for size in calls:
-        n = min(size, left[0]) if left else 0
-        reads.append(n)
-        if left:
-            left[0] -= n
-            if not left[0]:
-                del left[0]
-    return reads
+    return {**value, "err": None} if req["op"] == "read" and value.get("err") == "EOF" else None
 
 
 def _end_is_zero_op(op: Request, recorded: Value, reach: Reach) -> Value | None:
@@ -187,7 +162,8 @@ def _end_is_zero_step(step: list[Any], result: Value) -> Value | None:
 
 
 def _short_count_first(step: list[Any], result: Value) -> Value | None:
-    if step[0] in ("read", "write", "sread", "swrite") and result["n"] and result["err"]:
+    errors = ("EFAULT", "EOF", "ErrEndOfIOSequence")
+    if step[0] in ("read", "write", "sread", "swrite") and result["n"] and result["err"] in errors:
         return {**result, "err": None}
     return None
 
@@ -211,61 +187,120 @@ def _behind_fault_untouched(req: Request, value: Value) -> Value | None:
     return {**value, "dst": out}
 
 
-# --- a Writer is not called with nothing after its source faulted, and its short count is not the fault
-
-
-def _write_before_fault(req: Request, value: Value) -> Value | None:
-    if req["op"] != "write" or req["via"] == "BlockSeqWriter":
-        return None
-    if not any(block.get("valid", 1 << 40) * 2 < len(block.get("hex") or "") for block in req.get("src") or ()):
-        return None
-    entries = deepcopy(req.get("writer") or [])
-    blocks = [(bytes.fromhex(b.get("hex") or ""), b.get("valid"), b.get("fault")) for b in req["src"]]
-    blocks = [b for b in blocks if b[0]]
-    got = b""
-    calls: list[int] = []
-    while blocks:
-        before = len(got)
-        err, stopped = None, False
-        for data, valid, fault in list(blocks):
-            readable = data if valid is None else data[:valid]
-            if readable:
-                entry = entries.pop(0) if entries else {"n": len(readable)}
-                n = min(entry.get("n", 0), len(readable))
-                calls.append(len(readable))
-                got += readable[:n]
-                err = entry.get("err")
-                stopped = n < len(readable)
-            if not err and not stopped and len(readable) < len(data):
-                err = "BusError" if fault == "bus" else "SegvError"
-            if err or stopped:
-                break
-        if err or not req.get("full") or len(got) == before:
-            break
-        n = len(got) - before
-        while n:
-            data, valid, fault = blocks.pop(0)
-            if n < len(data):
-                blocks.insert(0, (data[n:], None if valid is None else max(0, valid - n), fault))
-                break
-            n -= len(data)
-    return {**value, "n": len(got), "err": err, "got": got.hex(), "calls": calls}
-
-
+# --- a Writer is not called with nothing after its source faulted, and its short count is not the fault;
 # --- a Writer that takes nothing has ended
 
 
+def _write_before_fault(req: Request, value: Value) -> Value | None:
+    return _write_differs(req, value) if _source_faults(req) else None
+
+
 def _write_of_nothing_ends(req: Request, value: Value) -> Value | None:
-    if req["op"] != "write" or not req.get("full") or req["via"] == "BlockSeqWriter" or not value["calls"]:
+    return None if _source_faults(req) else _write_differs(req, value)
+
+
+def _source_faults(req: Request) -> bool:
+    return any(2 * block.get("valid", 1 << 40) < len(block.get("hex") or "") for block in req.get("src") or ())
+
+
+def _write_differs(req: Request, value: Value) -> Value | None:
+    """What ours must write, where the recording is what gVisor's adapter does by its description, to the letter."""
+    if req["op"] != "write" or req["via"] == "BlockSeqWriter":
         return None
-    entries = req.get("writer") or []
-    for i, entry in enumerate(entries[: len(value["calls"])]):
-        if entry.get("n", 0) == 0 and not entry.get("err") and value["calls"][i]:
-            n = sum(min(size, entries[j].get("n", 0)) for j, size in enumerate(value["calls"][:i]))
-            first_of_pass = i == 0 or entries[i - 1].get("n", 0) < value["calls"][i - 1]
-            if first_of_pass and i + 1 < len(value["calls"]):
-                return {**value, "n": n, "err": None, "got": value["got"][: 2 * n], "calls": value["calls"][: i + 1]}
+    gvisor = _write_all(req, gvisor=True)
+    if any(value[field] != gvisor[field] for field in gvisor):
+        return None
+    return {**value, **_write_all(req, gvisor=False)}
+
+
+def _write_all(req: Request, gvisor: bool) -> Value:
+    """A model of writing blocks to a scripted writer: gVisor's way, or ours."""
+    entries = deepcopy(req.get("writer") or [])
+    blocks = [(bytes.fromhex(b.get("hex") or ""), b.get("valid"), b.get("fault")) for b in req.get("src") or ()]
+    blocks = [block for block in blocks if block[0]]
+    got = b""
+    calls: list[int] = []
+    err: str | None = None
+    while blocks:
+        before = len(got)
+        fault = next((_fault_name(b) for b in blocks if _readable(b) != b[0]), None)
+        err = None
+        for block in blocks:
+            part = _readable(block)
+            short = False
+            if part or gvisor:
+                entry: dict[str, Any] = entries.pop(0) if entries else {"n": len(part)}
+                n = min(entry.get("n", 0), len(part))
+                calls.append(len(part))
+                got += part[:n]
+                err = entry.get("err")
+                short = n < len(part)
+            if err:
+                break
+            if short:
+                # gVisor's vector function has met the fault before it writes at all, its writer only in that block.
+                met = req["via"] == "FromVecWriterFunc" or part != block[0]
+                err = fault if gvisor and met else None
+                break
+            if part != block[0]:
+                err = fault
+                break
+        moved = len(got) - before
+        if err or not req.get("full") or not (moved or gvisor):
+            break
+        while moved:
+            data, valid, kind = blocks.pop(0)
+            if moved < len(data):
+                blocks.insert(0, (data[moved:], None if valid is None else max(0, valid - moved), kind))
+                break
+            moved -= len(data)
+    return {"n": len(got), "err": err, "got": got.hex(), "calls": calls}
+
+
+def _readable(block: tuple[bytes, int | None, str | None]) -> bytes:
+    return block[0] if block[1] is None else block[0][: block[1]]
+
+
+def _fault_name(block: tuple[bytes, int | None, str | None]) -> str:
+    return "BusError" if block[2] == "bus" else "SegvError"
+
+
+# --- a Reader that gives nothing has ended
+
+
+def _read_of_nothing_ends(req: Request, value: Value) -> Value | None:
+    """read-full ends with the first pass over the blocks whose first Read gives nothing and no error."""
+    if req["op"] != "read" or not req.get("full") or req["via"] == "BlockSeqReader" or "ret" in req:
+        return None
+    entries = [(bytes.fromhex(entry.get("d") or ""), entry.get("err")) for entry in req.get("reader") or ()]
+    data = b""
+    first_of_pass = True
+    for i, size in enumerate(value["calls"]):
+        if not entries:
+            return None
+        rest, err = entries.pop(0)
+        if first_of_pass and not rest and not err:
+            vec = value["vec"][: i + 1]
+            return {**value, "n": len(data), "err": None, "calls": value["calls"][: i + 1], "vec": vec} | {
+                "dst": _filled(req, data)
+            }
+        n = min(size, len(rest))
+        data += rest[:n]
+        if n < len(rest):
+            entries.insert(0, (rest[n:], err))
+        first_of_pass = n < size
     return None
+
+
+def _filled(req: Request, data: bytes) -> list[str]:
+    """The requested destination blocks after data was read into them."""
+    out = []
+    for block in req.get("dst") or ():
+        content = bytes.fromhex(block.get("hex") or "")
+        content = data[: len(content)] + content[len(data) :]
+        data = data[len(content) :]
+        out.append(content[: block.get("valid", len(content))].hex())
+    return out
 
 
 # --- an address is the guest's word, and the worst it does is a FaultError
@@ -274,7 +309,9 @@ def _write_of_nothing_ends(req: Request, value: Value) -> Value | None:
 def _ill_formed_range(op: Request, recorded: Value, reach: Reach) -> Value | None:
     calls = {"CopyOutFrom": "reader_calls", "CopyInTo": "writer_calls"}.get(op["fn"])
     ill_formed = any((end - start) % (1 << 64) >> 63 for start, end in op.get("ranges") or ())
-    return {**recorded, "err": "EFAULT", calls: 0} if calls and ill_formed and recorded.get("err") == "EINVAL" else None
+    if not calls or not ill_formed or (recorded["n"], recorded["err"]) != (0, "EINVAL"):
+        return None
+    return {**recorded, "err": "EFAULT", calls: 0}
 
 
 # --- a negative count is the caller's error
@@ -286,7 +323,10 @@ def _negative_ret(req: Request, value: Value) -> Value | None:
 
 def _negative_count(op: Request, recorded: Value, reach: Reach) -> Value | None:
     count = {"ZeroOut": "n", "ZeroOutVec": "n", "CopyInIovecs": "n", "CopyInVector": "max2"}.get(op["fn"])
-    return PANIC if count and op.get(count, 0) < 0 else None
+    if not count or op.get(count, 0) >= 0:
+        return None
+    nothing = not recorded.get("n") and not recorded.get("v") and not recorded.get("ars", {}).get("num_ranges")
+    return PANIC if nothing else None
 
 
 def _negative_count_step(step: list[Any], result: Value) -> Value | None:
@@ -311,6 +351,7 @@ RULES = [
     Rule("ill_formed_range", "whatever range a guest names, the worst it does is EFAULT", _per_op(_ill_formed_range)),
     Rule("short_source", "a stream that stops before the hole is no fault (Linux)", _per_op(_short_source)),
     Rule("no_empty_call", "no Reader or Writer is called for no bytes", _per_op(_no_empty_call)),
+    Rule("read_of_nothing_ends", "a Reader that gives nothing has ended", _read_of_nothing_ends),
     Rule("end_is_zero", "the end of a stream is a count of 0, not an error", _end_is_zero),
     Rule("end_is_zero", "the same, through an IO", _per_op(_end_is_zero_op)),
     Rule("end_is_zero", "the same, in a file object", _per_step(_end_is_zero_step)),

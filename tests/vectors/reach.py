@@ -20,6 +20,11 @@ class Reach:
                 inside = "file_size" not in m or offset < m["file_size"]
                 self._pages[m["addr"] + offset] = (m.get("perms", ""), m.get("max", "rwx"), inside)
 
+    @property
+    def of_bytes(self) -> bool:
+        """Whether the memory is a ``bytesio`` request's."""
+        return self._size is not None
+
     def apply(self, op: dict[str, Any], recorded: Any) -> None:
         """Follow an operation that changes the mappings."""
         if op["fn"] not in ("MProtect", "MUnmap") or recorded["err"] == "EINVAL":
@@ -51,7 +56,7 @@ def accessible_prefix(reach: Reach, op: dict[str, Any], access: str) -> int:
     ranges = op.get("ranges") or ()
     if any((end - start) % (1 << 64) >> 63 for start, end in ranges):
         return 0
-    if reach._size is None and any(end > reach.max_addr or end < start for start, end in ranges):
+    if not reach.of_bytes and any(end > reach.max_addr or end < start for start, end in ranges):
         return 0
     done = 0
     for start, end in ranges:

@@ -1,7 +1,8 @@
 """Replays a recorded request on this library and answers in the shape of the recording.
 
 A request names the kind of test in ``op``; each has a function here. Where the recorded shape is Go's (a value beside
-"not ok", an error beside a count), this file translates; it never corrects.
+"not ok", an error beside a count), this file translates; it never corrects. In one place it adds something: where a
+rule lets a MUnmap of ours fail that gVisor's did in part, the part is unmapped for the operations after it.
 """
 
 from __future__ import annotations
