@@ -14,6 +14,7 @@ import pytest
 
 from hostarch import AddrRange, AddrRangeSeq, mman
 from patchy_io import PatchyIO
+from safemem import FromIOReader, ToIOReader
 from usermem import (
     AddressSpace,
     BytesIO,
@@ -24,6 +25,8 @@ from usermem import (
     IOSequence,
     IOSequenceReadWriter,
     bytes_io_sequence,
+    copy_in_vec,
+    copy_out_vec,
 )
 from watched_io import WatchedIO
 
@@ -278,3 +281,53 @@ def test_an_address_file_at_the_top() -> None:
         assert (caught.value.address, caught.value.reason) == (TOP, FaultReason.OUTSIDE_RANGE)
     file.addr = TOP - 2
     assert (file.write(b"abcd"), bytes(memory)) == (2, b"012345ab")
+
+
+def test_read_to_the_end_of_what_is_there() -> None:
+    """read() without a size gives all bytes before the hole, and faults when asked again."""
+    file = IOReadWriter(BytesIO(b"0123456789"), 4)
+    assert file.read() == b"456789"
+    assert file.addr == 10
+    with pytest.raises(FaultError) as caught:
+        file.read()
+    assert caught.value.address == 10
+
+
+def test_a_buffer_can_be_resized_while_its_error_is_held() -> None:
+    """Nothing of ours holds on to a caller's buffer, not even the traceback of what it raised."""
+    memory = BytesIO(b"0123")
+    ars = AddrRangeSeq([AddrRange(0, 2), AddrRange(2, 8)])
+    calls: list[Callable[[bytearray], int]] = [
+        lambda buffer: memory.copy_in(0, buffer),
+        lambda buffer: memory.copy_out(2, buffer),
+        lambda buffer: copy_in_vec(memory, ars, buffer),
+        lambda buffer: copy_out_vec(memory, ars, buffer),
+        lambda buffer: IOReadWriter(memory, 4).readinto(buffer),
+        lambda buffer: IOReadWriter(memory, 4).write(buffer),
+        lambda buffer: IOSequence(memory, ars.drop_first(4)).reader().readinto(buffer),
+    ]
+    for call in calls:
+        buffer = bytearray(8)
+        try:
+            call(buffer)
+        except FaultError as fault:
+            del buffer[fault.transferred :]
+        else:
+            raise AssertionError("no fault")
+    reader = ToIOReader(FromIOReader(Failing()))
+    buffer = bytearray(8)
+    assert reader.readinto(buffer) == 4
+    del buffer[4:]
+    with pytest.raises(RuntimeError, match="after four"):
+        reader.readinto(buffer)
+
+
+class Failing:
+    """A file that fails in the midst of a read."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Four bytes, and an error."""
+        buffer[:4] = b"four"
+        error = RuntimeError("after four")
+        error.transferred = 4  # type: ignore[attr-defined]
+        raise error
