@@ -56,6 +56,7 @@ RANGE_WALKS: dict[str, Callable[[AddrRangeSeq], AddrRangeSeq]] = {
     "head by drop_first": lambda seq: seq.drop_first(seq.head().length),
     "byte by drop_first": lambda seq: seq.drop_first(min(1, seq.head().length)),
     "head by tail": lambda seq: seq.tail(),
+    "pair by drop_first": lambda seq: seq.drop_first(next(seq.pairs())[1]),
     "take and drop": lambda seq: seq.drop_first(seq.take_first(1).head().length),
 }
 
