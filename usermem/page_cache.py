@@ -141,7 +141,7 @@ class PagedIO(ResolvedIO):
                 # Another thread may write meanwhile: what was copied counts, not what was seen before.
                 if nul >= 0:
                     string = memory[start:nul]
-                    return string if (end := string.find(0)) < 0 else string[:end]
+                    return string if 0 not in string else string[: string.find(0)]
                 if stop <= limit:
                     string = memory[start:stop]
                     if (end := string.find(0)) >= 0:
