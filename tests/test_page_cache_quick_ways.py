@@ -28,9 +28,9 @@ class SlowWay(ResolvedIO):
         self.space = space
         self.arch = space.arch
 
-    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
+    def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """See ResolvedIO."""
-        return self.space.check_io_range(addr, length, access)
+        return self.space.range_fault(addr, length, access)
 
     def resolve(
         self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS

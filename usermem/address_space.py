@@ -207,8 +207,8 @@ class AddressSpace(PagedIO):
                 raise fault
         yield BlockSeq(found)
 
-    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
-        """See ResolvedIO.check_io_range."""
+    def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
+        """See ResolvedIO.range_fault."""
         if 0 <= addr <= addr + length <= self.arch.max_addr:
             return None
         self._check_open()

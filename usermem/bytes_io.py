@@ -33,7 +33,7 @@ class BytesIO(ResolvedIO):
         self.arch = arch
         self._view = readable_view(buffer, "buffer")
 
-    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
+    def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """The fault if the range is ill-formed, so that its length is negative as an int64."""
         return FaultError(addr, access, FaultReason.OUTSIDE_RANGE) if length >> 63 else None
 

@@ -39,7 +39,7 @@ class ResolvedIO(ABC):
         that is not accessible. No block is empty.
         """
 
-    def check_io_range(self, addr: int, length: int, access: AccessType) -> FaultError | None:
+    def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """The fault, not raised, if [addr, addr + length) leaves user space; else None. Mappings do not matter.
 
         An IO without a user space of its own to leave accepts all.
@@ -113,7 +113,7 @@ class ResolvedIO(ABC):
         self, addr: int, length: int, access: AccessType, opts: IOOpts
     ) -> tuple[list[Block], FaultError | None]:
         addr = check_int(addr, "addr")
-        fault = self.check_io_range(addr, length, access)
+        fault = self.range_fault(addr, length, access)
         return ([], fault) if fault is not None else self.resolve(addr, length, access, opts)
 
     def _transfer(
@@ -135,7 +135,7 @@ class ResolvedIO(ABC):
     def _stream(self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], opts: IOOpts) -> int:
         ranges = list(ars.pairs())
         for addr, length in ranges:
-            fault = self.check_io_range(addr, length, access)
+            fault = self.range_fault(addr, length, access)
             if fault is not None:
                 raise fault
         found: list[Block] = []

@@ -238,7 +238,7 @@ def _check_io_range(space: AddressSpace, op: Op, opts: IOOpts) -> Any:
 
 def _ensure_pmas_exist(space: AddressSpace, op: Op, opts: IOOpts) -> Any:
     addr, n = op.get("addr", 0), op["n"] % (1 << 64)
-    if space.check_io_range(addr, n, WRITE):
+    if space.range_fault(addr, n, WRITE):
         return {"n": 0, "err": "EFAULT"}
     blocks, fault = space.resolve(addr, n, WRITE, opts)
     return {"n": sum(map(len, blocks)), "err": None if fault is None else "EFAULT"}
