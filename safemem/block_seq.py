@@ -111,8 +111,15 @@ class BlockSeq:
         return any(block._view is None for block in self)
 
     def tobytes(self) -> bytes:
-        """A copy of all bytes. Raises HostFaultError if memory faults."""
-        return b"".join(block.tobytes() for block in self)
+        """A copy of all bytes. Raises HostFaultError if memory faults, with the bytes before it in ``transferred``."""
+        parts: list[bytes] = []
+        for block in self:
+            try:
+                parts.append(block.tobytes())
+            except TransferError as exc:
+                add_transferred(exc, sum(map(len, parts)))
+                raise
+        return b"".join(parts)
 
     def __repr__(self) -> str:
         return f"<BlockSeq {list(self)}>"

@@ -14,7 +14,9 @@ import pytest
 from attrs import evolve
 
 from edge_layouts import ANON, LAYOUTS, PAGE, RW, Layout, one, pattern, pieces, sink, source
+from faulty_memory import FaultyMemory
 from hostarch import AMD64, ARM64_64K, I386, MIPS, PPC64, READ, WRITE, AccessType, AddrRange, AddrRangeSeq, Arch
+from patchy_io import PatchyIO
 from safemem import BlockSeq, ReaderFunc, WriterFunc
 from usermem import (
     DEFAULT_OPTS,
@@ -231,3 +233,17 @@ def test_ranges_that_leave_by_the_top(arch: Arch) -> None:
             assert fault.reason is FaultReason.OUTSIDE_RANGE
         assert dst == b"\xee" * n
         assert space.read_bytes(top - PAGE, PAGE) == data
+
+
+@pytest.mark.parametrize("valid", range(7))
+def test_read_bytes_of_host_memory_that_faults(valid: int) -> None:
+    """A fault that only the host's memory knows of, behind a block that is whole: the count is of both."""
+    memory = FaultyMemory("bus")
+    io = PatchyIO({0x1000: bytearray(b"abcd"), 0x1004: memory.block(6, min(valid, 6), b"efghij")})
+    if valid == 6:
+        assert io.read_bytes(0x1000, 10) == b"abcdefghij"
+        return
+    with pytest.raises(FaultError) as caught:
+        io.read_bytes(0x1000, 10)
+    assert caught.value.partial == b"abcdefghij"[: 4 + valid]
+    assert (caught.value.transferred, caught.value.address) == (4 + valid, 0x1004 + valid)

@@ -50,10 +50,12 @@ class ResolvedIO(ABC):
         """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
         check_count(n, "n")
         blocks, fault = self._accessible(addr, n, READ, opts)
+        seq = BlockSeq(blocks)
         try:
-            data = BlockSeq(blocks).tobytes()
+            data = seq.tobytes()
         except HostFaultError as exc:
-            raise _guest_fault(exc, addr, 0, READ) from exc.with_traceback(None)
+            data = seq.take_first(exc.transferred).tobytes()
+            fault = _guest_fault(exc, addr, 0, READ)
         if fault is not None:
             fault.partial = data
             fault.transferred = len(data)
