@@ -11,11 +11,14 @@ view made by :func:`export`. Its content then becomes zero and its pages return 
 from __future__ import annotations
 
 import mmap
+import platform
+import sys
 from bisect import bisect_left
 from collections import deque
 from typing import NamedTuple
 
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
+# Not in the mmap module before Python 3.13. Other systems reserve nothing by default, or refuse what is too much.
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
 _MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 _FIRST_CHUNK = 1 << 28
 _LARGEST_CHUNK = 1 << 36
