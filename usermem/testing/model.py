@@ -1,0 +1,227 @@
+"""ModelMemory: user memory as plainly as it can be said, to judge others by.
+
+One dict holds the bytes, one the rights of each page, and every access goes byte by byte. It shares no code with the
+library's own memories: no resolver, no tables, no cache. Only the words are the same: errors, blocks, ranges.
+
+Rules are those of :mod:`usermem.memory_io`. Quick it is not: some microseconds a byte.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
+from safemem import Block, BlockSeq, Reader, Writer
+from usermem.errors import FaultError, FaultReason
+from usermem.memory_io import DEFAULT_OPTS, IOOpts
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+_EVERYTHING = 7  # PROT_READ | PROT_WRITE | PROT_EXEC
+
+
+class ModelMemory:
+    """An IO over ``bytes``, a dict from address to value (0 where nothing was written), and the rights of its pages."""
+
+    def __init__(self, arch: Arch = AMD64) -> None:
+        self.arch = arch
+        self.bytes: dict[int, int] = {}
+        # For each mapped page: its rights, the most it can be given, and whether it lies in its file.
+        self._pages: dict[int, tuple[int, int, bool]] = {}
+
+    # --- mapping
+
+    def map(self, addr: int, length: int, prot: int, max_prot: int = _EVERYTHING, file_size: int | None = None) -> None:
+        """Map whole pages of zeros, over what was there. Pages wholly beyond ``file_size`` bytes cannot be accessed."""
+        self.unmap(addr, length)
+        for offset in range(0, length, self.arch.page_size):
+            inside = file_size is None or offset < file_size
+            self._pages[addr + offset] = (prot, max_prot, inside)
+
+    def unmap(self, addr: int, length: int) -> None:
+        """Unmap every page that has an address in the range."""
+        first, end = addr - addr % self.arch.page_size, addr + length
+        self._pages = {page: rights for page, rights in self._pages.items() if not first <= page < end}
+        self.bytes = {at: value for at, value in self.bytes.items() if self._page_of(at) in self._pages}
+
+    def protect(self, addr: int, length: int, prot: int) -> None:
+        """Change the rights page by page. Raises OSError (ENOMEM, EACCES) at the first page where it cannot."""
+        for page in range(addr, addr + length, self.arch.page_size):
+            if page not in self._pages:
+                raise OSError(errno.ENOMEM, f"{page:#x} is not mapped")
+            _, most, inside = self._pages[page]
+            if prot & ~most:
+                raise OSError(errno.EACCES, f"{page:#x} cannot have rights {prot}")
+            self._pages[page] = (prot, most, inside)
+
+    # --- what one byte may
+
+    def reason(self, addr: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS) -> FaultReason | None:
+        """Why one byte cannot be accessed; None if it can."""
+        page = self._page_of(addr)
+        if page not in self._pages:
+            return FaultReason.UNMAPPED
+        prot, most, inside = self._pages[page]
+        granted = most if opts.ignore_permissions else prot
+        can_read, can_write = granted != 0, granted & 2 != 0  # what can be written or executed can be read
+        if (access.read and not can_read) or (access.write and not can_write):
+            return FaultReason.PERMISSION
+        return None if inside else FaultReason.BEYOND_FILE
+
+    def leaves_user_space(self, addr: int, length: int) -> bool:
+        """Whether a range does, so that nothing of it may be touched."""
+        return addr < 0 or addr + length > self.arch.max_addr
+
+    def reach(self, addr: int, length: int, access: AccessType, opts: IOOpts) -> tuple[int, FaultReason | None]:
+        """How many bytes from addr on can be accessed, and why the next one cannot."""
+        if self.leaves_user_space(addr, length):
+            return 0, FaultReason.OUTSIDE_RANGE
+        for i in range(length):
+            reason = self.reason(addr + i, access, opts)
+            if reason is not None:
+                return i, reason
+        return length, None
+
+    def _page_of(self, addr: int) -> int:
+        return addr - addr % self.arch.page_size
+
+    # --- IO
+
+    def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_out."""
+        data = bytes(memoryview(src).cast("B"))
+        n, reason = self.reach(addr, len(data), WRITE, opts)
+        for i in range(n):
+            self.bytes[addr + i] = data[i]
+        return _all_or_fault(addr, n, WRITE, reason)
+
+    def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_in."""
+        view = memoryview(dst).cast("B")
+        n, reason = self.reach(addr, len(view), READ, opts)
+        for i in range(n):
+            view[i] = self.bytes.get(addr + i, 0)
+        return _all_or_fault(addr, n, READ, reason)
+
+    def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.zero_out."""
+        if n < 0:
+            raise ValueError(f"n must not be negative: {n}")
+        zeroed, reason = self.reach(addr, n, WRITE, opts)
+        for i in range(zeroed):
+            self.bytes[addr + i] = 0
+        return _all_or_fault(addr, zeroed, WRITE, reason)
+
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_out_from."""
+        addrs, buffers, fault = self._prefix(ars, WRITE, opts)
+        moved = 0
+        try:
+            if addrs:
+                moved = reader.read_to_blocks(BlockSeq(map(Block, buffers)))
+        except BaseException as exc:
+            moved = getattr(exc, "transferred", 0)
+            if not (isinstance(exc, BlockingIOError) and moved):
+                raise
+            return moved
+        finally:
+            for at, value in zip(addrs[:moved], b"".join(buffers), strict=False):
+                self.bytes[at] = value
+        return _prefix_or_fault(moved, len(addrs), fault)
+
+    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_in_to."""
+        addrs, buffers, fault = self._prefix(ars, READ, opts)
+        moved = 0
+        try:
+            if addrs:
+                moved = writer.write_from_blocks(BlockSeq(map(Block, buffers)))
+        except BlockingIOError as exc:
+            moved = getattr(exc, "transferred", 0)
+            if not moved:
+                raise
+            return moved
+        return _prefix_or_fault(moved, len(addrs), fault)
+
+    def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.swap_uint32."""
+        return self._word(addr, READ_WRITE, opts, lambda found: new)
+
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.compare_and_swap_uint32."""
+        return self._word(addr, READ_WRITE, opts, lambda found: new if found == old else found)
+
+    def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.load_uint32."""
+        return self._word(addr, READ, opts, None)
+
+    def needs_alignment(self) -> bool:
+        """Whether an atomic's address must be a multiple of 4."""
+        return True
+
+    def _word(self, addr: int, access: AccessType, opts: IOOpts, change: Callable[[int], int] | None) -> int:
+        if self.needs_alignment() and addr % 4:
+            raise FaultError(addr, access, FaultReason.UNALIGNED)
+        _, reason = self.reach(addr, 4, access, opts)
+        if reason is not None:
+            raise FaultError(addr, access, reason)
+        found = int.from_bytes(bytes(self.bytes.get(addr + i, 0) for i in range(4)), self.arch.byte_order)
+        if change is not None:
+            for i, value in enumerate(change(found).to_bytes(4, self.arch.byte_order)):
+                self.bytes[addr + i] = value
+        return found
+
+    def _prefix(
+        self, ars: AddrRangeSeq, access: AccessType, opts: IOOpts
+    ) -> tuple[list[int], list[bytearray], FaultError | None]:
+        """The addresses of the accessible prefix, a buffer with its bytes for each range, and what stopped it."""
+        ranges = [(ar.start, ar.length) for ar in ars]
+        for start, length in ranges:
+            if self.leaves_user_space(start, length):
+                raise FaultError(start, access, FaultReason.OUTSIDE_RANGE)
+        addrs: list[int] = []
+        buffers: list[bytearray] = []
+        for start, length in ranges:
+            n, reason = self.reach(start, length, access, opts)
+            addrs += range(start, start + n)
+            buffers.append(bytearray(self.bytes.get(start + i, 0) for i in range(n)))
+            if reason is not None:
+                return addrs, buffers, FaultError(start + n, access, reason)
+        return addrs, buffers, None
+
+
+class ModelBytes(ModelMemory):
+    """The model of BytesIO: ``size`` bytes from address 0, no pages, no rights, no alignment."""
+
+    def __init__(self, content: bytes, arch: Arch = AMD64) -> None:
+        super().__init__(arch)
+        self.size = len(content)
+        self.bytes = dict(enumerate(content))
+
+    def reason(self, addr: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS) -> FaultReason | None:
+        """See ModelMemory.reason."""
+        return None if 0 <= addr < self.size else FaultReason.UNMAPPED
+
+    def leaves_user_space(self, addr: int, length: int) -> bool:
+        """Only a range so long that its length is negative as an int64 does."""
+        return length >= 1 << 63
+
+    def needs_alignment(self) -> bool:
+        """See ModelMemory.needs_alignment: no."""
+        return False
+
+
+def _all_or_fault(addr: int, n: int, access: AccessType, reason: FaultReason | None) -> int:
+    if reason is not None:
+        raise FaultError(addr + n, access, reason, n)
+    return n
+
+
+def _prefix_or_fault(moved: int, accessible: int, fault: FaultError | None) -> int:
+    if fault is not None and moved == accessible:
+        fault.transferred = moved
+        raise fault
+    return moved
