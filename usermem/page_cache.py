@@ -93,16 +93,15 @@ class PagedIO(ResolvedIO):
 
     def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts | None = None) -> int:
         """See IO.copy_in."""
-        kind = type(dst)
         # Of all buffers only these two can be trusted to take a slice assignment byte for byte.
-        if (kind is memoryview and dst.c_contiguous) or kind is bytearray:  # type: ignore[attr-defined]
+        if (type(dst) is memoryview and dst.c_contiguous) or type(dst) is bytearray:
             try:
                 memory, base, limit, pma = self._readable[addr >> 12]
                 start = addr - base
-                n = len(dst)  # type: ignore[arg-type]
+                n = len(dst)
                 if (stop := start + n) <= limit and (opts is None or opts is DEFAULT_OPTS):
                     if n <= 2048:
-                        dst[:] = memory[start:stop]  # type: ignore[index]
+                        dst[:] = memory[start:stop]
                     else:  # a copy between views makes no bytes object on the way
                         start = addr - pma.start
                         memoryview(dst)[:] = pma.view()[start : start + n]
