@@ -1,0 +1,117 @@
+"""The strategies draw what they say, reach the edges they are for, and shrink to what a person can read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+
+from hostarch import AMD64, ARM64_64K, I386, MIPS, Arch
+from usermem import AddressSpace, FaultError
+from usermem.testing import Layout, ModelMemory
+from usermem.testing import strategies as guests
+
+ARCHES = [AMD64, I386, ARM64_64K, MIPS]
+each_arch = pytest.mark.parametrize("arch", ARCHES, ids=lambda arch: arch.name)
+
+
+@each_arch
+@given(data=st.data())
+def test_layouts_are_what_they_say(arch: Arch, data: st.DataObject) -> None:
+    """Mappings are whole pages of user space, in order and disjoint, and an AddressSpace and the model take them."""
+    layout = data.draw(guests.layouts(arch))
+    end = arch.min_addr
+    for mapping in layout.mappings:
+        assert end <= mapping.addr < mapping.end <= arch.max_addr
+        assert arch.is_page_aligned(mapping.addr) and arch.is_page_aligned(mapping.length)
+        end = mapping.end
+    space, model = layout.address_space(), layout.model()
+    for mapping in layout.mappings:
+        for io in (space, model):
+            if mapping.prot:
+                assert io.copy_in(mapping.end - 1, bytearray(1)) == 1
+            else:
+                with pytest.raises(FaultError):
+                    io.copy_in(mapping.end - 1, bytearray(1))
+
+
+@each_arch
+@given(data=st.data())
+def test_addresses_and_ranges(arch: Arch, data: st.DataObject) -> None:
+    """Addresses have 64 bits, lengths stay within what was asked for, sequences are valid."""
+    assert 0 <= data.draw(guests.addresses(arch)) < 1 << 64
+    assert 0 <= data.draw(guests.lengths(arch, 100)) <= 100
+    ar = data.draw(guests.addr_ranges(arch, most=9))
+    assert ar.well_formed() and ar.length <= 9
+    seq = data.draw(guests.addr_range_seqs(arch, max_ranges=3))
+    assert len(seq) <= 3
+    assert seq.num_bytes == sum(length for _, length in seq.pairs())
+
+
+EDGES = {
+    "the last byte of a page": lambda addr: addr % 4096 == 4095,
+    "the first byte past user space": lambda addr: addr == AMD64.max_addr,
+    "zero": lambda addr: addr == 0,
+    "the sign bit": lambda addr: addr == 1 << 63,
+    "the last address": lambda addr: addr == (1 << 64) - 1,
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_addresses_reach_the_edges(edge: str) -> None:
+    """A few hundred draws are enough for each."""
+    found = find(guests.addresses(), EDGES[edge], settings=settings(max_examples=2000, database=None))
+    assert EDGES[edge](found)
+
+
+def test_a_layout_shrinks_to_its_point() -> None:
+    """What must have a hole between two mappings is two mappings of a page at the bottom, and a page of hole."""
+
+    def has_a_hole(layout: Layout) -> bool:
+        return any(left.end < right.addr for left, right in zip(layout.mappings, layout.mappings[1:], strict=False))
+
+    found = find(guests.layouts(), has_a_hole, settings=settings(max_examples=2000, database=None))
+    first, second = found.mappings
+    assert (first.addr, first.length, str(first.prot)) == (AMD64.min_addr, 4096, "rw-")
+    assert (second.addr, second.length, str(second.prot)) == (first.end + 4096, 4096, "rw-")
+
+
+@given(st.data())
+def test_strings_lie_at_page_ends(data: st.DataObject) -> None:
+    """The last byte of a placed string is within two bytes of an edge, and the text has no NUL."""
+    layout = data.draw(guests.layouts(min_mappings=1))
+    placed = data.draw(guests.strings_at_page_ends(layout))
+    assert b"\0" not in placed.text
+    assert min(abs(placed.addr + len(placed.content) - edge) for edge in layout.edges) <= 2
+    assert placed.content == placed.text + (b"\0" if placed.terminated else b"")
+
+
+@given(st.binary(max_size=50), st.data())
+def test_chunkings_are_of_the_whole(stream: bytes, data: st.DataObject) -> None:
+    """Joined again, the pieces are the stream, and none is empty."""
+    chunks = data.draw(guests.chunkings(stream))
+    assert b"".join(chunks) == stream
+    assert all(chunks)
+
+
+def copies(io: AddressSpace | ModelMemory, addr: int, src: bytes) -> list[object]:
+    """A copy out and a copy in: counts, faults with everything they say, and the bytes."""
+    dst = bytearray(b"\xee" * 40)
+    outcome: list[object] = []
+    for copy, buffer in ((io.copy_out, src), (io.copy_in, dst)):
+        try:
+            outcome.append(copy(addr, buffer))  # type: ignore[operator]
+        except FaultError as fault:
+            outcome.append((fault.transferred, fault.address, fault.reason, fault.access))
+    return [*outcome, dst]
+
+
+@given(st.data())
+def test_an_address_space_answers_as_the_model(data: st.DataObject) -> None:
+    """For any layout and range: same counts, same addresses and reasons of faults, same bytes."""
+    layout = data.draw(guests.layouts(min_mappings=1))
+    space, model = layout.address_space(), layout.model()
+    for _ in range(4):
+        addr = data.draw(guests.addresses(layout.arch, layout.edges))
+        src = data.draw(guests.buffers(40))
+        assert copies(space, addr, src) == copies(model, addr, src)

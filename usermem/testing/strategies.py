@@ -1,0 +1,136 @@
+"""Hypothesis strategies for guests: addresses at edges, ranges, layouts with holes, iovecs, strings at page ends.
+
+Edges are where memory code breaks, so most draws lie at one: page ends, 0, the end of user space, 2**63, 2**64 - 1, and
+lengths of 0. All of it shrinks to small numbers near the start of the first page. Everything takes any :class:`Arch`.
+
+Needs hypothesis (``pip install 'usermem[testing]'``).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from attrs import frozen
+from hypothesis import strategies as st
+
+from hostarch import AMD64, ANY_ACCESS, AccessType, AddrRange, AddrRangeSeq, Arch
+from usermem.testing.layout import Layout, Mapping
+
+# What is drawn as one number for each mapping: pages of hole before it, pages of it, its rights.
+_HOLES, _PAGES, _RIGHTS = 3, 3, (3, 1, 0, 7, 5, 2, 4)
+
+
+def addresses(arch: Arch = AMD64, near: tuple[int, ...] = ()) -> st.SearchStrategy[int]:
+    """Addresses of 64 bits, most of them a few bytes from ``near``, from a page end or from a limit of the machine."""
+    page = arch.page_size
+    limits = [arch.min_addr, arch.max_addr, 0, arch.addr_mask, 1 << 63, (1 << 64) - 1]
+    anchors = st.sampled_from([*near, *limits] if near else [arch.page_round_up(arch.min_addr), *limits])
+    offsets = st.sampled_from([0, -1, 1, -4, 4, page - 1, -page, page]) | st.integers(-16, 16)
+    aimed = st.builds(lambda anchor, offset: max(0, min(anchor + offset, (1 << 64) - 1)), anchors, offsets)
+    return aimed | st.integers(0, (1 << 64) - 1)
+
+
+def lengths(arch: Arch = AMD64, most: int | None = None) -> st.SearchStrategy[int]:
+    """Counts of bytes: small, or around one and two pages; 0 often. At most ``most``, by default three pages."""
+    page = arch.page_size
+    most = 3 * page if most is None else most
+    edges = [n for n in (0, 1, page - 1, page, page + 1, 2 * page) if n <= most]
+    return st.integers(0, min(most, 64)) | st.sampled_from(edges) | st.integers(0, most)
+
+
+def addr_ranges(
+    arch: Arch = AMD64, near: tuple[int, ...] = (), most: int | None = None
+) -> st.SearchStrategy[AddrRange]:
+    """Ranges that begin where :func:`addresses` says; some end past the address space, as a guest's may."""
+    return st.builds(lambda addr, n: AddrRange(addr, addr + n), addresses(arch, near), lengths(arch, most))
+
+
+def addr_range_seqs(
+    arch: Arch = AMD64, near: tuple[int, ...] = (), max_ranges: int = 5, most: int | None = None
+) -> st.SearchStrategy[AddrRangeSeq]:
+    """Sequences of such ranges, some of them cut by take_first and drop_first."""
+
+    def cut(ranges: list[AddrRange], take: int, drop: int) -> AddrRangeSeq:
+        seq = AddrRangeSeq(ranges)
+        if take < 8:
+            seq = seq.take_first(seq.num_bytes * take // 8)
+        return seq.drop_first(seq.num_bytes * drop // 8)
+
+    ranges = st.lists(addr_ranges(arch, near, most), max_size=max_ranges)
+    return st.builds(cut, ranges, st.sampled_from([8, 8, 8, 0, 3, 7]), st.sampled_from([0, 0, 0, 2, 5, 8]))
+
+
+def layouts(arch: Arch = AMD64, min_mappings: int = 0, max_mappings: int = 10) -> st.SearchStrategy[Layout]:
+    """Mappings of a few pages with holes of up to two pages between them, at the bottom or the top of user space.
+
+    One number is drawn for each mapping, so that a layout of ten is quick to draw and to shrink.
+    """
+    page = arch.page_size
+    choices = _HOLES * _PAGES * len(_RIGHTS)
+
+    def build(numbers: list[int], at_top: bool) -> Layout:
+        mappings = []
+        addr = arch.page_round_up(arch.min_addr)
+        if at_top:
+            addr = arch.page_round_down(arch.max_addr) - page * sum(
+                n % _HOLES + n // _HOLES % _PAGES + 1 for n in numbers
+            )
+        for number in numbers:
+            addr += number % _HOLES * page
+            length = (number // _HOLES % _PAGES + 1) * page
+            mappings.append(Mapping(addr, length, AccessType(_RIGHTS[number // (_HOLES * _PAGES)])))
+            addr += length
+        return Layout(arch, tuple(mappings))
+
+    numbers = st.lists(st.integers(0, choices - 1), min_size=min_mappings, max_size=max_mappings)
+    return st.builds(build, numbers, st.booleans())
+
+
+def iovecs(layout: Layout, max_ranges: int = 5) -> st.SearchStrategy[AddrRangeSeq]:
+    """What a guest with this layout passes to readv: ranges at the edges of its mappings."""
+    return addr_range_seqs(layout.arch, layout.edges, max_ranges)
+
+
+def buffers(most: int = 300) -> st.SearchStrategy[bytes]:
+    """Bytes to copy, 0 and 255 among them; never more than ``most``."""
+    return st.binary(max_size=most)
+
+
+@frozen
+class PlacedString:
+    """``text`` and a NUL (unless ``terminated`` is False), to be stored at ``addr``."""
+
+    addr: int
+    text: bytes
+    terminated: bool
+
+    @property
+    def content(self) -> bytes:
+        """The bytes to store."""
+        return self.text + b"\0" * self.terminated
+
+
+def strings_at_page_ends(layout: Layout, most: int = 80) -> st.SearchStrategy[PlacedString]:
+    """Strings that end, with their NUL or without one, a few bytes before or behind an edge of the layout."""
+
+    def place(text: bytes, edge: int, slack: int, terminated: bool) -> PlacedString:
+        addr = edge - len(text) - terminated + slack
+        return PlacedString(max(addr, 0), text, terminated)
+
+    texts = st.binary(max_size=most).map(lambda text: text.replace(b"\0", b"0"))
+    return st.builds(place, texts, st.sampled_from(layout.edges), st.integers(-2, 2), st.booleans())
+
+
+def chunkings(data: bytes) -> st.SearchStrategy[list[bytes]]:
+    """Ways to cut a byte stream into pieces, none of them empty; whatever reads it must not care."""
+
+    def cut(places: list[int]) -> list[bytes]:
+        bounds = sorted({0, len(data), *places})
+        return [data[start:end] for start, end in pairwise(bounds)]
+
+    return st.lists(st.integers(0, len(data)), max_size=8).map(cut)
+
+
+def access_types() -> st.SearchStrategy[AccessType]:
+    """Any set of rights."""
+    return st.integers(0, int(ANY_ACCESS)).map(AccessType)
