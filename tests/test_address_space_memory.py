@@ -25,7 +25,15 @@ from hostarch import (
     Arch,
     mman,
 )
-from usermem import AddressSpace, FaultError, FaultReason, copy_string_in, copy_uint32_in, copy_uint32_out
+from usermem import (
+    AddressSpace,
+    FaultError,
+    FaultReason,
+    copy_in_vec,
+    copy_string_in,
+    copy_uint32_in,
+    copy_uint32_out,
+)
 
 R, W, X, NONE = mman.PROT_READ, mman.PROT_WRITE, mman.PROT_EXEC, mman.PROT_NONE
 
@@ -163,6 +171,31 @@ def test_contents_outlive_what_is_unmapped_beside_them() -> None:
     space.mmap(BASE + PAGE, 2 * PAGE, RW, FIXED)
     assert space.read_bytes(BASE, 4 * PAGE) == pattern(PAGE) + bytes(2 * PAGE) + pattern(4 * PAGE)[3 * PAGE :]
     space._check()
+
+
+def test_what_is_unmapped_is_gone() -> None:
+    """A page that was read and written by every way is not there at once after munmap, nor the old one under a new."""
+    for change in (
+        lambda space: space.munmap(BASE, PAGE),
+        lambda space: space.map_object(BASE, PAGE, NONE, FIXED, None, max_prot=0),
+    ):
+        space = mapped(RW, 2)
+        assert can_read(space)
+        assert can_write(space)
+        assert copy_uint32_in(space, BASE)
+        change(space)
+        for call in (
+            partial(space.read_bytes, BASE, 4),
+            partial(space.copy_in, BASE, bytearray(4)),
+            partial(space.copy_out, BASE, b"four"),
+            partial(copy_uint32_in, space, BASE),
+            partial(copy_string_in, space, BASE, 9),
+            partial(copy_in_vec, space, one(BASE, 4), bytearray(4)),
+        ):
+            with pytest.raises(FaultError) as caught:
+                call()
+            assert (caught.value.transferred, caught.value.address) == (0, BASE)
+        assert space.read_bytes(BASE + PAGE, 4) == pattern(PAGE + 4)[PAGE:]
 
 
 def test_a_mapping_over_another_is_zero() -> None:

@@ -100,6 +100,17 @@ def test_many_small_mappings_make_few_host_mappings() -> None:
     space._check()
 
 
+def test_what_is_contiguous_for_the_guest_is_here() -> None:
+    """Neighbours that were mapped and touched one by one, upward or downward, are one run of host memory."""
+    for order in (range(200), range(199, -1, -1)):
+        space = AddressSpace()
+        for i in order:
+            space.mmap(BASE + i * PAGE, PAGE, RW, FIXED)
+            space.copy_out(BASE + i * PAGE, b"\x01")
+        with space.blocks(one(BASE, 200 * PAGE)) as blocks:
+            assert len(blocks) == 1
+
+
 def test_unmapped_memory_goes_back() -> None:
     """Mapping, filling and unmapping 8 MiB a hundred times over keeps no more than a few MiB."""
     space = AddressSpace()

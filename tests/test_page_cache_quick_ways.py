@@ -131,6 +131,10 @@ def test_copies_answer_as_the_slow_way(
 
 
 @given(addresses, st.one_of(sizes, st.sampled_from([-1, 1 << 70])), option, st.booleans())
+@example(BASE + 40, 9, None, True)
+@example(BASE + 39, 9, None, True)
+@example(BASE + 3 * PAGE - 9, 20, None, True)
+@example(BASE + 6 * PAGE + 1, 2 * PAGE, None, True)
 def test_reads_answer_as_the_slow_way(addr: int, n: int, opts: IOOpts | None, warm: bool) -> None:
     """read_bytes, copy_string_in and copy_uint32_in: the same value or the same error."""
     quick, _ = sample_space(warm)
@@ -153,6 +157,13 @@ def test_reads_answer_as_the_slow_way(addr: int, n: int, opts: IOOpts | None, wa
     option,
     st.booleans(),
 )
+@example([(BASE + 5 * PAGE, 4), (BASE + 3 * PAGE, 4)], 0, "bytearray", None, True)
+@example([(BASE + 5 * PAGE, 4), (BASE + 4 * PAGE, 4)], 0, "bytearray", None, True)
+@example(
+    [(BASE + PAGE, 4), (BASE + 2 * PAGE - 4, 4), (BASE + PAGE - 2, 9), (BASE, 2 * PAGE)], 0, "bytearray", None, True
+)
+@example([(BASE, PAGE), (BASE + 7 * PAGE, 0), (BASE, PAGE)], 0, "bytearray", None, True)
+@example([(BASE + 7 * PAGE - 2, 4), (BASE, 4)], 0, "bytearray", None, True)
 def test_gathers_answer_as_the_slow_way(
     ranges: list[tuple[int, int]], more: int, kind: str, opts: IOOpts | None, warm: bool
 ) -> None:

@@ -100,7 +100,7 @@ def copies(io: AddressSpace | ModelMemory, addr: int, src: bytes) -> list[object
     outcome: list[object] = []
     for copy, buffer in ((io.copy_out, src), (io.copy_in, dst)):
         try:
-            outcome.append(copy(addr, buffer))  # type: ignore[operator]
+            outcome.append(copy(addr, buffer))
         except FaultError as fault:
             outcome.append((fault.transferred, fault.address, fault.reason, fault.access))
     return [*outcome, dst]
