@@ -74,6 +74,16 @@ class VMAsAgainstPages(RuleBasedStateMachine):
         assert self.vmas.mapped_up_to(start, end) == (holes[0] * PAGE if holes else end)
         assert self.vmas.overlapping(end, start) == []
 
+    @rule(pages=st.sampled_from([1, 1, 2, 5]), high=st.sampled_from([PAGES, PAGES - 4]), take=st.booleans())
+    def place(self, pages: int, high: int, take: bool) -> None:
+        """The highest gap is found, also after many searches that remembered where to begin; it may be taken."""
+        fits = [at for at in range(2, high - pages + 1) if self.pages.keys().isdisjoint(range(at, at + pages))]
+        found = self.vmas.find_gap(pages * PAGE, 2 * PAGE, high * PAGE)
+        assert found == (max(fits) * PAGE if fits else None)
+        if take and fits:  # without unmapping first, which makes it forget
+            self.vmas.add(vma(max(fits), max(fits) + pages, 1))
+            self.pages |= dict.fromkeys(range(max(fits), max(fits) + pages), (1, ""))
+
     @invariant()
     def agrees(self) -> None:
         """Page by page the two say the same, and runs of equal pages are one mapping."""

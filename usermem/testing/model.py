@@ -71,6 +71,12 @@ class ModelMemory:
             return FaultReason.PERMISSION
         return None if inside else FaultReason.BEYOND_FILE
 
+    def edges(self) -> list[int]:
+        """Where what may be done with a byte changes, in order."""
+        size = self.arch.page_size
+        bounds = {bound for page in self._pages for bound in (page, page + size)}
+        return sorted(at for at in bounds if self._pages.get(at) != self._pages.get(at - size))
+
     def leaves_user_space(self, addr: int, length: int) -> bool:
         """Whether a range does, so that nothing of it may be touched."""
         return addr < 0 or addr + length > self.arch.max_addr
@@ -204,6 +210,10 @@ class ModelBytes(ModelMemory):
     def reason(self, addr: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS) -> FaultReason | None:
         """See ModelMemory.reason."""
         return None if 0 <= addr < self.size else FaultReason.UNMAPPED
+
+    def edges(self) -> list[int]:
+        """See ModelMemory.edges."""
+        return [0, self.size]
 
     def leaves_user_space(self, addr: int, length: int) -> bool:
         """Only a range so long that its length is negative as an int64 does."""
