@@ -66,6 +66,8 @@ ERRNOS: list[tuple[str, int, Call]] = [
         errno.EINVAL,
         lambda s: s.map_object(0, PAGE, R, ANON, GrowingObject(b"", 9), 1),
     ),
+    ("more than its own limit", errno.EACCES, lambda s: s.map_object(0, PAGE, RW, ANON, None, max_prot=READ)),
+    ("growing object", errno.EINVAL, lambda s: s.map_object(0, PAGE, R, ANON | 0x100, GrowingObject(b"", 9))),
     ("munmap of nothing", errno.EINVAL, lambda s: s.munmap(BASE, 0)),
     ("munmap not aligned", errno.EINVAL, lambda s: s.munmap(BASE + 1, PAGE)),
     ("munmap of a negative length", errno.EINVAL, lambda s: s.munmap(BASE, -PAGE)),

@@ -135,6 +135,14 @@ def test_maps_has_the_kernels_format() -> None:
     assert seen > 2
 
 
+def test_a_name_with_a_newline() -> None:
+    """A newline in a name is shown as \\012, as proc_pid_maps(5) says, so that a mapping is a line."""
+    space = AddressSpace()
+    space.map_object(BASE, PAGE, RW, FIXED, None, name="two\nlines")
+    assert space.maps().count("\n") == 1
+    assert space.maps().endswith(" two\\012lines\n")
+
+
 def test_maps_of_32_bits() -> None:
     """Addresses have eight digits at least, a name stands where a 32-bit kernel puts it, shared and offsets show."""
     space = AddressSpace(I386)

@@ -106,8 +106,10 @@ class AddressSpace(PagedIO):
         with self._lock:
             start, end = self._place(addr, length, flags, offset)
             growsdown = bool(flags & self.arch.map_flags.growsdown)
-            if shared and growsdown and mapped is None:
-                raise _error(errno.EINVAL, "shared memory does not grow down")
+            if growsdown and (shared or mapped is not None):
+                raise _error(errno.EINVAL, "only private anonymous memory grows down")
+            if prot & _RIGHTS & ~max_prot:
+                raise _error(errno.EACCES, f"prot {prot:#x} is more than max_prot {max_prot:#x}")
             vma = VMA(
                 start,
                 end,

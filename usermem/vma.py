@@ -133,5 +133,6 @@ def format_maps(vmas: VMASet, pointer_size: int) -> str:
     for vma in vmas:
         rights = f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}"
         line = f"{vma.start:08x}-{vma.end:08x} {rights} {vma.offset:08x} 00:00 0 "
-        lines.append(f"{line:<{width}} {vma.name}\n" if vma.name else f"{line}\n")
+        name = vma.name.replace("\n", "\\012")
+        lines.append(f"{line:<{width}} {name}\n" if name else f"{line}\n")
     return "".join(lines)
