@@ -96,7 +96,8 @@ class AddressSpace(PagedIO):
         """Map what a system call cannot say: an object of the simulator's, a limit to mprotect, a name for ``maps``.
 
         ``mapped`` None is anonymous memory. An object's pages are read when first touched, and written pages are not
-        written back: a shared mapping is private to this space. Raises OSError as :meth:`mmap`.
+        written back: a shared mapping is private to this space. Raises OSError as :meth:`mmap`,
+        and EACCES if ``prot`` is more than ``max_prot``.
         """
         self._check_open()
         self._check_offset(offset)
