@@ -22,12 +22,10 @@ from safemem.buffers import readable_view, writable_view
 from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, short_count, would_block
 from safemem.pending import PendingBytes
 from safemem.protocols import Reader, Writer, refuse_messages
+from safemem.raw_stream import RawStream
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
-
-
-_READALL = 1 << 16
 
 
 class SupportsReadinto(Protocol):
@@ -246,10 +244,8 @@ class FromVecWriterFunc:
         return n
 
 
-class _Stream(io.RawIOBase):
-    """What ToIOReader and ToIOWriter share: a short count now, its error at the next call, as RawIOBase has it."""
-
-    _error: BaseException | None = None
+class _Stream(RawStream):
+    """What ToIOReader and ToIOWriter share."""
 
     def readinto(self, buffer: WriteableBuffer) -> int | None:
         """Raises io.UnsupportedOperation where ``readable`` is false."""
@@ -260,11 +256,7 @@ class _Stream(io.RawIOBase):
         raise io.UnsupportedOperation("not writable")
 
     def _move(self, step: Callable[[BlockSeq], int], view: memoryview) -> int | None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        self._begin()
         if not view:
             return 0
         try:
@@ -276,25 +268,8 @@ class _Stream(io.RawIOBase):
             if not done:
                 raise
             add_transferred(exc, -done)
-            self._error = exc.with_traceback(None)  # which would keep the caller's buffer exported
+            self._hold(exc)
             return done
-
-    def readall(self) -> bytes | None:  # type: ignore[override]  # typeshed leaves out the None of non-blocking files
-        """All bytes up to the end or to an error, which the next call raises; None if nothing is there now."""
-        parts: list[bytes] = []
-        while True:
-            buffer = bytearray(_READALL)
-            try:
-                n = self.readinto(buffer)
-            except OSError as exc:
-                if not parts:
-                    raise
-                self._error = exc.with_traceback(None)
-                break
-            if not n:
-                return None if n is None and not parts else b"".join(parts)
-            parts.append(bytes(buffer[:n]))
-        return b"".join(parts)
 
 
 class ToIOReader(_Stream):

@@ -17,7 +17,7 @@ from typing import Literal
 
 from hostarch import HOST_BYTE_ORDER, ByteOrder
 from safemem import safecopy
-from safemem.block import Block
+from safemem.block import Block, check_writable
 from safemem.buffers import check_int
 from safemem.errors import AlignmentError, HostFaultError
 
@@ -92,7 +92,7 @@ def _swap(block: Block, size: int, new: int, byte_order: ByteOrder, aligned: boo
     word = _WORDS[size, byte_order]
     data = _pack(word, new, "new")
     _check(block, size, aligned)
-    _check_writable(block)
+    check_writable(block, "block")
     with _lock:
         found = _get(block, size)
         _put(block, data, found)
@@ -105,7 +105,7 @@ def _compare_and_swap(block: Block, size: int, old: int, new: int, byte_order: B
     data = _pack(word, new, "new")
     expected = _pack(word, old, "old")
     _check(block, size, aligned)
-    _check_writable(block)
+    check_writable(block, "block")
     with _lock:
         found = _get(block, size)
         if found == expected:
@@ -126,11 +126,6 @@ def _check(block: Block, size: int, aligned: bool) -> None:
         raise ValueError(f"block must have at least {size} bytes, not {len(block)}")
     if aligned and (address := block.address) % size:
         raise AlignmentError(address, size)
-
-
-def _check_writable(block: Block) -> None:
-    if block.readonly:
-        raise TypeError("block must be writable")
 
 
 def _pack(word: struct.Struct, value: int, name: str) -> bytes:

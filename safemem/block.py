@@ -135,7 +135,7 @@ def copy(dst: Block, src: Block) -> int:
     TypeError if dst is read-only.
     """
     n = min(dst._length, src._length)
-    check_writable(dst)
+    check_writable(dst, "dst")
     if dst._view is not None and src._view is not None:
         dst._view[dst._start : dst._start + n] = src._view[src._start : src._start + n]
         return n
@@ -150,7 +150,7 @@ def copy(dst: Block, src: Block) -> int:
 
 def zero(dst: Block) -> int:
     """Set every byte of the block to 0 and return how many. Raises as :func:`copy`."""
-    check_writable(dst)
+    check_writable(dst, "dst")
     if dst._view is None:
         return safecopy.zero_out(dst._start, dst._length)
     view = dst.view()
@@ -160,10 +160,10 @@ def zero(dst: Block) -> int:
     return dst._length
 
 
-def check_writable(dst: Block) -> None:
-    """Raise TypeError if the block is read-only memory."""
-    if dst._view is not None and dst._view.readonly:
-        raise TypeError("dst must be writable, and is a block of read-only memory")
+def check_writable(block: Block, name: str) -> None:
+    """Raise TypeError, naming the argument, if the block is read-only memory."""
+    if block.readonly:
+        raise TypeError(f"{name} must be writable, and is a block of read-only memory")
 
 
 class BlockCursor:

@@ -106,10 +106,6 @@ class BlockSeq:
         """The memory of each block, as readv(2) wants it. Raises BufferError if one needs safecopy."""
         return [block.view() for block in self]
 
-    def need_safecopy(self) -> bool:
-        """Whether a block of the sequence does."""
-        return any(block._view is None for block in self)
-
     def tobytes(self) -> bytes:
         """A copy of all bytes. Raises HostFaultError if memory faults, with the bytes before it in ``transferred``."""
         parts: list[bytes] = []
@@ -138,7 +134,7 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
     total = min(dsts._limit, srcs._limit)
     dsts = dsts.take_first(total)
     for dst in dsts:
-        check_writable(dst)
+        check_writable(dst, "dst")
     pieces = iter(srcs.take_first(total))
     src = Block.from_view(memoryview(b""), 0, 0)
     for dst in dsts:
@@ -159,7 +155,7 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
 def zero_seq(dsts: BlockSeq) -> int:
     """Set all bytes to 0 and return how many. Raises as :func:`copy_seq`. (gVisor's safemem.ZeroSeq.)"""
     for dst in dsts:
-        check_writable(dst)
+        check_writable(dst, "dst")
     done = 0
     for dst in dsts:
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from hostarch import AMD64, ARM64_64K, I386, MIPS, Arch
-from usermem import AddressSpace, FaultError
+from usermem import AddressSpace, BytesIO, FaultError, copy_out_iovecs
 from usermem.testing import Layout, ModelMemory
 from usermem.testing import strategies as guests
 
@@ -84,6 +86,17 @@ def test_strings_lie_at_page_ends(data: st.DataObject) -> None:
     assert b"\0" not in placed.text
     assert min(abs(placed.addr + len(placed.content) - edge) for edge in layout.edges) <= 2
     assert placed.content == placed.text + (b"\0" if placed.terminated else b"")
+
+
+@given(st.data())
+def test_iovecs_are_tables_a_guest_can_hold(data: st.DataObject) -> None:
+    """At most as many ranges as asked for, and the same again through the guest's memory."""
+    layout = data.draw(guests.layouts())
+    ars = data.draw(guests.iovecs(layout, max_ranges=3))
+    table = BytesIO(bytearray(64))
+    size = copy_out_iovecs(table, 0, ars)
+    assert size == 16 * len(ars) <= 48
+    assert table.read_bytes(0, size) == b"".join(struct.pack("<QQ", *pair) for pair in ars.pairs())
 
 
 @given(st.binary(max_size=50), st.data())

@@ -6,7 +6,6 @@ Source: gVisor pkg/usermem/usermem.go (IOSequence, IOSequenceReadWriter, IOReadW
 from __future__ import annotations
 
 import errno
-import io
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from attrs import frozen
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq
 from safemem import Reader, Writer
 from safemem.buffers import readable_view, writable_view
+from safemem.raw_stream import RawStream
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 _TOP = 1 << 64
-_READALL = 1 << 16
 
 
 @frozen
@@ -77,7 +76,7 @@ class IOSequence:
         return IOSequenceReadWriter(self)
 
 
-class _UserMemoryFile(io.RawIOBase):
+class _UserMemoryFile(RawStream):
     """User memory as a raw file object: a short count now, the error at the next call.
 
     Raising after a part was read would lose that part in io.BufferedReader.
@@ -99,25 +98,8 @@ class _UserMemoryFile(io.RawIOBase):
         """Write the bytes at the current position and return how many were written."""
         return self._move(self._copy_out, readable_view(data, "data"))
 
-    def readall(self) -> bytes:
-        """All bytes up to the end or a fault, which the next call raises. Raises FaultError if there are none."""
-        parts: list[bytes] = []
-        while True:
-            buffer = bytearray(_READALL)
-            try:
-                n = self.readinto(buffer)
-            except OSError:
-                if parts:
-                    break
-                raise
-            if not n:
-                break
-            parts.append(bytes(buffer[:n]))
-        return b"".join(parts)
-
     def _move(self, copy: Callable[[memoryview], int], view: memoryview) -> int:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
+        self._begin()
         try:
             with view:
                 n = copy(view)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from attrs import frozen
 from hypothesis import strategies as st
 
-from hostarch import AMD64, ANY_ACCESS, AccessType, AddrRange, AddrRangeSeq, Arch
+from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
 from usermem.testing.layout import Layout, Mapping
 
 # What is drawn as one number for each mapping: pages of hole before it, pages of it, its rights.
@@ -87,8 +87,13 @@ def layouts(arch: Arch = AMD64, min_mappings: int = 0, max_mappings: int = 10) -
 
 
 def iovecs(layout: Layout, max_ranges: int = 5) -> st.SearchStrategy[AddrRangeSeq]:
-    """What a guest with this layout passes to readv: ranges at the edges of its mappings."""
-    return addr_range_seqs(layout.arch, layout.edges, max_ranges)
+    """What a guest with this layout can pass to readv: ranges at the edges of its mappings, in its own pointers."""
+    mask = layout.arch.addr_mask
+
+    def table(ranges: list[AddrRange]) -> AddrRangeSeq:
+        return AddrRangeSeq.from_pairs([x for ar in ranges for x in (ar.start & mask, ar.length)])
+
+    return st.lists(addr_ranges(layout.arch, layout.edges), max_size=max_ranges).map(table)
 
 
 def buffers(most: int = 300) -> st.SearchStrategy[bytes]:
@@ -129,8 +134,3 @@ def chunkings(data: bytes) -> st.SearchStrategy[list[bytes]]:
         return [data[start:end] for start, end in pairwise(bounds)]
 
     return st.lists(st.integers(0, len(data)), max_size=8).map(cut)
-
-
-def access_types() -> st.SearchStrategy[AccessType]:
-    """Any set of rights."""
-    return st.integers(0, int(ANY_ACCESS)).map(AccessType)
