@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faulty_memory import Fault, FaultyMemory
 from safemem import (
     Block,
     BlockSeq,
@@ -30,6 +29,7 @@ from safemem import (
 )
 from sample_blocks import blocks
 from scripted_files import GivesParts, TakesParts
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 FAULTS: list[Fault] = ["segv", "bus"]
 

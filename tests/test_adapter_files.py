@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faulty_memory import FaultyMemory
 from safemem import (
     BlockSeq,
     BlockSeqReader,
@@ -30,6 +29,7 @@ from safemem import (
 )
 from sample_blocks import blocks, room
 from scripted_files import GivesParts, TakesParts
+from usermem.testing.faulty_memory import FaultyMemory
 
 
 class Boom(Exception):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from faulty_memory import Fault, FaultyMemory
 from safemem import (
     Block,
     BlockSeq,
@@ -29,6 +28,7 @@ from safemem import (
 )
 from sample_blocks import blocks, room
 from scripted_files import GivesParts, TakesParts
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 FAULTS: list[Fault] = ["segv", "bus"]
 

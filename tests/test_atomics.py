@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faulty_memory import Fault, FaultyMemory
 from hostarch import AMD64, S390X, Arch, ByteOrder
 from patchy_io import PatchyIO
 from safemem import AlignmentError, Block, HostFaultError, atomics
 from usermem import BytesIO, FaultError, linux_result
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 ORDERS: list[ByteOrder] = ["little", "big"]
 SIZES = [4, 8]

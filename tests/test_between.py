@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faulty_memory import FaultyMemory
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq, mman
 from patchy_io import PatchyIO
 from safemem import Block
 from usermem import AddressSpace, BytesIO, FaultError, FaultReason, IOOpts, copy_between, linux_result
+from usermem.testing.faulty_memory import FaultyMemory
 from watched_io import WatchedIO
 
 KINDS = ["hole", "segv", "bus"]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faulty_memory import Fault, FaultyMemory
 from safemem import Block, BlockSeq, HostFaultError, copy, copy_seq, zero_seq
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 PIECES = st.lists(st.tuples(st.binary(max_size=6), st.booleans()), max_size=6)
 STEPS = st.lists(

@@ -14,7 +14,6 @@ import pytest
 from attrs import evolve
 
 from edge_layouts import ANON, LAYOUTS, PAGE, RW, Layout, one, pattern, pieces, sink, source
-from faulty_memory import FaultyMemory
 from hostarch import AMD64, ARM64_64K, I386, MIPS, PPC64, READ, WRITE, AccessType, AddrRange, AddrRangeSeq, Arch
 from patchy_io import PatchyIO
 from safemem import BlockSeq, ReaderFunc, WriterFunc
@@ -30,6 +29,7 @@ from usermem import (
     copy_string_in,
     zero_out_vec,
 )
+from usermem.testing.faulty_memory import FaultyMemory
 
 ZEROING = ("zero_out", "zero_out_vec")
 

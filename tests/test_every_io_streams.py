@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from edge_layouts import BASE, LAYOUTS, Layout, one, pattern, pieces, source
-from faulty_memory import Fault, FaultyMemory
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq
 from patchy_io import PatchyIO
 from safemem import (
@@ -33,6 +32,7 @@ from safemem import (
 )
 from scripted_files import GivesParts
 from usermem import FaultError, ResolvedIO
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 with_layouts = pytest.mark.parametrize("make", LAYOUTS)
 with_readable_layouts = pytest.mark.parametrize("make", [make for make in LAYOUTS if READ in make().accesses])

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faulty_memory import Fault, FaultyMemory
 from safemem import (
     Block,
     BlockSeq,
@@ -23,6 +22,7 @@ from safemem import (
     write_full_from_blocks,
 )
 from sample_blocks import blocks, room
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 FAULTS: list[Fault] = ["segv", "bus"]
 DATA = bytes(range(1, 201))

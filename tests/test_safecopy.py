@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from faulty_memory import Fault, FaultyMemory
 from safemem import AlignmentError, Block, HostFaultError, atomics, copy, safecopy
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process_vm_readv(2) is Linux's")
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from faulty_memory import Fault, FaultyMemory
 from hostarch import NO_ACCESS, READ, READ_WRITE, WRITE, AddrRange, AddrRangeSeq, mman
 from patchy_io import PatchyIO
 from safemem import EndOfBlockSeqError, FromIOReader, HostFaultError, TransferError
@@ -39,6 +38,7 @@ from usermem import (
     linux_result,
     single_io_sequence,
 )
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 PAGE = 4096
 FLAGS = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED

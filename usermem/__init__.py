@@ -26,6 +26,7 @@ from usermem.cstruct import (
     copy_uint64_out,
 )
 from usermem.errors import FaultError, FaultReason, InvalidIntegerError, NameTooLongError, Signal, linux_result
+from usermem.faults import FaultPlan, FaultyIO
 from usermem.hexdump import hexdump
 from usermem.io_sequence import IOReadWriter, IOSequence, IOSequenceReadWriter
 from usermem.iovec import (
@@ -51,7 +52,9 @@ __all__ = [
     "AddressSpace",
     "BytesIO",
     "FaultError",
+    "FaultPlan",
     "FaultReason",
+    "FaultyIO",
     "IOOpts",
     "IOReadWriter",
     "IOSequence",

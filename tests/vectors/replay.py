@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from faulty_memory import FaultyMemory
 from hostarch import AccessType, Addr, AddrRange, AddrRangeSeq
 from safemem import (
     AlignmentError,
@@ -35,6 +34,7 @@ from safemem import (
     write_full_from_blocks,
     zero_seq,
 )
+from usermem.testing.faulty_memory import FaultyMemory
 from vectors.script import Boom, ScriptReader, ScriptWriter, VecReader
 
 Request = dict[str, Any]

@@ -19,32 +19,46 @@ from typing import Any
 from attrs import frozen
 
 from hostarch import AddrRange, AddrRangeSeq
-from safemem import BlockSeq, ReaderFunc, WriterFunc
 from usermem.errors import FaultError
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
 from usermem.testing.model import ModelMemory
+from usermem.testing.operations import (
+    ALL,
+    CompareAndSwapUint32,
+    CopyIn,
+    CopyInTo,
+    CopyInVec,
+    CopyOut,
+    CopyOutFrom,
+    CopyOutVec,
+    CopyStringIn,
+    LoadUint32,
+    Operation,
+    StreamError,
+    SwapUint32,
+    Temper,
+    ZeroOut,
+    ZeroOutVec,
+    describe,
+    outcome,
+    pattern,
+)
 
 Make = Callable[[], tuple[IO, ModelMemory]]
 """Makes an IO, and a model with the same mappings. All their bytes are zero, or the same."""
 
 _NEAR = 24
+_BEFORE = (0, 1, 3, 7, 8)  # how far before an edge a call begins, and how long it is: it ends before, at or behind it
 _LENGTHS = (0, 1, 7, 16)
 _IGNORE = IOOpts(ignore_permissions=True)
-_DATA = bytes(range(65, 65 + 26)) * 4
-
-
-class OwnError(Exception):
-    """What a reader or writer of the suite raises."""
 
 
 @frozen
 class _Case:
-    """One call, which must give the same on the IO and on the model, and leave the same bytes in both."""
+    """Calls, one after the other, which must give the same on the IO and on the model, and leave the same bytes."""
 
     rule: str
-    call: str
-    do: Callable[[IO], Any]
-    addr: int
+    calls: tuple[Operation, ...]
 
 
 def check_io(make: Make) -> None:
@@ -59,17 +73,20 @@ def check_io(make: Make) -> None:
     for case in _cases(edges, model.arch.max_addr):
         io, model = make()
         # The edge the call is about, and a far one that it must leave alone.
-        near = {min(edges, key=lambda at: abs(at - case.addr)), max(edges, key=lambda at: abs(at - case.addr))}
-        for at in near:
-            _fill(io, model, at)
-        theirs, expected = _outcome(case, io), _outcome(case, model)
-        if theirs != expected:
-            raise AssertionError(f"{case.rule}\n  call      {case.call}\n  the IO    {theirs}\n  must give {expected}")
-        for at in near:
-            seen, known = _bytes_near(io, at), _bytes_near(model, at)
+        at = case.calls[0].at
+        near = {min(edges, key=lambda edge: abs(edge - at)), max(edges, key=lambda edge: abs(edge - at))}
+        for edge in near:
+            _fill(io, model, edge)
+        for call in case.calls:
+            theirs, expected = outcome(call, io), outcome(call, model)
+            if theirs != expected:
+                raise AssertionError(f"{case.rule}\n  call      {call}\n  the IO    {theirs}\n  must give {expected}")
+        for edge in near:
+            seen, known = _bytes_near(io, edge), _bytes_near(model, edge)
             if seen != known:
                 raise AssertionError(
-                    f"{case.rule}\n  call      {case.call}\n  left near {at:#x} in the IO {seen}\n  must leave {known}"
+                    f"{case.rule}\n  call      {case.calls[-1]}\n"
+                    f"  left near {edge:#x} in the IO {seen}\n  must leave {known}"
                 )
 
 
@@ -100,172 +117,81 @@ def _bytes_near(io: IO, at: int) -> str:
     return found
 
 
-def _outcome(case: _Case, io: IO) -> Any:
-    """What a call gave, so that it can be compared and read."""
-    try:
-        return case.do(io)
-    except FaultError as fault:
-        return _fault(fault)
-    except (ValueError, TypeError) as exc:
-        return type(exc).__name__
-    except Exception as exc:  # whatever else an IO raises is an answer too, and a wrong one
-        return f"{type(exc).__name__}: {exc}"
-
-
-def _fault(fault: FaultError) -> str:
-    return f"FaultError at {fault.address:#x} after {fault.transferred} bytes ({fault.access}, {fault.reason.value})"
-
-
 def _cases(edges: list[int], top: int) -> Iterator[_Case]:
     for edge in edges:
-        yield _negative_count(edge)
+        yield _Case("a negative count is a ValueError", (ZeroOut(edge, -1),))
     for addr in (edge + k for edge in edges for k in range(-8, 5) if edge + k >= 0):
         yield from _atomics(addr)
     limits = [(addr, n) for addr in (0, top - 4, top, top + 1, 1 << 63, (1 << 64) - 1, 1 << 64, -1) for n in (0, 8)]
-    for addr, n in [*limits, *((edge - k, n) for edge in edges for k in range(9) for n in _LENGTHS if edge >= k)]:
+    for addr, n in [*limits, *((edge - k, n) for edge in edges for k in _BEFORE for n in _LENGTHS if edge >= k)]:
         for opts in (DEFAULT_OPTS, _IGNORE):
             yield from _copies(addr, n, opts)
-        yield from _streams(addr, n)
+        yield from _strings(addr, n)
+        if 0 <= addr <= (1 << 64) - n:
+            for ars in _ranges(addr, n):
+                yield from _streams(ars)
+                yield from _vectors(ars)
 
 
-def _negative_count(addr: int) -> _Case:
-    def do(io: IO) -> Any:
-        return io.zero_out(addr, -1)
+@frozen(repr=False)
+class _ResumedCopyOut(CopyOut):
+    """A copy out and, where it faults, another of the rest from there."""
 
-    return _Case("a negative count is a ValueError", f"zero_out({addr:#x}, -1)", do, addr)
+    def run(self, io: IO) -> Any:
+        try:
+            return super().run(io)
+        except FaultError as fault:
+            moved = fault.transferred
+            rest = CopyOut(self.addr + moved, self.src[moved:], self.opts)
+            return describe(fault), "again from there", outcome(rest, io)
 
 
 def _copies(addr: int, n: int, opts: IOOpts) -> Iterator[_Case]:
-    how = ", ignoring permissions" if opts.ignore_permissions else ""
     rule = "a copy moves all, or says how far it got and why, and touches nothing behind"
-    data = _DATA[:n]
-
-    def copy_in(io: IO) -> Any:
-        dst = bytearray(b"\xee" * n)
-        try:
-            result: Any = io.copy_in(addr, dst, opts)
-        except FaultError as fault:
-            result = _fault(fault)
-        return result, dst.hex()
-
-    def resumed(io: IO) -> Any:
-        try:
-            return io.copy_out(addr, data, opts)
-        except FaultError as fault:
-            moved = fault.transferred
-            try:
-                again: Any = io.copy_out(addr + moved, data[moved:], opts)
-            except FaultError as second:
-                again = _fault(second)
-            return _fault(fault), "again from there", again
-
-    def zero_out(io: IO) -> Any:
-        return io.zero_out(addr, n, opts)
-
-    yield _Case(rule, f"copy_in({addr:#x}, {n} bytes{how})", copy_in, addr)
-    yield _Case(rule, f"copy_out({addr:#x}, {n} bytes{how}), then again from where it stopped", resumed, addr)
-    yield _Case(rule, f"zero_out({addr:#x}, {n}{how})", zero_out, addr)
+    for call in (CopyIn(addr, n, opts), _ResumedCopyOut(addr, pattern(n), opts), ZeroOut(addr, n, opts)):
+        yield _Case(rule, (call,))
 
 
-def _streams(addr: int, n: int) -> Iterator[_Case]:
-    """Readers and writers of every temper, over the span alone and after a range of no bytes."""
-    for ranges in ([(addr, n)], [(addr, n // 2), (addr + n // 2, n - n // 2)], [(addr, 0), (addr, n)]):
-        if any(not 0 <= start <= (1 << 64) - n for start, _ in ranges):
-            continue
-        ars = AddrRangeSeq([AddrRange(start, start + length) for start, length in ranges])
-        for temper, rule in _TEMPERS.items():
-            yield _Case(rule, f"copy_out_from({ars}, a reader that {temper})", _reading(ars, temper), addr)
-            yield _Case(rule, f"copy_in_to({ars}, a writer that {temper})", _writing(ars, temper), addr)
+def _strings(addr: int, n: int) -> Iterator[_Case]:
+    """A string of n bytes whose NUL just fits or is missing, and limits around its end."""
+    rule = "a string ends at its NUL, however near a fault, and is never read past its limit"
+    for content in (pattern(n) + b"\0", pattern(n)):
+        for maxlen in {n, n + 1, n + _NEAR}:
+            yield _Case(rule, (CopyOut(addr, content, _IGNORE), CopyStringIn(addr, maxlen)))
+
+
+def _ranges(addr: int, n: int) -> list[AddrRangeSeq]:
+    """The span alone, in two halves, and behind a range of no bytes."""
+    spans = [[(addr, n)], [(addr, n // 2), (addr + n // 2, n - n // 2)], [(addr, 0), (addr, n)]]
+    return [AddrRangeSeq([AddrRange(start, start + length) for start, length in span]) for span in spans]
 
 
 _TEMPERS = {
-    "takes all": "called at most once, with exactly the accessible prefix, and not for no bytes",
-    "stops short": "a stream that stops before the hole is no fault",
-    "fails after 3 bytes": "its own error passes through, the same object, with the count of what moved before",
-    "would block": "nothing to give now is BlockingIOError",
-    "would block after 3 bytes": "would-block after progress is a short count",
+    "called at most once, with exactly the accessible prefix, and not for no bytes": ALL,
+    "a stream that stops before the hole is no fault": Temper(5),
+    "its own error passes through, the same object, with the count of what moved before": Temper(3, StreamError),
+    "an error before any byte passes through without a count": Temper(0, StreamError),
+    "nothing to give now is BlockingIOError": Temper(0, BlockingIOError),
+    "would-block after progress is a short count": Temper(3, BlockingIOError),
 }
 
 
-def _temper(temper: str, total: int) -> tuple[int, BaseException | None]:
-    """How many bytes to move, and what to raise then."""
-    if temper == "takes all":
-        return total, None
-    if temper == "stops short":
-        return total // 2, None
-    error: BaseException = OwnError() if temper.startswith("fails") else BlockingIOError()
-    moved = min(3, total) if temper.endswith("3 bytes") else 0
-    if moved:
-        error.transferred = moved  # type: ignore[attr-defined]
-    return moved, error
+def _streams(ars: AddrRangeSeq) -> Iterator[_Case]:
+    for rule, temper in _TEMPERS.items():
+        yield _Case(f"a reader: {rule}", (CopyOutFrom(ars, temper),))
+        yield _Case(f"a writer: {rule}", (CopyInTo(ars, temper),))
 
 
-def _streaming(call: Callable[[], int], raised: list[BaseException], seen: list[Any]) -> Any:
-    try:
-        result: Any = call()
-    except FaultError as fault:
-        result = _fault(fault)
-    except (OwnError, BlockingIOError) as exc:
-        same = "the same" if raised and exc is raised[-1] else "another"
-        result = f"{same} {type(exc).__name__} after {getattr(exc, 'transferred', 0)} bytes"
-    return result, "given", seen
-
-
-def _reading(ars: AddrRangeSeq, temper: str) -> Callable[[IO], Any]:
-    def do(io: IO) -> Any:
-        raised: list[BaseException] = []
-        seen: list[Any] = []
-
-        def read(dsts: BlockSeq) -> int:
-            n, error = _temper(temper, dsts.num_bytes)
-            seen.append(dsts.num_bytes)
-            left = memoryview(_DATA)[:n]
-            for block in dsts:
-                part = left[: len(block)]
-                block.view()[: len(part)] = part
-                left = left[len(part) :]
-            if error is not None:
-                raised.append(error)
-                raise error
-            return n
-
-        return _streaming(lambda: io.copy_out_from(ars, ReaderFunc(read)), raised, seen)
-
-    return do
-
-
-def _writing(ars: AddrRangeSeq, temper: str) -> Callable[[IO], Any]:
-    def do(io: IO) -> Any:
-        raised: list[BaseException] = []
-        seen: list[Any] = []
-
-        def write(srcs: BlockSeq) -> int:
-            n, error = _temper(temper, srcs.num_bytes)
-            seen.append((srcs.num_bytes, srcs.tobytes().hex()))
-            if error is not None:
-                raised.append(error)
-                raise error
-            return n
-
-        return _streaming(lambda: io.copy_in_to(ars, WriterFunc(write)), raised, seen)
-
-    return do
+def _vectors(ars: AddrRangeSeq) -> Iterator[_Case]:
+    rule = "a vector moves the lesser of both sizes, range by range, each checked when it is reached"
+    for n in {ars.num_bytes, ars.num_bytes + 1, ars.num_bytes // 2}:
+        for call in (CopyInVec(ars, n), CopyOutVec(ars, pattern(n)), ZeroOutVec(ars, n)):
+            yield _Case(rule, (call,))
 
 
 def _atomics(addr: int) -> Iterator[_Case]:
     rule = "an atomic has its word whole, aligned where it must be, or faults at its address with nothing moved"
-    here = f"{addr:#x}"
-
-    def found(io: IO) -> Any:
-        try:
-            value = io.load_uint32(addr)
-        except FaultError as fault:
-            return _fault(fault)
-        return value, io.compare_and_swap_uint32(addr, value, 0xDEADBEEF), io.load_uint32(addr)
-
-    yield _Case(rule, f"load_uint32({here})", lambda io: io.load_uint32(addr), addr)
-    yield _Case(rule, f"swap_uint32({here}, 7)", lambda io: io.swap_uint32(addr, 7), addr)
-    yield _Case(
-        rule, f"compare_and_swap_uint32({here}, another value)", lambda io: io.compare_and_swap_uint32(addr, 1, 2), addr
-    )
-    yield _Case(rule, f"compare_and_swap_uint32({here}, what is there)", found, addr)
+    yield _Case(rule, (LoadUint32(addr),))
+    yield _Case(rule, (SwapUint32(addr, 7), LoadUint32(addr)))
+    yield _Case(rule, (CompareAndSwapUint32(addr, 1, 2), LoadUint32(addr)))
+    yield _Case(rule, (CompareAndSwapUint32(addr, None, 0xDEADBEEF), LoadUint32(addr)))

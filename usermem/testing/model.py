@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, Reader, Writer
-from usermem.errors import FaultError, FaultReason
+from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.memory_io import DEFAULT_OPTS, IOOpts
 
 if TYPE_CHECKING:
@@ -77,6 +77,14 @@ class ModelMemory:
         bounds = {bound for page in self._pages for bound in (page, page + size)}
         return sorted(at for at in bounds if self._pages.get(at) != self._pages.get(at - size))
 
+    def spans(self) -> list[tuple[int, int]]:
+        """(address, length) of each piece that is mapped, in order; all bytes of one have the same rights."""
+        return [(page, self.arch.page_size) for page in sorted(self._pages)]
+
+    def content(self, addr: int, length: int) -> bytes:
+        """The bytes of a range, whatever may be done with them; 0 where nothing was written."""
+        return bytes(self.bytes.get(at, 0) for at in range(addr, addr + length))
+
     def leaves_user_space(self, addr: int, length: int) -> bool:
         """Whether a range does, so that nothing of it may be touched."""
         return addr < 0 or addr + length > self.arch.max_addr
@@ -136,7 +144,7 @@ class ModelMemory:
         finally:
             for at, value in zip(addrs[:moved], b"".join(buffers), strict=False):
                 self.bytes[at] = value
-        return _prefix_or_fault(moved, len(addrs), fault)
+        return _count_or_fault(moved, fault if moved == len(addrs) else None)
 
     def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_in_to."""
@@ -150,7 +158,7 @@ class ModelMemory:
             if not moved:
                 raise
             return moved
-        return _prefix_or_fault(moved, len(addrs), fault)
+        return _count_or_fault(moved, fault if moved == len(addrs) else None)
 
     def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.swap_uint32."""
@@ -163,6 +171,59 @@ class ModelMemory:
     def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.load_uint32."""
         return self._word(addr, READ, opts, None)
+
+    # --- what an IO may offer beside: here, so that none of the library's own ways is taken
+
+    def copy_string_in(self, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+        """See usermem.copy_string_in."""
+        found = bytearray()
+        while len(found) < maxlen:
+            at = addr + len(found)
+            _, reason = self.reach(at, 1, READ, opts)
+            if reason is not None:
+                fault = FaultError(at, READ, reason, len(found))
+                fault.partial = bytes(found)
+                raise fault
+            value = self.bytes.get(at, 0)
+            if not value:
+                return bytes(found)
+            found.append(value)
+        raise NameTooLongError(bytes(found))
+
+    def copy_out_vec(self, ars: AddrRangeSeq, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See usermem.copy_out_vec."""
+        data = bytes(memoryview(src).cast("B"))
+        addrs, fault = self._first(len(data), ars, WRITE, opts)
+        self.bytes.update(zip(addrs, data, strict=False))
+        return _count_or_fault(len(addrs), fault)
+
+    def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See usermem.copy_in_vec."""
+        view = memoryview(dst).cast("B")
+        addrs, fault = self._first(len(view), ars, READ, opts)
+        for i, at in enumerate(addrs):
+            view[i] = self.bytes.get(at, 0)
+        return _count_or_fault(len(addrs), fault)
+
+    def zero_out_vec(self, ars: AddrRangeSeq, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See usermem.zero_out_vec."""
+        addrs, fault = self._first(n, ars, WRITE, opts)
+        self.bytes.update(dict.fromkeys(addrs, 0))
+        return _count_or_fault(len(addrs), fault)
+
+    def _first(
+        self, n: int, ars: AddrRangeSeq, access: AccessType, opts: IOOpts
+    ) -> tuple[list[int], FaultError | None]:
+        """The addresses of the first n bytes of ars, as far as they can be accessed one range after the other."""
+        addrs: list[int] = []
+        for ar in ars:
+            if len(addrs) == n:
+                break
+            got, reason = self.reach(ar.start, min(ar.length, n - len(addrs)), access, opts)
+            addrs += range(ar.start, ar.start + got)
+            if reason is not None:
+                return addrs, FaultError(ar.start + got, access, reason)
+        return addrs, None
 
     def needs_alignment(self) -> bool:
         """Whether an atomic's address must be a multiple of 4."""
@@ -215,6 +276,10 @@ class ModelBytes(ModelMemory):
         """See ModelMemory.edges."""
         return [0, self.size]
 
+    def spans(self) -> list[tuple[int, int]]:
+        """See ModelMemory.spans: one."""
+        return [(0, self.size)] if self.size else []
+
     def leaves_user_space(self, addr: int, length: int) -> bool:
         """Only a range so long that its length is negative as an int64 does."""
         return length >= 1 << 63
@@ -230,8 +295,8 @@ def _all_or_fault(addr: int, n: int, access: AccessType, reason: FaultReason | N
     return n
 
 
-def _prefix_or_fault(moved: int, accessible: int, fault: FaultError | None) -> int:
-    if fault is not None and moved == accessible:
+def _count_or_fault(moved: int, fault: FaultError | None) -> int:
+    if fault is not None:
         fault.transferred = moved
         raise fault
     return moved

@@ -1,4 +1,5 @@
-"""Hypothesis strategies for guests: addresses at edges, ranges, layouts with holes, iovecs, strings at page ends.
+"""Hypothesis strategies for guests: addresses at edges, ranges, layouts with holes, iovecs, strings at page ends,
+fault plans, and whole operations.
 
 Edges are where memory code breaks, so most draws lie at one: page ends, 0, the end of user space, 2**63, 2**64 - 1, and
 lengths of 0. All of it shrinks to small numbers near the start of the first page. Everything takes any :class:`Arch`.
@@ -14,7 +15,27 @@ from attrs import frozen
 from hypothesis import strategies as st
 
 from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
+from usermem.faults import FaultPlan
+from usermem.memory_io import DEFAULT_OPTS, IOOpts
 from usermem.testing.layout import Layout, Mapping
+from usermem.testing.operations import (
+    CompareAndSwapUint32,
+    CopyIn,
+    CopyInTo,
+    CopyInVec,
+    CopyOut,
+    CopyOutFrom,
+    CopyOutVec,
+    CopyStringIn,
+    LoadUint32,
+    Operation,
+    Readv,
+    StreamError,
+    SwapUint32,
+    Temper,
+    ZeroOut,
+    ZeroOutVec,
+)
 
 # What is drawn as one number for each mapping: pages of hole before it, pages of it, its rights.
 _HOLES, _PAGES, _RIGHTS = 3, 3, (3, 1, 0, 7, 5, 2, 4)
@@ -88,12 +109,18 @@ def layouts(arch: Arch = AMD64, min_mappings: int = 0, max_mappings: int = 10) -
 
 def iovecs(layout: Layout, max_ranges: int = 5) -> st.SearchStrategy[AddrRangeSeq]:
     """What a guest with this layout can pass to readv: ranges at the edges of its mappings, in its own pointers."""
-    mask = layout.arch.addr_mask
+    return iovecs_near(layout.arch, layout.edges, max_ranges)
+
+
+def iovecs_near(
+    arch: Arch, near: tuple[int, ...], max_ranges: int = 5, most: int | None = None
+) -> st.SearchStrategy[AddrRangeSeq]:
+    """What a guest can pass to readv, at any places; ``most`` limits the bytes of each range."""
 
     def table(ranges: list[AddrRange]) -> AddrRangeSeq:
-        return AddrRangeSeq.from_pairs([x for ar in ranges for x in (ar.start & mask, ar.length)])
+        return AddrRangeSeq.from_pairs([x for ar in ranges for x in (ar.start & arch.addr_mask, ar.length)])
 
-    return st.lists(addr_ranges(layout.arch, layout.edges), max_size=max_ranges).map(table)
+    return st.lists(addr_ranges(arch, near, most), max_size=max_ranges).map(table)
 
 
 def buffers(most: int = 300) -> st.SearchStrategy[bytes]:
@@ -134,3 +161,43 @@ def chunkings(data: bytes) -> st.SearchStrategy[list[bytes]]:
         return [data[start:end] for start, end in pairwise(bounds)]
 
     return st.lists(st.integers(0, len(data)), max_size=8).map(cut)
+
+
+def fault_plans(max_accesses: int = 8, most: int = 64) -> st.SearchStrategy[FaultPlan]:
+    """For each of the first accesses whether it passes or after how many bytes it faults; most pass."""
+    step = st.none() | st.none() | st.integers(0, most)
+    return st.lists(step, max_size=max_accesses).map(lambda steps: FaultPlan(tuple(steps)))
+
+
+def tempers() -> st.SearchStrategy[Temper]:
+    """Readers and writers that move all or stop short, and some that raise then: errors of their own, would-block."""
+    return st.builds(Temper, st.none() | st.integers(0, 9), st.sampled_from([None, None, StreamError, BlockingIOError]))
+
+
+def operations(arch: Arch = AMD64, near: tuple[int, ...] = (), most: int | None = None) -> st.SearchStrategy[Operation]:
+    """Calls on user memory, of every kind, most of them at the edges in ``near``; ``most`` limits their bytes.
+
+    ``st.lists(operations(layout.arch, layout.edges))`` is a sequence of them for a guest of that layout.
+    """
+    addrs = addresses(arch, near)
+    words = addrs.map(lambda addr: addr & ~3) | addrs
+    sizes = lengths(arch, most)
+    data = buffers() if most is None else buffers(min(most, 300))
+    ars = addr_range_seqs(arch, near, most=most)
+    values = st.sampled_from([0, 1, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF)
+    opts = st.sampled_from([DEFAULT_OPTS, DEFAULT_OPTS, IOOpts(ignore_permissions=True)])
+    return st.one_of(
+        st.builds(CopyOut, addrs, data, opts),
+        st.builds(CopyIn, addrs, sizes, opts),
+        st.builds(ZeroOut, addrs, sizes, opts),
+        st.builds(CopyStringIn, addrs, sizes, opts),
+        st.builds(CopyOutFrom, ars, tempers(), opts),
+        st.builds(CopyInTo, ars, tempers(), opts),
+        st.builds(CopyOutVec, ars, data, opts),
+        st.builds(CopyInVec, ars, sizes, opts),
+        st.builds(ZeroOutVec, ars, sizes, opts),
+        st.builds(Readv, addrs, iovecs_near(arch, near, most=most), tempers(), opts),
+        st.builds(SwapUint32, words, values, opts),
+        st.builds(CompareAndSwapUint32, words, st.none() | values, values, opts),
+        st.builds(LoadUint32, words, opts),
+    )

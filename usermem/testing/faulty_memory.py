@@ -1,15 +1,15 @@
-"""Host memory that really faults: touching the byte after its first ones would kill the process."""
+"""FaultyMemory: host memory that really faults. Touching it past its edge kills the process; copying it must not."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
+import tempfile
 from typing import Literal
 
 from safemem import Block
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _PAGE = mmap.PAGESIZE
 
 Fault = Literal["segv", "bus"]
@@ -23,23 +23,20 @@ class FaultyMemory:
     """
 
     def __init__(self, fault: Fault, good_pages: int = 2, bad_pages: int = 2) -> None:
+        """Raises OSError if the host refuses such memory."""
         total = (good_pages + bad_pages) * _PAGE
-        good = good_pages * _PAGE
+        self._good = good_pages * _PAGE
         if fault == "bus":
-            fd = os.memfd_create("faulty")
-            try:
-                os.ftruncate(fd, total)
-                self._mmap = mmap.mmap(fd, total)
-                os.ftruncate(fd, good)
-            finally:
-                os.close(fd)
+            with tempfile.TemporaryFile() as file:
+                file.truncate(total)
+                self._mmap = mmap.mmap(file.fileno(), total)
+                file.truncate(self._good)
         else:
             self._mmap = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
-        self.edge = start + good
-        if fault == "segv" and _libc.mprotect(ctypes.c_void_p(self.edge), total - good, 0):
-            raise OSError(ctypes.get_errno(), "mprotect")
-        self._good = good
+        self.edge = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap)) + self._good
+        if fault == "segv" and _libc().mprotect(ctypes.c_void_p(self.edge), ctypes.c_size_t(total - self._good), 0):
+            code = ctypes.get_errno()
+            raise OSError(code, f"{os.strerror(code)}: mprotect")
 
     def block(self, length: int, valid: int, content: bytes = b"") -> Block:
         """A block of which ``valid`` bytes lie before the edge; they get ``content``."""
@@ -51,3 +48,7 @@ class FaultyMemory:
     def before_edge(self, n: int) -> bytes:
         """The last n bytes that are there."""
         return self._mmap[self._good - n : self._good]
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,338 @@
+"""Operations: calls on user memory as values, which can be drawn, shrunk, run on two memories, and compared.
+
+``outcome(operation, io)`` runs one and tells all that its caller can see: the count or value, the bytes that were
+read, the fault with everything it says, what a reader or writer was called with. Two memories that keep the contract
+and hold the same give equal outcomes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from attrs import Attribute, field, fields, frozen
+
+from hostarch import AddrRangeSeq
+from safemem import BlockSeq, ReaderFunc, WriterFunc
+from usermem.errors import FaultError, NameTooLongError
+from usermem.iovec import copy_out_iovecs, iovecs_io_sequence
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.strings import copy_string_in
+from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
+
+_UNTOUCHED = b"\xee"
+
+
+class StreamError(Exception):
+    """What a reader or writer of an operation raises."""
+
+
+@frozen
+class Temper:
+    """How a reader or writer behaves: it moves at most ``most`` bytes (None: all), then raises ``error`` if one is set.
+
+    ``error`` carries the bytes it moved in ``transferred``, if there are any.
+    """
+
+    most: int | None = None
+    error: type[Exception] | None = field(default=None, repr=lambda error: getattr(error, "__name__", "None"))
+
+
+ALL = Temper()
+
+
+def _shown(operation: Operation) -> str:
+    """The call as it would be written, without the options that are not set."""
+
+    def words(attribute: Attribute[Any]) -> str:
+        value = getattr(operation, attribute.name)
+        return hex(value) if attribute.name == "addr" else str(value) if attribute.name == "ars" else repr(value)
+
+    shown = [a for a in fields(type(operation)) if getattr(operation, a.name) != a.default]
+    return f"{type(operation).__name__}({', '.join(f'{a.name}={words(a)}' for a in shown)})"
+
+
+@frozen(repr=False)
+class Operation(ABC):
+    """One call on user memory."""
+
+    @abstractmethod
+    def run(self, io: IO) -> Any:
+        """Make the call, and return all that the caller sees. What the IO raises passes through."""
+
+    @property
+    @abstractmethod
+    def at(self) -> int:
+        """The address that the call is about."""
+
+    __repr__ = _shown
+
+
+@frozen(repr=False)
+class _AtAddr(Operation):
+    addr: int
+
+    @property
+    def at(self) -> int:
+        """See Operation."""
+        return self.addr
+
+
+@frozen(repr=False)
+class _AtRanges(Operation):
+    ars: AddrRangeSeq
+
+    @property
+    def at(self) -> int:
+        """See Operation."""
+        return self.ars.head().start if self.ars else 0
+
+
+@frozen(repr=False)
+class CopyOut(_AtAddr):
+    """IO.copy_out(addr, src)."""
+
+    src: bytes
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        return io.copy_out(self.addr, self.src, self.opts)
+
+
+@frozen(repr=False)
+class CopyIn(_AtAddr):
+    """IO.copy_in(addr, a buffer of n bytes)."""
+
+    n: int
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        return _filling(self.n, lambda dst: io.copy_in(self.addr, dst, self.opts))
+
+
+@frozen(repr=False)
+class ZeroOut(_AtAddr):
+    """IO.zero_out(addr, n)."""
+
+    n: int
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        return io.zero_out(self.addr, self.n, self.opts)
+
+
+@frozen(repr=False)
+class CopyOutFrom(_AtRanges):
+    """IO.copy_out_from(ars, a reader of that temper)."""
+
+    reader: Temper = ALL
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+
+        def give(dsts: BlockSeq, n: int) -> None:
+            data = memoryview(pattern(n))
+            for block in dsts:
+                part = data[: len(block)]
+                block.view()[: len(part)] = part
+                data = data[len(part) :]
+
+        stream = _Stream(self.reader, give)
+        return stream.watch(lambda: io.copy_out_from(self.ars, ReaderFunc(stream.call), self.opts))
+
+
+@frozen(repr=False)
+class CopyInTo(_AtRanges):
+    """IO.copy_in_to(ars, a writer of that temper)."""
+
+    writer: Temper = ALL
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        stream = _Stream(self.writer, lambda srcs, n: srcs.tobytes().hex())
+        return stream.watch(lambda: io.copy_in_to(self.ars, WriterFunc(stream.call), self.opts))
+
+
+@frozen(repr=False)
+class SwapUint32(_AtAddr):
+    """IO.swap_uint32(addr, new)."""
+
+    new: int
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        return io.swap_uint32(self.addr, self.new, self.opts)
+
+
+@frozen(repr=False)
+class CompareAndSwapUint32(_AtAddr):
+    """IO.compare_and_swap_uint32(addr, old, new); with ``old`` None, with what load_uint32 finds there."""
+
+    old: int | None
+    new: int
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        old = io.load_uint32(self.addr, self.opts) if self.old is None else self.old
+        return io.compare_and_swap_uint32(self.addr, old, self.new, self.opts)
+
+
+@frozen(repr=False)
+class LoadUint32(_AtAddr):
+    """IO.load_uint32(addr)."""
+
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        return io.load_uint32(self.addr, self.opts)
+
+
+@frozen(repr=False)
+class CopyStringIn(_AtAddr):
+    """copy_string_in(io, addr, maxlen)."""
+
+    maxlen: int
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        try:
+            return copy_string_in(io, self.addr, self.maxlen, self.opts)
+        except NameTooLongError as error:
+            return "NameTooLongError", error.partial
+        except FaultError as fault:
+            return describe(fault), fault.partial
+
+
+@frozen(repr=False)
+class CopyInVec(_AtRanges):
+    """copy_in_vec(io, ars, a buffer of n bytes)."""
+
+    n: int
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        return _filling(self.n, lambda dst: copy_in_vec(io, self.ars, dst, self.opts))
+
+
+@frozen(repr=False)
+class CopyOutVec(_AtRanges):
+    """copy_out_vec(io, ars, src)."""
+
+    src: bytes
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        plain = getattr(io, "copy_out_vec", None)  # the model has its own, so as not to be judged by itself
+        if plain is not None:
+            return plain(self.ars, self.src, self.opts)
+        return copy_out_vec(io, self.ars, self.src, self.opts)
+
+
+@frozen(repr=False)
+class ZeroOutVec(_AtRanges):
+    """zero_out_vec(io, ars, n)."""
+
+    n: int
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        plain = getattr(io, "zero_out_vec", None)
+        if plain is not None:
+            return plain(self.ars, self.n, self.opts)
+        return zero_out_vec(io, self.ars, self.n, self.opts)
+
+
+@frozen(repr=False)
+class Readv(_AtAddr):
+    """readv(2): an iovec table for ``ars`` is stored at addr, read back, and what it names is filled by a reader."""
+
+    ars: AddrRangeSeq
+    reader: Temper = ALL
+    opts: IOOpts = DEFAULT_OPTS
+
+    def run(self, io: IO) -> Any:
+        """See Operation."""
+        copy_out_iovecs(io, self.addr, self.ars, self.opts)
+        seq = iovecs_io_sequence(io, self.addr, len(self.ars), self.opts)
+        return CopyOutFrom(seq.addrs, self.reader, self.opts).run(io)
+
+
+def outcome(operation: Operation, io: IO) -> Any:
+    """What the operation gave on this IO, to be compared with another's and read: errors are told, none is raised."""
+    try:
+        return operation.run(io)
+    except FaultError as fault:
+        return describe(fault)
+    except (ValueError, TypeError) as exc:
+        return type(exc).__name__
+    except Exception as exc:  # whatever else an IO raises is an answer too, and a wrong one
+        return f"{type(exc).__name__}: {exc}"
+
+
+def describe(fault: FaultError) -> str:
+    """All that a fault says, in words."""
+    return f"FaultError at {fault.address:#x} after {fault.transferred} bytes ({fault.access}, {fault.reason.value})"
+
+
+def pattern(n: int) -> bytes:
+    """n bytes in an order that shows a shift, none of them 0."""
+    return bytes(1 + 7 * i % 251 for i in range(n))
+
+
+def _filling(n: int, call: Callable[[bytearray], int]) -> Any:
+    """The count or the fault, and the whole buffer: what lies behind a fault must not be touched."""
+    dst = bytearray(_UNTOUCHED * n)
+    try:
+        result: Any = call(dst)
+    except FaultError as fault:
+        result = describe(fault)
+    return result, "read", dst.hex()
+
+
+class _Stream:
+    """A reader or writer of a temper, which notes what it was called with."""
+
+    def __init__(self, temper: Temper, move: Callable[[BlockSeq, int], Any]) -> None:
+        self._temper = temper
+        self._move = move
+        self._calls: list[Any] = []
+        self._raised: list[Exception] = []
+
+    def call(self, blocks: BlockSeq) -> int:
+        most = self._temper.most
+        n = blocks.num_bytes if most is None else min(most, blocks.num_bytes)
+        moved = self._move(blocks, n)
+        self._calls.append(blocks.num_bytes if moved is None else (blocks.num_bytes, moved))
+        if self._temper.error is None:
+            return n
+        error = self._temper.error()
+        if n:
+            error.transferred = n  # type: ignore[attr-defined]
+        self._raised.append(error)
+        raise error
+
+    def watch(self, call: Callable[[], int]) -> Any:
+        """What the call gave, and what it called the stream with."""
+        try:
+            result: Any = call()
+        except FaultError as fault:
+            result = describe(fault)
+        except Exception as exc:
+            if self._temper.error is None or not isinstance(exc, self._temper.error):
+                raise
+            which = "the same" if self._raised and exc is self._raised[-1] else "another"
+            result = f"{which} {type(exc).__name__} after {getattr(exc, 'transferred', 0)} bytes"
+        return result, "called with", self._calls
