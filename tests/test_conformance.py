@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from helper_mutants import HELPER_MUTANTS, Helper
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType
 from mutants import MUTANTS, Wrapper
-from usermem import IO, BytesIO
+from usermem import IO, BytesIO, FaultPlan, FaultyIO
 from usermem.testing import Layout, Mapping, ModelBytes, ModelMemory, check_io
+from watched_io import WatchedIO
 
 PAGE = 4096
 # Read-write, read-only and unreadable neighbours, a hole, and the very top of user space.
@@ -17,15 +21,30 @@ LAYOUT = Layout(
         Mapping(0x10000, PAGE, READ),
         Mapping(0x11000, PAGE, READ_WRITE),
         Mapping(0x12000, PAGE, AccessType(0)),
-        Mapping(0x14000, PAGE, WRITE),
+        Mapping(0x13000, PAGE, WRITE),
         Mapping(AMD64.max_addr - PAGE, PAGE, READ_WRITE),
     ),
 )
 
 
+# What is enough for strings and vectors, which are checked last.
+SMALL_LAYOUT = Layout(AMD64, (Mapping(0x10000, PAGE, READ_WRITE), Mapping(0x11000, PAGE, READ)))
+
+
 def space() -> tuple[IO, ModelMemory]:
     """An AddressSpace and its model."""
     return LAYOUT.address_space(), LAYOUT.model()
+
+
+def wrapped_space(wrapper: Callable[[IO], IO]) -> tuple[IO, ModelMemory]:
+    """The same in a wrapper."""
+    io, model = space()
+    return wrapper(io), model
+
+
+def small_space(wrapper: Callable[[IO], IO]) -> tuple[IO, ModelMemory]:
+    """A smaller one in a wrapper."""
+    return wrapper(SMALL_LAYOUT.address_space()), SMALL_LAYOUT.model()
 
 
 def test_bytes_io_conforms() -> None:
@@ -34,7 +53,7 @@ def test_bytes_io_conforms() -> None:
 
 
 def test_address_space_conforms() -> None:
-    """AddressSpace keeps the contract, and so does what passes all calls on."""
+    """AddressSpace keeps the contract."""
     check_io(space)
 
 
@@ -44,23 +63,72 @@ def test_the_model_conforms_to_itself() -> None:
     check_io(lambda: (layout.model(), layout.model()))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+# Which check catches which mutant: the start of the rule that the error names.
+CAUGHT_BY = {
+    "what was written is what is read": ["LastByteOfAPageLost", "PermissionsNeverIgnored"],
+    "copy_in moves all, or says how much": ["FaultCountsNothing", "WrongReason", "TopIsCutOff"],
+    "copy_out moves all, or says how much": [
+        "FaultCountsOneMore",
+        "FaultAtTheStart",
+        "WrongAccess",
+        "AllOrNothing",
+        "PermissionsIgnored",
+        "PermissionOfTheLastPageOnly",
+    ],
+    "zero_out moves all, or says how much": ["FaultAtThePage", "ZeroesWithBlanks"],
+    "copy_in of no bytes": ["ZeroLengthRejected"],
+    "copy_out of no bytes": ["HugeAddressesOverflow"],
+    "zero_out of no bytes": ["ZeroLengthUnchecked"],
+    "a negative count is a ValueError": ["NegativeCountTaken"],
+    "a reader: called at most once": ["ReaderCalledForNothing", "ReaderGetsLess", "RangesCheckedLate"],
+    "a reader: a stream that stops before the hole is no fault": ["ReaderCalledTwice", "ShortStreamFaults"],
+    "a reader: its own error passes through": ["OwnErrorWithoutItsCount"],
+    "a reader: nothing to give now": ["WouldBlockIsTheEnd"],
+    "a writer: called at most once": ["WriterSeesOldBytes", "FilledPrefixIsNoFault"],
+    "a writer: its own error passes through": ["OwnErrorReplaced"],
+    "a writer: would-block after progress": ["WouldBlockAfterProgressRaised"],
+    "load_uint32": ["LoadNeedsToWrite", "MisalignedWordsTaken"],
+    "swap_uint32": ["SwapDoesNotStore"],
+    "compare_and_swap_uint32": ["CompareAndSwapAlwaysStores", "CompareAndSwapReturnsTheNew"],
+    "a string ends at its NUL": [
+        "NulMissedAtTheBoundary",
+        "WholeChunkMustBeReadable",
+        "NulDoesNotCount",
+        "TruncatedStringIsWhole",
+        "StringAtAFaultIsWhole",
+        "StringFaultLosesItsPart",
+        "StringFaultsAtItsStart",
+    ],
+    "a vector moves the lesser of both sizes": [
+        "VectorEndsAtItsFirstRange",
+        "VectorFillsTooMuch",
+        "VectorChecksWhatItDoesNotReach",
+        "VectorFaultCountsItsRangeOnly",
+    ],
+}
+RULE_OF = {name: rule for rule, names in CAUGHT_BY.items() for name in names}
+
+
+@pytest.mark.parametrize("mutant", [*MUTANTS, *HELPER_MUTANTS], ids=lambda mutant: mutant.__name__)
 def test_every_mutant_is_caught(mutant: type[Wrapper]) -> None:
-    """The error names the rule, the call and both answers."""
-
-    def make() -> tuple[IO, ModelMemory]:
-        io, model = space()
-        return mutant(io), model
-
+    """By the check that is meant for it; the error names the rule, the call and both answers."""
     with pytest.raises(AssertionError) as caught:
-        check_io(make)
+        check_io(lambda: (wrapped_space if mutant in MUTANTS else small_space)(mutant))
     rule, call, *answers = str(caught.value).splitlines()
-    assert rule and call.strip().startswith("call") and len(answers) == 2
+    assert rule.startswith(RULE_OF[mutant.__name__])
+    assert call.strip().startswith("call") and len(answers) == 2
+
+
+@pytest.mark.parametrize("wrapper", [Wrapper, Helper, WatchedIO, lambda io: FaultyIO(io, FaultPlan())])
+def test_wrappers_conform(wrapper: Callable[[IO], IO]) -> None:
+    """What passes all calls on is as good as what is inside: so a mutant is caught for its own mistake."""
+    check_io(lambda: small_space(wrapper))
 
 
 def test_there_are_mutants_enough() -> None:
-    """At least twenty, each broken in its own way."""
-    assert len({mutant.__name__ for mutant in MUTANTS}) >= 20
+    """Each is broken in its own way, and is in the table."""
+    assert {mutant.__name__ for mutant in [*MUTANTS, *HELPER_MUTANTS]} == set(RULE_OF)
+    assert len(RULE_OF) == sum(map(len, CAUGHT_BY.values())) >= 40
 
 
 def test_nothing_mapped_is_nothing_to_check() -> None:
