@@ -80,7 +80,7 @@ class ModelSpace(ModelMemory):
         return 0
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
-        leaves = self.leaves_user_space(addr, length)
+        leaves = self.leaves_user_space(self.plain(addr), length)
         return FaultError(addr, access, FaultReason.OUTSIDE_RANGE) if leaves else None
 
     def resolve(

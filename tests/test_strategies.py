@@ -8,11 +8,31 @@ import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
-from hostarch import AMD64, ARM64_64K, I386, MIPS, Arch
-from usermem import AddressSpace, BytesIO, FaultError, copy_out_iovecs
-from usermem.testing import Layout, ModelMemory
+import hostarch
+from hostarch import AMD64, ARM64_64K, I386, MIPS, AccessType, Arch
+from usermem import AddressSpace, BytesIO, FaultError, FaultPlan, copy_out_iovecs
+from usermem.testing import Layout, Mapping, ModelMemory, check_memory
 from usermem.testing import strategies as guests
+from usermem.testing.operations import (
+    CompareAndSwapUint32,
+    CopyIn,
+    CopyInTo,
+    CopyInVec,
+    CopyOut,
+    CopyOutFrom,
+    CopyOutVec,
+    CopyStringIn,
+    LoadUint32,
+    Operation,
+    Readv,
+    SwapUint32,
+    ZeroOut,
+    ZeroOutVec,
+    outcome,
+)
 
+SEARCH = settings(max_examples=5000, database=None, derandomize=True)
+MACHINES = [machine for machine in vars(hostarch).values() if isinstance(machine, Arch)]
 ARCHES = [AMD64, I386, ARM64_64K, MIPS]
 each_arch = pytest.mark.parametrize("arch", ARCHES, ids=lambda arch: arch.name)
 
@@ -78,6 +98,14 @@ def test_a_layout_shrinks_to_its_point() -> None:
     assert (second.addr, second.length, str(second.prot)) == (first.end + 4096, 4096, "rw-")
 
 
+@pytest.mark.parametrize("arch", MACHINES, ids=lambda arch: arch.name)
+def test_what_is_shown_can_be_pasted(arch: Arch) -> None:
+    """The repr of a layout is Python that makes it again."""
+    layout = Layout(arch, (Mapping(0x10000, 0x10000, AccessType(5)), Mapping(0x40000, 0x10000, AccessType(0))))
+    names = {name: getattr(hostarch, name) for name in hostarch.__all__}
+    assert eval(repr(layout), names | {"Layout": Layout, "Mapping": Mapping}) == layout
+
+
 @given(st.data())
 def test_strings_lie_at_page_ends(data: st.DataObject) -> None:
     """The last byte of a placed string is within two bytes of an edge, and the text has no NUL."""
@@ -128,3 +156,65 @@ def test_an_address_space_answers_as_the_model(data: st.DataObject) -> None:
         addr = data.draw(guests.addresses(layout.arch, layout.edges))
         src = data.draw(guests.buffers(40))
         assert copies(space, addr, src) == copies(model, addr, src)
+
+
+@given(guests.fault_plans(max_accesses=3, most=5))
+def test_fault_plans(plan: FaultPlan) -> None:
+    """At most so many accesses, at most so many bytes."""
+    assert len(plan.steps) <= 3
+    assert all(step is None or 0 <= step <= 5 for step in plan.steps)
+
+
+KINDS = (
+    CompareAndSwapUint32,
+    CopyIn,
+    CopyInTo,
+    CopyInVec,
+    CopyOut,
+    CopyOutFrom,
+    CopyOutVec,
+    CopyStringIn,
+    LoadUint32,
+    Readv,
+    SwapUint32,
+    ZeroOut,
+    ZeroOutVec,
+)
+LAYOUT = Layout(AMD64, (Mapping(0x10000, 8192, AccessType(3)), Mapping(0x13000, 4096, AccessType(1))))
+
+
+def interesting(operation: Operation, kind: type[Operation], faults: bool) -> bool:
+    """Whether an operation of that kind works, or gets somewhere and faults."""
+    found = str(outcome(operation, LAYOUT.address_space()))
+    return type(operation) is kind and ("FaultError" in found) == faults
+
+
+@pytest.mark.parametrize("faults", [False, True], ids=["works", "faults"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_operations_of_every_kind(kind: type[Operation], faults: bool) -> None:
+    """Each kind of call is drawn, such that it works and such that it faults."""
+    operations = guests.operations(near=LAYOUT.edges)
+    found = find(operations, lambda op: interesting(op, kind, faults), settings=SEARCH)
+    assert repr(found).startswith(f"{kind.__name__}(a")
+
+
+def test_operations_shrink_to_what_can_be_read() -> None:
+    """What faults after a part is told in one short line."""
+
+    def wanted(operation: Operation) -> bool:
+        found = str(outcome(operation, LAYOUT.address_space()))
+        return isinstance(operation, CopyOut) and "FaultError" in found and "after 0 bytes" not in found
+
+    found = find(guests.operations(near=LAYOUT.edges), wanted, settings=SEARCH)
+    assert repr(found) == "CopyOut(addr=0x11fff, src=b'\\x00\\x00')"
+
+
+@given(st.data())
+def test_any_operations_are_as_on_the_model(data: st.DataObject) -> None:
+    """A sequence of calls on any layout of any machine gives the same, and leaves the same."""
+    layout = data.draw(guests.layouts(data.draw(st.sampled_from(ARCHES)), max_mappings=3))
+    space, model = layout.address_space(), layout.model()
+    for operation in data.draw(st.lists(guests.operations(layout.arch, layout.edges, most=70), max_size=8)):
+        assert outcome(operation, space) == outcome(operation, model), operation
+    if layout.arch.page_size == 4096:
+        check_memory(space, model)

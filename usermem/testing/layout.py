@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import field, frozen
 
 from hostarch import AccessType, Arch, mman
@@ -11,7 +13,7 @@ from usermem.testing.model import ModelMemory
 _MAP = mman.MAP_PRIVATE | mman.MAP_FIXED
 
 
-@frozen
+@frozen(repr=False)
 class Mapping:
     """Pages with the same rights: ``length`` bytes at ``addr``, both multiples of the page size."""
 
@@ -24,20 +26,35 @@ class Mapping:
         """The first address past it."""
         return self.addr + self.length
 
+    def __repr__(self) -> str:
+        return f"Mapping({self.addr:#x}, {self.length:#x}, AccessType({int(self.prot)}))"
 
-@frozen
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+
+@frozen(repr=False)
 class Layout:
     """Mappings of anonymous memory on one machine, in order and disjoint."""
 
     arch: Arch
     mappings: tuple[Mapping, ...]
-    edges: tuple[int, ...] = field(init=False, eq=False, repr=False)
+    edges: tuple[int, ...] = field(init=False, eq=False)
     """Where a mapping begins or ends, in order; the start of the layout if there is none."""
 
     @edges.default
     def _edges(self) -> tuple[int, ...]:
         bounds = {bound for mapping in self.mappings for bound in (mapping.addr, mapping.end)}
         return tuple(sorted(bounds)) or (self.arch.page_round_up(self.arch.min_addr),)
+
+    def __repr__(self) -> str:
+        """As it is written in Python, with ``from hostarch import *`` and this module's names."""
+        arch = self.arch.name.upper().replace("-", "_")
+        return f"Layout({arch}, {self.mappings})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For hypothesis and IPython."""
+        printer.text(repr(self))
 
     def address_space(self) -> AddressSpace:
         """A new AddressSpace with these mappings."""

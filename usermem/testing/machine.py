@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any, ClassVar, Protocol
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hostarch import AMD64, AddrRangeSeq, Arch, mman
 from usermem.address_space import AddressSpace
@@ -47,14 +47,18 @@ class GuestMemory(IO, Protocol):
         ...
 
 
+_PROTS = st.sampled_from([*[mman.PROT_READ | mman.PROT_WRITE] * 4, *range(8)])
+
+
 @cache
 def _of(arch: Arch, pages: int, what: str) -> st.SearchStrategy[Any]:
     """What machines of one kind draw, made once."""
     first = arch.page_round_up(arch.min_addr)
     ends = tuple(first + n * arch.page_size for n in range(pages + 1))
     most = arch.page_size + 16
-    first_and_count = st.tuples(st.integers(0, pages - 1), st.integers(1, pages))
+    first_and_count = st.tuples(st.integers(0, pages - 1), st.sampled_from([1, 1, 2, pages]))
     made: dict[str, st.SearchStrategy[Any]] = {
+        "beginnings": st.lists(st.none() | _PROTS, min_size=pages, max_size=pages),
         "runs": first_and_count.map(lambda run: (run[0], min(run[1], pages - run[0]))),
         "addresses": guests.addresses(arch, ends),
         "iovecs": guests.iovecs_near(arch, ends, most=most),
@@ -66,10 +70,6 @@ def _of(arch: Arch, pages: int, what: str) -> st.SearchStrategy[Any]:
 def _drawn(what: str) -> st.SearchStrategy[Any]:
     """A strategy that knows the arch and the pages of the machine that draws from it."""
     return st.runner().flatmap(lambda machine: _of(machine.arch, machine.pages, what))
-
-
-_RUNS = _drawn("runs")
-_PROTS = st.sampled_from([mman.PROT_READ | mman.PROT_WRITE, *range(8)])
 
 
 class GuestMachine(RuleBasedStateMachine):
@@ -101,7 +101,14 @@ class GuestMachine(RuleBasedStateMachine):
         if close is not None:
             close()
 
-    @rule(run=_RUNS, prot=_PROTS)
+    @initialize(prots=_drawn("beginnings"))
+    def begin(self, prots: list[int | None]) -> None:
+        """Most pages are mapped from the start, each for itself, so that there is something to use."""
+        for page, prot in enumerate(prots):
+            if prot is not None:
+                self.mmap((page, 1), prot)
+
+    @rule(run=_drawn("runs"), prot=_PROTS)
     def mmap(self, run: tuple[int, int], prot: int) -> None:
         """Map pages (the first, how many), over what is there."""
         addr, length = self._range(run)
@@ -109,14 +116,14 @@ class GuestMachine(RuleBasedStateMachine):
         assert self.memory.mmap(addr, length, prot, flags) == addr
         self.model.map(addr, length, prot)
 
-    @rule(run=_RUNS)
+    @rule(run=_drawn("runs"))
     def munmap(self, run: tuple[int, int]) -> None:
         """Unmap pages, mapped or not."""
         addr, length = self._range(run)
         assert self.memory.munmap(addr, length) == 0
         self.model.unmap(addr, length)
 
-    @rule(run=_RUNS, prot=_PROTS)
+    @rule(run=_drawn("runs"), prot=_PROTS)
     def mprotect(self, run: tuple[int, int], prot: int) -> None:
         """Change rights up to the first page that is not mapped: 0, or the same errno."""
         addr, length = self._range(run)

@@ -1,9 +1,9 @@
 """ModelMemory: user memory as plainly as it can be said, to judge others by.
 
-One dict holds the bytes, one the rights of each page, and every access goes byte by byte. It shares no code with the
-library's own memories: no resolver, no tables, no cache. Only the words are the same: errors, blocks, ranges.
+One dict holds the bytes, one the rights of each page, and every access goes from byte to byte. It shares no code with
+the library's own memories: no resolver, no tables, no cache. Only the words are the same: errors, blocks, ranges.
 
-Rules are those of :mod:`usermem.memory_io`. Quick it is not: some microseconds a byte.
+Rules are those of :mod:`usermem.memory_io`. Quick it is not: some tenths of a microsecond a byte.
 """
 
 from __future__ import annotations
@@ -83,7 +83,12 @@ class ModelMemory:
 
     def content(self, addr: int, length: int) -> bytes:
         """The bytes of a range, whatever may be done with them; 0 where nothing was written."""
-        return bytes(self.bytes.get(at, 0) for at in range(addr, addr + length))
+        found = bytearray(length)
+        written = range(addr, addr + length) if length < len(self.bytes) else list(self.bytes)
+        for at in written:
+            if addr <= at < addr + length:
+                found[at - addr] = self.bytes.get(at, 0)
+        return bytes(found)
 
     def leaves_user_space(self, addr: int, length: int) -> bool:
         """Whether a range does, so that nothing of it may be touched."""
@@ -91,13 +96,26 @@ class ModelMemory:
 
     def reach(self, addr: int, length: int, access: AccessType, opts: IOOpts) -> tuple[int, FaultReason | None]:
         """How many bytes from addr on can be accessed, and why the next one cannot."""
-        if self.leaves_user_space(addr, length):
+        first = self.plain(addr)
+        if self.leaves_user_space(first, length):
             return 0, FaultReason.OUTSIDE_RANGE
-        for i in range(length):
-            reason = self.reason(addr + i, access, opts)
+        done = 0
+        while done < length:
+            reason = self.reason(first + done, access, opts)
             if reason is not None:
-                return i, reason
+                return done, reason
+            done += self._same_rights(first + done)
         return length, None
+
+    def _same_rights(self, addr: int) -> int:
+        """How many bytes from addr on have the rights that it has: those of its page."""
+        return self.arch.page_size - addr % self.arch.page_size
+
+    def plain(self, addr: int) -> int:
+        """The address without a tag: on ARM64 the top byte is ignored, and what counts is copies of bit 55."""
+        if not self.arch.ignores_top_byte or not 0 <= addr < 1 << 64:
+            return addr
+        return addr | 0xFF << 56 if addr >> 55 & 1 else addr % (1 << 56)
 
     def _page_of(self, addr: int) -> int:
         return addr - addr % self.arch.page_size
@@ -108,16 +126,15 @@ class ModelMemory:
         """See IO.copy_out."""
         data = bytes(memoryview(src).cast("B"))
         n, reason = self.reach(addr, len(data), WRITE, opts)
-        for i in range(n):
-            self.bytes[addr + i] = data[i]
+        for at, value in enumerate(data[:n], self.plain(addr)):
+            self.bytes[at] = value
         return _all_or_fault(addr, n, WRITE, reason)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_in."""
         view = memoryview(dst).cast("B")
         n, reason = self.reach(addr, len(view), READ, opts)
-        for i in range(n):
-            view[i] = self.bytes.get(addr + i, 0)
+        view[:n] = self.content(self.plain(addr), n)
         return _all_or_fault(addr, n, READ, reason)
 
     def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
@@ -125,8 +142,8 @@ class ModelMemory:
         if n < 0:
             raise ValueError(f"n must not be negative: {n}")
         zeroed, reason = self.reach(addr, n, WRITE, opts)
-        for i in range(zeroed):
-            self.bytes[addr + i] = 0
+        for at in range(self.plain(addr), self.plain(addr) + zeroed):
+            self.bytes[at] = 0
         return _all_or_fault(addr, zeroed, WRITE, reason)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
@@ -184,7 +201,7 @@ class ModelMemory:
                 fault = FaultError(at, READ, reason, len(found))
                 fault.partial = bytes(found)
                 raise fault
-            value = self.bytes.get(at, 0)
+            value = self.bytes.get(self.plain(at), 0)
             if not value:
                 return bytes(found)
             found.append(value)
@@ -220,7 +237,7 @@ class ModelMemory:
             if len(addrs) == n:
                 break
             got, reason = self.reach(ar.start, min(ar.length, n - len(addrs)), access, opts)
-            addrs += range(ar.start, ar.start + got)
+            addrs += range(self.plain(ar.start), self.plain(ar.start) + got)
             if reason is not None:
                 return addrs, FaultError(ar.start + got, access, reason)
         return addrs, None
@@ -235,10 +252,10 @@ class ModelMemory:
         _, reason = self.reach(addr, 4, access, opts)
         if reason is not None:
             raise FaultError(addr, access, reason)
-        found = int.from_bytes(bytes(self.bytes.get(addr + i, 0) for i in range(4)), self.arch.byte_order)
+        found = int.from_bytes(self.content(self.plain(addr), 4), self.arch.byte_order)
         if change is not None:
             for i, value in enumerate(change(found).to_bytes(4, self.arch.byte_order)):
-                self.bytes[addr + i] = value
+                self.bytes[self.plain(addr) + i] = value
         return found
 
     def _prefix(
@@ -247,14 +264,14 @@ class ModelMemory:
         """The addresses of the accessible prefix, a buffer with its bytes for each range, and what stopped it."""
         ranges = [(ar.start, ar.length) for ar in ars]
         for start, length in ranges:
-            if self.leaves_user_space(start, length):
+            if self.leaves_user_space(self.plain(start), length):
                 raise FaultError(start, access, FaultReason.OUTSIDE_RANGE)
         addrs: list[int] = []
         buffers: list[bytearray] = []
         for start, length in ranges:
             n, reason = self.reach(start, length, access, opts)
-            addrs += range(start, start + n)
-            buffers.append(bytearray(self.bytes.get(start + i, 0) for i in range(n)))
+            addrs += range(self.plain(start), self.plain(start) + n)
+            buffers.append(bytearray(self.content(self.plain(start), n)))
             if reason is not None:
                 return addrs, buffers, FaultError(start + n, access, reason)
         return addrs, buffers, None
@@ -275,6 +292,9 @@ class ModelBytes(ModelMemory):
     def edges(self) -> list[int]:
         """See ModelMemory.edges."""
         return [0, self.size]
+
+    def _same_rights(self, addr: int) -> int:
+        return 1
 
     def spans(self) -> list[tuple[int, int]]:
         """See ModelMemory.spans: one."""

@@ -68,6 +68,10 @@ class Operation(ABC):
 
     __repr__ = _shown
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For hypothesis and IPython: the same, not how a strategy came to it."""
+        printer.text(repr(self))
+
 
 @frozen(repr=False)
 class _AtAddr(Operation):

@@ -40,15 +40,23 @@ from usermem.testing.operations import (
 # What is drawn as one number for each mapping: pages of hole before it, pages of it, its rights.
 _HOLES, _PAGES, _RIGHTS = 3, 3, (3, 1, 0, 7, 5, 2, 4)
 
+# How sequences of ranges are cut: take so many eighths of their bytes, and drop so many eighths of those.
+_CUTS = st.sampled_from([None, None, None, (7, 0), (8, 2), (8, 5), (3, 3), (0, 0), (8, 8)])
+
 
 def addresses(arch: Arch = AMD64, near: tuple[int, ...] = ()) -> st.SearchStrategy[int]:
-    """Addresses of 64 bits, most of them a few bytes from ``near``, from a page end or from a limit of the machine."""
+    """Addresses of 64 bits, most of them a few bytes or a page from ``near`` or from a limit of the machine."""
+    limits = (arch.min_addr, arch.max_addr, 0, arch.addr_mask, 1 << 63, (1 << 64) - 1)
+    edges = _aimed(arch, near or (arch.page_round_up(arch.min_addr),))
+    return st.one_of(edges, edges, edges, _aimed(arch, limits), st.integers(0, (1 << 64) - 1))
+
+
+def _aimed(arch: Arch, anchors: tuple[int, ...]) -> st.SearchStrategy[int]:
     page = arch.page_size
-    limits = [arch.min_addr, arch.max_addr, 0, arch.addr_mask, 1 << 63, (1 << 64) - 1]
-    anchors = st.sampled_from([*near, *limits] if near else [arch.page_round_up(arch.min_addr), *limits])
     offsets = st.sampled_from([0, -1, 1, -4, 4, page - 1, -page, page]) | st.integers(-16, 16)
-    aimed = st.builds(lambda anchor, offset: max(0, min(anchor + offset, (1 << 64) - 1)), anchors, offsets)
-    return aimed | st.integers(0, (1 << 64) - 1)
+    return st.builds(
+        lambda anchor, offset: max(0, min(anchor + offset, (1 << 64) - 1)), st.sampled_from(anchors), offsets
+    )
 
 
 def lengths(arch: Arch = AMD64, most: int | None = None) -> st.SearchStrategy[int]:
@@ -63,7 +71,21 @@ def addr_ranges(
     arch: Arch = AMD64, near: tuple[int, ...] = (), most: int | None = None
 ) -> st.SearchStrategy[AddrRange]:
     """Ranges that begin where :func:`addresses` says; some end past the address space, as a guest's may."""
-    return st.builds(lambda addr, n: AddrRange(addr, addr + n), addresses(arch, near), lengths(arch, most))
+    return _ranges(addresses(arch, near), lengths(arch, most))
+
+
+def _ranges(starts: st.SearchStrategy[int], sizes: st.SearchStrategy[int]) -> st.SearchStrategy[AddrRange]:
+    return st.builds(lambda addr, n: AddrRange(addr, addr + n), starts, sizes)
+
+
+def _range_lists(
+    arch: Arch, near: tuple[int, ...], max_ranges: int, most: int | None
+) -> st.SearchStrategy[list[AddrRange]]:
+    """Most lists have all their ranges at the edges in ``near``: one that leaves user space fails all the others."""
+    tame = _aimed(arch, near) if near else addresses(arch)
+    sizes = lengths(arch, most)
+    tame_list = st.lists(_ranges(tame, sizes), max_size=max_ranges)
+    return tame_list | tame_list | st.lists(_ranges(addresses(arch, near), sizes), max_size=max_ranges)
 
 
 def addr_range_seqs(
@@ -71,14 +93,18 @@ def addr_range_seqs(
 ) -> st.SearchStrategy[AddrRangeSeq]:
     """Sequences of such ranges, some of them cut by take_first and drop_first."""
 
-    def cut(ranges: list[AddrRange], take: int, drop: int) -> AddrRangeSeq:
-        seq = AddrRangeSeq(ranges)
-        if take < 8:
-            seq = seq.take_first(seq.num_bytes * take // 8)
-        return seq.drop_first(seq.num_bytes * drop // 8)
+    ranges = _range_lists(arch, near, max_ranges, most)
 
-    ranges = st.lists(addr_ranges(arch, near, most), max_size=max_ranges)
-    return st.builds(cut, ranges, st.sampled_from([8, 8, 8, 0, 3, 7]), st.sampled_from([0, 0, 0, 2, 5, 8]))
+    @st.composite  # which, unlike map(), shows what came of it and not how
+    def seqs(draw: st.DrawFn) -> AddrRangeSeq:
+        seq = AddrRangeSeq(draw(ranges))
+        cut = draw(_CUTS)
+        if cut is None:
+            return seq
+        taken = seq.take_first(seq.num_bytes * cut[0] // 8)
+        return taken.drop_first(taken.num_bytes * cut[1] // 8)
+
+    return seqs()
 
 
 def layouts(arch: Arch = AMD64, min_mappings: int = 0, max_mappings: int = 10) -> st.SearchStrategy[Layout]:
@@ -89,22 +115,22 @@ def layouts(arch: Arch = AMD64, min_mappings: int = 0, max_mappings: int = 10) -
     page = arch.page_size
     choices = _HOLES * _PAGES * len(_RIGHTS)
 
-    def build(numbers: list[int], at_top: bool) -> Layout:
-        mappings = []
+    numbers = st.lists(st.integers(0, choices - 1), min_size=min_mappings, max_size=max_mappings)
+
+    @st.composite
+    def made(draw: st.DrawFn) -> Layout:
+        chosen = [(n % _HOLES, n // _HOLES % _PAGES + 1, _RIGHTS[n // (_HOLES * _PAGES)]) for n in draw(numbers)]
         addr = arch.page_round_up(arch.min_addr)
-        if at_top:
-            addr = arch.page_round_down(arch.max_addr) - page * sum(
-                n % _HOLES + n // _HOLES % _PAGES + 1 for n in numbers
-            )
-        for number in numbers:
-            addr += number % _HOLES * page
-            length = (number // _HOLES % _PAGES + 1) * page
-            mappings.append(Mapping(addr, length, AccessType(_RIGHTS[number // (_HOLES * _PAGES)])))
-            addr += length
+        if draw(st.booleans()):
+            addr = arch.page_round_down(arch.max_addr) - page * sum(hole + pages for hole, pages, _ in chosen)
+        mappings = []
+        for hole, pages, rights in chosen:
+            addr += hole * page
+            mappings.append(Mapping(addr, pages * page, AccessType(rights)))
+            addr += pages * page
         return Layout(arch, tuple(mappings))
 
-    numbers = st.lists(st.integers(0, choices - 1), min_size=min_mappings, max_size=max_mappings)
-    return st.builds(build, numbers, st.booleans())
+    return made()
 
 
 def iovecs(layout: Layout, max_ranges: int = 5) -> st.SearchStrategy[AddrRangeSeq]:
@@ -117,10 +143,13 @@ def iovecs_near(
 ) -> st.SearchStrategy[AddrRangeSeq]:
     """What a guest can pass to readv, at any places; ``most`` limits the bytes of each range."""
 
-    def table(ranges: list[AddrRange]) -> AddrRangeSeq:
-        return AddrRangeSeq.from_pairs([x for ar in ranges for x in (ar.start & arch.addr_mask, ar.length)])
+    ranges = _range_lists(arch, near, max_ranges, most)
 
-    return st.lists(addr_ranges(arch, near, most), max_size=max_ranges).map(table)
+    @st.composite
+    def tables(draw: st.DrawFn) -> AddrRangeSeq:
+        return AddrRangeSeq.from_pairs([x for ar in draw(ranges) for x in (ar.start & arch.addr_mask, ar.length)])
+
+    return tables()
 
 
 def buffers(most: int = 300) -> st.SearchStrategy[bytes]:
