@@ -5,6 +5,9 @@ The model drops one byte at a time from a plain list.
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,6 +167,7 @@ def test_of_ill_formed() -> None:
     assert bounds_of(seq.take_first(4)) == [(5, 9)]
     assert bounds_of(seq.drop_first(4)) == [(9, 3)]
     assert AddrRangeSeq.of(AddrRange(0, 2**63)).num_bytes == -(2**63)
+    assert AddrRangeSeq.of(AddrRange(0, 2**64 - 1)).num_bytes == -1
 
 
 GVISOR_ROWS = [
@@ -245,6 +249,7 @@ def test_take_first() -> None:
         pytest.param([(1, 3), (4, 4), (5, 5)], None, [3], [], id="more than all: nothing stays"),
         pytest.param([(1, 1)], None, [0], [], id="the last empty range goes"),
         pytest.param([(1, 9)], 4, [4], [], id="a single cut range goes with its last byte"),
+        pytest.param([(1, 9), (20, 30)], 4, [0], [(1, 5), (20, 20)], id="0 leaves a cut where it was"),
         pytest.param([(1, 9), (20, 30)], 0, [0], [(20, 20)], id="a head cut to nothing is passed"),
         pytest.param([(1, 9), (20, 30)], 0, [0, 0], [], id="and so is the one behind it"),
         pytest.param([(1, 9), (20, 30)], 4, [4], [(5, 5), (20, 20)], id="a cut inside a range leaves its empty rest"),
@@ -307,10 +312,20 @@ def test_of_too_long(start: int, end: int) -> None:
         AddrRangeSeq.of(AddrRange(start, end))
 
 
-@pytest.mark.parametrize("flat", [[0, MAX + 1], [0, MAX, 5, 1], [0, -5], [0, 5, 9, -1], [0, 5, 9]], ids=str)
-def test_bad_pairs(flat: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("flat", "why"),
+    [
+        ([0, MAX + 1], "length 0x8000000000000000 of the range at 0x0 overflows int64"),
+        ([0, MAX, 5, 1], "total length 0x8000000000000000 overflows int64"),
+        ([0, -5], "length -0x5 of the range at 0x0 overflows int64"),
+        ([0, 5, 9, -1], "length -0x1 of the range at 0x9 overflows int64"),
+        ([0, 5, 9], "a start without a length at the end"),
+    ],
+    ids=str,
+)
+def test_bad_pairs(flat: list[int], why: str) -> None:
     """from_pairs raises as the constructor does; a negative length or a start without a length is no range either."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"^ranges: {why}$"):
         AddrRangeSeq.from_pairs(flat)
 
 
@@ -324,12 +339,28 @@ def test_negative_count(seq: AddrRangeSeq, n: int) -> None:
         seq.take_first(n)
 
 
+@pytest.mark.parametrize("n", ["1", 1.0, None], ids=repr)
+def test_count_that_is_none(n: Any) -> None:
+    """A count that is no int is a TypeError that names the argument and what it was."""
+    seq = seq_of((1, 3))
+    for method in (seq.drop_first, seq.take_first):
+        with pytest.raises(TypeError, match=f"^n must be an int, not {type(n).__name__}$"):
+            method(n)
+
+
 def test_head_and_tail_of_empty() -> None:
-    """An empty sequence has no first range."""
-    with pytest.raises(IndexError):
+    """An empty sequence has no first range, and the error says what was asked for."""
+    with pytest.raises(IndexError, match=r"^head of an empty AddrRangeSeq$"):
         AddrRangeSeq().head()
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=r"^tail of an empty AddrRangeSeq$"):
         AddrRangeSeq().tail()
+
+
+def test_hashes_tell_sequences_apart() -> None:
+    """Sequences that differ in a start, a length, the order or a cut have different hashes."""
+    seqs = [seq_of(), seq_of((1, 3)), seq_of((1, 4)), seq_of((2, 4)), seq_of((1, 3), (5, 6)), seq_of((5, 6), (1, 3))]
+    hashes = {hash(seq) for seq in [*seqs, seq_of((1, 3), (5, 6)).take_first(2)]}
+    assert len(hashes) == 7
 
 
 def test_immutable() -> None:
@@ -341,4 +372,5 @@ def test_immutable() -> None:
     with pytest.raises(AttributeError):
         seq.num_bytes = 3  # type: ignore[misc]
     assert seq != [AddrRange(1, 3)]
+    assert seq == mock.ANY  # which the other side decides
     assert bounds_of(AddrRangeSeq(ar for ar in ranges)) == [(1, 3), (5, 6)]

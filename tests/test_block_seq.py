@@ -190,6 +190,14 @@ def test_whole_blocks_are_themselves() -> None:
     assert [block.address for block in cut_off] == [blocks[0].address + 1, blocks[1].address]
 
 
+def test_repr_shows_the_blocks() -> None:
+    """The text of a sequence is that of its blocks, as far as they are visible."""
+    first, last = Block(bytearray(b"abc")), Block(bytearray(b"def"))
+    assert repr(BlockSeq()) == "<BlockSeq []>"
+    assert repr(BlockSeq([first, last])) == f"<BlockSeq [{first!r}, {last!r}]>"
+    assert repr(BlockSeq([first, last]).drop_first(1).take_first(2)) == f"<BlockSeq [{first.drop_first(1)!r}]>"
+
+
 def test_immutable() -> None:
     """The caller's list may change later; any iterable will do."""
     blocks = [Block(b"abc")]
@@ -220,7 +228,7 @@ def test_bad_counts(seq: BlockSeq) -> None:
 def test_head_and_tail_of_empty() -> None:
     """An empty sequence has no first block, also where a cut made it empty."""
     for seq in (BlockSeq(), BlockSeq.of(Block(b"abc")).take_first(0), BlockSeq.of(Block(b"abc")).drop_first(3)):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=r"^head of an empty BlockSeq$"):
             seq.head()
         with pytest.raises(IndexError):
             seq.tail()
@@ -251,13 +259,26 @@ def test_copy_seq_stops_at_a_fault(fault: Fault, valid: int) -> None:
     assert taken == bytes(3 + valid) + b"\xee" * (10 - valid)
 
 
+@pytest.mark.parametrize("fault", ["segv", "bus"])
+@pytest.mark.parametrize("valid", range(4))
+def test_tobytes_stops_at_a_fault(fault: Fault, valid: int) -> None:
+    """tobytes raises the fault itself, and its count is of all blocks before it too."""
+    faulty = FaultyMemory(fault)
+    for before in ([], [Block(b"01")], [Block(b"01"), Block(b"2345")]):
+        seq = BlockSeq([*before, faulty.block(4, valid, b"6789"), Block(b"abc")])
+        with pytest.raises(HostFaultError) as caught:
+            seq.tobytes()
+        assert caught.value.address == faulty.edge
+        assert caught.value.transferred == sum(map(len, before)) + valid
+
+
 def test_readonly_destination() -> None:
     """A read-only block among the destinations is a TypeError that names the argument, and nothing is written."""
     first, frozen = bytearray(b"--"), bytes(bytearray(b"frozen"))
     dsts = BlockSeq([Block(first), Block(frozen)])
-    with pytest.raises(TypeError, match="dst"):
+    with pytest.raises(TypeError, match=r"^dst must be writable"):
         copy_seq(dsts, BlockSeq.of(Block(b"0123")))
-    with pytest.raises(TypeError, match="dst"):
+    with pytest.raises(TypeError, match=r"^dst must be writable"):
         zero_seq(dsts)
     assert first == b"--"
     assert frozen == bytes([102, 114, 111, 122, 101, 110])

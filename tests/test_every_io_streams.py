@@ -11,6 +11,7 @@ import io as stdio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from edge_layouts import BASE, LAYOUTS, Layout, one, pattern, pieces, source
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq
 from patchy_io import PatchyIO
 from safemem import (
+    Block,
     BlockSeq,
     BlockSeqReader,
     FDReader,
@@ -173,6 +175,17 @@ def test_an_impossible_count_is_an_error(count: int) -> None:
         io.copy_in_to(one(BASE, 20), WriterFunc(lambda srcs: count))
 
 
+@pytest.mark.parametrize("count", [None, "20", 20.0], ids=repr)
+def test_a_count_that_is_none_is_an_error(count: Any) -> None:
+    """A reader or writer that returns no int is a TypeError that says whose result it was."""
+    io = PatchyIO({BASE: bytearray(20)})
+    expected = f"^what the reader or writer returned must be an int, not {type(count).__name__}$"
+    with pytest.raises(TypeError, match=expected):
+        io.copy_out_from(one(BASE, 20), ReaderFunc(lambda dsts: count))
+    with pytest.raises(TypeError, match=expected):
+        io.copy_in_to(one(BASE, 20), WriterFunc(lambda srcs: count))
+
+
 READERS: dict[str, Callable[[int], Reader]] = {
     "FromIOReader": lambda fd: FromIOReader(stdio.FileIO(fd, closefd=False)),
     "FDReader": FDReader,
@@ -266,6 +279,28 @@ def test_a_readers_own_memory_faults(fault: Fault) -> None:
         io.copy_out_from(one(BASE, 24), reader)
     assert (caught.value.transferred, caught.value.address) == (7, memory.edge)
     assert io.read_bytes(BASE, 24) == b"seven!!" + bytes(17)
+
+
+def test_host_faults_that_cannot_be_the_guests() -> None:
+    """A host fault in memory that cannot fault, or behind all that was given, is the reader's or writer's own."""
+    plain, memory = bytearray(24), FaultyMemory("segv")
+    errors = [
+        (Block(plain), HostFaultError(Block(plain).address)),
+        (memory.block(24, 24), HostFaultError(memory.edge, transferred=24)),
+        (memory.block(24, 24), HostFaultError(memory.edge, transferred=99)),
+    ]
+
+    def move(blocks: BlockSeq) -> int:
+        raise error
+
+    for block, error in errors:
+        io = PatchyIO({BASE: block})
+        with pytest.raises(HostFaultError) as caught:
+            io.copy_out_from(one(BASE, 24), ReaderFunc(move))
+        assert caught.value is error
+        with pytest.raises(HostFaultError) as caught:
+            io.copy_in_to(one(BASE, 24), WriterFunc(move))
+        assert caught.value is error
 
 
 @pytest.mark.parametrize("fault", HOST_FAULTS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 
 from hostarch import AddrRange, AddrRangeSeq, mman
 from patchy_io import PatchyIO
+from safemem import TransferError
 from usermem import (
+    DEFAULT_OPTS,
     AddressSpace,
     BytesIO,
     FaultError,
@@ -21,6 +25,9 @@ from usermem import (
     linux_result,
 )
 from watched_io import WatchedIO
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MIN, MAX = -(1 << 31), (1 << 31) - 1
 MANY = 100
@@ -168,6 +175,20 @@ def test_a_bad_token_comes_before_a_fault(data: bytes) -> None:
     assert (caught.value.consumed, caught.value.values) == (3, [12])
 
 
+def test_an_error_that_is_no_fault_passes() -> None:
+    """What an IO raises of its own comes out as it is, with its own count, and is no end of the text."""
+    error = TransferError(errno.EIO, "Input/output error", 2)
+
+    class Failing(BytesIO):
+        def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+            raise error
+
+    with pytest.raises(TransferError) as caught:
+        copy_int32_strings_in_vec(Failing(b"12 34"), all_of(b"12 34"), 2)
+    assert caught.value is error
+    assert (error.transferred, hasattr(error, "partial")) == (2, False)
+
+
 def test_options_are_handed_on() -> None:
     """Memory that may not be read can be, with permissions ignored."""
     with AddressSpace() as space:
@@ -180,6 +201,22 @@ def test_options_are_handed_on() -> None:
         opts = IOOpts(ignore_permissions=True)
         assert copy_int32_strings_in_vec(space, ars, 2, opts) == (5, [41, 42])
         assert copy_int32_string_in_vec(space, ars, opts) == (3, 41)
+
+
+def test_empty_ranges_in_bad_places() -> None:
+    """An empty range outside user space faults if it comes before the last byte, and is not looked at behind it."""
+    with AddressSpace() as space:
+        addr = space.mmap(0, 4096, mman.PROT_READ | mman.PROT_WRITE, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS)
+        space.copy_out(addr, b"12 34")
+        bad = AddrRange(1 << 63, 1 << 63)
+        for io in (space, WatchedIO(space)):
+            good = AddrRangeSeq([AddrRange(addr, addr + 2), AddrRange(addr + 2, addr + 5), bad, bad])
+            assert copy_int32_strings_in_vec(io, good, 9) == (5, [12, 34])
+            with pytest.raises(FaultError) as caught:
+                copy_int32_strings_in_vec(
+                    io, AddrRangeSeq([AddrRange(addr, addr + 2), bad, AddrRange(addr, addr + 1)]), 9
+                )
+            assert (caught.value.partial, caught.value.address) == ((2, [12]), 1 << 63)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ VMASet merges and splits, PMASet keeps bytes where they are, and both stay in or
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from attrs import evolve, frozen
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_layouts import GrowingObject
-from hostarch import ANY_ACCESS
+from hostarch import ANY_ACCESS, READ
 from usermem import pma as pma_module
 from usermem.pma import PMA, PMASet
 from usermem.segment import SegmentSet
@@ -266,17 +267,45 @@ def test_remove_takes_the_range(bounds: list[int], start: int, end: int) -> None
     assert {addr for addr in range(42) if segments.find(addr)} == before - taken
 
 
+class Alike(GrowingObject):
+    """An object that says it equals any other of its kind, as files with the same bytes may."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Alike)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *[{"start": 3 * PAGE, "end": 4 * PAGE}, {"prot": 1}, {"max_prot": READ}, {"shared": False}],
+        *[{"growsdown": True}, {"mapped": Alike(b"", 0)}, {"mapped": None}, {"offset": 0}],
+        *[{"offset": 3 * PAGE}, {"name": "[b]"}, {"identity": object()}, {"identity": None}],
+    ],
+    ids=lambda other: ", ".join(other),
+)
+def test_neighbours_that_differ_do_not_merge(other: dict[str, Any]) -> None:
+    """Two mappings merge if the right one is what a cut of both would leave, and if anything differs they do not."""
+    whole = VMA(PAGE, 3 * PAGE, 3, ANY_ACCESS, True, False, Alike(b"", 0), PAGE, "[a]", object())
+    left, right = whole.split(2 * PAGE)
+    assert (right.offset, left.can_merge(right)) == (2 * PAGE, True)
+    assert not left.can_merge(evolve(right, **other))
+    assert not right.can_merge(left)
+
+
 def test_a_broken_set_is_seen() -> None:
     """_check() fails where segments overlap, are empty, or could be one."""
     overlapping: SegmentSet[Piece] = SegmentSet()
     overlapping.insert(Piece(0, 5))
     overlapping.insert(Piece(4, 9))
+    different = VMASet()
+    different.insert(vma(0, 5, 3))
+    different.insert(vma(4, 9, 1))
     empty: SegmentSet[Piece] = SegmentSet()
     empty.insert(Piece(3, 3))
     apart = VMASet()
     apart.insert(vma(0, 1, 3))
     apart.insert(vma(1, 2, 3))
-    for broken in (overlapping, empty, apart):
+    for broken in (overlapping, different, empty, apart):
         with pytest.raises(AssertionError):
             broken._check()
 

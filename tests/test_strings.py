@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,9 @@ from hypothesis import strategies as st
 
 from hostarch import mman
 from patchy_io import PatchyIO
+from safemem import TransferError
 from usermem import (
+    DEFAULT_OPTS,
     IO,
     AddressSpace,
     BytesIO,
@@ -22,6 +27,9 @@ from usermem import (
     linux_result,
 )
 from watched_io import WatchedIO
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 PAGE = 4096
 TOP = 1 << 64
@@ -171,6 +179,15 @@ def test_no_page_is_touched_behind_the_nul(start: int, length: int) -> None:
     assert len(io.accesses) <= 9 + length // PAGE
 
 
+def test_reads_begin_small_and_double() -> None:
+    """The first read asks for 64 bytes, and none for more than twice the one before: most strings are short."""
+    io = WatchedIO(BytesIO(text(PAGE - 100) + b"\0"))
+    assert copy_string_in(io, 0, 1 << 20) == text(PAGE - 100)
+    sizes = [n for _, _, n in io.accesses]
+    assert sizes[0] == 64
+    assert all(before <= after <= 2 * before for before, after in pairwise(sizes))
+
+
 def test_the_very_top_of_the_address_space() -> None:
     """A string may end with the last address there is; without a NUL the fault is just past it."""
     io = PatchyIO({TOP - 100: text(99) + b"\0"})
@@ -216,6 +233,16 @@ def test_an_error_that_is_no_fault_passes() -> None:
 
     with pytest.raises(AttributeError, match="of its own"):
         copy_string_in(Broken(b"abc\0"), 0, 9)
+    error = TransferError(errno.EIO, "Input/output error", 2)
+
+    class Failing(BytesIO):
+        def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+            raise error
+
+    with pytest.raises(TransferError) as caught:
+        copy_string_in(Failing(b"abc\0"), 0, 9)
+    assert caught.value is error
+    assert (error.transferred, hasattr(error, "partial")) == (2, False)
 
 
 PIECE = st.tuples(st.integers(0, 300), st.integers(0, 90), st.sampled_from([b"", b"\0"]))

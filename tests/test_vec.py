@@ -204,6 +204,17 @@ def test_arguments_that_are_none(ten: tuple[ResolvedIO, int]) -> None:
     assert io.read_bytes(base, 10) == TEXT
 
 
+def test_an_error_that_is_no_fault_passes() -> None:
+    """An AttributeError of an IO's own copy_in_vec comes out, and is not taken for the absence of one."""
+
+    class Broken(BytesIO):
+        def copy_in_vec(self, ars: AddrRangeSeq, dst: object, opts: IOOpts) -> int:
+            raise AttributeError("a bug of its own")
+
+    with pytest.raises(AttributeError, match="of its own"):
+        copy_in_vec(Broken(b"abcd"), ranges((0, 4)), bytearray(4))
+
+
 def test_buffers_of_other_items_than_bytes(ten: tuple[ResolvedIO, int]) -> None:
     """A buffer counts by its bytes, not by its items."""
     io, base = ten
