@@ -10,6 +10,7 @@ never ends).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 
 from hostarch.addr_range import AddrRange
@@ -146,7 +147,7 @@ class AddrRangeSeq:
         A head of zero length always goes, also for n = 0: ``while seq: seq = seq.drop_first(move(seq.head()))`` ends.
         Trailing empty ranges stay when n is exactly ``num_bytes``. Raises ValueError if n < 0.
         """
-        _check_count(n)
+        n = _count(n)
         flat = self._flat
         index = self._index
         limit = self._limit
@@ -172,7 +173,7 @@ class AddrRangeSeq:
 
         Raises ValueError if n < 0.
         """
-        _check_count(n)
+        n = _count(n)
         if n >= self._limit:
             return self
         return self._window(self._index, self._offset, n, True)
@@ -192,11 +193,14 @@ class AddrRangeSeq:
         return f"<AddrRangeSeq {self}>"
 
 
-def _check_count(n: int) -> None:
-    if not isinstance(n, int):
-        raise TypeError(f"n must be an int, not {type(n).__name__}")
+def _count(n: int) -> int:
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an int, not {type(n).__name__}") from None
     if n < 0:
         raise ValueError(f"n must not be negative: {n}")
+    return n
 
 
 EMPTY = AddrRangeSeq()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from safemem.block import Block, check_writable, copy, zero
 from safemem.buffers import check_count
-from safemem.errors import TransferError, add_transferred
+from safemem.errors import add_transferred
 
 
 class BlockSeq:
@@ -112,7 +112,7 @@ class BlockSeq:
         for block in self:
             try:
                 parts.append(block.tobytes())
-            except TransferError as exc:
+            except OSError as exc:
                 add_transferred(exc, sum(map(len, parts)))
                 raise
         return b"".join(parts)
@@ -143,7 +143,7 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
                 src = next(pieces)
             try:
                 done += copy(dst, src)
-            except TransferError as exc:
+            except OSError as exc:
                 add_transferred(exc, done)
                 raise
             n = min(dst._length, src._length)
@@ -160,7 +160,7 @@ def zero_seq(dsts: BlockSeq) -> int:
     for dst in dsts:
         try:
             done += zero(dst)
-        except TransferError as exc:
+        except OSError as exc:
             add_transferred(exc, done)
             raise
     return done

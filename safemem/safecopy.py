@@ -73,13 +73,15 @@ def _move(name: str, local: int, remote: int, length: int, right: str) -> int:
         try:
             done += call(local + done, remote + done, min(length - done, _MAX_TRANSFER))
         except OSError as exc:
-            if exc.errno == errno.EINTR:
-                continue
             if exc.errno == errno.EFAULT:
-                raise HostFaultError(remote + done, _signal_at(remote + done, right), done) from None
-            add_transferred(exc, done)
-            raise
-    return done
+                break
+            if exc.errno != errno.EINTR:
+                add_transferred(exc, done)
+                raise
+    else:
+        return done
+    # Outside the except block: a context would keep the frames, and with them the caller's buffer.
+    raise HostFaultError(remote + done, _signal_at(remote + done, right), done)
 
 
 def _signal_at(address: int, right: str) -> signal.Signals:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from edge_layouts import BASE, one, sink, source
-from faulty_memory import Fault, FaultyMemory
 from hostarch import READ, READ_WRITE, WRITE, AccessType
 from patchy_io import PatchyIO
 from safemem import Block, HostFaultError, safecopy
 from usermem import FaultError, FaultReason, ResolvedIO
+from usermem.testing.faulty_memory import Fault, FaultyMemory
 
 HOST_FAULTS: list[Fault] = ["segv", "bus"]
 REASONS = {"segv": FaultReason.UNMAPPED, "bus": FaultReason.BEYOND_FILE}
@@ -83,7 +83,7 @@ CALLS: dict[str, Call] = {name: call for name, (_, call) in COPIES.items()}
 CALLS |= {name: at_base(operate) for name, (_, operate) in ATOMICS.items()}
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "read_bytes"])
+@pytest.mark.parametrize("name", CALLS)
 def test_the_hosts_fault_is_the_cause(name: str) -> None:
     """The guest's fault has the host's as its cause, for who looks for it, without the frames it came through."""
     memory = FaultyMemory("segv")
@@ -106,3 +106,41 @@ def test_what_the_host_refuses_is_no_fault(name: str, monkeypatch: pytest.Monkey
     with pytest.raises(PermissionError) as caught:
         CALLS[name](PatchyIO({BASE: FaultyMemory("segv").block(12, 12)}))
     assert caught.value is refusal
+
+
+@pytest.mark.parametrize("valid", [0, 3])
+def test_a_host_fault_keeps_nothing_of_the_callers(valid: int) -> None:
+    """While its error is held, the caller's buffer can be resized: no frame of ours holds a view of it."""
+    errors = []
+    for io in (PatchyIO({BASE: FaultyMemory("segv").block(12, valid)}), PatchyIO({BASE: bytearray(valid)})):
+        buffer = bytearray(12)
+        for call in (io.copy_in, io.copy_out):
+            with pytest.raises(FaultError) as caught:
+                call(BASE, buffer)
+            errors.append(caught.value)
+        buffer.append(0)
+    assert [error.transferred for error in errors] == [valid] * 4
+
+
+@pytest.mark.parametrize("name", [*COPIES])
+def test_a_refusal_midway_counts_what_came_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is no fault, after a piece and a part of the next, says how many bytes have arrived."""
+    memory = FaultyMemory("segv")
+    io = PatchyIO({BASE: bytearray(5), BASE + 5: memory.block(7, 7)})
+    real = safecopy._process_vm
+    left = [None]
+
+    def scarce(call: str) -> Callable[[int, int, int], int]:
+        def move(local: int, remote: int, length: int) -> int:
+            if not left:
+                raise OSError(errno.ENOMEM, "no memory")
+            left.pop()
+            return real(call)(local, remote, length)
+
+        return move
+
+    monkeypatch.setattr(safecopy, "_MAX_TRANSFER", 4)
+    monkeypatch.setattr(safecopy, "_process_vm", scarce)
+    with pytest.raises(OSError, match="no memory") as caught:
+        COPIES[name][1](io)
+    assert getattr(caught.value, "transferred", 0) == 9

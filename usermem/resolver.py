@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics, copy, zero
 from safemem.buffers import check_count, check_int, readable_view, writable_view
-from safemem.errors import short_count
+from safemem.errors import add_transferred, short_count
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IOOpts
 
@@ -56,6 +56,7 @@ class ResolvedIO(ABC):
         except HostFaultError as exc:
             data = seq.take_first(exc.transferred).tobytes()
             fault = _guest_fault(exc, addr, 0, READ)
+            fault.__cause__ = exc.with_traceback(None)
         if fault is not None:
             fault.partial = data
             fault.transferred = len(data)
@@ -129,6 +130,9 @@ class ResolvedIO(ABC):
                 done += move(block, done)
         except HostFaultError as exc:
             raise _guest_fault(exc, addr, done, access) from exc.with_traceback(None)
+        except OSError as exc:  # the host refuses to copy memory that may fault
+            add_transferred(exc, done)
+            raise
         if fault is not None:
             fault.transferred = done
             raise fault

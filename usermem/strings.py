@@ -119,12 +119,9 @@ def _read_all(io: IO, ars: AddrRangeSeq, opts: IOOpts) -> tuple[bytes, FaultErro
             n = copy_in_vec(io, ars, piece, opts)
         except FaultError as exc:
             data += piece[: exc.transferred]
-            exc.transferred = len(data)
             return bytes(data), exc
         data += piece[:n]
         ars = ars.drop_first(n)
-        if not ars.num_bytes:
-            break
     return bytes(data), None
 
 
