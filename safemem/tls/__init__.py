@@ -1,0 +1,52 @@
+"""TLS 1.3 records into and out of blocks: readers, writers, keys, and the hand-over from the standard library's ssl.
+
+:func:`handshake` makes a connection; :class:`TLSReader` and :class:`TLSWriter` move its bytes, and can be made from
+keys alone. :class:`SSLObjectReader` and :class:`SSLObjectWriter` do the same over an ``ssl.SSLObject``, for every
+version of TLS and without any engine.
+"""
+
+from safemem.tls.aead import engine
+from safemem.tls.crypto_info import CryptoInfo
+from safemem.tls.deframer import Deframer
+from safemem.tls.errors import (
+    Alert,
+    EngineError,
+    KeyExpiredError,
+    ReceivedAlertError,
+    TLSError,
+    TruncationError,
+)
+from safemem.tls.handoff import Handoff, handshake
+from safemem.tls.keys import SUITES, CipherSuite, RecordKeys, TrafficSecret
+from safemem.tls.ktls import KernelTLSReader
+from safemem.tls.post_handshake import NewSessionTicket
+from safemem.tls.reader import TLSReader
+from safemem.tls.record import ContentType
+from safemem.tls.ssl_object import SSLObjectReader, SSLObjectWriter, ssl_object_pair
+from safemem.tls.writer import TLSWriter
+
+__all__ = [
+    "SUITES",
+    "Alert",
+    "CipherSuite",
+    "ContentType",
+    "CryptoInfo",
+    "Deframer",
+    "EngineError",
+    "Handoff",
+    "KernelTLSReader",
+    "KeyExpiredError",
+    "NewSessionTicket",
+    "ReceivedAlertError",
+    "RecordKeys",
+    "SSLObjectReader",
+    "SSLObjectWriter",
+    "TLSError",
+    "TLSReader",
+    "TLSWriter",
+    "TrafficSecret",
+    "TruncationError",
+    "engine",
+    "handshake",
+    "ssl_object_pair",
+]

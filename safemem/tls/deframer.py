@@ -1,0 +1,110 @@
+"""Deframer: the private buffer that ciphertext is received into, and the records in it.
+
+The buffer is [ used | records and a part of the next | free ]. ``pop`` goes to the next whole record, which is
+decrypted where it lies; ``discard`` moves what is left to the front, once per receive and not per record.
+
+Source: rustls (msgs/deframer); RFC 8446 section 5.1, 5.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safemem.tls.errors import Alert, TLSError
+from safemem.tls.record import HEADER, MAX_BODY, MAX_CONTENT, MAX_RECORD, TAG, ContentType
+
+_NO_HEADER = b""
+
+
+class Deframer:
+    """Finds the records in a byte stream. ``buffer`` is its memory; ``length`` that of the body popped last."""
+
+    def __init__(self, size: int) -> None:
+        """Raises ValueError if a record would not fit."""
+        if size < MAX_RECORD:
+            raise ValueError(f"buffer_size must be at least {MAX_RECORD}, one record, not {size}")
+        self._memory = bytearray(size)
+        self.buffer = memoryview(self._memory)
+        self.length = 0
+        self._start = 0
+        self._end = 0
+        self._header = _NO_HEADER  # the last one that was seen, which most are equal to
+        self._borrowed = 0
+
+    @property
+    def buffered(self) -> int:
+        """How many received bytes have not been popped."""
+        return self._end - self._start
+
+    def pop(self) -> int:
+        """The place of the next record's body in ``buffer``, behind its header, or 0 if no whole record is there.
+
+        Raises TLSError as soon as a header is there that cannot be right.
+        """
+        start = self._start
+        header = self._memory[start : start + HEADER]
+        if header != self._header:
+            if self._end - start < HEADER:
+                return 0
+            self.length = _body_length(header)
+            self._header = bytes(header)
+        at = start + HEADER
+        end = at + self.length
+        if end > self._end:
+            return 0
+        self._start = end
+        return at
+
+    def whole_record(self) -> bool:
+        """Whether ``pop`` would find a record, or a header that cannot be right."""
+        start = self._start
+        if self._end - start < HEADER:
+            return False
+        length = int.from_bytes(self._memory[start + 3 : start + HEADER], "big")
+        return length > MAX_BODY or self._end - start >= HEADER + length
+
+    @contextmanager
+    def borrow(self, at: int, n: int) -> Iterator[memoryview]:
+        """``n`` bytes of the buffer. Several may be borrowed at once; until all are back, nothing is moved."""
+        self._borrowed += 1
+        try:
+            with self.buffer[at : at + n] as view:
+                yield view
+        finally:
+            self._borrowed -= 1
+
+    def discard(self) -> None:
+        """Forget what was popped, and move the rest to the front. Raises BufferError while something is borrowed."""
+        if self._borrowed:
+            raise BufferError("a record is still borrowed")
+        left = self._end - self._start
+        if self._start:
+            self.buffer[:left] = self.buffer[self._start : self._end]
+            self._start, self._end = 0, left
+
+    def space(self) -> memoryview:
+        """The free part of the buffer, to receive into. Never empty after a discard: a record fits."""
+        return self.buffer[self._end :]
+
+    def received(self, n: int) -> None:
+        """Note that the first n bytes of ``space()`` have been filled."""
+        self._end += n
+
+    def wipe(self) -> None:
+        """Forget everything, and overwrite it."""
+        self.buffer[:] = bytes(len(self.buffer))
+        self._start = self._end = 0
+
+
+def _body_length(header: bytearray) -> int:
+    """The length of a protected record's body. Its version is not looked at (RFC 8446 section 5.1)."""
+    kind = header[0]
+    if kind != ContentType.APPLICATION_DATA:
+        raise TLSError(Alert.UNEXPECTED_MESSAGE, f"a record of type {kind} where all are protected")
+    length = int.from_bytes(header[3:], "big")
+    if length > MAX_BODY:
+        raise TLSError(Alert.RECORD_OVERFLOW, f"a record of {length} bytes, more than {MAX_CONTENT} and their overhead")
+    if length < TAG:
+        raise TLSError(Alert.BAD_RECORD_MAC, f"a record of {length} bytes, too short for its tag")
+    return length

@@ -1,0 +1,244 @@
+"""handshake: the standard library's ssl does the handshake and checks the certificates; the records are ours then.
+
+The handshake runs over memory, one record at a time, so that the position in the stream is known when it is done. The
+traffic secrets come through ``SSLContext.keylog_filename``, which is pointed at a file in memory meanwhile: no secret
+touches a disk.
+
+Source: RFC 8446 sections 4.6.1 and 7; the SSLKEYLOGFILE format (RFC 9850).
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen
+
+from safemem.tls.aead import engine
+from safemem.tls.errors import Alert, TLSError, TruncationError
+from safemem.tls.keys import SUITES, CipherSuite, TrafficSecret
+from safemem.tls.post_handshake import NewSessionTicket
+from safemem.tls.reader import BUFFER_SIZE, TLSReader
+from safemem.tls.record import HEADER, ContentType
+from safemem.tls.writer import TLSWriter
+
+if TYPE_CHECKING:
+    import socket
+
+_KEYLOG_LOCK = threading.Lock()
+_RANDOM = slice(11, 43)  # of the record of a ClientHello or ServerHello: header 5, message header 4, version 2
+
+
+@frozen
+class Handoff:
+    """A connection after its handshake: who reads and writes it, and what was agreed on."""
+
+    reader: TLSReader
+    writer: TLSWriter
+    suite: CipherSuite
+    alpn: str | None
+    """The application protocol, if one was negotiated."""
+    peer_certificate: dict[str, Any] | None
+    """As ``SSLSocket.getpeercert()``: empty if the certificate was not asked to be checked, None without one."""
+    peer_certificate_der: bytes | None = field(repr=False)
+
+    def close(self) -> None:
+        """Wipe all keys. The socket stays as it is: send ``writer.close_notify()`` before, and close it after."""
+        self.reader.close()
+        self.writer.close()
+
+
+def handshake(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    server_hostname: str | None = None,
+    server_side: bool = False,
+    release: Literal["verified", "direct"] = "verified",
+    allow_truncation: bool = False,
+    on_ticket: Callable[[NewSessionTicket], object] | None = None,
+    buffer_size: int = BUFFER_SIZE,
+    engine_name: str | None = None,
+) -> Handoff:
+    """Do a TLS 1.3 handshake on a connected socket that waits, and hand over its records.
+
+    ``context``, ``server_hostname`` and ``server_side`` are those of ``SSLContext.wrap_socket``; the others go to
+    :class:`TLSReader`. Key updates that the peer asks for are answered by the writer.
+
+    Raises ssl.SSLError as the standard library does, after telling the peer; TLSError (protocol_version) if another
+    version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait; TypeError
+    for one that TLS has been spoken on, whose place in the stream cannot be known.
+    """
+    if isinstance(sock, ssl.SSLSocket | ssl.SSLObject):
+        raise TypeError(
+            "sock must be a plain socket before its handshake: how many records an SSLSocket has read and sent cannot "
+            "be known. Do the handshake here, or read with SSLObjectReader"
+        )
+    if sock.gettimeout() == 0:
+        raise ValueError("sock must wait, or have a timeout, until the handshake is done")
+    chosen = engine(engine_name)  # before the handshake, so that it is not in vain
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
+    with _keylog(context) as keylog:
+        client_random, sent_last = _run(sock, tls, incoming, outgoing, server_side)
+        version = tls.version()
+        if version != "TLSv1.3":
+            raise TLSError(
+                Alert.PROTOCOL_VERSION, f"{version} was agreed on. Set context.minimum_version, or use SSLObjectReader"
+            )
+        if incoming.pending:
+            raise TLSError(Alert.INTERNAL_ERROR, "the place in the stream is not known")
+        secrets = keylog.secrets(client_random)
+    cipher = tls.cipher()
+    suite = SUITES[cipher[0]] if cipher else SUITES["TLS_AES_128_GCM_SHA256"]
+    ours, theirs = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
+    try:
+        # What a server sends once its handshake is done, its tickets, already counts.
+        tx = TrafficSecret(suite, secrets[f"{ours}_TRAFFIC_SECRET_0"], _records(sent_last) if server_side else 0)
+        rx = TrafficSecret(suite, secrets[f"{theirs}_TRAFFIC_SECRET_0"])
+    except KeyError:
+        raise TLSError(Alert.INTERNAL_ERROR, "this ssl module did not tell the traffic secrets") from None
+    writer = TLSWriter(sock, tx, engine_name=chosen.name)
+    reader = TLSReader(
+        sock,
+        rx,
+        release=release,
+        server_side=server_side,
+        allow_truncation=allow_truncation,
+        on_ticket=on_ticket,
+        on_key_update=lambda requested: writer.answer_key_update() if requested else None,
+        buffer_size=buffer_size,
+        engine_name=chosen.name,
+    )
+    return Handoff(
+        reader, writer, suite, tls.selected_alpn_protocol(), tls.getpeercert(), tls.getpeercert(binary_form=True)
+    )
+
+
+def _run(
+    sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool
+) -> tuple[bytes, bytes]:
+    """Do the handshake. Returns the client's random, and what was sent after the last record that was received."""
+    hello = b""
+    while True:
+        done = True
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            done = False
+        except ssl.SSLError:
+            sock.sendall(outgoing.read())  # the alert
+            raise
+        sent = outgoing.read()
+        if not server_side:
+            hello = hello or sent
+        if sent:
+            sock.sendall(sent)
+        if done:
+            return hello[_RANDOM], sent
+        record = _one_record(sock)
+        if server_side:
+            hello = hello or record
+        incoming.write(record)
+
+
+def _one_record(sock: socket.socket) -> bytes:
+    """The next record, and no byte more."""
+    record = _exactly(sock, HEADER, False)
+    return record + _exactly(sock, int.from_bytes(record[3:], "big"), True)
+
+
+def _exactly(sock: socket.socket, n: int, inside: bool) -> bytes:
+    data = b""
+    while len(data) < n:
+        part = sock.recv(n - len(data))
+        if not part:
+            raise TruncationError(inside or bool(data))
+        data += part
+    return data
+
+
+def _records(stream: bytes) -> int:
+    """How many records a stream has that are protected by the application's keys."""
+    count = at = 0
+    while at < len(stream):
+        count += stream[at] == ContentType.APPLICATION_DATA
+        at += HEADER + int.from_bytes(stream[at + 3 : at + HEADER], "big")
+    return count
+
+
+class _Keylog:
+    """A file in memory that a context writes its secrets to, as long as handshakes are under way."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.users = 0
+        self._context = context
+        self._before = context.keylog_filename
+        self._read, self._write = _memory_file()
+        context.keylog_filename = f"/dev/fd/{self._write}"
+
+    def secrets(self, client_random: bytes) -> dict[str, bytes]:
+        """The secrets of one handshake, by their labels."""
+        found = {}
+        lines = []
+        for line in _content(self._read).splitlines():
+            label, random, secret = [*line.split(), "", "", ""][:3]
+            if random == client_random.hex():
+                found[label] = bytes.fromhex(secret)
+                lines.append(line + "\n")
+        if self._before:  # somebody debugs: they get what they would have got
+            with Path(self._before).open("a", encoding="ascii") as file:
+                file.writelines(lines)
+        return found
+
+    def close(self) -> None:
+        """Point the context back."""
+        self._context.keylog_filename = self._before
+        for fd in {self._read, self._write}:
+            os.close(fd)
+
+
+_keylogs: dict[int, _Keylog] = {}
+
+
+@contextmanager
+def _keylog(context: ssl.SSLContext) -> Iterator[_Keylog]:
+    """The context's keylog, shared by the handshakes that use it at the same time."""
+    with _KEYLOG_LOCK:
+        if id(context) not in _keylogs:
+            _keylogs[id(context)] = _Keylog(context)
+        keylog = _keylogs[id(context)]
+        keylog.users += 1
+    try:
+        yield keylog
+    finally:
+        with _KEYLOG_LOCK:
+            keylog.users -= 1
+            if not keylog.users:
+                del _keylogs[id(context)]
+                keylog.close()
+
+
+def _memory_file() -> tuple[int, int]:
+    """Descriptors to read and to write a file that is on no disk: the same one, or a pipe's."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("keylog")
+        return fd, fd
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)  # a full pipe must not stop a handshake
+    return read, write
+
+
+def _content(fd: int) -> str:
+    try:
+        return os.pread(fd, 1 << 24, 0).decode("ascii")
+    except OSError:
+        with suppress(BlockingIOError):
+            return os.read(fd, 1 << 20).decode("ascii")
+    return ""

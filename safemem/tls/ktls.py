@@ -1,0 +1,193 @@
+"""KernelTLSReader: the receiving side of kernel TLS, for a simulator whose guest has set TLS_RX on a socket.
+
+What the guest reads, and its errors, are Linux's: application data of as many records as fit, a record of another type
+alone and with its type as control data, and after a key update nothing until the guest gives the new keys.
+
+Source: net/tls/tls_sw.c (tls_sw_recvmsg, tls_rx_one_record), Documentation/networking/tls.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from safemem.block import Block, check_writable
+from safemem.block_seq import BlockSeq, copy_seq
+from safemem.errors import TransferError, would_block
+from safemem.protocols import Reader
+from safemem.tls.aead import engine
+from safemem.tls.crypto_info import CryptoInfo
+from safemem.tls.deframer import Deframer
+from safemem.tls.errors import TLSError
+from safemem.tls.reader import BUFFER_SIZE
+from safemem.tls.record import TAG, ContentType
+from safemem.tls.transport import receiver
+
+if TYPE_CHECKING:
+    import socket
+
+_DATA = int(ContentType.APPLICATION_DATA)
+_KEY_UPDATE = 24
+
+
+@frozen
+class Received:
+    """What one recvmsg gives: ``count`` bytes of records of one type; ``end_of_record`` is MSG_EOR."""
+
+    count: int
+    record_type: int
+    end_of_record: bool
+
+
+class KernelTLSReader:
+    """recvmsg(2) on a socket with TLS_RX. One call at a time."""
+
+    def __init__(
+        self,
+        source: socket.socket | int | Reader,
+        info: CryptoInfo,
+        *,
+        received: bytes = b"",
+        buffer_size: int = BUFFER_SIZE,
+        engine_name: str | None = None,
+    ) -> None:
+        """``info`` is what the guest has set; ``received`` what had been received before, and not read."""
+        self._receive_into = receiver(source)
+        self._engine = engine(engine_name)
+        self._deframer = Deframer(max(buffer_size, len(received)))
+        self._deframer.space()[: len(received)] = received
+        self._deframer.received(len(received))
+        self._lock = threading.Lock()
+        self._type = 0
+        self._plain = 0
+        self._plain_end = 0
+        self._whole = False  # the plaintext that waits is all of its record
+        self._error: OSError | None = None
+        self._expired = False
+        self._ended = False
+        self._opener: Any = None
+        self.set_crypto_info(info)
+
+    def set_crypto_info(self, info: CryptoInfo) -> None:
+        """The guest sets TLS_RX: at the start, and again after a key update.
+
+        Raises OSError (EBUSY) if the keys have not changed meanwhile, as Linux does.
+        """
+        if self._opener is not None and not self._expired:
+            raise _error(errno.EBUSY, "TLS_RX is set already, and the peer has not changed its keys")
+        self._opener = self._engine.opener(info.keys, self._deframer.buffer)
+        self._own = self._opener.target(self._deframer.buffer)
+        self._seq = info.keys.seq
+        self._expired = False
+
+    def recvmsg(self, dsts: BlockSeq, has_control: bool = True) -> Received:
+        """Fill dsts. ``has_control`` is whether the guest gave room for control data, the record's type.
+
+        A count of 0 is the end of the transport, or a record without content (``record_type`` tells: 0 is the end).
+
+        Raises OSError as Linux: EIO for a record that is no data where there is no room for its type (it stays);
+        EKEYEXPIRED after a key update; EMSGSIZE, EBADMSG, EINVAL for a record that is wrong, from then on always;
+        what the transport raises, BlockingIOError too; HostFaultError if dsts faults, and then nothing is lost.
+        """
+        for block in dsts:
+            check_writable(block, "dsts")
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("another read is under way")
+        try:
+            return self._recvmsg(dsts, has_control)
+        finally:
+            self._lock.release()
+
+    def _recvmsg(self, dsts: BlockSeq, has_control: bool) -> Received:
+        done = 0
+        kind = 0
+        whole = False
+        while dsts or not done:
+            try:
+                if not self._next(may_receive=not done):
+                    break
+            except OSError:
+                if done:  # the bytes first; the error is kept, or comes again
+                    break
+                raise
+            if kind and kind != self._type:
+                break
+            if self._type != _DATA and not has_control:
+                raise _error(errno.EIO, f"a record of type {self._type}, and no control data to tell its type in")
+            kind = self._type
+            n, whole = self._copy(dsts, done)
+            done += n
+            dsts = dsts.drop_first(n)
+            if kind != _DATA or not dsts:
+                break
+        return Received(done, kind, whole)
+
+    def _next(self, may_receive: bool) -> bool:
+        """Have a record's plaintext at hand; False if there is none."""
+        while not self._type or (self._type == _DATA and self._plain == self._plain_end):
+            self._type = 0
+            if self._error is not None:
+                raise self._error
+            if self._expired:
+                raise _error(errno.EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
+            if self._ended:
+                return False
+            try:
+                at = self._deframer.pop()
+            except TLSError as exc:
+                self._fail(errno.EINVAL if exc.errno == errno.EPROTO else exc.errno, exc.reason)
+            if at:
+                self._open(at, self._deframer.length)
+            elif not may_receive:
+                return False
+            else:
+                self._receive()
+        return True
+
+    def _receive(self) -> None:
+        self._deframer.discard()
+        n = self._receive_into(self._deframer.space())
+        if n is None:
+            raise would_block()
+        self._deframer.received(n)
+        self._ended = not n
+
+    def _open(self, at: int, length: int) -> None:
+        if not self._opener.open(self._seq, at, length, self._own, at):
+            self._fail(errno.EBADMSG, f"record {self._seq} is not authentic")
+        self._seq += 1
+        inner = bytes(self._deframer.buffer[at : at + length - TAG]).rstrip(b"\0")
+        if not inner:
+            self._fail(errno.EBADMSG, "a record without a type")
+        self._type = inner[-1]
+        self._plain, self._plain_end = at, at + len(inner) - 1
+        if self._type == ContentType.HANDSHAKE and inner[0] == _KEY_UPDATE:
+            self._expired = True
+
+    def _copy(self, dsts: BlockSeq, done: int) -> tuple[int, bool]:
+        """Deliver what waits, as far as it fits: how much that was, and whether the record ends with it."""
+        source = Block.from_view(self._deframer.buffer, self._plain, self._plain_end - self._plain)
+        try:
+            n = copy_seq(dsts, BlockSeq.of(source))
+        except TransferError as exc:
+            self._plain += exc.transferred
+            exc.transferred += done
+            raise
+        self._plain += n
+        whole = self._plain == self._plain_end
+        if whole:
+            self._type = 0
+        return n, whole
+
+    def _fail(self, code: int | None, reason: str) -> None:
+        self._error = _error(code or errno.EINVAL, reason)
+        self._opener.close()
+        raise self._error
+
+
+def _error(code: int, reason: str) -> OSError:
+    return OSError(code, f"{os.strerror(code)}: {reason}")

@@ -1,0 +1,104 @@
+"""The cryptography engine: the AEADs of the ``cryptography`` package, as far as they write into buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safemem.tls.aead import Open, Opener, Seal, Sealer
+from safemem.tls.errors import EngineError
+from safemem.tls.keys import RecordKeys
+from safemem.tls.record import HEADER, TAG
+
+
+class CryptographyEngine:
+    """See aead.Engine."""
+
+    name = "cryptography"
+
+    def __init__(self) -> None:
+        """Raises EngineError if the package is not there, or too old."""
+        try:
+            import cryptography
+            from cryptography.exceptions import InvalidTag
+            from cryptography.hazmat.primitives.ciphers import aead
+        except ImportError:
+            raise EngineError("the cryptography package is not installed") from None
+        if not hasattr(aead.AESGCM, "decrypt_into"):
+            raise EngineError(f"cryptography {cryptography.__version__} cannot decrypt into a buffer: install a newer")
+        self._aead: Any = aead
+        self._invalid: type[Exception] = InvalidTag
+        self._version = str(cryptography.__version__)
+
+    def version(self) -> str:
+        """See aead.Engine."""
+        return f"cryptography {self._version}"
+
+    def _cipher(self, keys: RecordKeys) -> Any:
+        chacha = keys.suite.cipher == "chacha20-poly1305"
+        return (self._aead.ChaCha20Poly1305 if chacha else self._aead.AESGCM)(keys.key)
+
+    def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
+        """See aead.Engine."""
+        return CryptographyOpener(self._cipher(keys), self._invalid, keys, buffer)
+
+    def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
+        """See aead.Engine."""
+        return CryptographySealer(self._cipher(keys), keys, buffer)
+
+
+class CryptographyOpener:
+    """See aead.Opener."""
+
+    def __init__(self, cipher: Any, invalid: type[Exception], keys: RecordKeys, buffer: memoryview) -> None:
+        decrypt_into = cipher.decrypt_into
+        iv = int.from_bytes(keys.iv, "big")
+
+        def open_record(seq: int, at: int, length: int, target: memoryview, offset: int) -> bool:
+            try:
+                decrypt_into(
+                    (iv ^ seq).to_bytes(12, "big"),
+                    buffer[at : at + length],
+                    buffer[at - HEADER : at],
+                    target[offset : offset + length - TAG],
+                )
+            except invalid:
+                return False
+            return True
+
+        self.open: Open = open_record
+
+    def target(self, view: memoryview) -> memoryview:
+        """See aead.Opener."""
+        return view
+
+    def close(self) -> None:
+        """See aead.Opener. The key itself is the package's, and goes with it."""
+        self.open = _closed
+
+
+class CryptographySealer:
+    """See aead.Sealer."""
+
+    def __init__(self, cipher: Any, keys: RecordKeys, buffer: memoryview) -> None:
+        encrypt_into = cipher.encrypt_into
+        iv = int.from_bytes(keys.iv, "big")
+
+        def seal(seq: int, at: int, n: int, tail: int, source: memoryview, offset: int) -> None:
+            start = at + HEADER
+            end = start + n + tail
+            buffer[start : start + n] = source[offset : offset + n]  # one call takes one piece, and works in place
+            encrypt_into((iv ^ seq).to_bytes(12, "big"), buffer[start:end], buffer[at:start], buffer[start : end + TAG])
+
+        self.seal: Seal = seal
+
+    def source(self, view: memoryview) -> memoryview:
+        """See aead.Sealer."""
+        return view
+
+    def close(self) -> None:
+        """See aead.Sealer."""
+        self.seal = _closed
+
+
+def _closed(*args: object) -> Any:
+    raise ValueError("the keys were wiped")

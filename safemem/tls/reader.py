@@ -1,0 +1,355 @@
+"""TLSReader: the application data of a TLS 1.3 connection, as a Reader.
+
+One receive brings many records into a private buffer. Each is decrypted once: in place and copied to the caller's
+blocks (``release="verified"``), or straight into them where it fits (``release="direct"``). What does not fit waits in
+the buffer for the next call. Ciphertext is never received into user memory, and headers are read once, from private
+memory: the guest cannot change what has been checked.
+
+Source: RFC 8446 sections 5 and 6; the order of work is Zig's reader without its bugs, the buffer rustls'.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from safemem.block import Block, check_writable, copy
+from safemem.block_seq import BlockSeq
+from safemem.errors import TransferError, add_transferred, short_count, would_block
+from safemem.protocols import Reader
+from safemem.tls.aead import Opener, engine
+from safemem.tls.deframer import Deframer
+from safemem.tls.errors import Alert, KeyExpiredError, ReceivedAlertError, TLSError, TruncationError
+from safemem.tls.keys import Keys
+from safemem.tls.post_handshake import CloseNotify, KeyUpdate, NewSessionTicket, PostHandshake
+from safemem.tls.record import MAX_RECORD, MAX_SEQ, TAG, ContentType
+from safemem.tls.transport import receiver
+
+if TYPE_CHECKING:
+    import socket
+
+BUFFER_SIZE = (1 << 18) + MAX_RECORD
+"""The default size of the private buffer: 256 KiB and a record."""
+
+_DATA = int(ContentType.APPLICATION_DATA)
+_TYPE = 1  # the byte behind the content that tells its type
+
+
+class TLSReader:
+    """A Reader of what the peer sends, from the record that ``keys`` count from on.
+
+    Data comes first and its error at the next call; errors are final, but for would-block, the transport's own and
+    KeyExpiredError. 0 is the end: the peer's close_notify. One call at a time: a second one meanwhile, from another
+    thread or a callback, is a RuntimeError.
+    """
+
+    def __init__(
+        self,
+        source: socket.socket | int | Reader,
+        keys: Keys,
+        *,
+        received: bytes = b"",
+        release: Literal["verified", "direct"] = "verified",
+        server_side: bool = False,
+        allow_truncation: bool = False,
+        on_ticket: Callable[[NewSessionTicket], object] | None = None,
+        on_key_update: Callable[[bool], object] | None = None,
+        buffer_size: int = BUFFER_SIZE,
+        engine_name: str | None = None,
+    ) -> None:
+        """Read ``received``, ciphertext that has been received already, and then what the source gives.
+
+        ``release="direct"`` decrypts into the caller's blocks where it can: user memory sees bytes that are not yet
+        authenticated, and inside the blocks more than ``transferred`` bytes may be changed, to zeros. A failed record
+        leaves zeros. ``server_side`` is whether we are the server. With ``allow_truncation`` the transport may end
+        between two records without close_notify. ``on_ticket`` gets session tickets; ``on_key_update`` is called when
+        the peer has changed its keys, with whether we must change ours before we send again.
+
+        Raises ValueError if a parameter is out of its range, TypeError if the source is none, EngineError.
+        """
+        if release not in ("verified", "direct"):
+            raise ValueError(f"release must be 'verified' or 'direct', not {release!r}")
+        self._receive_into = receiver(source)
+        self._engine = engine(engine_name)
+        self._deframer = Deframer(max(buffer_size, len(received)) if buffer_size >= MAX_RECORD else buffer_size)
+        self._deframer.space()[: len(received)] = received
+        self._deframer.received(len(received))
+        self._direct = release == "direct"
+        self._allow_truncation = allow_truncation
+        self._on_ticket = on_ticket
+        self._on_key_update = on_key_update
+        self._post = PostHandshake(server_side)
+        self._lock = threading.Lock()
+        # Where in the buffer plaintext lies that has not been delivered.
+        self._plain = 0
+        self._plain_end = 0
+        self._held: BaseException | None = None  # an error of the transport's, for the next call
+        self._error: TransferError | None = None
+        self._eof = False
+        self._closed = False
+        self._keys: Keys | None = None
+        self._opener: Opener
+        self._seq = 0
+        self._use(keys)
+
+    def _use(self, keys: Keys) -> None:
+        record_keys = keys.record_keys()
+        self._opener = self._engine.opener(record_keys, self._deframer.buffer)
+        self._own = self._opener.target(self._deframer.buffer)
+        self._keys = keys
+        self._seq = record_keys.seq
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wipe the keys and the buffer. The transport stays as it is. Later reads raise ValueError."""
+        with self._lock:
+            self._forget_keys()
+            self._deframer.wipe()
+            self._plain = self._plain_end = 0
+            self._closed = True
+
+    @property
+    def eof(self) -> bool:
+        """Whether all has been read up to the peer's close_notify."""
+        return self._eof and self._plain == self._plain_end
+
+    @property
+    def engine_name(self) -> str:
+        """The AEAD engine that is used."""
+        return self._engine.name
+
+    def pending(self) -> int:
+        """How many decrypted bytes wait to be read."""
+        return self._plain_end - self._plain
+
+    def has_pending(self) -> bool:
+        """Whether a read would have something to tell without a receive: do not wait for the transport then."""
+        return bool(self.pending() or self._error or self._held or self._eof or self._deframer.whole_record())
+
+    def rekey(self, keys: Keys) -> None:
+        """Give the peer's new keys, after a KeyExpiredError. Raises ValueError if they were not asked for."""
+        if not isinstance(self._error, KeyExpiredError):
+            raise ValueError("the peer's keys have not changed")
+        self._use(keys)
+        self._error = None
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        """Fill dsts with what is there; receive only if nothing is, and until something comes.
+
+        Raises TLSError, ReceivedAlertError, TruncationError, KeyExpiredError; BlockingIOError and other errors of the
+        transport; HostFaultError if dsts faults, and then nothing is lost.
+        """
+        return self.read_at_least(dsts, 1)
+
+    def read_at_least(self, dsts: BlockSeq, n: int) -> int:
+        """The same, but until ``n`` bytes are there or the stream ends; with as few receives as that takes."""
+        if not dsts:
+            return 0
+        for block in dsts:
+            check_writable(block, "dsts")
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("another read is under way")
+        try:
+            if self._closed:
+                raise ValueError("the TLSReader is closed")
+            return self._read(dsts, min(n, dsts.num_bytes))
+        finally:
+            self._lock.release()
+
+    def _read(self, dsts: BlockSeq, least: int) -> int:
+        done = 0
+        while True:
+            try:
+                n = self._deliver(dsts)
+                done += n
+                if done >= max(least, 1):
+                    return done
+                if self._error is not None or self._held is not None or self._eof:
+                    return done or self._nothing()
+                dsts = dsts.drop_first(n)
+                self._receive()
+            except BlockingIOError as exc:
+                return short_count(exc, done)
+            except TransferError as exc:
+                add_transferred(exc, done)
+                raise
+            except OSError as exc:
+                if not done:
+                    raise
+                self._held = exc.with_traceback(None)
+                return done
+
+    def _nothing(self) -> int:
+        """There is nothing to deliver, and this is why."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            raise held
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return 0
+
+    def _receive(self) -> None:
+        deframer = self._deframer
+        deframer.discard()
+        n = self._receive_into(deframer.space())
+        if n is None:  # a raw file object that has nothing now
+            raise would_block()
+        if n:
+            deframer.received(n)
+        elif self._allow_truncation and not deframer.buffered and not self._post.joining:
+            self._eof = True
+        else:
+            self._fail(TruncationError(deframer.buffered > 0))
+
+    def _deliver(self, dsts: BlockSeq) -> int:
+        """Fill dsts from the buffer: what waits there, then record by record. An error stops it and is kept."""
+        done = 0
+        try:
+            for block in dsts:
+                room = len(block)
+                n = self._fill(block)
+                done += n
+                if n < room:
+                    break
+        except (TLSError, ReceivedAlertError) as exc:
+            self._fail(exc)
+            done += getattr(exc, "transferred", 0)
+            exc.transferred = 0
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
+        return done
+
+    def _fill(self, block: Block) -> int:
+        """Fill one block as far as the buffer goes. An error counts what was filled."""
+        view = None if block.need_safecopy else block.view()
+        direct = self._direct and view is not None
+        deframer, post = self._deframer, self._post
+        buffer = deframer.buffer
+        pop = deframer.pop
+        size = len(block)
+        target: Any = None
+        spilled = -1  # what a type byte behind the last direct record has overwritten
+        done = 0
+        try:
+            while done < size:
+                if self._plain < self._plain_end:
+                    done += self._copy_plain(block, view, done)
+                    spilled = -1
+                    continue
+                if self._error is not None or self._eof:
+                    break
+                at = pop()
+                if not at:
+                    break
+                seq = self._seq
+                if seq > MAX_SEQ:
+                    raise TLSError(Alert.INTERNAL_ERROR, "the sequence numbers are used up")
+                self._seq = seq + 1
+                length = deframer.length
+                n = length - TAG - _TYPE
+                if direct and 0 < n < size - done:
+                    assert view is not None
+                    if target is None:
+                        target = self._opener.target(view)
+                    end = done + n
+                    before = view[end]
+                    authentic = self._opener.open(seq, at, length, target, done)
+                    if authentic and view[end] == _DATA and not post.waiting:
+                        done, spilled = end, before
+                        continue
+                    # Rare: not authentic, or no plain data. Nothing of it stays in user memory.
+                    buffer[at : at + n + _TYPE] = view[done : end + _TYPE]
+                    view[done : end + _TYPE] = bytes(n + _TYPE)
+                    spilled = -1
+                else:
+                    authentic = self._opener.open(seq, at, length, self._own, at)
+                    if authentic and view is not None and buffer[at + n] == _DATA and n > 0 and not post.waiting:
+                        spilled = -1
+                        part = min(n, size - done)
+                        view[done : done + part] = buffer[at : at + part]
+                        done += part
+                        self._plain, self._plain_end = at + part, at + n
+                        continue
+                if not authentic:
+                    buffer[at : at + length] = bytes(length)
+                    raise TLSError(Alert.BAD_RECORD_MAC, f"record {seq} is not authentic")
+                self._take(at, length - TAG)
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
+        finally:
+            if spilled >= 0 and view is not None:
+                view[done] = spilled
+        return done
+
+    def _copy_plain(self, block: Block, view: memoryview | None, done: int) -> int:
+        """Deliver what waits to the block, ``done`` bytes of which are filled, as far as it fits."""
+        start = self._plain
+        n = min(len(block) - done, self._plain_end - start)
+        if view is not None:
+            view[done : done + n] = self._deframer.buffer[start : start + n]
+        else:
+            try:
+                copy(block.drop_first(done), Block.from_view(self._deframer.buffer, start, n))
+            except OSError as exc:
+                self._plain += getattr(exc, "transferred", 0)
+                raise
+        self._plain = start + n
+        return n
+
+    def _take(self, at: int, length: int) -> None:
+        """Look at an authentic record, whose inner plaintext lies in the buffer: content, type, padding of zeros."""
+        buffer = self._deframer.buffer
+        end = at + length
+        kind = buffer[end - 1] if length else 0
+        if not kind:
+            inner = bytes(buffer[at:end]).rstrip(b"\0")
+            if not inner:
+                raise TLSError(Alert.UNEXPECTED_MESSAGE, "a record without a type")
+            end = at + len(inner)
+            kind = inner[-1]
+        end -= _TYPE
+        if kind == _DATA:
+            if end == at:
+                self._post.empty_data()
+            else:
+                self._post.data()
+                self._plain, self._plain_end = at, end
+            return
+        tickets = []
+        for event in self._post.events(kind, bytes(buffer[at:end])):
+            if isinstance(event, CloseNotify):
+                self._eof = True
+                self._forget_keys()
+            elif isinstance(event, KeyUpdate):
+                self._update_keys(event)
+            else:
+                tickets.append(event)
+        if self._on_ticket is not None:  # last, since the callback may raise
+            for ticket in tickets:
+                self._on_ticket(ticket)
+
+    def _update_keys(self, update: KeyUpdate) -> None:
+        self._opener.close()
+        following = self._keys.next() if self._keys is not None else None
+        if following is None:
+            self._error = KeyExpiredError()
+        else:
+            self._use(following)
+        if self._on_key_update is not None:
+            self._on_key_update(update.update_requested)
+
+    def _fail(self, error: TransferError) -> None:
+        self._error = error
+        self._forget_keys()
+
+    def _forget_keys(self) -> None:
+        self._opener.close()
+        self._keys = None

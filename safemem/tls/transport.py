@@ -1,0 +1,53 @@
+"""Where ciphertext comes from and goes to: sockets, file descriptors, and Readers and Writers, as two functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from safemem.block import Block
+from safemem.block_seq import BlockSeq
+from safemem.protocols import Reader, Writer, refuse_messages
+
+if TYPE_CHECKING:
+    import socket
+
+Source = "socket.socket | int | Reader"
+Sink = "socket.socket | int | Writer"
+
+
+def receiver(source: socket.socket | int | Reader) -> Callable[[memoryview], int]:
+    """``receive(view)``: fill the start of a view with what is there, and return how much; 0 is the end.
+
+    Raises TypeError if the source is none, ValueError if it is message-oriented.
+    """
+    if isinstance(source, int):
+        fd = source
+        return lambda view: os.readv(fd, [view])
+    if hasattr(source, "read_to_blocks"):
+        refuse_messages(source, "source")
+        read = source.read_to_blocks
+        return lambda view: read(BlockSeq.of(Block(view)))
+    receive = getattr(source, "recv_into", None)
+    if receive is None:
+        raise TypeError(f"source must be a socket, a file descriptor or a Reader, not {type(source).__name__}")
+    return receive  # type: ignore[no-any-return]
+
+
+def sender(sink: socket.socket | int | Writer) -> Callable[[memoryview], int]:
+    """``send(view)``: send the start of a view, and return how much. Raises BlockingIOError if nothing can go now.
+
+    Raises TypeError if the sink is none, ValueError if it is message-oriented.
+    """
+    if isinstance(sink, int):
+        fd = sink
+        return lambda view: os.write(fd, view)
+    if hasattr(sink, "write_from_blocks"):
+        refuse_messages(sink, "sink")
+        write = sink.write_from_blocks
+        return lambda view: write(BlockSeq.of(Block(view)))
+    send: Any = getattr(sink, "send", None)
+    if send is None:
+        raise TypeError(f"sink must be a socket, a file descriptor or a Writer, not {type(sink).__name__}")
+    return send  # type: ignore[no-any-return]

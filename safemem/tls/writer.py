@@ -1,0 +1,312 @@
+"""TLSWriter: bytes of user memory as the records of a TLS 1.3 connection, as a Writer.
+
+Records are encrypted straight from the caller's blocks into a private send buffer, many of them, and sent by one call.
+What the transport does not take stays there, encrypted once.
+
+Source: RFC 8446 sections 4.6.3, 5 and 6.1.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from safemem.block import Block
+from safemem.block_seq import BlockSeq, copy_seq
+from safemem.errors import TransferError, add_transferred, would_block
+from safemem.protocols import Writer
+from safemem.tls.aead import Sealer, engine
+from safemem.tls.errors import Alert
+from safemem.tls.keys import Keys
+from safemem.tls.record import HEADER, MAX_CONTENT, MAX_SEQ, TAG, ContentType
+from safemem.tls.transport import sender
+
+if TYPE_CHECKING:
+    import socket
+
+_OVERHEAD = HEADER + 1 + TAG
+_CONTROL = 5  # the longest message that is no data: a key update
+_AEAD_LIMIT = 1 << 24
+"""How many records one AES-GCM key may encrypt, below the 2**24.5 of RFC 8446 section 5.5."""
+
+BUFFER_SIZE = 1 << 18
+"""The default size of the send buffer, in bytes."""
+
+
+class TLSWriter:
+    """A Writer whose bytes the peer reads, from the record that ``keys`` count from on.
+
+    A call counts what has been encrypted. If the transport takes only part of that, the rest waits, and goes first in
+    the next call or in :meth:`flush`; a call that finds the transport blocked and the buffer full raises
+    BlockingIOError, and has taken nothing. One call at a time: a second one meanwhile is a RuntimeError.
+    """
+
+    def __init__(
+        self,
+        sink: socket.socket | int | Writer,
+        keys: Keys,
+        *,
+        record_size: int = MAX_CONTENT,
+        pad_to: int = 1,
+        buffer_size: int = BUFFER_SIZE,
+        engine_name: str | None = None,
+    ) -> None:
+        """Records carry up to ``record_size`` bytes, and are padded so that content and padding are a multiple of
+        ``pad_to``. Raises ValueError if a parameter is out of its range, TypeError if the sink is none, EngineError.
+        """
+        if not 1 <= record_size <= MAX_CONTENT:
+            raise ValueError(f"record_size must lie in 1 to {MAX_CONTENT}, not {record_size}")
+        if not 1 <= pad_to <= MAX_CONTENT:
+            raise ValueError(f"pad_to must lie in 1 to {MAX_CONTENT}, not {pad_to}")
+        largest = MAX_CONTENT + _OVERHEAD
+        if buffer_size < largest:
+            raise ValueError(f"buffer_size must be at least {largest}, one record, not {buffer_size}")
+        self._send = sender(sink)
+        self._engine = engine(engine_name)
+        self._record_size = record_size
+        self._pad_to = pad_to
+        # Beside data a key update and an alert must always fit.
+        self._buffer = memoryview(bytearray(buffer_size + 2 * (_OVERHEAD + MAX_CONTENT % pad_to + pad_to + _CONTROL)))
+        self._capacity = buffer_size
+        self._sent = 0
+        self._end = 0
+        self._lock = threading.Lock()
+        self._held: OSError | None = None
+        self._update_owed = False
+        self._ended = False
+        self._closed = False
+        self._sealer: Sealer
+        self._seq = 0
+        self._use(keys)
+
+    def _use(self, keys: Keys) -> None:
+        record_keys = keys.record_keys()
+        self._sealer = self._engine.sealer(record_keys, self._buffer)
+        self._own = self._sealer.source(self._buffer)
+        self._keys = keys
+        self._seq = record_keys.seq
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wipe the keys and the buffer; what was not sent is lost. Sends nothing: see :meth:`close_notify`."""
+        with self._lock:
+            self._closed = True
+            self._sealer.close()
+            self._buffer[:] = bytes(len(self._buffer))
+            self._sent = self._end = 0
+
+    @property
+    def engine_name(self) -> str:
+        """The AEAD engine that is used."""
+        return self._engine.name
+
+    def pending(self) -> int:
+        """How many bytes of ciphertext wait for the transport."""
+        return self._end - self._sent
+
+    def write_from_blocks(self, srcs: BlockSeq) -> int:
+        """Encrypt and send; returns how many bytes of srcs have been encrypted.
+
+        Raises BlockingIOError if what waits could not be sent, and nothing was taken; the transport's other errors,
+        those after some bytes at the next call; HostFaultError if srcs faults, with what came before it sent;
+        BrokenPipeError after close_notify.
+        """
+        if not srcs:
+            return 0
+        with self._exclusive():
+            self._check_open()
+            if not self._push():
+                raise would_block()
+            done = 0
+            while done < srcs.num_bytes:
+                try:
+                    n = self._encrypt(srcs.drop_first(done))
+                except TransferError as exc:  # srcs faulted: what came before it goes on its way
+                    done += exc.transferred
+                    self._push_or_hold()
+                    exc.transferred = done
+                    raise
+                done += n
+                if not self._push_or_hold():
+                    break
+            return done
+
+    def write_record(self, kind: int, content: bytes) -> None:
+        """Send one record of another type, as kernel TLS does by TLS_SET_RECORD_TYPE. What it means is the caller's.
+
+        Raises ValueError if the content does not fit a record, BlockingIOError as :meth:`flush`.
+        """
+        if len(content) > MAX_CONTENT or not 0 < kind < 256:
+            raise ValueError(f"a record of type {kind} and {len(content)} bytes cannot be")
+        with self._exclusive():
+            self._check_open()
+            if not self._push():
+                raise would_block()
+            self._put(kind, content)
+            if not self._push():
+                raise would_block()
+
+    def flush(self) -> None:
+        """Send what waits. Raises BlockingIOError if not all of it can go now."""
+        with self._exclusive():
+            if not self._push():
+                raise would_block()
+
+    def answer_key_update(self) -> None:
+        """The peer wants new keys of us: the next data comes under them. Asking several times is asking once."""
+        self._update_owed = True
+
+    def update_keys(self, request_peer: bool = False) -> None:
+        """Go on with new keys, and with ``request_peer`` have the peer do so too.
+
+        Raises ValueError if there is only a key and no secret that the next would follow from; BlockingIOError if the
+        notice cannot be sent now: it goes with the next call.
+        """
+        with self._exclusive():
+            self._check_open()
+            if not self._push():
+                raise would_block()
+            self._update(request_peer)
+            if not self._push():
+                raise would_block()
+
+    def close_notify(self) -> None:
+        """Tell the peer that nothing more comes, and send what waits. A second call only sends what waits.
+
+        Raises BlockingIOError if not all of it can go now: call :meth:`flush` later.
+        """
+        with self._exclusive():
+            if not self._ended:
+                self._check_open()
+                self._put(ContentType.ALERT, bytes([1, Alert.CLOSE_NOTIFY]))
+                self._ended = True
+            if not self._push():
+                raise would_block()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("another write is under way")
+        try:
+            if self._closed:
+                raise ValueError("the TLSWriter is closed")
+            yield
+        finally:
+            self._lock.release()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: close_notify has been sent")
+
+    def _push(self) -> bool:
+        """Send what waits; whether all of it went."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            raise held
+        while self._sent < self._end:
+            try:
+                n = self._send(self._buffer[self._sent : self._end])
+            except BlockingIOError as exc:
+                self._sent += getattr(exc, "transferred", 0)
+                return False
+            except OSError as exc:
+                self._sent += getattr(exc, "transferred", 0)
+                raise
+            if not n:
+                return False
+            self._sent += n
+        self._sent = self._end = 0
+        return True
+
+    def _push_or_hold(self) -> bool:
+        """The same where bytes have been taken: an error waits for the next call."""
+        try:
+            return self._push()
+        except OSError as exc:
+            self._held = exc.with_traceback(None)
+            return False
+
+    def _encrypt(self, srcs: BlockSeq) -> int:
+        """Encrypt as much as the buffer has room for, and return how much that was."""
+        done = 0
+        block, at = Block.from_view(memoryview(b""), 0, 0), 0
+        blocks = iter(srcs)
+        total = srcs.num_bytes
+        source: Any = None
+        while done < total:
+            self._make_way()
+            room = self._capacity - self._end - _OVERHEAD - self._pad_to
+            n = min(self._record_size, total - done, room)
+            if n < min(self._record_size, total - done) and self._end:
+                break
+            if at == len(block):
+                block, at, source = next(blocks), 0, None
+            if not block.need_safecopy and len(block) - at >= n:
+                if source is None:
+                    source = self._sealer.source(block.view())
+                self._seal(ContentType.APPLICATION_DATA, source, at, n)
+                at += n
+            else:
+                # It lies in pieces, or may fault: gathered where it is going to be encrypted.
+                place = self._end + HEADER
+                gathered = BlockSeq.of(Block.from_view(self._buffer, place, n))
+                try:
+                    copy_seq(gathered, srcs.drop_first(done))
+                except TransferError as exc:
+                    if exc.transferred:
+                        self._seal(ContentType.APPLICATION_DATA, self._own, place, exc.transferred)
+                    add_transferred(exc, done)
+                    raise
+                self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
+                left = n
+                while left > len(block) - at:
+                    left -= len(block) - at
+                    block, at, source = next(blocks), 0, None
+                at += left
+            done += n
+        return done
+
+    def _make_way(self) -> None:
+        """Before data: the key update that the peer waits for, or that the cipher needs by now."""
+        if self._update_owed or (self._seq >= _AEAD_LIMIT and self._keys.next() is not None):
+            self._update_owed = False
+            self._update(request_peer=False)
+
+    def _update(self, request_peer: bool) -> None:
+        following = self._keys.next()
+        if following is None:
+            raise ValueError("these are RecordKeys, from which no new keys follow: give a TrafficSecret")
+        self._put(ContentType.HANDSHAKE, bytes([24, 0, 0, 1, request_peer]))
+        self._sealer.close()
+        self._use(following)
+
+    def _put(self, kind: int, content: bytes) -> None:
+        place = self._end + HEADER
+        self._buffer[place : place + len(content)] = content
+        self._seal(kind, self._own, place, len(content))
+
+    def _seal(self, kind: int, source: Any, offset: int, n: int) -> None:
+        """Append a record with n bytes of a source."""
+        if self._seq > MAX_SEQ:
+            raise OverflowError("the sequence numbers are used up")
+        at = self._end
+        padding = min(-n % self._pad_to, MAX_CONTENT - n)
+        tail = 1 + padding
+        start = at + HEADER
+        end = start + n + tail
+        self._buffer[at:start] = b"\x17\x03\x03" + (n + tail + TAG).to_bytes(2, "big")
+        self._buffer[start + n] = kind
+        if padding:
+            self._buffer[start + n + 1 : end] = bytes(padding)
+        self._sealer.seal(self._seq, at, n, tail, source, offset)
+        self._seq += 1
+        self._end = end + TAG
