@@ -1,14 +1,17 @@
-"""``python tests/benchmarks copy|walk [--json FILE] [--check]``: what things cost, as ratios taken in one run.
+"""``python tests/benchmarks copy|walk|tls [--json FILE] [--check]``: what things cost, as ratios taken in one run.
 
-``copy``: each copy against a raw slice. ``walk``: long sequences against short ones.
+``copy``: each copy against a raw slice. ``walk``: long sequences against short ones. ``tls``: against Python's ssl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +20,21 @@ import copy_rows
 import walk_rows
 from timing import best
 
+_CONFIG = "OPENSSL_CONF"
+
 
 def main() -> int:
     """Measure, print a table, and return 1 if --check is given and a bar is missed."""
     parser = argparse.ArgumentParser(prog="tests/benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=["copy", "walk"])
+    parser.add_argument("suite", choices=["copy", "walk", "tls"])
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows whose name contains this")
     args = parser.parse_args()
+    if args.suite == "tls" and _CONFIG not in os.environ:
+        return _with_aes_128()
     print(f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}; best of many, in ns")
-    results = list(_copy(args.only) if args.suite == "copy" else _walk(args.only))
+    results = list(_SUITES[args.suite](args.only))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     missed = [str(result["row"]) for result in results if result["missed"]]
@@ -78,6 +85,37 @@ def _walk(only: str) -> Iterator[dict[str, Any]]:
         print(f"{row.name:16}{row.size:10}{row.ns:12.0f}{row.ratio:8.2f}{row.bar:8.2f}{'  MISSED' if missed else ''}")
         yield {"row": f"{row.name} {row.size}", "ns": row.ns, "ratio": row.ratio, "bar": row.bar, "missed": missed}
 
+
+def _with_aes_128() -> int:
+    """Run again where OpenSSL is told to agree on AES-128-GCM."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "openssl.cnf"
+        config.write_text(
+            "openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\nCiphersuites = TLS_AES_128_GCM_SHA256\n"
+        )
+        return subprocess.run(
+            [sys.executable, *sys.argv], env=os.environ | {_CONFIG: str(config)}, check=False
+        ).returncode
+
+
+def _tls(only: str) -> Iterator[dict[str, Any]]:
+    import ssl
+
+    import tls_rows
+
+    print(f"{ssl.OPENSSL_VERSION}; best of many, per record\n{'row':30}{'us':>8}{'ratio':>8}{'bar':>8}")
+    for row in tls_rows.rows(only):
+        missed = row.ratio < row.bar
+        print(f"{row.name:30}{row.us:8.2f}{row.ratio:8.2f}{row.bar:8.2f}{'  MISSED' if missed else ''}")
+        yield {"row": row.name, "us": row.us, "ratio": row.ratio, "bar": row.bar, "missed": missed}
+    if not only:
+        receives = tls_rows.receives_per_mib()
+        yield {"row": "receives per MiB", "ratio": receives, "bar": 5, "missed": receives > 5}
+        print(f"receives per MiB: {receives:.1f} (at most 5)")
+        tls_rows.print_limit()
+
+
+_SUITES = {"copy": _copy, "walk": _walk, "tls": _tls}
 
 if __name__ == "__main__":
     sys.exit(main())
