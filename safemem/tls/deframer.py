@@ -14,55 +14,59 @@ from contextlib import contextmanager
 from safemem.tls.errors import Alert, TLSError
 from safemem.tls.record import HEADER, MAX_BODY, MAX_CONTENT, MAX_RECORD, TAG, ContentType
 
-_NO_HEADER = b""
-
 
 class Deframer:
-    """Finds the records in a byte stream. ``buffer`` is its memory; ``length`` that of the body popped last."""
+    """Finds the records in a byte stream.
+
+    ``buffer`` is its memory, writable, and ``memory`` the same as a bytearray. What has been received and not popped
+    lies from ``start`` to ``end``; ``header`` is the one that was read last, and ``length`` that of its body.
+    """
 
     def __init__(self, size: int) -> None:
         """Raises ValueError if a record would not fit."""
         if size < MAX_RECORD:
             raise ValueError(f"buffer_size must be at least {MAX_RECORD}, one record, not {size}")
-        self._memory = bytearray(size)
-        self.buffer = memoryview(self._memory)
+        self.memory = bytearray(size)
+        self.buffer = memoryview(self.memory)
+        self.start = 0
+        self.end = 0
+        self.header = b""
         self.length = 0
-        self._start = 0
-        self._end = 0
-        self._header = _NO_HEADER  # the last one that was seen, which most are equal to
         self._borrowed = 0
 
     @property
     def buffered(self) -> int:
         """How many received bytes have not been popped."""
-        return self._end - self._start
+        return self.end - self.start
 
     def pop(self) -> int:
         """The place of the next record's body in ``buffer``, behind its header, or 0 if no whole record is there.
 
         Raises TLSError as soon as a header is there that cannot be right.
         """
-        start = self._start
-        header = self._memory[start : start + HEADER]
-        if header != self._header:
-            if self._end - start < HEADER:
-                return 0
-            self.length = _body_length(header)
-            self._header = bytes(header)
-        at = start + HEADER
-        end = at + self.length
-        if end > self._end:
+        if self.end - self.start < HEADER:
             return 0
-        self._start = end
+        self.read_header()
+        at = self.start + HEADER
+        if at + self.length > self.end:
+            return 0
+        self.start = at + self.length
         return at
+
+    def read_header(self) -> None:
+        """Read the header at ``start``, which must be there whole. Raises TLSError if it cannot be right."""
+        header = self.memory[self.start : self.start + HEADER]
+        if header != self.header:
+            self.length = _body_length(header)
+            self.header = bytes(header)
 
     def whole_record(self) -> bool:
         """Whether ``pop`` would find a record, or a header that cannot be right."""
-        start = self._start
-        if self._end - start < HEADER:
+        start = self.start
+        if self.end - start < HEADER:
             return False
-        length = int.from_bytes(self._memory[start + 3 : start + HEADER], "big")
-        return length > MAX_BODY or self._end - start >= HEADER + length
+        length = int.from_bytes(self.memory[start + 3 : start + HEADER], "big")
+        return length > MAX_BODY or self.end - start >= HEADER + length
 
     @contextmanager
     def borrow(self, at: int, n: int) -> Iterator[memoryview]:
@@ -78,23 +82,23 @@ class Deframer:
         """Forget what was popped, and move the rest to the front. Raises BufferError while something is borrowed."""
         if self._borrowed:
             raise BufferError("a record is still borrowed")
-        left = self._end - self._start
-        if self._start:
-            self.buffer[:left] = self.buffer[self._start : self._end]
-            self._start, self._end = 0, left
+        left = self.end - self.start
+        if self.start:
+            self.buffer[:left] = self.buffer[self.start : self.end]
+            self.start, self.end = 0, left
 
     def space(self) -> memoryview:
         """The free part of the buffer, to receive into. Never empty after a discard: a record fits."""
-        return self.buffer[self._end :]
+        return self.buffer[self.end :]
 
     def received(self, n: int) -> None:
         """Note that the first n bytes of ``space()`` have been filled."""
-        self._end += n
+        self.end += n
 
     def wipe(self) -> None:
         """Forget everything, and overwrite it."""
         self.buffer[:] = bytes(len(self.buffer))
-        self._start = self._end = 0
+        self.start = self.end = 0
 
 
 def _body_length(header: bytearray) -> int:

@@ -23,7 +23,7 @@ from safemem.tls.deframer import Deframer
 from safemem.tls.errors import Alert, KeyExpiredError, ReceivedAlertError, TLSError, TruncationError
 from safemem.tls.keys import Keys
 from safemem.tls.post_handshake import CloseNotify, KeyUpdate, NewSessionTicket, PostHandshake
-from safemem.tls.record import MAX_RECORD, MAX_SEQ, TAG, ContentType
+from safemem.tls.record import HEADER, MAX_RECORD, MAX_SEQ, TAG, ContentType
 from safemem.tls.transport import receiver
 
 if TYPE_CHECKING:
@@ -229,65 +229,100 @@ class TLSReader:
     def _fill(self, block: Block) -> int:
         """Fill one block as far as the buffer goes. An error counts what was filled."""
         view = None if block.need_safecopy else block.view()
-        direct = self._direct and view is not None
-        deframer, post = self._deframer, self._post
-        buffer = deframer.buffer
-        pop = deframer.pop
         size = len(block)
-        target: Any = None
-        spilled = -1  # what a type byte behind the last direct record has overwritten
         done = 0
         try:
             while done < size:
                 if self._plain < self._plain_end:
                     done += self._copy_plain(block, view, done)
-                    spilled = -1
                     continue
                 if self._error is not None or self._eof:
                     break
-                at = pop()
+                if view is not None and not self._post.waiting:
+                    n = self._run(view[done:] if done else view)
+                    done += n
+                    if n:
+                        continue
+                at = self._deframer.pop()
                 if not at:
                     break
-                seq = self._seq
-                if seq > MAX_SEQ:
-                    raise TLSError(Alert.INTERNAL_ERROR, "the sequence numbers are used up")
-                self._seq = seq + 1
-                length = deframer.length
-                n = length - TAG - _TYPE
-                if direct and 0 < n < size - done:
-                    assert view is not None
+                length = self._deframer.length
+                seq = self._next_seq()
+                authentic = self._opener.open(seq, at, length, self._own, at)
+                self._take(at, length, seq, authentic)
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
+        return done
+
+    def _run(self, view: memoryview) -> int:
+        """Fill a view from records of plain data that fit in it whole, and return how much that was.
+
+        The loop that decides the speed: between two records with equal headers, some 0.4 us of Python.
+        """
+        deframer, direct = self._deframer, self._direct
+        memory, buffer, end = deframer.memory, deframer.buffer, deframer.end
+        start, header, length = deframer.start, deframer.header, deframer.length
+        open_record, own = self._opener.open, self._own
+        seq = self._seq
+        n = length - TAG - _TYPE
+        # In direct mode the type byte, too, must find room; what it overwrites comes back.
+        size = len(view) - direct
+        target: Any = None
+        done = 0
+        before = -1
+        try:
+            while True:
+                body = start + HEADER
+                if memory[start:body] != header:
+                    if end < body:
+                        break
+                    deframer.start = start
+                    deframer.read_header()
+                    header, length = deframer.header, deframer.length
+                    n = length - TAG - _TYPE
+                stop = body + length
+                filled = done + n
+                if stop > end or filled > size or n <= 0 or seq > MAX_SEQ:
+                    break
+                if direct:
                     if target is None:
                         target = self._opener.target(view)
-                    end = done + n
-                    before = view[end]
-                    authentic = self._opener.open(seq, at, length, target, done)
-                    if authentic and view[end] == _DATA and not post.waiting:
-                        done, spilled = end, before
-                        continue
-                    # Rare: not authentic, or no plain data. Nothing of it stays in user memory.
-                    buffer[at : at + n + _TYPE] = view[done : end + _TYPE]
-                    view[done : end + _TYPE] = bytes(n + _TYPE)
-                    spilled = -1
+                    before = view[filled]
+                    authentic = open_record(seq, body, length, target, done)
+                    usual = authentic and view[filled] == _DATA
+                    if not usual:  # nothing of it stays in user memory
+                        buffer[body : body + n + _TYPE] = view[done : filled + _TYPE]
+                        view[done : filled + _TYPE] = bytes(n + _TYPE)
+                        before = -1
                 else:
-                    authentic = self._opener.open(seq, at, length, self._own, at)
-                    if authentic and view is not None and buffer[at + n] == _DATA and n > 0 and not post.waiting:
-                        spilled = -1
-                        part = min(n, size - done)
-                        view[done : done + part] = buffer[at : at + part]
-                        done += part
-                        self._plain, self._plain_end = at + part, at + n
-                        continue
-                if not authentic:
-                    buffer[at : at + length] = bytes(length)
-                    raise TLSError(Alert.BAD_RECORD_MAC, f"record {seq} is not authentic")
-                self._take(at, length - TAG)
+                    authentic = open_record(seq, body, length, own, body)
+                    usual = authentic and buffer[body + n] == _DATA
+                    if usual:
+                        view[done:filled] = buffer[body : body + n]
+                start = stop
+                seq += 1
+                if usual:
+                    done = filled
+                    continue
+                deframer.start, self._seq = start, seq
+                self._take(body, length, seq - 1, authentic)
+                return done
+            deframer.start, self._seq = start, seq
         except BaseException as exc:
             add_transferred(exc, done)
             raise
         finally:
-            if spilled >= 0 and view is not None:
-                view[done] = spilled
+            if before >= 0:
+                view[done] = before
         return done
+
+    def _next_seq(self) -> int:
+        seq = self._seq
+        if seq > MAX_SEQ:
+            raise TLSError(Alert.INTERNAL_ERROR, "the sequence numbers are used up")
+        self._seq = seq + 1
+        return seq
 
     def _copy_plain(self, block: Block, view: memoryview | None, done: int) -> int:
         """Deliver what waits to the block, ``done`` bytes of which are filled, as far as it fits."""
@@ -304,9 +339,13 @@ class TLSReader:
         self._plain = start + n
         return n
 
-    def _take(self, at: int, length: int) -> None:
-        """Look at an authentic record, whose inner plaintext lies in the buffer: content, type, padding of zeros."""
+    def _take(self, at: int, length: int, seq: int, authentic: bool) -> None:
+        """Look at a record that was opened in the buffer: content, type, padding of zeros."""
         buffer = self._deframer.buffer
+        if not authentic:
+            buffer[at : at + length] = bytes(length)
+            raise TLSError(Alert.BAD_RECORD_MAC, f"record {seq} is not authentic")
+        length -= TAG
         end = at + length
         kind = buffer[end - 1] if length else 0
         if not kind:
