@@ -45,7 +45,7 @@ class WholeChunkMustBeReadable(Helper):
 
 class NulDoesNotCount(Helper):
     def copy_string_in(self, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
-        return super().copy_string_in(addr, maxlen + 1, opts)
+        return super().copy_string_in(addr, maxlen + (maxlen > 0), opts)
 
 
 class TruncatedStringIsWhole(Helper):

@@ -173,6 +173,26 @@ class WouldBlockForEver(Source):
         return super().read_to_blocks(dsts)
 
 
+class TouchesAndWouldBlock(Source):
+    later = False
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        self.later = not self.later
+        if dsts and self.later:
+            if not any(block.need_safecopy for block in dsts):
+                copy_seq(dsts, BlockSeq.of(Block(self.left)))
+            raise would_block()
+        return super().read_to_blocks(dsts)
+
+
+class FaultSomewhereElse(Source):
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        try:
+            return super().read_to_blocks(dsts)
+        except HostFaultError as fault:
+            raise HostFaultError(0, fault.signo, fault.transferred) from fault
+
+
 READER_MUTANTS = [
     mutant
     for mutant in list(vars().values())
@@ -302,6 +322,20 @@ class EndDoesNotStay(Sink):
         n = super().write_from_blocks(srcs)
         if srcs and not n:
             self.room = 100
+        return n
+
+
+class KeepsTheBlocks(Sink):
+    kept: BlockSeq | None = None
+
+    def write_from_blocks(self, srcs: BlockSeq) -> int:
+        n = super().write_from_blocks(srcs)
+        if n == 5 and not any(block.need_safecopy for block in srcs):
+            self.kept = srcs
+        elif self.kept is not None:
+            at = len(self.arrived) - n - 5
+            self.arrived = self.arrived[:at] + self.kept.take_first(5).tobytes() + self.arrived[at + 5 :]
+            self.kept = None
         return n
 
 

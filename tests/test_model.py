@@ -57,7 +57,7 @@ class ModelSpace(ModelMemory):
     def map_object(
         self, addr: int, length: int, prot: int, flags: int, mapped: MappedObject | None, offset: int, max_prot: int
     ) -> int:
-        self.map(addr, length, prot, max_prot, None if mapped is None else mapped.size())
+        self.map(addr, -(-length // 4096) * 4096, prot, max_prot, None if mapped is None else mapped.size())
         if mapped is not None:
             data = bytearray(mapped.size())
             mapped.read_at(0, memoryview(data))

@@ -44,7 +44,9 @@ def test_code_runs() -> None:
 
 def test_the_fuzzed_system_call_is_found_out() -> None:
     """The test of the README finds its buggy readv within seconds, by a wrong count; the right one passes it."""
-    readme = run_code()
+    (block,) = [block for block in blocks("python") if "def sys_readv(memory" in block]
+    readme: dict[str, Any] = {"__name__": "pasted"}
+    exec(compile(block, "README.md, fuzz your simulator", "exec"), readme)
     start = time.monotonic()
     with pytest.raises(AssertionError) as caught:
         readme["test_readv"]()

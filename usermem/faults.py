@@ -8,13 +8,23 @@ Source: the idea is Linux's, fail_usercopy (Documentation/fault-injection), whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
-from safemem import BlockSeq, Reader, ReaderFunc, Writer, WriterFunc
+from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, Arch
+from safemem import (
+    Block,
+    BlockSeq,
+    BlockSeqReader,
+    BlockSeqWriter,
+    Reader,
+    ReaderFunc,
+    Writer,
+    WriterFunc,
+    zero_seq,
+)
 from safemem.buffers import check_count, readable_view, writable_view
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
@@ -50,6 +60,8 @@ class FaultyIO:
     """
 
     def __init__(self, io: IO, plan: FaultPlan) -> None:
+        if not isinstance(plan, FaultPlan):
+            raise TypeError(f"plan must be a FaultPlan, not {type(plan).__name__}")
         self.arch: Arch = arch_of(io)
         self.injected: list[FaultError] = []
         self._io = io
@@ -59,52 +71,41 @@ class FaultyIO:
         """See IO.copy_out."""
         with readable_view(src, "src") as view:
             n = self._allowed(len(view))
-            if n is None:
+            if n is None or not _is_range(addr, len(view)):
                 return self._io.copy_out(addr, view, opts)
-            with view[:n] as part:
-                self._io.copy_out(addr, part, opts)
-            raise self._fault(addr + n, WRITE, n)
+            reader = BlockSeqReader(BlockSeq.of(Block(view)))
+            return self._copy_out_from(_one(addr, len(view)), reader, opts, n)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_in."""
         with writable_view(dst, "dst") as view:
             n = self._allowed(len(view))
-            if n is None:
+            if n is None or not _is_range(addr, len(view)):
                 return self._io.copy_in(addr, view, opts)
-            with view[:n] as part:
-                self._io.copy_in(addr, part, opts)
-            raise self._fault(addr + n, READ, n)
+            writer = BlockSeqWriter(BlockSeq.of(Block(view)))
+            return self._copy_in_to(_one(addr, len(view)), writer, opts, n)
 
     def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.zero_out."""
         check_count(n, "n")
         allowed = self._allowed(n)
-        if allowed is None:
+        if allowed is None or not _is_range(addr, n):
             return self._io.zero_out(addr, n, opts)
-        self._io.zero_out(addr, allowed, opts)
-        raise self._fault(addr + allowed, WRITE, allowed)
+        return self._copy_out_from(_one(addr, n), ReaderFunc(zero_seq), opts, allowed)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_out_from."""
         n = self._allowed(ars.num_bytes)
         if n is None:
             return self._io.copy_out_from(ars, reader, opts)
-
-        def read(dsts: BlockSeq) -> int:
-            return reader.read_to_blocks(dsts.take_first(n)) if n else 0
-
-        return self._checked(ars, n, self._io.copy_out_from(ars, ReaderFunc(read), opts), WRITE)
+        return self._copy_out_from(ars, reader, opts, n)
 
     def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.copy_in_to."""
         n = self._allowed(ars.num_bytes)
         if n is None:
             return self._io.copy_in_to(ars, writer, opts)
-
-        def write(srcs: BlockSeq) -> int:
-            return writer.write_from_blocks(srcs.take_first(n)) if n else 0
-
-        return self._checked(ars, n, self._io.copy_in_to(ars, WriterFunc(write), opts), READ)
+        return self._copy_in_to(ars, writer, opts, n)
 
     def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.swap_uint32."""
@@ -129,19 +130,57 @@ class FaultyIO:
     def _atomic(self, addr: int, access: AccessType, opts: IOOpts) -> None:
         if next(self._steps, None) is None:
             return
-        self._io.load_uint32(addr, opts)  # the memory's own fault comes first
+        # The memory's own fault comes first. Storing 0 where 0 is changes nothing.
+        if access is READ:
+            self._io.load_uint32(addr, opts)
+        else:
+            self._io.compare_and_swap_uint32(addr, 0, 0, opts)
         raise self._fault(addr, access, 0)
 
-    def _checked(self, ars: AddrRangeSeq, allowed: int, moved: int, access: AccessType) -> int:
-        """What a stream moved, unless it moved all that the plan let through."""
-        if moved < allowed:
+    def _copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts, allowed: int) -> int:
+        cut = _Cut(reader.read_to_blocks, allowed)
+        return self._checked(ars, cut, self._io.copy_out_from(ars, ReaderFunc(cut.move), opts), WRITE)
+
+    def _copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts, allowed: int) -> int:
+        cut = _Cut(writer.write_from_blocks, allowed)
+        return self._checked(ars, cut, self._io.copy_in_to(ars, WriterFunc(cut.move), opts), READ)
+
+    def _checked(self, ars: AddrRangeSeq, cut: _Cut, moved: int, access: AccessType) -> int:
+        """What a stream moved, unless the plan stopped it. The memory has checked and found all of ars by now."""
+        if not cut.full:
             return moved
-        rest = ars.drop_first(allowed)
+        rest = ars.drop_first(moved)
         while not rest.head().length:
             rest = rest.tail()
-        raise self._fault(rest.head().start, access, allowed)
+        raise self._fault(rest.head().start, access, moved)
 
     def _fault(self, addr: int, access: AccessType, transferred: int) -> FaultError:
         fault = FaultError(addr, access, FaultReason.INJECTED, transferred)
         self.injected.append(fault)
         return fault
+
+
+class _Cut:
+    """A reader's or writer's call over no more than the first ``allowed`` bytes; ``full``: it used them up."""
+
+    def __init__(self, move: Callable[[BlockSeq], int], allowed: int) -> None:
+        self._move = move
+        self._allowed = allowed
+        self.full = False
+
+    def move(self, blocks: BlockSeq) -> int:
+        part = blocks.take_first(self._allowed)
+        n = self._move(part) if part else 0
+        if n > part.num_bytes:
+            raise ValueError(f"the reader or writer returned {n} for {part.num_bytes} bytes")
+        self.full = n == self._allowed
+        return n
+
+
+def _is_range(addr: int, length: int) -> bool:
+    """Whether a range can be named; what leaves the address space faults of itself."""
+    return 0 <= addr <= (1 << 64) - length
+
+
+def _one(addr: int, length: int) -> AddrRangeSeq:
+    return AddrRangeSeq.of(AddrRange(addr, addr + length))

@@ -3,7 +3,8 @@
 - :func:`check_io`, :func:`check_reader`, :func:`check_writer`: is what you wrote an IO, a Reader, a Writer?
 - :class:`ModelMemory` and :class:`ModelBytes`: memory as plainly as it can be said, to compare with;
   :func:`check_memory` compares all of it.
-- :class:`Layout`: the mappings of a guest. :mod:`usermem.testing.operations`: calls on memory as values.
+- :class:`Layout`: the mappings of a guest; :func:`conformance_layout` has every edge.
+  :mod:`usermem.testing.operations`: calls on memory as values.
 - :mod:`usermem.testing.strategies` and :mod:`usermem.testing.machine`: hypothesis strategies for all of that, and a
   state machine to subclass.
 
@@ -13,7 +14,7 @@ nothing.
 
 from usermem.testing.compare import check_memory
 from usermem.testing.conformance import check_io
-from usermem.testing.layout import Layout, Mapping
+from usermem.testing.layout import Layout, Mapping, conformance_layout
 from usermem.testing.model import ModelBytes, ModelMemory
 from usermem.testing.streams import check_reader, check_writer
 
@@ -26,4 +27,5 @@ __all__ = [
     "check_memory",
     "check_reader",
     "check_writer",
+    "conformance_layout",
 ]

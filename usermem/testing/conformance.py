@@ -2,10 +2,8 @@
 
 Whoever writes an IO of their own (over a debugger, a hypervisor, a network) gets the proof in three lines::
 
-    def make():
-        return MyIO(layout), layout.model()
-
-    check_io(make)
+    layout = conformance_layout()
+    check_io(lambda: (MyIO(layout), layout.model()))
 
 Plain Python: needs neither hypothesis nor pytest.
 """
@@ -13,14 +11,15 @@ Plain Python: needs neither hypothesis nor pytest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from attrs import evolve, frozen
 
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq
 from usermem.errors import FaultError
-from usermem.memory_io import IO, IOOpts
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.testing.compare import check_memory
 from usermem.testing.model import ModelMemory
 from usermem.testing.operations import (
     ALL,
@@ -34,14 +33,17 @@ from usermem.testing.operations import (
     CopyStringIn,
     LoadUint32,
     Operation,
+    Raised,
     StreamError,
+    StreamOSError,
     SwapUint32,
     Temper,
     ZeroOut,
     ZeroOutVec,
-    describe,
     outcome,
     pattern,
+    stream_fault,
+    stream_host_fault,
 )
 
 Make = Callable[[], tuple[IO, ModelMemory]]
@@ -51,6 +53,7 @@ _NEAR = 24
 _BEFORE = (0, 1, 3, 8)  # how far before an edge a call begins, and how long it is: it ends before, at or behind it
 _LENGTHS = (0, 1, 8, 16)
 _IGNORE = IOOpts(ignore_permissions=True)
+_EACH = 40  # after every so many calls all memory is compared
 
 
 @frozen
@@ -59,33 +62,88 @@ class _Case:
 
     rule: str
     calls: tuple[Operation, ...]
+    filled: bool = True
 
 
 def check_io(make: Make) -> None:
-    """Run the whole contract over what ``make`` makes, a fresh pair for each call.
+    """Run the whole contract over what ``make`` makes: a fresh pair for each rule and place, some ten thousand.
+
+    What a layout does not have, cannot be asked: :func:`conformance_layout` has everything. Memory is compared page by
+    page, so map few. An IO that has ``close`` is closed.
 
     Raises AssertionError at the first call whose answer differs: it tells the rule, the call and both answers.
     """
     _, model = make()
-    edges = model.edges()
+    edges = _edges(model)
     if not edges:
         raise ValueError("make: the model has nothing mapped, so there is nothing to check")
     around = {edge: _spans_around(model, edge) for edge in edges}
+    everywhere = [span for edge in edges for span in around[edge]]
     io, model = make()
-    for edge in edges:
-        _fill(io, model, around[edge])
-        _check_bytes(io, model, around[edge], "what was written is what is read, whatever the guest forbade", "copy_in")
-    for case in _cases(edges, model.arch.max_addr):
+    _fill(io, model, everywhere)
+    _check_bytes(io, model, everywhere, "what was written is what is read, whatever the guest forbade", "copy_in")
+    _close(io)
+    cases = list(_cases(edges, model))
+    for number, case in enumerate(cases):
         io, model = make()
         # The bytes around the edge that the call is about, and around a far one that it must leave alone.
         at = case.calls[0].at
         near = around[min(edges, key=lambda edge: abs(edge - at))] + around[max(edges, key=lambda edge: abs(edge - at))]
-        _fill(io, model, near)
-        for call in case.calls:
-            theirs, expected = outcome(call, io), outcome(call, model)
-            if theirs != expected:
-                raise AssertionError(f"{case.rule}\n  call      {call}\n  the IO    {theirs}\n  must give {expected}")
+        if case.filled:
+            _fill(io, model, near)
+        _run(case, io, model)
         _check_bytes(io, model, near, case.rule, case.calls[-1])
+        if number % _EACH == _EACH - 1:
+            _check_all(case, io, model)
+        _close(io)
+    # And many of them on one memory: nothing may depend on what was done before.
+    io, model = make()
+    for number, case in enumerate(cases[::7]):
+        _run(evolve(case, rule=f"{case.rule} (after other calls)"), io, model)
+        if number % _EACH == _EACH - 1:
+            _check_all(case, io, model)
+    _close(io)
+
+
+def _run(case: _Case, io: IO, model: ModelMemory) -> None:
+    for call in case.calls:
+        theirs, expected = outcome(call, io), outcome(call, model)
+        if theirs != expected:
+            cause = theirs.error if isinstance(theirs, Raised) else None
+            theirs, expected = _told(theirs, expected)
+            raise AssertionError(
+                f"{case.rule}\n  call      {call}\n  the IO    {theirs}\n  must give {expected}"
+            ) from cause
+
+
+def _told(found: object, expected: object) -> tuple[str, str]:
+    """Both answers, of long ones what is around the first difference."""
+    texts = str(found), str(expected)
+    at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    shown = [f"…{text[at - 40 : at + 80]}…" if len(text) > 400 and at > 40 else text[:400] for text in texts]
+    return shown[0], shown[1]
+
+
+def _check_all(case: _Case, io: IO, model: ModelMemory) -> None:
+    try:
+        check_memory(io, model)
+    except AssertionError as exc:
+        _, _, found, expected = str(exc).splitlines()
+        raise AssertionError(f"{case.rule}\n  call      {case.calls[-1]}\n{found}\n{expected}") from exc
+
+
+def _close(io: IO) -> None:
+    close = getattr(io, "close", None)
+    if close is not None:
+        close()
+
+
+def _edges(model: ModelMemory) -> list[int]:
+    """Where rights change, and the first and last page end inside what is mapped."""
+    edges = model.edges()
+    page = model.arch.page_size
+    inner = [end for start, length in model.spans() if (end := start + length) not in edges and length == page]
+    return sorted({*edges, *inner[:1], *inner[-1:]})
 
 
 @frozen
@@ -111,78 +169,115 @@ def _spans_around(model: ModelMemory, edge: int) -> list[_Span]:
 
 
 def _fill(io: IO, model: ModelMemory, spans: list[_Span]) -> None:
-    """Put a pattern without a 0 into all that can be written."""
+    """Put a pattern without a 0 into all that can be written. If that fails, it is missing when it is read."""
     for span in spans:
         if span.writable:
             addrs = range(span.addr, span.addr + span.length)
             data = bytes(addr * 7 % 251 + 1 for addr in addrs)
             model.bytes.update(zip(addrs, data, strict=True))
-            with suppress(FaultError):  # if it cannot be written, it will be missing when it is read
-                io.copy_out(span.addr, data, _IGNORE)
+            outcome(CopyOut(span.addr, data, _IGNORE), io)
 
 
 def _check_bytes(io: IO, model: ModelMemory, spans: list[_Span], rule: str, call: object) -> None:
     """Raise AssertionError if bytes that can be read differ from the model's."""
     for span in spans:
-        if not span.readable:
-            continue
-        found = bytearray(span.length)
-        try:
-            n = io.copy_in(span.addr, found, _IGNORE)
-        except FaultError as fault:
-            n = fault.transferred
-        known = model.content(span.addr, span.length)
-        if found[:n] != known:
-            raise AssertionError(
-                f"{rule}\n  call      {call}\n  from {span.addr:#x} on the IO holds {found[:n].hex()}\n"
-                f"  and must hold {known.hex()}"
-            )
+        if span.readable:
+            known = model.content(span.addr, span.length)
+            found = outcome(CopyIn(span.addr, span.length, _IGNORE), io)
+            if found != (span.length, "read", known.hex()):
+                cause = found.error if isinstance(found, Raised) else None
+                seen, right = _told(found, (span.length, "read", known.hex()))
+                raise AssertionError(
+                    f"{rule}\n  call      {call}\n  from {span.addr:#x} on the IO gives {seen}\n  and must give {right}"
+                ) from cause
 
 
-def _cases(edges: list[int], top: int) -> Iterator[_Case]:
+def _cases(edges: list[int], model: ModelMemory) -> Iterator[_Case]:
     """From the plain to the involved, so that the rule which is told is the one that is broken."""
+    top = model.arch.max_addr
     limits = [(addr, n) for addr in (0, top - 4, top, top + 1, 1 << 63, (1 << 64) - 1, 1 << 64, -1) for n in (0, 8)]
+    if model.arch.ignores_top_byte:
+        limits += [(edge - 4 | 0x5A << 56, 8) for edge in edges]
     places = [*((edge - k, n) for edge in edges for k in _BEFORE for n in _LENGTHS if edge >= k), *limits]
     spans = [ars for addr, n in places if 0 <= addr <= (1 << 64) - n for ars in _ranges(addr, n)]
+    apart = [AddrRangeSeq(), *_ranges_apart(edges)]
     for addr, n in places:
         yield from _copies(addr, n)
+    for edge in edges:
+        yield _Case("zero_out moves all, or says how much, whatever it is asked for", (ZeroOut(edge, 1 << 62),))
     for addr, n in places:
         yield from _copies_ignoring_permissions(addr, n)
     for edge in edges:
-        yield _Case("a negative count is a ValueError", (ZeroOut(edge, -1),))
+        yield _Case("a negative count is a ValueError", (ZeroOut(edge, -1), CopyStringIn(edge, -1)))
     for ars in spans:
         yield from _streams(ars)
-    for addr in (edge + k for edge in edges for k in range(-8, 5) if edge + k >= 0):
+    for ars in apart:
+        yield from _streams(ars)
+    for ars in [*spans, *apart]:
+        yield _Case("a reader: permissions are ignored if that is asked for", (CopyOutFrom(ars, ALL, _IGNORE),))
+        yield _Case("a writer: permissions are ignored if that is asked for", (CopyInTo(ars, ALL, _IGNORE),))
+    for edge in edges:
+        yield from _long_copies(max(edge - 8, 0), 2 * model.arch.page_size + 16)
+    words = [edge + k for edge in edges for k in range(-8, 5) if edge + k >= 0]
+    for addr in [*words, *(addr for addr, n in limits if n)]:
         yield from _atomics(addr)
+    for edge in edges:
+        for call in (SwapUint32(edge, 7), CopyInTo(_ranges(edge, 8)[0]), CopyStringIn(edge, 8)):
+            yield _Case("a page may be used for the first time by any call", (call,), filled=False)
     for addr, n in places:
         yield from _strings(addr, n)
-    for ars in spans:
+    for edge in edges:
+        yield from _long_strings(max(edge - 8, 0), model.arch.page_size + 100)
+    for ars in [*spans, *apart]:
         yield from _vectors(ars)
 
 
 @frozen(repr=False)
-class _ResumedCopyOut(CopyOut):
-    """A copy out and, where it faults, another of the rest from there."""
+class _Resumed(Operation):
+    """A call and, where it faults, the rest of it from there."""
+
+    call: Operation
 
     def run(self, io: IO) -> Any:
         try:
-            return super().run(io)
+            return self.call.run(io)
         except FaultError as fault:
-            moved = fault.transferred
-            rest = CopyOut(self.addr + moved, self.src[moved:], self.opts)
-            return describe(fault), "again from there", outcome(rest, io)
+            rest = _after(self.call, fault.transferred)
+            return outcome(self.call, io), "again from there", outcome(rest, io)
+
+    @property
+    def at(self) -> int:
+        return self.call.at
+
+    def __repr__(self) -> str:
+        return f"{self.call}, again, and then from where it stopped"
+
+
+def _after(call: Operation, moved: int) -> Operation:
+    """What is left of a copy."""
+    if isinstance(call, CopyOut):
+        return evolve(call, addr=call.addr + moved, src=call.src[moved:])
+    if isinstance(call, CopyIn | ZeroOut):
+        return evolve(call, addr=call.addr + moved, n=call.n - moved)
+    raise TypeError(f"{call} cannot be resumed")
 
 
 def _copies(addr: int, n: int) -> Iterator[_Case]:
-    for name, call in {
-        "copy_in": CopyIn(addr, n),
-        "copy_out": _ResumedCopyOut(addr, pattern(n)),
-        "zero_out": ZeroOut(addr, n),
-    }.items():
+    calls = {"copy_in": CopyIn(addr, n), "copy_out": CopyOut(addr, pattern(n)), "zero_out": ZeroOut(addr, n)}
+    for name, call in calls.items():
         if n:
-            yield _Case(f"{name} moves all, or says how much, where and why it stopped; no more changes", (call,))
+            rule = f"{name} moves all, or says how much, where and why it stopped; no more changes"
+            yield _Case(rule, (call, _Resumed(call)))
         else:
             yield _Case(f"{name} of no bytes needs no mapping, and faults outside user space", (call,))
+
+
+def _long_copies(addr: int, n: int) -> Iterator[_Case]:
+    """Over page ends inside a mapping. The copy in shows what was left in all of it."""
+    whole = _ranges(addr, n)[0]
+    for call in (CopyOut(addr, pattern(n)), CopyIn(addr, n), CopyOutFrom(whole), CopyInTo(whole), ZeroOut(addr, n)):
+        name = type(call).__name__
+        yield _Case(f"long calls go over page ends: {name}", (call, CopyIn(addr, n, _IGNORE)))
 
 
 def _copies_ignoring_permissions(addr: int, n: int) -> Iterator[_Case]:
@@ -194,46 +289,81 @@ def _strings(addr: int, n: int) -> Iterator[_Case]:
     """A string of n bytes whose NUL just fits or is missing, and limits around its end."""
     rule = "a string ends at its NUL, however near a fault, and is never read past its limit"
     for content in (pattern(n) + b"\0", pattern(n)):
-        for maxlen in {n, n + 1, n + _NEAR}:
-            yield _Case(rule, (CopyOut(addr, content, _IGNORE), CopyStringIn(addr, maxlen)))
+        stored = CopyOut(addr, content, _IGNORE)
+        for maxlen in (n, n + 1, n + _NEAR):
+            yield _Case(rule, (stored, CopyStringIn(addr, maxlen)))
+        yield _Case(f"{rule} (permissions ignored)", (stored, CopyStringIn(addr, n + 1, _IGNORE)))
+
+
+def _long_strings(addr: int, n: int) -> Iterator[_Case]:
+    rule = "a string may be longer than a page"
+    yield _Case(rule, (CopyOut(addr, pattern(n) + b"\0", _IGNORE), CopyStringIn(addr, n + 9, _IGNORE)))
 
 
 def _ranges(addr: int, n: int) -> list[AddrRangeSeq]:
     """The span alone, in two halves, and behind a range of no bytes."""
     spans = [[(addr, n)], [(addr, n // 2), (addr + n // 2, n - n // 2)], [(addr, 0), (addr, n)]]
-    return [AddrRangeSeq([AddrRange(start, start + length) for start, length in span]) for span in spans]
+    return [_seq(*span) for span in spans]
+
+
+def _seq(*pairs: tuple[int, int]) -> AddrRangeSeq:
+    return AddrRangeSeq([AddrRange(start, start + length) for start, length in pairs])
+
+
+def _ranges_apart(edges: list[int]) -> Iterator[AddrRangeSeq]:
+    """Ranges at two edges: the far one first, a bad one between good ones, overlapping, many, cut."""
+    neighbours = list(pairwise(edges))
+    for a, b in [*neighbours, *((b, a) for a, b in neighbours)]:
+        if min(a, b) < 8:
+            continue
+        yield _seq((b - 8, 8), (a - 8, 8))
+        yield _seq((a, 4), (b, 4), (a + 4, 4))
+        yield _seq((a - 8, 8), (a - 4, 4), (b - 8, 4), (b - 4, 2), (b - 2, 2))
+        yield _seq((a - 8, 6), (b - 8, 6), (a, 8)).take_first(13).drop_first(3)
 
 
 _TEMPERS = {
-    "called at most once, with exactly the accessible prefix, and not for no bytes": ALL,
-    "a stream that stops before the hole is no fault": Temper(5),
-    "its own error passes through, the same object, with the count of what moved before": Temper(3, StreamError),
-    "an error before any byte passes through without a count": Temper(0, StreamError),
-    "nothing to give now is BlockingIOError": Temper(0, BlockingIOError),
-    "would-block after progress is a short count": Temper(3, BlockingIOError),
+    "called at most once, with exactly the accessible prefix, and not for no bytes": (ALL, Temper(message=True)),
+    "a stream that stops before the hole is no fault": (Temper(5), Temper(0)),
+    "its own error passes through, the same object, with the count of what moved before": (
+        Temper(3, StreamError),
+        Temper(3, StreamOSError),
+        Temper(3, stream_fault),
+        Temper(2, stream_host_fault),
+        Temper(0, KeyboardInterrupt),
+    ),
+    "an error before any byte passes through without a count": (Temper(0, StreamError), Temper(0, stream_fault)),
+    "nothing to give now is BlockingIOError": (Temper(0, BlockingIOError),),
+    "would-block after progress is a short count": (Temper(3, BlockingIOError),),
 }
 
 
 def _streams(ars: AddrRangeSeq) -> Iterator[_Case]:
-    for rule, temper in _TEMPERS.items():
-        yield _Case(f"a reader: {rule}", (CopyOutFrom(ars, temper),))
-        yield _Case(f"a writer: {rule}", (CopyInTo(ars, temper),))
+    for rule, tempers in _TEMPERS.items():
+        for temper in tempers:
+            yield _Case(f"a reader: {rule}", (CopyOutFrom(ars, temper),))
+            yield _Case(f"a writer: {rule}", (CopyInTo(ars, temper),))
 
 
 def _vectors(ars: AddrRangeSeq) -> Iterator[_Case]:
     rule = "a vector moves the lesser of both sizes, range by range, each checked when it is reached"
-    for n in {ars.num_bytes, ars.num_bytes + 1, ars.num_bytes // 2}:
+    total = ars.num_bytes
+    for n in {total, total + 1, total // 2}:
         for call in (CopyInVec(ars, n), CopyOutVec(ars, pattern(n)), ZeroOutVec(ars, n)):
             yield _Case(rule, (call,))
+    for call in (CopyInVec(ars, total, _IGNORE), CopyOutVec(ars, pattern(total), _IGNORE)):
+        yield _Case(f"{rule} (permissions ignored)", (call,))
 
 
 def _atomics(addr: int) -> Iterator[_Case]:
     """Each needs its word whole, aligned where it must be, with the rights it uses, or faults at its address."""
-    load = LoadUint32(addr)
-    yield _Case("load_uint32 reads a whole, aligned word, and needs no right to write", (load,))
-    yield _Case("swap_uint32 stores the new value and returns the old", (SwapUint32(addr, 7), load))
-    for old, new in ((1, 2), (None, 0xDEADBEEF)):
-        yield _Case(
-            "compare_and_swap_uint32 stores iff the old value is there, and returns what was there",
-            (CompareAndSwapUint32(addr, old, new), load),
-        )
+    for opts, how in ((DEFAULT_OPTS, ""), (_IGNORE, " (permissions ignored)")):
+        load = LoadUint32(addr, opts)
+        yield _Case(f"load_uint32 reads a whole, aligned word, and needs no right to write{how}", (load,))
+        swap = SwapUint32(addr, 0xFEDCBA98, opts)
+        yield _Case(f"swap_uint32 stores the new value and returns the old{how}", (swap, load))
+        for old, new in ((1, 2), (None, 0xDEADBEEF)):
+            yield _Case(
+                f"compare_and_swap_uint32 stores iff the old value is there, and returns what was there{how}",
+                (CompareAndSwapUint32(addr, old, new, opts), load),
+            )

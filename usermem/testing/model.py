@@ -35,7 +35,12 @@ class ModelMemory:
     # --- mapping
 
     def map(self, addr: int, length: int, prot: int, max_prot: int = _EVERYTHING, file_size: int | None = None) -> None:
-        """Map whole pages of zeros, over what was there. Pages wholly beyond ``file_size`` bytes cannot be accessed."""
+        """Map whole pages of zeros, over what was there. Pages wholly beyond ``file_size`` bytes cannot be accessed.
+
+        Raises ValueError if address and length are not those of pages.
+        """
+        if addr % self.arch.page_size or length % self.arch.page_size or addr < 0 or length <= 0:
+            raise ValueError(f"{length:#x} bytes at {addr:#x} are no whole pages of {self.arch.page_size:#x} bytes")
         self.unmap(addr, length)
         for offset in range(0, length, self.arch.page_size):
             inside = file_size is None or offset < file_size
@@ -152,7 +157,7 @@ class ModelMemory:
         moved = 0
         try:
             if addrs:
-                moved = reader.read_to_blocks(BlockSeq(map(Block, buffers)))
+                moved = _possible(reader.read_to_blocks(BlockSeq(map(Block, buffers))), len(addrs))
         except BaseException as exc:
             moved = getattr(exc, "transferred", 0)
             if not (isinstance(exc, BlockingIOError) and moved):
@@ -169,7 +174,7 @@ class ModelMemory:
         moved = 0
         try:
             if addrs:
-                moved = writer.write_from_blocks(BlockSeq(map(Block, buffers)))
+                moved = _possible(writer.write_from_blocks(BlockSeq(map(Block, buffers))), len(addrs))
         except BlockingIOError as exc:
             moved = getattr(exc, "transferred", 0)
             if not moved:
@@ -179,10 +184,13 @@ class ModelMemory:
 
     def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.swap_uint32."""
+        _check_word(new)
         return self._word(addr, READ_WRITE, opts, lambda found: new)
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.compare_and_swap_uint32."""
+        _check_word(old)
+        _check_word(new)
         return self._word(addr, READ_WRITE, opts, lambda found: new if found == old else found)
 
     def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
@@ -193,6 +201,8 @@ class ModelMemory:
 
     def copy_string_in(self, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
         """See usermem.copy_string_in."""
+        if maxlen < 0:
+            raise ValueError(f"maxlen must not be negative: {maxlen}")
         found = bytearray()
         while len(found) < maxlen:
             at = addr + len(found)
@@ -224,6 +234,8 @@ class ModelMemory:
 
     def zero_out_vec(self, ars: AddrRangeSeq, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See usermem.zero_out_vec."""
+        if n < 0:
+            raise ValueError(f"n must not be negative: {n}")
         addrs, fault = self._first(n, ars, WRITE, opts)
         self.bytes.update(dict.fromkeys(addrs, 0))
         return _count_or_fault(len(addrs), fault)
@@ -289,6 +301,10 @@ class ModelBytes(ModelMemory):
         """See ModelMemory.reason."""
         return None if 0 <= addr < self.size else FaultReason.UNMAPPED
 
+    def map(self, addr: int, length: int, prot: int, max_prot: int = _EVERYTHING, file_size: int | None = None) -> None:
+        """Raises ValueError: there are no pages."""
+        raise ValueError("ModelBytes has no pages to map")
+
     def edges(self) -> list[int]:
         """See ModelMemory.edges."""
         return [0, self.size]
@@ -309,10 +325,21 @@ class ModelBytes(ModelMemory):
         return False
 
 
+def _check_word(value: int) -> None:
+    if not 0 <= value < 1 << 32:
+        raise ValueError(f"{value:#x} is no uint32")
+
+
 def _all_or_fault(addr: int, n: int, access: AccessType, reason: FaultReason | None) -> int:
     if reason is not None:
         raise FaultError(addr + n, access, reason, n)
     return n
+
+
+def _possible(moved: int, most: int) -> int:
+    if not 0 <= moved <= most:
+        raise ValueError(f"a reader or writer returned {moved} for {most} bytes")
+    return moved
 
 
 def _count_or_fault(moved: int, fault: FaultError | None) -> int:

@@ -7,18 +7,23 @@ and hold the same give equal outcomes.
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
-from hostarch import AddrRangeSeq
-from safemem import BlockSeq, ReaderFunc, WriterFunc
-from usermem.errors import FaultError, NameTooLongError
+from hostarch import READ, AddrRangeSeq
+from safemem import BlockSeq, HostFaultError
+from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.iovec import copy_out_iovecs, iovecs_io_sequence
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
 from usermem.strings import copy_string_in
+from usermem.testing.model import ModelMemory
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
 
 _UNTOUCHED = b"\xee"
@@ -28,15 +33,36 @@ class StreamError(Exception):
     """What a reader or writer of an operation raises."""
 
 
+class StreamOSError(OSError):
+    """The same, with an errno: EIO."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO))
+
+
+def stream_fault() -> FaultError:
+    """A fault of a reader's or writer's own memory, as a copy between two guests has it."""
+    return FaultError(0xDEAD000, READ, FaultReason.UNMAPPED)
+
+
+def stream_host_fault() -> HostFaultError:
+    """A host fault of a reader's or writer's own memory."""
+    return HostFaultError(0xDEAD000, signal.SIGBUS)
+
+
 @frozen
 class Temper:
-    """How a reader or writer behaves: it moves at most ``most`` bytes (None: all), then raises ``error`` if one is set.
+    """How a reader or writer behaves: it moves at most ``most`` bytes (None: all), then raises ``error()`` if set.
 
-    ``error`` carries the bytes it moved in ``transferred``, if there are any.
+    The error carries the bytes that were moved in ``transferred``, if there are any. With ``message`` it is
+    message-oriented.
     """
 
     most: int | None = None
-    error: type[Exception] | None = field(default=None, repr=lambda error: getattr(error, "__name__", "None"))
+    error: Callable[[], BaseException] | None = field(
+        default=None, repr=lambda error: getattr(error, "__name__", "None")
+    )
+    message: bool = False
 
 
 ALL = Temper()
@@ -147,7 +173,7 @@ class CopyOutFrom(_AtRanges):
                 data = data[len(part) :]
 
         stream = _Stream(self.reader, give)
-        return stream.watch(lambda: io.copy_out_from(self.ars, ReaderFunc(stream.call), self.opts))
+        return stream.watch(lambda: io.copy_out_from(self.ars, stream, self.opts))
 
 
 @frozen(repr=False)
@@ -160,7 +186,7 @@ class CopyInTo(_AtRanges):
     def run(self, io: IO) -> Any:
         """See Operation."""
         stream = _Stream(self.writer, lambda srcs, n: srcs.tobytes().hex())
-        return stream.watch(lambda: io.copy_in_to(self.ars, WriterFunc(stream.call), self.opts))
+        return stream.watch(lambda: io.copy_in_to(self.ars, stream, self.opts))
 
 
 @frozen(repr=False)
@@ -238,9 +264,8 @@ class CopyOutVec(_AtRanges):
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        plain = getattr(io, "copy_out_vec", None)  # the model has its own, so as not to be judged by itself
-        if plain is not None:
-            return plain(self.ars, self.src, self.opts)
+        if isinstance(io, ModelMemory):  # it has its own, so as not to be judged by the library's
+            return io.copy_out_vec(self.ars, self.src, self.opts)
         return copy_out_vec(io, self.ars, self.src, self.opts)
 
 
@@ -253,9 +278,8 @@ class ZeroOutVec(_AtRanges):
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        plain = getattr(io, "zero_out_vec", None)
-        if plain is not None:
-            return plain(self.ars, self.n, self.opts)
+        if isinstance(io, ModelMemory):
+            return io.zero_out_vec(self.ars, self.n, self.opts)
         return zero_out_vec(io, self.ars, self.n, self.opts)
 
 
@@ -274,26 +298,41 @@ class Readv(_AtAddr):
         return CopyOutFrom(seq.addrs, self.reader, self.opts).run(io)
 
 
+@frozen
+class Raised:
+    """An exception that is no fault, as the outcome of a call: equal to another of the same type."""
+
+    kind: str
+    error: Exception = field(eq=False)
+
+    def __repr__(self) -> str:
+        return f"{self.kind}: {self.error}"
+
+
 def outcome(operation: Operation, io: IO) -> Any:
     """What the operation gave on this IO, to be compared with another's and read: errors are told, none is raised."""
     try:
         return operation.run(io)
     except FaultError as fault:
         return describe(fault)
-    except (ValueError, TypeError) as exc:
-        return type(exc).__name__
-    except Exception as exc:  # whatever else an IO raises is an answer too, and a wrong one
-        return f"{type(exc).__name__}: {exc}"
+    except Exception as exc:  # whatever an IO raises is an answer, and may be a wrong one
+        return Raised(type(exc).__name__, exc)
 
 
 def describe(fault: FaultError) -> str:
     """All that a fault says, in words."""
-    return f"FaultError at {fault.address:#x} after {fault.transferred} bytes ({fault.access}, {fault.reason.value})"
+    text = f"FaultError at {fault.address:#x} after {fault.transferred} bytes ({fault.access}, {fault.reason.value})"
+    try:
+        again = pickle.loads(pickle.dumps(fault))
+    except Exception as exc:
+        return f"{text}, which cannot be pickled: {exc}"
+    same = (again.address, again.transferred) == (fault.address, fault.transferred)
+    return text if same else f"{text}, which pickling changes"
 
 
 def pattern(n: int) -> bytes:
     """n bytes in an order that shows a shift, none of them 0."""
-    return bytes(1 + 7 * i % 251 for i in range(n))
+    return (bytes(1 + 7 * i % 251 for i in range(251)) * (n // 251 + 1))[:n]
 
 
 def _filling(n: int, call: Callable[[bytearray], int]) -> Any:
@@ -302,41 +341,45 @@ def _filling(n: int, call: Callable[[bytearray], int]) -> Any:
     try:
         result: Any = call(dst)
     except FaultError as fault:
-        result = describe(fault)
+        result = describe(fault) if fault.partial is None else f"{describe(fault)}, with a partial result"
     return result, "read", dst.hex()
 
 
 class _Stream:
-    """A reader or writer of a temper, which notes what it was called with."""
+    """A Reader and a Writer of a temper, which notes what it was called with."""
 
     def __init__(self, temper: Temper, move: Callable[[BlockSeq, int], Any]) -> None:
+        self.message_oriented = temper.message
         self._temper = temper
         self._move = move
         self._calls: list[Any] = []
-        self._raised: list[Exception] = []
+        self._raised: BaseException | None = None
 
-    def call(self, blocks: BlockSeq) -> int:
+    def read_to_blocks(self, blocks: BlockSeq) -> int:
         most = self._temper.most
         n = blocks.num_bytes if most is None else min(most, blocks.num_bytes)
         moved = self._move(blocks, n)
         self._calls.append(blocks.num_bytes if moved is None else (blocks.num_bytes, moved))
         if self._temper.error is None:
             return n
-        error = self._temper.error()
+        self._raised = self._temper.error()
         if n:
-            error.transferred = n  # type: ignore[attr-defined]
-        self._raised.append(error)
-        raise error
+            self._raised.transferred = n  # type: ignore[attr-defined]
+        raise self._raised
+
+    write_from_blocks = read_to_blocks
 
     def watch(self, call: Callable[[], int]) -> Any:
         """What the call gave, and what it called the stream with."""
         try:
             result: Any = call()
-        except FaultError as fault:
-            result = describe(fault)
-        except Exception as exc:
-            if self._temper.error is None or not isinstance(exc, self._temper.error):
+        except BaseException as exc:
+            if exc is self._raised:
+                result = f"the same {type(exc).__name__} after {getattr(exc, 'transferred', 0)} bytes"
+            elif isinstance(exc, FaultError):
+                result = describe(exc)
+            elif type(exc) is type(self._raised):
+                result = f"another {type(exc).__name__}"
+            else:
                 raise
-            which = "the same" if self._raised and exc is self._raised[-1] else "another"
-            result = f"{which} {type(exc).__name__} after {getattr(exc, 'transferred', 0)} bytes"
         return result, "called with", self._calls

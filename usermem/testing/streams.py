@@ -6,8 +6,9 @@ memory that faults (Linux), some blocks fault too: what a fault kept from its pl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from itertools import accumulate, cycle
+from itertools import accumulate, chain, cycle, islice, repeat
 
 from attrs import frozen
 
@@ -17,7 +18,8 @@ from usermem.testing.faulty_memory import FaultyMemory
 from usermem.testing.operations import pattern
 
 _GUARD = b"\xee"
-_PATIENCE = 1000
+_PATIENCE = 2.0  # seconds to wait for a stream that would block
+_SMALL_CALLS = 300  # then large ones, so that a long stream does not take for ever
 
 
 @frozen
@@ -34,6 +36,8 @@ class _Call:
         starts = accumulate(self.sizes, initial=0)
         return _Call(tuple(max(0, min(size, left - start)) for size, start in zip(self.sizes, starts, strict=False)))
 
+
+_LARGE = _Call((1 << 17,))
 
 # The calls of a run, one after the other and from the start again.
 _SHAPES = {
@@ -60,6 +64,7 @@ class _Memory:
         good = call.sizes if call.faulty is None else call.sizes[:-1]
         self._buffers = [bytearray(_GUARD * (size + 2)) for size in good]
         self._faulty: FaultyMemory | None = None
+        self.fault_address: int | None = None
         self.accessible = sum(good) + (call.faulty or 0)
         content = content.ljust(self.accessible, _GUARD)
         blocks = []
@@ -69,8 +74,14 @@ class _Memory:
             blocks.append(Block(inside))
         if call.faulty is not None:
             self._faulty = FaultyMemory("bus")
+            self.fault_address = self._faulty.edge
             blocks.append(self._faulty.block(call.sizes[-1], call.faulty, content))
         self.blocks = BlockSeq(blocks)
+
+    def reuse(self) -> None:
+        """Write something else into the blocks that do not fault."""
+        for buffer in self._buffers:
+            buffer[1:-1] = bytes(len(buffer) - 2)
 
     def content(self) -> bytes:
         """All that is accessible. Raises AssertionError if something was written around the blocks."""
@@ -106,30 +117,36 @@ class _Run:
         """One call, again while it would block: how many bytes it moved. Sets ``ended`` at the end of the stream."""
         self._calls += 1
         try:
-            n = self._ask(memory.blocks)
-        except HostFaultError as exc:
-            n = exc.transferred
-            self.check("a fault counts the bytes before it", n, memory.accessible, exc)
+            n = self._ask(memory)
+        except AssertionError:
+            raise
         except Exception as exc:
-            n = self._end_with(exc)
+            if isinstance(exc, HostFaultError) and exc.address == memory.fault_address:
+                n = exc.transferred
+                self.check("a fault counts the bytes before it", n, memory.accessible, exc)
+            else:
+                n = self._end_with(exc)
         else:
             if n == 0 and memory.blocks.num_bytes:
-                self._end_with_0(memory.blocks)
+                self._end_with_0(memory)
         if not isinstance(n, int) or not 0 <= n <= memory.accessible:
             raise self._failure("a count is an int that there is room for", n, f"0 to {memory.accessible}")
         return n
 
-    def _ask(self, blocks: BlockSeq) -> int:
-        for _ in range(_PATIENCE):
+    def _ask(self, memory: _Memory) -> int:
+        """Make the call, again while it would block."""
+        before = memory.content()
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
             try:
-                return self._move(blocks)
+                return self._move(memory.blocks)
             except BlockingIOError as exc:
                 n: int = getattr(exc, "transferred", 0)
                 if n:
                     return n
-        raise self._failure(
-            "would-block ends when there is something to do", f"it {_PATIENCE} times", "bytes or an end"
-        )
+                self.check("would-block without a count has moved nothing", memory.content(), before, exc)
+            time.sleep(0.0005)
+        raise self._failure("would-block comes to an end", f"would-block for {_PATIENCE} s", "bytes or the end")
 
     def _end_with(self, error: Exception) -> int:
         """The stream ended with an error: how many bytes were moved before it."""
@@ -140,13 +157,18 @@ class _Run:
         n: int = getattr(error, "transferred", 0)
         return n
 
-    def _end_with_0(self, blocks: BlockSeq) -> None:
+    def _end_with_0(self, memory: _Memory) -> None:
         """The stream ended, and says so again."""
         if self._error is not None:
             raise self._failure("the error that was announced, and not the end", 0, self._error.__name__)
         self.ended = True
         for _ in range(2):
-            self.check("the end of the stream stays its end", self._ask(blocks), 0)
+            self.check("the end of the stream stays its end", self._ask(memory), 0)
+
+    def check_error_came(self) -> None:
+        """The error that was announced has come."""
+        if self._error is not None and not self.ended:
+            raise self._failure("the error that was announced comes", "no error", self._error.__name__)
 
     def check_empty(self) -> None:
         """An empty sequence moves nothing and raises nothing, whatever waits."""
@@ -163,7 +185,7 @@ def check_reader(make: Callable[[], Reader], stream: bytes, error: type[Exceptio
 
     However it is asked, the same bytes come, each once and in order, and nothing behind them is touched; an empty
     sequence gives 0 and changes nothing; the end stays the end; an error counts the bytes before it; bytes that a
-    fault kept back come next. A Reader that would block is asked again, a thousand times.
+    fault kept back come next. A Reader that would block is asked again, for two seconds.
 
     Raises AssertionError that tells the rule, the shape and the call; ValueError for a message-oriented Reader.
     """
@@ -171,7 +193,7 @@ def check_reader(make: Callable[[], Reader], stream: bytes, error: type[Exceptio
         reader = make()
         refuse_messages(reader, "make: the Reader")
         run = _Run(shape, reader.read_to_blocks, error)
-        for call in cycle(calls):
+        for call in chain(islice(cycle(calls), _SMALL_CALLS), repeat(_LARGE)):
             run.check_empty()
             memory = _Memory(call)
             n = run.call(memory)
@@ -191,8 +213,9 @@ def check_writer(
 ) -> None:
     """``make()`` gives a new Writer and a function that tells all bytes that have arrived where it writes to.
 
-    However ``stream`` is cut, what has arrived is what the Writer counted, and the blocks are as they were. It may
-    take less than all: then comes its end or, if given, an ``error``. The other rules are those of check_reader.
+    However ``stream`` is cut, what has arrived is what the Writer counted, and the blocks are as they were; after the
+    call their memory is used for something else. The Writer may take less than all: then comes its end or, if given,
+    an ``error``, which must come. The other rules are those of check_reader.
 
     Raises AssertionError that tells the rule, the shape and the call; ValueError for a message-oriented Writer.
     """
@@ -200,16 +223,18 @@ def check_writer(
         writer, arrived = make()
         refuse_messages(writer, "make: the Writer")
         run = _Run(shape, writer.write_from_blocks, error)
-        for call in cycle(calls):
+        for call in chain(islice(cycle(calls), _SMALL_CALLS), repeat(_LARGE)):
             run.check_empty()
             memory = _Memory(call.up_to(len(stream) - run.done), stream[run.done :])
             before = memory.content()
             n = run.call(memory)
             run.check("the blocks of a Writer are not changed", memory.content(), before)
+            memory.reuse()
             run.done += n
             run.check("what was counted has arrived, once, and no more", arrived(), stream[: run.done])
             if run.ended or run.done == len(stream):
                 break
+        run.check_error_came()
 
 
 def _shapes() -> Iterator[tuple[str, tuple[_Call, ...]]]:
