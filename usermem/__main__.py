@@ -1,4 +1,4 @@
-"""``python -m usermem [FILE]``: the tour."""
+"""``python -m usermem [FILE]``: the tour. ``python -m usermem doctor``: what this host offers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from usermem.doctor import doctor
 from usermem.tour import tour
 
 
@@ -21,9 +22,12 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         type=Path,
         default=Path(argparse.__file__),
-        help="default: a Python source file",
+        help="default: a Python source file; the word doctor tells instead what this host offers, and what is used",
     )
     args = parser.parse_args(argv)
+    if args.file == Path("doctor"):
+        print(doctor(), end="")
+        return 0
     if not args.file.is_file():
         parser.error(f"{args.file} is not a regular file")
     return tour(args.file)

@@ -6,6 +6,7 @@ Each stage is a function over the guest, so that it can be read, and tested, by 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import threading
 from collections.abc import Callable
@@ -85,10 +86,23 @@ def tour(file: Path, say: Say = print) -> int:
         read_path(guest, file, say)
         read_argv(guest, file, say)
         counted = swap_futex_word(guest, say)
-        digest = write_to_pipe(guest, say)
-    same = digest == expected
-    say(f"\nSHA-256 of what came out: {digest[:16]}…, {'the same' if same else 'NOT THE SAME'}")
+        digests = [write_to_pipe(guest, say)]
+        say(f"   SHA-256 of what came out: {digests[0][:16]}…")
+        if ssl_is_there():
+            from usermem.tour_tls import read_over_tls
+
+            digests.append(read_over_tls(space, guest.buffers, data, say))
+            say(f"   SHA-256 of what came in: {digests[1][:16]}…")
+        else:
+            say("\n7. This Python has no ssl module, so nothing is read over TLS.")
+    same = set(digests) == {expected}
+    say(f"\nAfter {len(digests)} ways the bytes are {'the same' if same else 'NOT THE SAME'}")
     return 0 if same and counted else 1
+
+
+def ssl_is_there() -> bool:
+    """Whether this Python was built with ssl."""
+    return importlib.util.find_spec("_ssl") is not None
 
 
 def read_file(guest: Guest, file: Path, say: Say) -> None:

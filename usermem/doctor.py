@@ -1,0 +1,59 @@
+"""``python -m usermem doctor``: which ways this host offers, which of them are used, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+
+from safemem import HostFaultError, atomics, safecopy
+
+
+def doctor() -> str:
+    """The report, a line for each way."""
+    rows = [("python", *_python()), ("atomics", *_atomics()), ("safecopy", *_safecopy()), *_tls()]
+    return "".join(f"{name:10} {tier:14} {why}\n" for name, tier, why in rows)
+
+
+def _python() -> tuple[str, str]:
+    return platform.python_version(), f"{platform.python_implementation()} on {platform.system()} {platform.machine()}"
+
+
+def _atomics() -> tuple[str, str]:
+    return atomics.tier(), "atomic against each other in this process, not against plain copies or other processes"
+
+
+def _safecopy() -> tuple[str, str]:
+    """Whether memory that may fault can be copied: tried on a page that cannot be there."""
+    try:
+        safecopy.copy_in(memoryview(bytearray(1)), 0)
+    except HostFaultError:
+        return "process_vm", "memory that may fault is copied by process_vm_readv and process_vm_writev"
+    except OSError as exc:
+        return "none", f"memory that may fault cannot be copied: {exc.strerror or os.strerror(exc.errno or 0)}"
+    return "none", "process_vm_readv does not notice faults"
+
+
+def _tls() -> Iterator[tuple[str, str, str]]:
+    """The AEAD engines, the one that is used first."""
+    try:
+        import ssl
+    except ImportError:
+        yield "ssl", "none", "this Python has no ssl module"
+        return
+    from safemem.tls import EngineError, engine
+    from safemem.tls.aead import NAMES
+
+    yield "ssl", "stdlib", ssl.OPENSSL_VERSION
+    chosen = ""
+    for name in NAMES:
+        try:
+            found = engine(name)
+        except EngineError as exc:
+            yield "AEAD", f"not {name}"[:14], str(exc)
+        else:
+            used = "used: the first that gives the known answers" if not chosen else "on demand"
+            chosen = chosen or name
+            yield "AEAD", name, f"{found.version()}; {used}"
+    if not chosen:
+        yield "AEAD", "none", "TLSReader and TLSWriter cannot be used; SSLObjectReader can"
