@@ -151,8 +151,6 @@ class TLSReader:
         """The same, but until ``n`` bytes are there or the stream ends; with as few receives as that takes."""
         if not dsts:
             return 0
-        for block in dsts:
-            check_writable(block, "dsts")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("another read is under way")
         try:
@@ -213,6 +211,14 @@ class TLSReader:
         try:
             for block in dsts:
                 room = len(block)
+                check_writable(block, "dsts")
+                start = self._plain
+                if room <= self._plain_end - start and not block.need_safecopy:
+                    # The rest of a record fills small blocks: a page costs 0.4 us so, and 1.2 by _fill.
+                    block.view()[:] = self._deframer.buffer[start : start + room]
+                    self._plain = start + room
+                    done += room
+                    continue
                 n = self._fill(block)
                 done += n
                 if n < room:
