@@ -134,7 +134,7 @@ def test_no_module_is_long(path: Path) -> None:
     assert path.read_text().count("\n") <= 400
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", [*PACKAGES, "safemem.tls", "usermem.testing"])
 def test_all_is_what_is_there(name: str) -> None:
     """``__all__`` names every public name of a package once, and no more: its submodules only where it says so."""
     package = importlib.import_module(name)
