@@ -52,8 +52,12 @@ class SSLObjectWriter:
         """
         if not srcs:
             return 0
-        if not self._push():
-            raise would_block()
+        with self._exclusive():
+            if not self._push():
+                raise would_block()
+            return self._write(srcs)
+
+    def _write(self, srcs: BlockSeq) -> int:
         done = 0
         try:
             for block in srcs:
@@ -87,38 +91,47 @@ class SSLObjectWriter:
 
     def flush(self) -> None:
         """Send what waits, answers to the peer's messages too. Raises BlockingIOError if not all of it can go now."""
-        if not self._push():
-            raise would_block()
+        with self._exclusive():
+            if not self._push():
+                raise would_block()
 
     def close_notify(self) -> None:
         """Tell the peer that nothing more comes, and send what waits. Raises BlockingIOError as :meth:`flush`."""
-        with self._lock, ExitStack() as stack:
-            if self._reader is not None:
-                stack.enter_context(self._reader.set_aside())
-            # The peer's own close_notify is the reader's to find.
-            stack.enter_context(suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLSyscallError))
-            self._tls.unwrap()
-        self.flush()
+        with self._exclusive():
+            with self._lock, ExitStack() as stack:
+                if self._reader is not None:
+                    stack.enter_context(self._reader.set_aside())
+                # The peer's own close_notify is the reader's to find.
+                stack.enter_context(suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLSyscallError))
+                self._tls.unwrap()
+            if not self._push():
+                raise would_block()
 
     def answer(self) -> None:
-        """Send what the peer's messages call for, unless somebody is sending. An error waits for the next write."""
-        if self._held is None:
-            self._push_or_hold(wait=False)
+        """Send what the peer's messages call for, unless somebody is sending. An error waits for the next write.
 
-    def _push(self, wait: bool = True) -> bool:
-        """Send what waits; whether all of it went, or goes: what another thread is sending is left to it."""
-        while self._sending.acquire(blocking=wait):
+        The reader must not wait here for a large write to go: the peer may be waiting for the reader.
+        """
+        while self._held is None and (self._waiting or self._has_output()) and self._sending.acquire(blocking=False):
             try:
-                if not self._send_all():
-                    return False
+                if not self._push_or_hold():
+                    break
             finally:
                 self._sending.release()
-            with self._lock:
-                if not self._outgoing.pending:  # or it came while others could not send it
-                    break
-        return True
 
-    def _send_all(self) -> bool:
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._sending:
+            yield
+        if not self._waiting:
+            self.answer()  # it came while we were sending
+
+    def _has_output(self) -> bool:
+        with self._lock:
+            return self._outgoing.pending > 0
+
+    def _push(self) -> bool:
+        """Send what waits; whether all of it went."""
         if self._held is not None:
             held, self._held = self._held, None
             raise held
@@ -141,9 +154,9 @@ class SSLObjectWriter:
                 return False
             self._waiting = self._waiting[n:]
 
-    def _push_or_hold(self, wait: bool = True) -> bool:
+    def _push_or_hold(self) -> bool:
         try:
-            return self._push(wait)
+            return self._push()
         except OSError as exc:
             self._held = exc.with_traceback(None)
             return False
