@@ -273,6 +273,8 @@ class SSLObjectReader:
                 n = 0
             except ssl.SSLError as exc:
                 self._held = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
+                if self._writer is not None:
+                    self._writer.answer()  # the alert
                 break
             if not n:
                 self.eof = True
