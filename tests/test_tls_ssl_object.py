@@ -172,8 +172,8 @@ def test_truncation(version: ssl.TLSVersion, allow: bool) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_record_that_is_not_authentic(version: ssl.TLSVersion) -> None:
-    """Data first, then the error, again and again."""
-    source, reader, _ = in_memory(version)
+    """Data first, then the error, again and again; the peer is sent an alert."""
+    source, reader, sink = in_memory(version)
     good = source.feed(b"good")
     bad = bytearray(source.feed(b"evil"))
     bad[-1] ^= 1
@@ -184,6 +184,7 @@ def test_a_record_that_is_not_authentic(version: ssl.TLSVersion) -> None:
         with pytest.raises(ssl.SSLError):
             reader.read_to_blocks(dsts)
     assert dsts.tobytes() == b"good" + b"\xee" * 6
+    assert len(sink.calls) == 1
 
 
 @pytest.mark.parametrize("version", VERSIONS)

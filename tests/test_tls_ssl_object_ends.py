@@ -114,6 +114,20 @@ def test_two_threads_send_each_byte_once() -> None:
     assert len(sent) == 1
 
 
+def test_the_reader_sends_answers() -> None:
+    """What the SSLObject has to say goes out before the reader waits; where it cannot, the reader goes on."""
+    source, reader, sink = in_memory(VERSIONS[1])
+    writer = reader._writer
+    assert writer is not None
+    sink.script = [3, BlockingIOError()]
+    writer._outgoing.write(b"answer")
+    source.feed(b"data")
+    assert reader.read_to_blocks(room(4)) == 4
+    assert bytes(sink.got) == b"ans"
+    writer.flush()
+    assert bytes(sink.got) == b"answer"
+
+
 def test_key_updates_and_tickets() -> None:
     """Our own writer at the other end updates its keys and asks us to: the data is all there, and so is the answer."""
     server = server_context(num_tickets=3)

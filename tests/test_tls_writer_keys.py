@@ -67,6 +67,17 @@ def test_the_answer_comes_before_the_next_data() -> None:
     ]
 
 
+def test_an_answer_that_cannot_be_sent() -> None:
+    """It fills the buffer and fails before any data was taken: the error comes at once."""
+    sink = Sink(ConnectionResetError())
+    tls = TLSWriter(sink, SECRET, buffer_size=SMALLEST)
+    tls.answer_key_update()
+    with pytest.raises(ConnectionResetError):
+        tls.write_from_blocks(blocks(bytes(20_000)))
+    assert tls.write_from_blocks(blocks(bytes(20_000))) == 20_000
+    assert [record.kind for record in opened(sink.got)] == [HANDSHAKE, DATA, DATA]
+
+
 def test_an_update_of_ones_own_is_an_answer_too() -> None:
     """The peer asked, and gets new keys: once is enough."""
     sink = Sink()
