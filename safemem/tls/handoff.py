@@ -193,15 +193,23 @@ class _Keylog:
     def secrets(self, client_random: bytes) -> dict[str, bytes]:
         """The secrets of one handshake, by their labels."""
         with self._lock:  # what is there may be of other handshakes too
-            *whole, self._rest = (self._rest + self._new()).split("\n")
-            for line in whole:
-                self._lines.setdefault([*line.split(), "", ""][1], []).append(line + "\n")
+            self._sort()
             lines = self._lines.pop(client_random.hex(), [])
-        found = {label: bytes.fromhex(secret) for label, _, secret in map(str.split, lines)}
-        if self._before:  # somebody debugs: they get what they would have got
+            self._pass_on(lines)
+        return {label: bytes.fromhex(secret) for label, _, secret in map(str.split, lines)}
+
+    def _sort(self) -> None:
+        """Take what has come, by the client's random."""
+        *whole, self._rest = (self._rest + self._new()).split("\n")
+        for line in whole:
+            if not line.startswith("#"):
+                self._lines.setdefault([*line.split(), "", ""][1], []).append(line + "\n")
+
+    def _pass_on(self, lines: list[str]) -> None:
+        """Somebody who debugs gets what they would have got."""
+        if self._before:
             with Path(self._before).open("a", encoding="ascii") as file:
                 file.writelines(lines)
-        return found
 
     def _new(self) -> str:
         """What has been written since the last call."""
@@ -215,8 +223,12 @@ class _Keylog:
         return found.decode("ascii")
 
     def close(self) -> None:
-        """Point the context back."""
+        """Point the context back, and pass on what nobody has asked for: of handshakes that failed, or of others."""
         self._context.keylog_filename = self._before
+        with suppress(OSError):
+            self._sort()
+            for lines in self._lines.values():
+                self._pass_on(lines)
         for fd in {self._read, self._write}:
             os.close(fd)
 
