@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from safemem import read_full_to_blocks
-from safemem.tls import Handoff, handshake
+from safemem.tls import Handoff, TLSError, handshake
 from sample_blocks import blocks, room
 from tls_peers import CERTIFICATE, KEY, client_context, peer, send_and_close, server_context, tls_peer
 
@@ -64,6 +64,18 @@ def test_a_keylog_of_the_users(tmp_path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     assert lines[:5] == ours
     assert len(lines) == 10
+
+
+@pytest.mark.usefixtures("kind")
+def test_a_keylog_of_a_version_that_is_refused(tmp_path: Path) -> None:
+    """Their file gets the line of a handshake that we did not go on with, too."""
+    path = tmp_path / "keys"
+    context = client_context(keylog_filename=str(path))
+    old = server_context(maximum_version=ssl.TLSVersion.TLSv1_2)
+    with peer(tls_peer(lambda tls: None, old)) as sock, pytest.raises(TLSError):
+        handshake(sock, context, server_hostname="localhost")
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert [line.split()[0] for line in lines] == ["CLIENT_RANDOM"]
 
 
 def test_a_handshake_that_fails_puts_the_context_back(tmp_path: Path) -> None:
