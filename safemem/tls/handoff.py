@@ -124,7 +124,8 @@ def _run(
     sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool
 ) -> tuple[bytes, bytes]:
     """Do the handshake. Returns the client's random, and what was sent after the last record that was received."""
-    hello = b""
+    hello = record = b""
+    body = 0  # how much of the record is to come
     while True:
         done = True
         try:
@@ -132,7 +133,8 @@ def _run(
         except ssl.SSLWantReadError:
             done = False
         except ssl.SSLError:
-            sock.sendall(outgoing.read())  # the alert
+            with suppress(OSError):  # the peer may be gone; this is why it failed
+                sock.sendall(outgoing.read())
             raise
         sent = outgoing.read()
         if not server_side:
@@ -141,16 +143,18 @@ def _run(
             sock.sendall(sent)
         if done:
             return hello[_RANDOM], sent
-        record = _one_record(sock)
-        if server_side:
-            hello = hello or record
-        incoming.write(record)
-
-
-def _one_record(sock: socket.socket) -> bytes:
-    """The next record, and no byte more."""
-    record = _exactly(sock, HEADER, False)
-    return record + _exactly(sock, int.from_bytes(record[3:], "big"), True)
+        # Never a byte of the next record. The header goes alone: OpenSSL sees at once what is no TLS, whose length
+        # would be one that never comes.
+        if body:
+            part = _exactly(sock, body, True)
+            record += part
+            body = 0
+            if server_side:
+                hello = hello or record
+        else:
+            record = part = _exactly(sock, HEADER, False)
+            body = int.from_bytes(part[3:], "big")
+        incoming.write(part)
 
 
 def _exactly(sock: socket.socket, n: int, inside: bool) -> bytes:
@@ -180,25 +184,51 @@ class _Keylog:
         self._context = context
         self._before = context.keylog_filename
         self._read, self._write = _memory_file()
+        self._at = 0
+        self._rest = ""
+        self._lines: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
         context.keylog_filename = f"/dev/fd/{self._write}"
 
     def secrets(self, client_random: bytes) -> dict[str, bytes]:
         """The secrets of one handshake, by their labels."""
-        found = {}
-        lines = []
-        for line in _content(self._read).splitlines():
-            label, random, secret = [*line.split(), "", "", ""][:3]
-            if random == client_random.hex():
-                found[label] = bytes.fromhex(secret)
-                lines.append(line + "\n")
-        if self._before:  # somebody debugs: they get what they would have got
+        with self._lock:  # what is there may be of other handshakes too
+            self._sort()
+            lines = self._lines.pop(client_random.hex(), [])
+            self._pass_on(lines)
+        return {label: bytes.fromhex(secret) for label, _, secret in map(str.split, lines)}
+
+    def _sort(self) -> None:
+        """Take what has come, by the client's random."""
+        *whole, self._rest = (self._rest + self._new()).split("\n")
+        for line in whole:
+            if not line.startswith("#"):
+                self._lines.setdefault([*line.split(), "", ""][1], []).append(line + "\n")
+
+    def _pass_on(self, lines: list[str]) -> None:
+        """Somebody who debugs gets what they would have got."""
+        if self._before:
             with Path(self._before).open("a", encoding="ascii") as file:
                 file.writelines(lines)
-        return found
+
+    def _new(self) -> str:
+        """What has been written since the last call."""
+        found = b""
+        with suppress(BlockingIOError):
+            while part := (
+                os.pread(self._read, 1 << 16, self._at) if self._read == self._write else os.read(self._read, 1 << 16)
+            ):
+                found += part
+                self._at += len(part)
+        return found.decode("ascii")
 
     def close(self) -> None:
-        """Point the context back."""
+        """Point the context back, and pass on what nobody has asked for: of handshakes that failed, or of others."""
         self._context.keylog_filename = self._before
+        with suppress(OSError):
+            self._sort()
+            for lines in self._lines.values():
+                self._pass_on(lines)
         for fd in {self._read, self._write}:
             os.close(fd)
 
@@ -233,12 +263,3 @@ def _memory_file() -> tuple[int, int]:
     os.set_blocking(read, False)
     os.set_blocking(write, False)  # a full pipe must not stop a handshake
     return read, write
-
-
-def _content(fd: int) -> str:
-    try:
-        return os.pread(fd, 1 << 24, 0).decode("ascii")
-    except OSError:
-        with suppress(BlockingIOError):
-            return os.read(fd, 1 << 20).decode("ascii")
-    return ""

@@ -24,7 +24,7 @@ from safemem.tls.crypto_info import CryptoInfo
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import TLSError
 from safemem.tls.reader import BUFFER_SIZE
-from safemem.tls.record import TAG, ContentType
+from safemem.tls.record import MAX_RECORD, TAG, ContentType
 from safemem.tls.transport import receiver
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _DATA = int(ContentType.APPLICATION_DATA)
 _KEY_UPDATE = 24
+_VERSION = b"\x03\x03"
 
 
 @frozen
@@ -55,10 +56,13 @@ class KernelTLSReader:
         buffer_size: int = BUFFER_SIZE,
         engine_name: str | None = None,
     ) -> None:
-        """``info`` is what the guest has set; ``received`` what had been received before, and not read."""
+        """``info`` is what the guest has set; ``received`` what had been received before, and not read.
+
+        Raises ValueError if the buffer would hold no record, TypeError if the source is none, EngineError.
+        """
         self._receive_into = receiver(source)
         self._engine = engine(engine_name)
-        self._deframer = Deframer(max(buffer_size, len(received)))
+        self._deframer = Deframer(max(buffer_size, len(received)) if buffer_size >= MAX_RECORD else buffer_size)
         self._deframer.space()[: len(received)] = received
         self._deframer.received(len(received))
         self._lock = threading.Lock()
@@ -85,7 +89,8 @@ class KernelTLSReader:
         self._expired = False
 
     def recvmsg(self, dsts: BlockSeq, has_control: bool = True) -> Received:
-        """Fill dsts. ``has_control`` is whether the guest gave room for control data, the record's type.
+        """Fill dsts; an empty sequence is 0 at once. ``has_control`` is whether the guest gave room for control data,
+        the record's type.
 
         A count of 0 is the end of the transport, or a record without content (``record_type`` tells: 0 is the end).
 
@@ -93,6 +98,8 @@ class KernelTLSReader:
         EKEYEXPIRED after a key update; EMSGSIZE, EBADMSG, EINVAL for a record that is wrong, from then on always;
         what the transport raises, BlockingIOError too; HostFaultError if dsts faults, and then nothing is lost.
         """
+        if not dsts:
+            return Received(0, 0, False)
         for block in dsts:
             check_writable(block, "dsts")
         if not self._lock.acquire(blocking=False):
@@ -106,7 +113,7 @@ class KernelTLSReader:
         done = 0
         kind = 0
         whole = False
-        while dsts or not done:
+        while dsts:
             try:
                 if not self._next(may_receive=not done):
                     break
@@ -122,7 +129,7 @@ class KernelTLSReader:
             n, whole = self._copy(dsts, done)
             done += n
             dsts = dsts.drop_first(n)
-            if kind != _DATA or not dsts:
+            if kind != _DATA:
                 break
         return Received(done, kind, whole)
 
@@ -157,6 +164,9 @@ class KernelTLSReader:
         self._ended = not n
 
     def _open(self, at: int, length: int) -> None:
+        version = bytes(self._deframer.buffer[at - 4 : at - 2])
+        if version != _VERSION:  # which RFC 8446 would have ignored, and Linux does not
+            self._fail(errno.EINVAL, f"a record of version {version.hex()}")
         if not self._opener.open(self._seq, at, length, self._own, at):
             self._fail(errno.EBADMSG, f"record {self._seq} is not authentic")
         self._seq += 1

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import ssl
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from safemem.block import Block, check_writable
+from safemem.block import Block, check_writable, copy
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, would_block
-from safemem.pending import PendingBytes
 from safemem.protocols import Reader, Writer
 from safemem.tls.errors import TruncationError
+from safemem.tls.record import HEADER
 from safemem.tls.transport import receiver, sender
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class SSLObjectWriter:
         self._tls = tls
         self._outgoing = outgoing
         self._lock = lock
+        self._sending = threading.Lock()  # the reader sends too
         self._waiting = memoryview(b"")
         self._held: BaseException | None = None
+        self._reader: SSLObjectReader | None = None
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """Raises BlockingIOError if what waits could not be sent; ssl.SSLError; the transport's errors.
@@ -49,48 +52,86 @@ class SSLObjectWriter:
         """
         if not srcs:
             return 0
-        if not self._push():
-            raise would_block()
+        with self._exclusive():
+            if not self._push():
+                raise would_block()
+            return self._write(srcs)
+
+    def _write(self, srcs: BlockSeq) -> int:
         done = 0
-        for block in srcs:
-            at = 0
-            while at < len(block):
-                n = min(len(block) - at, _BULK)
-                fault: TransferError | None = None
-                if block.need_safecopy:
-                    view = memoryview(bytearray(n))
-                    try:
-                        copy_seq(BlockSeq.of(Block(view)), BlockSeq.of(block.drop_first(at)))
-                    except TransferError as exc:
-                        fault, view = exc, view[: exc.transferred]
-                else:
-                    view = block.view()[at : at + n]
-                if view:
-                    with self._lock:
-                        self._tls.write(view)
-                at += len(view)
-                done += len(view)
-                sent = self._push_or_hold()
-                if fault is not None:
-                    fault.transferred = done
-                    raise fault
-                if not sent:
-                    return done
+        try:
+            for block in srcs:
+                at = 0
+                while at < len(block):
+                    n = min(len(block) - at, _BULK)
+                    fault: TransferError | None = None
+                    if block.need_safecopy:
+                        view = memoryview(bytearray(n))
+                        try:
+                            copy_seq(BlockSeq.of(Block(view)), BlockSeq.of(block.drop_first(at)))
+                        except TransferError as exc:
+                            fault, view = exc, view[: exc.transferred]
+                    else:
+                        view = block.view()[at : at + n]
+                    if view:
+                        with self._lock:
+                            self._tls.write(view)
+                    at += len(view)
+                    done += len(view)
+                    sent = self._push_or_hold()
+                    if fault is not None:
+                        fault.transferred = 0
+                        raise fault
+                    if not sent:
+                        return done
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
         return done
 
     def flush(self) -> None:
         """Send what waits, answers to the peer's messages too. Raises BlockingIOError if not all of it can go now."""
-        if not self._push():
-            raise would_block()
+        with self._exclusive():
+            if not self._push():
+                raise would_block()
 
     def close_notify(self) -> None:
         """Tell the peer that nothing more comes, and send what waits. Raises BlockingIOError as :meth:`flush`."""
-        # The peer's own close_notify is the reader's to find.
-        with self._lock, suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLSyscallError):
-            self._tls.unwrap()
-        self.flush()
+        with self._exclusive():
+            with self._lock, ExitStack() as stack:
+                if self._reader is not None:
+                    stack.enter_context(self._reader.set_aside())
+                # The peer's own close_notify is the reader's to find.
+                stack.enter_context(suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLSyscallError))
+                self._tls.unwrap()
+            if not self._push():
+                raise would_block()
+
+    def answer(self) -> None:
+        """Send what the peer's messages call for, unless somebody is sending. An error waits for the next write.
+
+        The reader must not wait here for a large write to go: the peer may be waiting for the reader.
+        """
+        while self._held is None and (self._waiting or self._has_output()) and self._sending.acquire(blocking=False):
+            try:
+                if not self._push_or_hold():
+                    break
+            finally:
+                self._sending.release()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._sending:
+            yield
+        if not self._waiting:
+            self.answer()  # it came while we were sending
+
+    def _has_output(self) -> bool:
+        with self._lock:
+            return self._outgoing.pending > 0
 
     def _push(self) -> bool:
+        """Send what waits; whether all of it went."""
         if self._held is not None:
             held, self._held = self._held, None
             raise held
@@ -102,9 +143,13 @@ class SSLObjectWriter:
                     return True
             try:
                 n = self._send(self._waiting)
-            except BlockingIOError as exc:
-                self._waiting = self._waiting[getattr(exc, "transferred", 0) :]
-                return False
+            except BaseException as exc:
+                n = getattr(exc, "transferred", 0)
+                self._waiting = self._waiting[n:]
+                if isinstance(exc, BlockingIOError):
+                    return False
+                add_transferred(exc, -n)  # they are ciphertext, and none of the caller's bytes
+                raise
             if not n:
                 return False
             self._waiting = self._waiting[n:]
@@ -115,6 +160,34 @@ class SSLObjectWriter:
         except OSError as exc:
             self._held = exc.with_traceback(None)
             return False
+
+
+class _Boundaries:
+    """Finds where records end in a stream: OpenSSL does not tell whether it has read half a record."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._body = 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether a record has begun and not ended."""
+        return bool(self._header or self._body)
+
+    def follow(self, data: memoryview) -> None:
+        """Note what comes next in the stream."""
+        at = 0
+        while at < len(data):
+            if self._body:
+                n = min(self._body, len(data) - at)
+                self._body -= n
+            else:
+                n = min(HEADER - len(self._header), len(data) - at)
+                self._header += data[at : at + n]
+                if len(self._header) == HEADER:
+                    self._body = int.from_bytes(self._header[3:], "big")
+                    self._header = b""
+            at += n
 
 
 class SSLObjectReader:
@@ -130,7 +203,9 @@ class SSLObjectReader:
         writer: SSLObjectWriter | None = None,
         allow_truncation: bool = False,
     ) -> None:
-        """``incoming`` is the SSLObject's. ``writer`` sends the answers that what is read may call for."""
+        """``incoming`` is the SSLObject's, and holds whole records. ``writer`` sends the answers that what is read may
+        call for.
+        """
         self._receive_into = receiver(source)
         self._tls = tls
         self._incoming = incoming
@@ -138,14 +213,17 @@ class SSLObjectReader:
         self._writer = writer
         self._allow_truncation = allow_truncation
         self._buffer = memoryview(bytearray(_BULK))
-        self._pending = PendingBytes()
+        self._boundaries = _Boundaries()
+        self._early = b""  # decrypted already, and comes before what the SSLObject has
         self._held: BaseException | None = None
-        self._ended = False
         self.eof = False
+        if writer is not None:
+            writer._reader = self
 
     def pending(self) -> int:
-        """How many decrypted bytes wait in the SSLObject."""
-        return self._tls.pending()
+        """How many decrypted bytes wait."""
+        with self._lock:
+            return len(self._early) + self._tls.pending()
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """Fill dsts with what is there; receive only if nothing is, and until something comes.
@@ -157,8 +235,6 @@ class SSLObjectReader:
             return 0
         for block in dsts:
             check_writable(block, "dsts")
-        if self._pending:
-            return self._pending.deliver(dsts)
         while True:
             n = self._decrypt(dsts)
             if n or self.eof:
@@ -186,47 +262,72 @@ class SSLObjectReader:
         size = len(block)
         read: Any = self._tls.read  # typeshed knows no count
         done = 0
-        while done < size and self._held is None and not self.eof:
-            target = self._buffer[:_RECORD] if view is None else view[done:]
+        while done < size and (self._early or not (self._held or self.eof)):
+            target = self._buffer[: min(_RECORD, size - done)] if view is None else view[done:]
             try:
                 with self._lock:
-                    n = read(len(target), target)
+                    n = self._take_early(target) or read(len(target), target)
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:
                 n = 0
             except ssl.SSLError as exc:
                 self._held = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
+                if self._writer is not None:
+                    self._writer.answer()  # the alert
                 break
             if not n:
                 self.eof = True
                 break
             if view is None:
                 try:
-                    n = self._pending.deliver(BlockSeq.of(block.drop_first(done)), bytes(target[:n]))
+                    copy(block.drop_first(done), Block.from_view(target, 0, n))
                 except TransferError as exc:
+                    self._early = bytes(target[exc.transferred : n]) + self._early
                     add_transferred(exc, done)
                     raise
-                done += n
-                if self._pending:
-                    break
-            else:
-                done += n
+            done += n
         return done
+
+    def _take_early(self, target: memoryview) -> int:
+        n = min(len(self._early), len(target))
+        target[:n], self._early = self._early[:n], self._early[n:]
+        return n
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Have nothing in the SSLObject meanwhile that the peer has sent; the lock must be held.
+
+        While it sends a close_notify it looks for the peer's, and data in its way would be an error for good.
+        """
+        while n := self._tls.pending():
+            self._early += self._tls.read(n)
+        encrypted = self._incoming.read()
+        try:
+            yield
+        finally:
+            self._incoming.write(encrypted)
 
     def _receive(self) -> None:
         if self._writer is not None:
-            with suppress(BlockingIOError):
-                self._writer.flush()
+            self._writer.answer()
+        if self.bring():
+            return
+        if self._allow_truncation and not self._boundaries.inside:
+            self.eof = True
+        else:
+            self._held = TruncationError(self._boundaries.inside)
+
+    def bring(self) -> bool:
+        """Receive once, for the SSLObject; False at the end of the transport."""
         n = self._receive_into(self._buffer)
         if n is None:
             raise would_block()
-        if n:
-            self._incoming.write(self._buffer[:n])
-        elif self._allow_truncation and not self._incoming.pending:
-            self.eof = True
-        else:
-            self._held = TruncationError(self._incoming.pending > 0)
+        data = self._buffer[:n]
+        self._boundaries.follow(data)
+        with self._lock:
+            self._incoming.write(data)
+        return n > 0
 
 
 def ssl_object_pair(
@@ -248,6 +349,7 @@ def ssl_object_pair(
     tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
     lock = threading.Lock()
     writer = SSLObjectWriter(sock, tls, outgoing, lock)
+    reader = SSLObjectReader(sock, tls, incoming, lock, writer=writer, allow_truncation=allow_truncation)
     while True:
         try:
             tls.do_handshake()
@@ -255,11 +357,10 @@ def ssl_object_pair(
         except ssl.SSLWantReadError:
             writer.flush()
         except ssl.SSLError:
-            writer.flush()  # the alert
+            with suppress(OSError):  # the peer may be gone; this is why it failed
+                writer.flush()
             raise
-        data = sock.recv(_BULK)
-        if not data:
-            raise TruncationError(incoming.pending > 0)
-        incoming.write(data)
+        if not reader.bring():
+            raise TruncationError(reader._boundaries.inside)
     writer.flush()
-    return SSLObjectReader(sock, tls, incoming, lock, writer=writer, allow_truncation=allow_truncation), writer
+    return reader, writer

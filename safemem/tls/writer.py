@@ -56,7 +56,8 @@ class TLSWriter:
         engine_name: str | None = None,
     ) -> None:
         """Records carry up to ``record_size`` bytes, and are padded so that content and padding are a multiple of
-        ``pad_to``. Raises ValueError if a parameter is out of its range, TypeError if the sink is none, EngineError.
+        ``pad_to``, or all that a record holds. Raises ValueError if a parameter is out of its range, TypeError if the
+        sink is none, EngineError.
         """
         if not 1 <= record_size <= MAX_CONTENT:
             raise ValueError(f"record_size must lie in 1 to {MAX_CONTENT}, not {record_size}")
@@ -69,8 +70,8 @@ class TLSWriter:
         self._engine = engine(engine_name)
         self._record_size = record_size
         self._pad_to = pad_to
-        # Beside data a key update and an alert must always fit.
-        self._buffer = memoryview(bytearray(buffer_size + 2 * (_OVERHEAD + MAX_CONTENT % pad_to + pad_to + _CONTROL)))
+        # Beside data its padding, a key update and an alert must always fit.
+        self._buffer = memoryview(bytearray(buffer_size + pad_to + 2 * (_OVERHEAD + _CONTROL + pad_to)))
         self._capacity = buffer_size
         self._sent = 0
         self._end = 0
@@ -127,23 +128,27 @@ class TLSWriter:
             if not self._push():
                 raise would_block()
             done = 0
-            while done < srcs.num_bytes:
-                try:
-                    n = self._encrypt(srcs.drop_first(done))
-                except TransferError as exc:  # srcs faulted: what came before it goes on its way
-                    done += exc.transferred
-                    self._push_or_hold()
-                    exc.transferred = done
-                    raise
-                done += n
-                if not self._push_or_hold():
-                    break
+            try:
+                while done < srcs.num_bytes:
+                    try:
+                        done += self._encrypt(srcs.drop_first(done))
+                    except Exception:  # srcs faulted, or the keys are used up: what came before goes on its way
+                        self._push_or_hold()
+                        raise
+                    if not (self._push_or_hold() if done else self._push()):
+                        if not done:
+                            raise would_block()
+                        break
+            except BaseException as exc:
+                add_transferred(exc, done)
+                raise
             return done
 
     def write_record(self, kind: int, content: bytes) -> None:
         """Send one record of another type, as kernel TLS does by TLS_SET_RECORD_TYPE. What it means is the caller's.
 
-        Raises ValueError if the content does not fit a record, BlockingIOError as :meth:`flush`.
+        Raises ValueError if the content does not fit a record, BlockingIOError if what waits could not be sent, and
+        nothing was taken.
         """
         if len(content) > MAX_CONTENT or not 0 < kind < 256:
             raise ValueError(f"a record of type {kind} and {len(content)} bytes cannot be")
@@ -152,8 +157,7 @@ class TLSWriter:
             if not self._push():
                 raise would_block()
             self._put(kind, content)
-            if not self._push():
-                raise would_block()
+            self._push_or_hold()
 
     def flush(self) -> None:
         """Send what waits. Raises BlockingIOError if not all of it can go now."""
@@ -168,16 +172,15 @@ class TLSWriter:
     def update_keys(self, request_peer: bool = False) -> None:
         """Go on with new keys, and with ``request_peer`` have the peer do so too.
 
-        Raises ValueError if there is only a key and no secret that the next would follow from; BlockingIOError if the
-        notice cannot be sent now: it goes with the next call.
+        Raises ValueError if there is only a key and no secret that the next would follow from; BlockingIOError if
+        what waits could not be sent, and nothing was done.
         """
         with self._exclusive():
             self._check_open()
             if not self._push():
                 raise would_block()
             self._update(request_peer)
-            if not self._push():
-                raise would_block()
+            self._push_or_hold()
 
     def close_notify(self) -> None:
         """Tell the peer that nothing more comes, and send what waits. A second call only sends what waits.
@@ -215,11 +218,12 @@ class TLSWriter:
         while self._sent < self._end:
             try:
                 n = self._send(self._buffer[self._sent : self._end])
-            except BlockingIOError as exc:
-                self._sent += getattr(exc, "transferred", 0)
-                return False
-            except OSError as exc:
-                self._sent += getattr(exc, "transferred", 0)
+            except BaseException as exc:
+                n = getattr(exc, "transferred", 0)
+                self._sent += n
+                if isinstance(exc, BlockingIOError):
+                    return False
+                add_transferred(exc, -n)  # they are ciphertext, and none of the caller's bytes
                 raise
             if not n:
                 return False
@@ -236,55 +240,58 @@ class TLSWriter:
             return False
 
     def _encrypt(self, srcs: BlockSeq) -> int:
-        """Encrypt as much as the buffer has room for, and return how much that was."""
+        """Encrypt as much as the buffer has room for, and return how much that was. An error counts it."""
         done = 0
         block, at = Block.from_view(memoryview(b""), 0, 0), 0
         blocks = iter(srcs)
         total = srcs.num_bytes
         source: Any = None
-        while done < total:
-            self._make_way()
-            room = self._capacity - self._end - _OVERHEAD - self._pad_to
-            n = min(self._record_size, total - done, room)
-            if n < min(self._record_size, total - done) and self._end:
-                break
-            if at == len(block):
-                block, at, source = next(blocks), 0, None
-            if not block.need_safecopy and len(block) - at >= n:
-                if source is None:
-                    source = self._sealer.source(block.view())
-                self._seal(ContentType.APPLICATION_DATA, source, at, n)
-                at += n
-            else:
-                # It lies in pieces, or may fault: gathered where it is going to be encrypted.
-                place = self._end + HEADER
-                gathered = BlockSeq.of(Block.from_view(self._buffer, place, n))
-                try:
-                    copy_seq(gathered, srcs.drop_first(done))
-                except TransferError as exc:
-                    if exc.transferred:
-                        self._seal(ContentType.APPLICATION_DATA, self._own, place, exc.transferred)
-                    add_transferred(exc, done)
-                    raise
-                self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
-                left = n
-                while left > len(block) - at:
-                    left -= len(block) - at
+        try:
+            while done < total:
+                self._make_way()
+                room = self._capacity - self._end - _OVERHEAD
+                n = min(self._record_size, total - done, room)
+                if n < min(self._record_size, total - done) and self._end:
+                    break
+                if at == len(block):
                     block, at, source = next(blocks), 0, None
-                at += left
-            done += n
+                if not block.need_safecopy and len(block) - at >= n:
+                    if source is None:
+                        source = self._sealer.source(block.view())
+                    self._seal(ContentType.APPLICATION_DATA, source, at, n)
+                    at += n
+                else:
+                    # It lies in pieces, or may fault: gathered where it is going to be encrypted.
+                    place = self._end + HEADER
+                    gathered = BlockSeq.of(Block.from_view(self._buffer, place, n))
+                    try:
+                        copy_seq(gathered, srcs.drop_first(done))
+                    except TransferError as exc:
+                        if exc.transferred:
+                            self._seal(ContentType.APPLICATION_DATA, self._own, place, exc.transferred)
+                        raise
+                    self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
+                    left = n
+                    while left > len(block) - at:
+                        left -= len(block) - at
+                        block, at, source = next(blocks), 0, None
+                    at += left
+                done += n
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
         return done
 
     def _make_way(self) -> None:
         """Before data: the key update that the peer waits for, or that the cipher needs by now."""
         if self._update_owed or (self._seq >= _AEAD_LIMIT and self._keys.next() is not None):
-            self._update_owed = False
             self._update(request_peer=False)
 
     def _update(self, request_peer: bool) -> None:
         following = self._keys.next()
         if following is None:
             raise ValueError("these are RecordKeys, from which no new keys follow: give a TrafficSecret")
+        self._update_owed = False
         self._put(ContentType.HANDSHAKE, bytes([24, 0, 0, 1, request_peer]))
         self._sealer.close()
         self._use(following)
