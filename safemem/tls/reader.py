@@ -245,9 +245,9 @@ class TLSReader:
                 if self._error is not None or self._eof:
                     break
                 if view is not None and not self._post.waiting:
-                    n = self._run(view[done:] if done else view)
-                    done += n
-                    if n:
+                    start = self._deframer.start
+                    done += self._run(view[done:] if done else view)
+                    if self._deframer.start != start:
                         continue
                 at = self._deframer.pop()
                 if not at:
