@@ -61,8 +61,10 @@ class Deframer:
         start = self._start
         if self._end - start < HEADER:
             return False
-        length = int.from_bytes(self._memory[start + 3 : start + HEADER], "big")
-        return length > MAX_BODY or self._end - start >= HEADER + length
+        try:
+            return self._end - start >= HEADER + _body_length(self._memory[start : start + HEADER])
+        except TLSError:
+            return True
 
     @contextmanager
     def borrow(self, at: int, n: int) -> Iterator[memoryview]:
