@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from copy import copy as copy_object
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from safemem.block import Block, check_writable, copy
@@ -191,7 +192,7 @@ class TLSReader:
             held, self._held = self._held, None
             raise held
         if self._error is not None:
-            raise self._error.with_traceback(None)
+            raise copy_object(self._error)  # which a loop may add its count to
         return 0
 
     def _receive(self) -> None:
@@ -347,7 +348,7 @@ class TLSReader:
             self._on_key_update(update.update_requested)
 
     def _fail(self, error: TransferError) -> None:
-        self._error = error
+        self._error = error.with_traceback(None)
         self._forget_keys()
 
     def _forget_keys(self) -> None:
