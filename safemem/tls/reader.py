@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from safemem.block import Block, check_writable, copy
 from safemem.block_seq import BlockSeq
-from safemem.errors import TransferError, add_transferred, short_count, would_block
+from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Reader
 from safemem.tls.aead import Opener, engine
 from safemem.tls.deframer import Deframer
@@ -165,8 +165,8 @@ class TLSReader:
 
     def _read(self, dsts: BlockSeq, least: int) -> int:
         done = 0
-        while True:
-            try:
+        try:
+            while True:
                 n = self._deliver(dsts)
                 done += n
                 if done >= max(least, 1):
@@ -174,17 +174,17 @@ class TLSReader:
                 if self._error is not None or self._held is not None or self._eof:
                     return done or self._nothing()
                 dsts = dsts.drop_first(n)
-                self._receive()
-            except BlockingIOError as exc:
-                return short_count(exc, done)
-            except TransferError as exc:
-                add_transferred(exc, done)
-                raise
-            except OSError as exc:
-                if not done:
-                    raise
-                self._held = exc.with_traceback(None)
-                return done
+                try:
+                    self._receive()
+                except OSError as exc:
+                    if not done:
+                        raise
+                    if not isinstance(exc, BlockingIOError):
+                        self._held = exc.with_traceback(None)
+                    return done
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
 
     def _nothing(self) -> int:
         """There is nothing to deliver, and this is why."""
@@ -198,7 +198,19 @@ class TLSReader:
     def _receive(self) -> None:
         deframer = self._deframer
         deframer.discard()
-        n = self._receive_into(deframer.space())
+        try:
+            n = self._receive_into(deframer.space())
+        except BaseException as exc:
+            n = getattr(exc, "transferred", 0)
+            if not n:
+                raise
+            deframer.received(n)
+            exc.transferred = 0  # type: ignore[attr-defined]  # those were bytes of ciphertext, not of data
+            if not isinstance(exc, OSError):
+                raise
+            if not isinstance(exc, BlockingIOError):
+                self._held = exc.with_traceback(None)
+            return
         if n is None:  # a raw file object that has nothing now
             raise would_block()
         if n:
