@@ -108,12 +108,19 @@ class TLSReader:
         self.close()
 
     def close(self) -> None:
-        """Wipe the keys and the buffer. The transport stays as it is. Later reads raise ValueError."""
-        with self._lock:
+        """Wipe the keys and the buffer. The transport stays as it is. Later reads raise ValueError.
+
+        Raises RuntimeError while a read is under way, be it that of the callback which calls this.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("a read is under way")
+        try:
             self._forget_keys()
             self._deframer.wipe()
             self._plain = self._plain_end = 0
             self._closed = True
+        finally:
+            self._lock.release()
 
     @property
     def eof(self) -> bool:
@@ -134,7 +141,10 @@ class TLSReader:
         return bool(self.pending() or self._error or self._held or self._eof or self._deframer.whole_record())
 
     def rekey(self, keys: Keys) -> None:
-        """Give the peer's new keys, after a KeyExpiredError. Raises ValueError if they were not asked for."""
+        """Give the peer's new keys, after a KeyExpiredError. Raises ValueError if they were not asked for, or if it is
+        closed."""
+        if self._closed:
+            raise ValueError("the TLSReader is closed")
         if not isinstance(self._error, KeyExpiredError):
             raise ValueError("the peer's keys have not changed")
         self._use(keys)
