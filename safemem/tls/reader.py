@@ -287,10 +287,11 @@ class TLSReader:
                     if authentic and view[end] == _DATA and not post.waiting:
                         done, spilled = end, before
                         continue
-                    # Rare: not authentic, or no plain data. Nothing of it stays in user memory.
-                    buffer[at : at + n + _TYPE] = view[done : end + _TYPE]
+                    # Rare: not authentic, or no plain data. Nothing of it stays in user memory; and since the guest may
+                    # have changed it there meanwhile, what it says is decrypted again.
                     view[done : end + _TYPE] = bytes(n + _TYPE)
                     spilled = -1
+                    authentic = authentic and self._opener.open(seq, at, length, self._own, at)
                 else:
                     authentic = self._opener.open(seq, at, length, self._own, at)
                     if authentic and view is not None and buffer[at + n] == _DATA and n > 0 and not post.waiting:
