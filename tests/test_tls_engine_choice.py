@@ -24,6 +24,18 @@ def fresh() -> Iterator[None]:
     engine.cache_clear()
 
 
+def test_no_engine_is_passed_over() -> None:
+    """All other tests use what can be used: here is why something could not, if so, and it is no wrong answer."""
+    for name in aead.NAMES:
+        try:
+            engine(name)
+        except EngineError as exc:
+            assert name not in ENGINES
+            assert any(reason in str(exc) for reason in ("not installed", "cannot decrypt", "no libcrypto", "no ssl"))
+        else:
+            assert name in ENGINES
+
+
 @every_engine
 def test_forced_names(name: str) -> None:
     """The engine that was asked for, the same one each time."""
@@ -127,6 +139,8 @@ class Broken:
             "takes anything": lambda *args: right(*args) or True,
             "takes nothing": lambda *args: False,
             "gives nothing": lambda *args: True,
+            "refuses what it opens": lambda *args: right(*args) and False,
+            "agrees with itself only": lambda seq, *args: right(seq ^ 1, *args),
             "opens another record": lambda seq, *args: right(seq ^ 1, *args),
         }
         opener.open = wrong.get(fault, right)
@@ -138,7 +152,7 @@ class Broken:
         right = sealer.seal
         if self._fault == "seals nothing":
             sealer.seal = lambda *args: None
-        elif self._fault == "seals another record" or (
+        elif self._fault in ("seals another record", "agrees with itself only") or (
             self._fault == "only ChaCha20 is wrong" and "CHACHA" in keys.suite.name
         ):
             sealer.seal = lambda seq, *args: right(seq ^ 1, *args)
@@ -149,6 +163,8 @@ FAULTS = [
     "takes anything",
     "takes nothing",
     "gives nothing",
+    "refuses what it opens",
+    "agrees with itself only",
     "opens another record",
     "seals nothing",
     "seals another record",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import ssl
 from contextlib import suppress
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem.tls import SUITES, CipherSuite, RecordKeys, engine
-from safemem.tls.libcrypto import LibcryptoEngine, LibcryptoOpener
+from safemem.tls import SUITES, CipherSuite, EngineError, RecordKeys, engine
+from safemem.tls.libcrypto import LibcryptoEngine, LibcryptoOpener, LibcryptoSealer
 from safemem.tls.record import HEADER, MAX_BODY, TAG
 from tls_wire import ENGINES
 from usermem.testing.operations import pattern
@@ -215,24 +216,24 @@ def test_openssl_keeps_no_error(suite: CipherSuite) -> None:
         sealer.close()
 
 
-class Without:
-    """A library that lacks some functions."""
+class Altered:
+    """A library some functions of which are others, or are not there."""
 
-    def __init__(self, lib: ctypes.PyDLL, *names: str) -> None:
-        self._lib = lib
-        self._names = names
+    def __init__(self, **functions: object) -> None:
+        self._lib = LibcryptoEngine()._lib
+        self._functions = functions
 
     def __getattr__(self, name: str) -> object:
-        if name in self._names:
+        if self._functions.get(name, self) is None:
             raise AttributeError(name)
-        return getattr(self._lib, name)
+        return self._functions.get(name) or getattr(self._lib, name)
 
 
 @needs_libcrypto
 @every_suite
 def test_an_older_openssl(suite: CipherSuite) -> None:
     """1.1.1 has no EVP_DecryptInit_ex2: the tag is given by a call of its own."""
-    lib: Any = Without(LibcryptoEngine()._lib, "EVP_DecryptInit_ex2")
+    lib: Any = Altered(EVP_DecryptInit_ex2=None)
     keys = keys_of(suite)
     record = seal(ENGINES[-1], keys, 5, b"content", b"\x17")
     buffer = memoryview(bytearray(record))
@@ -245,3 +246,31 @@ def test_an_older_openssl(suite: CipherSuite) -> None:
     buffer[:] = record
     opener.close()
     assert not opener.open(5, HEADER, len(record) - HEADER, opener.target(out), 0)
+
+
+@needs_libcrypto
+@every_suite
+def test_an_openssl_without_the_cipher(suite: CipherSuite) -> None:
+    """As in FIPS mode: EngineError, and OpenSSL keeps no error of it."""
+    real = LibcryptoEngine()._lib
+    real.ERR_peek_error.restype = ctypes.c_ulong
+
+    def refuse(context: object, cipher: object, *args: object) -> int:
+        refused: int = real.EVP_CipherInit_ex(context, None, None, None, None, -1)
+        assert real.ERR_peek_error()
+        return refused
+
+    lib: Any = Altered(EVP_CipherInit_ex=refuse)
+    for make in (LibcryptoOpener, LibcryptoSealer):
+        with pytest.raises(EngineError, match=f"refuses {suite.name}"):
+            make(lib, keys_of(suite), memoryview(bytearray(64)))
+        assert real.ERR_peek_error() == 0
+
+
+@needs_libcrypto
+def test_an_openssl_without_memory() -> None:
+    """MemoryError, and nothing more."""
+    lib: Any = Altered(EVP_CIPHER_CTX_new=lambda: None)
+    with pytest.raises(MemoryError):
+        LibcryptoOpener(lib, keys_of(SUITES["TLS_AES_128_GCM_SHA256"]), memoryview(bytearray(64)))
+    gc.collect()

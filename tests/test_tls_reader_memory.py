@@ -139,10 +139,18 @@ def meddled_reader(
     return TLSReader(Script(wire), KEYS.record_keys(), release="direct", on_ticket=tickets.append)
 
 
-FORGED = [b"\x15\x01\x00", b"\x18\0\0\x01\x01\x16", ticket(b"forged") + b"\x16", b"\x16", b"\x15", b"\0", b"\x00\x16"]
+FORGED = {
+    "close_notify": b"\x15\x01\x00",
+    "a key update": b"\x18\0\0\x01\x01\x16",
+    "a ticket": ticket(b"forged") + b"\x16",
+    "a handshake message": b"\x16",
+    "an alert": b"\x15",
+    "padding": b"\0",
+    "padding behind a handshake message": b"\x00\x16",
+}
 
 
-@pytest.mark.parametrize("fill", FORGED)
+@pytest.mark.parametrize("fill", FORGED.values(), ids=FORGED)
 def test_a_guest_cannot_forge_messages(fill: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it writes over data while that is looked at, it stays data: no ticket, no key update, no end."""
     memory = bytearray(b"\xee" * 4096)

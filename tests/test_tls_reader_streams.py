@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -259,7 +260,9 @@ def test_memory_does_not_grow(release: Release, name: str) -> None:
             while True:
                 done += reader.read_to_blocks(dsts)
         if round_ == 10:
+            gc.collect()
             before = sys.getallocatedblocks()
+    gc.collect()
     assert done == 100 * 2000 * 5
     assert sys.getallocatedblocks() - before < 500
 

@@ -97,6 +97,9 @@ UNEXPECTED: dict[str, Make] = {
     "data inside a message's header": lambda peer: peer.handshake(b"\x04") + peer.data(b"data"),
     "padded data inside a message": lambda peer: peer.handshake(ticket()[:-1]) + peer.data(b"data", 9),
     "empty data inside a message": lambda peer: peer.handshake(ticket()[:7]) + peer.data(),
+    "empty data between the parts of a message": (
+        lambda peer: peer.handshake(ticket()[:7]) + peer.data() + peer.handshake(ticket()[7:])
+    ),
     "an alert inside a message": lambda peer: peer.handshake(ticket()[:7]) + peer.alert(40),
     "close_notify inside a message": lambda peer: peer.handshake(ticket()[:7]) + peer.close(),
     "a key update and a ticket": lambda peer: peer.handshake(message(24, b"\0") + ticket()),
@@ -131,6 +134,7 @@ DECODE: dict[str, Make] = {
     "a ticket of 65535": lambda peer: peer.handshake(ticket_body(0xFFFF, 1)),
     "a ticket that ends before the extensions": lambda peer: peer.handshake(ticket_body(3, 0)),
     "a ticket that ends inside the extensions' length": lambda peer: peer.handshake(ticket_body(2, 0)),
+    "a ticket that ends inside the length of no extensions": lambda peer: peer.handshake(message(4, ticket()[4:-1])),
     "a ticket whose extensions are too long": lambda peer: peer.handshake(ticket_body(1, 2)),
     "a ticket whose extensions are too short": lambda peer: peer.handshake(ticket_body(1, 0)),
     "a ticket of more than 65535, by its header": lambda peer: peer.handshake(b"\x04\x01\x00\x00"),
