@@ -178,15 +178,18 @@ def test_transport_errors_come_after_data(release: Release) -> None:
     assert [read(reader, 9), read(reader, 9)] == [b"two", b""]
 
 
-def moved(error: OSError, n: int) -> OSError:
+def moved(error: Exception, n: int) -> Exception:
     """An error that counts n bytes."""
     error.transferred = n  # type: ignore[attr-defined]
     return error
 
 
-@pytest.mark.parametrize("error", [BlockingIOError, ConnectionResetError, TruncationError])
-def test_a_source_that_moves_bytes_and_fails(error: type[OSError]) -> None:
-    """The ciphertext that its error counts has arrived: it is not lost, and does not count as data."""
+@pytest.mark.parametrize("error", [BlockingIOError, ConnectionResetError, TruncationError, ValueError])
+def test_a_source_that_moves_bytes_and_fails(error: type[Exception]) -> None:
+    """The ciphertext that its error counts has arrived: it is not lost, and does not count as data.
+
+    What is no error of I/O comes at once, the others behind the data.
+    """
     wire = stream(b"one", b"two")
     for place in range(len(wire)):
         given = [wire[:place], wire[place:]]
@@ -207,6 +210,7 @@ def test_a_source_that_moves_bytes_and_fails(error: type[OSError]) -> None:
             except error as exc:
                 errors += 1
                 assert not getattr(exc, "transferred", 0)
+                assert found == (b"" if error is ValueError else b"one" * (place >= 25) + b"two" * (place >= 50))
             else:
                 if not part:
                     break
