@@ -11,6 +11,7 @@ from edge_layouts import BASE, FIXED, PAGE, RW, one
 from safemem import Block, BlockSeq, HostFaultError
 from safemem.tls import KeyExpiredError, NewSessionTicket, RecordKeys, TLSError, TLSReader, engine
 from safemem.tls.aead import Engine, Opener, Sealer
+from safemem.tls.record import HEADER
 from sample_blocks import room
 from tls_wire import ENGINES, KEYS, Script, Sender, flat, read, read_all, ticket
 from usermem import AddressSpace, FaultError
@@ -209,3 +210,17 @@ def test_a_guest_cannot_write_what_was_verified() -> None:
             assert reader.read_to_blocks(BlockSeq.of(Block(memory))) == 9
         assert touched == [b"\xee" * 100]
         assert memory.startswith(b"\xee" if flip else b"plaintext\xee")
+
+
+def test_failed_records_leave_no_plaintext() -> None:
+    """Nor do the keys stay: OpenSSL decrypts before it knows."""
+    for release in RELEASES:
+        wire = bytearray(Sender().data(b"secret plaintext"))
+        wire[-1] ^= 1
+        reader = TLSReader(Script(bytes(wire)), KEYS, release=release)
+        dsts = room(100)
+        with pytest.raises(TLSError):
+            reader.read_to_blocks(dsts)
+        assert not any(reader._deframer.buffer[HEADER : len(wire)])
+        assert not dsts.tobytes().strip(b"\0\xee")
+        assert reader._keys is None
