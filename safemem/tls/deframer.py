@@ -65,8 +65,10 @@ class Deframer:
         start = self.start
         if self.end - start < HEADER:
             return False
-        length = int.from_bytes(self.memory[start + 3 : start + HEADER], "big")
-        return length > MAX_BODY or self.end - start >= HEADER + length
+        try:
+            return self.end - start >= HEADER + _body_length(self.memory[start : start + HEADER])
+        except TLSError:
+            return True
 
     @contextmanager
     def borrow(self, at: int, n: int) -> Iterator[memoryview]:

@@ -116,14 +116,14 @@ class _Context:
 
     def __init__(self, lib: ctypes.PyDLL, keys: RecordKeys, encrypt: bool) -> None:
         self._lib = lib
-        pointer = lib.EVP_CIPHER_CTX_new()
-        if not pointer:
+        self.pointer = ctypes.c_void_p(lib.EVP_CIPHER_CTX_new())
+        if not self.pointer:
             raise MemoryError
-        self.pointer = ctypes.c_void_p(pointer)
         make = getattr(lib, _CIPHERS[keys.suite.cipher])
         make.restype = ctypes.c_void_p
         cipher = ctypes.c_void_p(make())
         if lib.EVP_CipherInit_ex(self.pointer, cipher, None, keys.key, None, int(encrypt)) != 1:
+            lib.ERR_clear_error()
             raise EngineError(f"libcrypto refuses {keys.suite.name}")
 
     def wipe(self) -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from copy import copy as copy_object
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from safemem.block import Block, check_writable, copy
 from safemem.block_seq import BlockSeq
-from safemem.errors import TransferError, add_transferred, short_count, would_block
+from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Reader
 from safemem.tls.aead import Opener, engine
 from safemem.tls.deframer import Deframer
@@ -107,12 +108,19 @@ class TLSReader:
         self.close()
 
     def close(self) -> None:
-        """Wipe the keys and the buffer. The transport stays as it is. Later reads raise ValueError."""
-        with self._lock:
+        """Wipe the keys and the buffer. The transport stays as it is. Later reads raise ValueError.
+
+        Raises RuntimeError while a read is under way, be it that of the callback which calls this.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("a read is under way")
+        try:
             self._forget_keys()
             self._deframer.wipe()
             self._plain = self._plain_end = 0
             self._closed = True
+        finally:
+            self._lock.release()
 
     @property
     def eof(self) -> bool:
@@ -133,7 +141,10 @@ class TLSReader:
         return bool(self.pending() or self._error or self._held or self._eof or self._deframer.whole_record())
 
     def rekey(self, keys: Keys) -> None:
-        """Give the peer's new keys, after a KeyExpiredError. Raises ValueError if they were not asked for."""
+        """Give the peer's new keys, after a KeyExpiredError. Raises ValueError if they were not asked for, or if it is
+        closed."""
+        if self._closed:
+            raise ValueError("the TLSReader is closed")
         if not isinstance(self._error, KeyExpiredError):
             raise ValueError("the peer's keys have not changed")
         self._use(keys)
@@ -162,8 +173,8 @@ class TLSReader:
 
     def _read(self, dsts: BlockSeq, least: int) -> int:
         done = 0
-        while True:
-            try:
+        try:
+            while True:
                 n = self._deliver(dsts)
                 done += n
                 if done >= max(least, 1):
@@ -171,17 +182,17 @@ class TLSReader:
                 if self._error is not None or self._held is not None or self._eof:
                     return done or self._nothing()
                 dsts = dsts.drop_first(n)
-                self._receive()
-            except BlockingIOError as exc:
-                return short_count(exc, done)
-            except TransferError as exc:
-                add_transferred(exc, done)
-                raise
-            except OSError as exc:
-                if not done:
-                    raise
-                self._held = exc.with_traceback(None)
-                return done
+                try:
+                    self._receive()
+                except OSError as exc:
+                    if not done:
+                        raise
+                    if not isinstance(exc, BlockingIOError):
+                        self._held = exc.with_traceback(None)
+                    return done
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
 
     def _nothing(self) -> int:
         """There is nothing to deliver, and this is why."""
@@ -189,13 +200,25 @@ class TLSReader:
             held, self._held = self._held, None
             raise held
         if self._error is not None:
-            raise self._error.with_traceback(None)
+            raise copy_object(self._error)  # which a loop may add its count to
         return 0
 
     def _receive(self) -> None:
         deframer = self._deframer
         deframer.discard()
-        n = self._receive_into(deframer.space())
+        try:
+            n = self._receive_into(deframer.space())
+        except BaseException as exc:
+            n = getattr(exc, "transferred", 0)
+            if not n:
+                raise
+            deframer.received(n)
+            exc.transferred = 0  # type: ignore[attr-defined]  # those were bytes of ciphertext, not of data
+            if not isinstance(exc, OSError):
+                raise
+            if not isinstance(exc, BlockingIOError):
+                self._held = exc.with_traceback(None)
+            return
         if n is None:  # a raw file object that has nothing now
             raise would_block()
         if n:
@@ -297,10 +320,12 @@ class TLSReader:
                     before = view[filled]
                     authentic = open_record(seq, body, length, target, done)
                     usual = authentic and view[filled] == _DATA
-                    if not usual:  # nothing of it stays in user memory
-                        buffer[body : body + n + _TYPE] = view[done : filled + _TYPE]
+                    if not usual:
+                        # Nothing of it stays in user memory; and since the guest may have changed it there meanwhile,
+                        # what it says is decrypted again.
                         view[done : filled + _TYPE] = bytes(n + _TYPE)
                         before = -1
+                        authentic = authentic and open_record(seq, body, length, own, body)
                 else:
                     authentic = open_record(seq, body, length, own, body)
                     usual = authentic and buffer[body + n] == _DATA
@@ -392,7 +417,7 @@ class TLSReader:
             self._on_key_update(update.update_requested)
 
     def _fail(self, error: TransferError) -> None:
-        self._error = error
+        self._error = error.with_traceback(None)
         self._forget_keys()
 
     def _forget_keys(self) -> None:
