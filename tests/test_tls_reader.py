@@ -53,7 +53,7 @@ def test_what_comes_after_close_notify_is_ignored(release: Release) -> None:
         source = Script(stream(b"data") + garbage, garbage, ConnectionResetError())
         reader = TLSReader(source, KEYS, release=release)
         assert [read(reader, 100) for _ in range(3)] == [b"data", b"", b""]
-        assert (reader.eof, source.receives, reader._keys) == (True, 1, None)
+        assert (reader.eof, source.receives, reader._layer._keys) == (True, 1, None)
 
 
 def test_an_end_behind_data_that_waits() -> None:

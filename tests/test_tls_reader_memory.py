@@ -190,7 +190,7 @@ def test_a_guest_cannot_write_what_was_verified() -> None:
         wire = bytearray(Sender().data(b"plaintext"))
         wire[-1] ^= flip
         reader = TLSReader(Script(bytes(wire)), KEYS)
-        right = reader._opener.open
+        right = reader._layer._opener.open
 
         def watched(
             *args: object,
@@ -202,7 +202,7 @@ def test_a_guest_cannot_write_what_was_verified() -> None:
             touched.append(bytes(memory))
             return authentic
 
-        reader._opener.open = watched
+        reader._layer._opener.open = watched
         if flip:
             with pytest.raises(TLSError):
                 reader.read_to_blocks(BlockSeq.of(Block(memory)))
@@ -223,4 +223,4 @@ def test_failed_records_leave_no_plaintext() -> None:
             reader.read_to_blocks(dsts)
         assert not any(reader._deframer.buffer[HEADER : len(wire)])
         assert not dsts.tobytes().strip(b"\0\xee")
-        assert reader._keys is None
+        assert reader._layer._keys is None

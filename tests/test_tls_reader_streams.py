@@ -255,7 +255,7 @@ def test_memory_does_not_grow(release: Release, name: str) -> None:
     done = 0
     for round_ in range(100):
         source.wire = batch
-        reader._use(KEYS)  # the same records again, so the same numbers
+        reader._layer.use(KEYS)  # the same records again, so the same numbers
         with suppress(BlockingIOError):
             while True:
                 done += reader.read_to_blocks(dsts)

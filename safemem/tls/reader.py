@@ -13,18 +13,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from copy import copy as copy_object
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from safemem.block import Block, check_writable, copy
 from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Reader
-from safemem.tls.aead import Opener, engine
+from safemem.tls.aead import engine
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import Alert, KeyExpiredError, ReceivedAlertError, TLSError, TruncationError
 from safemem.tls.keys import Keys
 from safemem.tls.post_handshake import CloseNotify, KeyUpdate, NewSessionTicket, PostHandshake
-from safemem.tls.record import HEADER, MAX_RECORD, MAX_SEQ, TAG, ContentType
+from safemem.tls.record import MAX_RECORD, TAG, ContentType
+from safemem.tls.record_layer import RecordLayer
 from safemem.tls.transport import receiver
 
 if TYPE_CHECKING:
@@ -89,17 +90,7 @@ class TLSReader:
         self._error: TransferError | None = None
         self._eof = False
         self._closed = False
-        self._keys: Keys | None = None
-        self._opener: Opener
-        self._seq = 0
-        self._use(keys)
-
-    def _use(self, keys: Keys) -> None:
-        record_keys = keys.record_keys()
-        self._opener = self._engine.opener(record_keys, self._deframer.buffer)
-        self._own = self._opener.target(self._deframer.buffer)
-        self._keys = keys
-        self._seq = record_keys.seq
+        self._layer = RecordLayer(self._engine, self._deframer, keys)
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +106,7 @@ class TLSReader:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("a read is under way")
         try:
-            self._forget_keys()
+            self._layer.forget()
             self._deframer.wipe()
             self._plain = self._plain_end = 0
             self._closed = True
@@ -147,7 +138,7 @@ class TLSReader:
             raise ValueError("the TLSReader is closed")
         if not isinstance(self._error, KeyExpiredError):
             raise ValueError("the peer's keys have not changed")
-        self._use(keys)
+        self._layer.use(keys)
         self._error = None
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
@@ -162,6 +153,8 @@ class TLSReader:
         """The same, but until ``n`` bytes are there or the stream ends; with as few receives as that takes."""
         if not dsts:
             return 0
+        for block in dsts:
+            check_writable(block, "dsts")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("another read is under way")
         try:
@@ -234,7 +227,6 @@ class TLSReader:
         try:
             for block in dsts:
                 room = len(block)
-                check_writable(block, "dsts")
                 start = self._plain
                 if room <= self._plain_end - start and not block.need_safecopy:
                     # The rest of a record fills small blocks: a page costs 0.4 us so, and 1.2 by _fill.
@@ -268,92 +260,20 @@ class TLSReader:
                 if self._error is not None or self._eof:
                     break
                 if view is not None and not self._post.waiting:
-                    start = self._deframer.start
-                    done += self._run(view[done:] if done else view)
-                    if self._deframer.start != start:
+                    n, odd, authentic = self._layer.run(view[done:] if done else view, self._direct)
+                    done += n
+                    if odd:
+                        self._take(odd, authentic)
+                    if n or odd:
                         continue
                 at = self._deframer.pop()
                 if not at:
                     break
-                length = self._deframer.length
-                seq = self._next_seq()
-                authentic = self._opener.open(seq, at, length, self._own, at)
-                self._take(at, length, seq, authentic)
+                self._take(at, self._layer.open(at, self._deframer.length))
         except BaseException as exc:
             add_transferred(exc, done)
             raise
         return done
-
-    def _run(self, view: memoryview) -> int:
-        """Fill a view from records of plain data that fit in it whole, and return how much that was.
-
-        The loop that decides the speed: between two records with equal headers, some 0.4 us of Python.
-        """
-        deframer, direct = self._deframer, self._direct
-        memory, buffer, end = deframer.memory, deframer.buffer, deframer.end
-        start, header, length = deframer.start, deframer.header, deframer.length
-        open_record, own = self._opener.open, self._own
-        seq = self._seq
-        n = length - TAG - _TYPE
-        # In direct mode the type byte, too, must find room; what it overwrites comes back.
-        size = len(view) - direct
-        target: Any = None
-        done = 0
-        before = -1
-        try:
-            while True:
-                body = start + HEADER
-                if memory[start:body] != header:
-                    if end < body:
-                        break
-                    deframer.start = start
-                    deframer.read_header()
-                    header, length = deframer.header, deframer.length
-                    n = length - TAG - _TYPE
-                stop = body + length
-                filled = done + n
-                if stop > end or filled > size or n <= 0 or seq > MAX_SEQ:
-                    break
-                if direct:
-                    if target is None:
-                        target = self._opener.target(view)
-                    before = view[filled]
-                    authentic = open_record(seq, body, length, target, done)
-                    usual = authentic and view[filled] == _DATA
-                    if not usual:
-                        # Nothing of it stays in user memory; and since the guest may have changed it there meanwhile,
-                        # what it says is decrypted again.
-                        view[done : filled + _TYPE] = bytes(n + _TYPE)
-                        before = -1
-                        authentic = authentic and open_record(seq, body, length, own, body)
-                else:
-                    authentic = open_record(seq, body, length, own, body)
-                    usual = authentic and buffer[body + n] == _DATA
-                    if usual:
-                        view[done:filled] = buffer[body : body + n]
-                start = stop
-                seq += 1
-                if usual:
-                    done = filled
-                    continue
-                deframer.start, self._seq = start, seq
-                self._take(body, length, seq - 1, authentic)
-                return done
-            deframer.start, self._seq = start, seq
-        except BaseException as exc:
-            add_transferred(exc, done)
-            raise
-        finally:
-            if before >= 0:
-                view[done] = before
-        return done
-
-    def _next_seq(self) -> int:
-        seq = self._seq
-        if seq > MAX_SEQ:
-            raise TLSError(Alert.INTERNAL_ERROR, "the sequence numbers are used up")
-        self._seq = seq + 1
-        return seq
 
     def _copy_plain(self, block: Block, view: memoryview | None, done: int) -> int:
         """Deliver what waits to the block, ``done`` bytes of which are filled, as far as it fits."""
@@ -370,12 +290,13 @@ class TLSReader:
         self._plain = start + n
         return n
 
-    def _take(self, at: int, length: int, seq: int, authentic: bool) -> None:
-        """Look at a record that was opened in the buffer: content, type, padding of zeros."""
+    def _take(self, at: int, authentic: bool) -> None:
+        """Look at the record that was opened in the buffer last: content, type, padding of zeros."""
+        length = self._deframer.length
         buffer = self._deframer.buffer
         if not authentic:
             buffer[at : at + length] = bytes(length)
-            raise TLSError(Alert.BAD_RECORD_MAC, f"record {seq} is not authentic")
+            raise TLSError(Alert.BAD_RECORD_MAC, f"record {self._layer.seq - 1} is not authentic")
         length -= TAG
         end = at + length
         kind = buffer[end - 1] if length else 0
@@ -397,7 +318,7 @@ class TLSReader:
         for event in self._post.events(kind, bytes(buffer[at:end])):
             if isinstance(event, CloseNotify):
                 self._eof = True
-                self._forget_keys()
+                self._layer.forget()
             elif isinstance(event, KeyUpdate):
                 self._update_keys(event)
             else:
@@ -407,19 +328,11 @@ class TLSReader:
                 self._on_ticket(ticket)
 
     def _update_keys(self, update: KeyUpdate) -> None:
-        self._opener.close()
-        following = self._keys.next() if self._keys is not None else None
-        if following is None:
+        if not self._layer.update():
             self._error = KeyExpiredError()
-        else:
-            self._use(following)
         if self._on_key_update is not None:
             self._on_key_update(update.update_requested)
 
     def _fail(self, error: TransferError) -> None:
         self._error = error.with_traceback(None)
-        self._forget_keys()
-
-    def _forget_keys(self) -> None:
-        self._opener.close()
-        self._keys = None
+        self._layer.forget()
