@@ -166,28 +166,25 @@ class _Boundaries:
     """Finds where records end in a stream: OpenSSL does not tell whether it has read half a record."""
 
     def __init__(self) -> None:
-        self._header = b""
-        self._body = 0
+        self._header = b""  # the start of one that goes on in what comes next
+        self._skip = 0  # how far the next header is
 
     @property
     def inside(self) -> bool:
         """Whether a record has begun and not ended."""
-        return bool(self._header or self._body)
+        return bool(self._header or self._skip)
 
-    def follow(self, data: memoryview) -> None:
-        """Note what comes next in the stream."""
-        at = 0
-        while at < len(data):
-            if self._body:
-                n = min(self._body, len(data) - at)
-                self._body -= n
-            else:
-                n = min(HEADER - len(self._header), len(data) - at)
-                self._header += data[at : at + n]
-                if len(self._header) == HEADER:
-                    self._body = int.from_bytes(self._header[3:], "big")
-                    self._header = b""
-            at += n
+    def follow(self, data: bytes | bytearray, n: int) -> None:
+        """Note what comes next in the stream: the first n bytes of data. 0.15 us a record."""
+        if self._header:
+            data, n = self._header + data[:n], n + len(self._header)
+            self._header = b""
+        at = self._skip
+        while at + HEADER <= n:
+            at += HEADER + (data[at + 3] << 8 | data[at + 4])
+        if at < n:
+            self._header = bytes(data[at:n])
+        self._skip = max(at - n, 0)
 
 
 class SSLObjectReader:
@@ -212,7 +209,8 @@ class SSLObjectReader:
         self._lock = lock
         self._writer = writer
         self._allow_truncation = allow_truncation
-        self._buffer = memoryview(bytearray(_BULK))
+        self._memory = bytearray(_BULK)
+        self._buffer = memoryview(self._memory)
         self._boundaries = _Boundaries()
         self._early = b""  # decrypted already, and comes before what the SSLObject has
         self._held: BaseException | None = None
@@ -258,35 +256,43 @@ class SSLObjectReader:
         return done
 
     def _fill(self, block: Block) -> int:
-        view = None if block.need_safecopy else block.view()
         size = len(block)
-        read: Any = self._tls.read  # typeshed knows no count
+        if not block.need_safecopy:
+            return self._read_into(block.view())
         done = 0
-        while done < size and (self._early or not (self._held or self.eof)):
-            target = self._buffer[: min(_RECORD, size - done)] if view is None else view[done:]
+        while done < size:
+            target = self._buffer[: min(_RECORD, size - done)]
+            n = self._read_into(target)
             try:
-                with self._lock:
-                    n = self._take_early(target) or read(len(target), target)
-            except ssl.SSLWantReadError:
-                break
-            except ssl.SSLZeroReturnError:
-                n = 0
-            except ssl.SSLError as exc:
-                self._held = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
-                if self._writer is not None:
-                    self._writer.answer()  # the alert
-                break
-            if not n:
-                self.eof = True
-                break
-            if view is None:
-                try:
-                    copy(block.drop_first(done), Block.from_view(target, 0, n))
-                except TransferError as exc:
-                    self._early = bytes(target[exc.transferred : n]) + self._early
-                    add_transferred(exc, done)
-                    raise
+                copy(block.drop_first(done), Block.from_view(target, 0, n))
+            except TransferError as exc:
+                self._early = bytes(target[exc.transferred : n]) + self._early
+                add_transferred(exc, done)
+                raise
             done += n
+            if n < len(target):
+                break
+        return done
+
+    def _read_into(self, view: memoryview) -> int:
+        """Fill a view as far as there is something. Notes the end, and an error."""
+        done = self._take_early(view) if self._early else 0
+        size = len(view)
+        read: Any = self._tls.read  # typeshed knows no count
+        try:
+            with self._lock:
+                while done < size and self._held is None and not self.eof:
+                    n = read(size - done, view[done:])
+                    done += n
+                    self.eof = not n
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.eof = True
+        except ssl.SSLError as exc:
+            self._held = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
+            if self._writer is not None:
+                self._writer.answer()  # the alert
         return done
 
     def _take_early(self, target: memoryview) -> int:
@@ -323,10 +329,9 @@ class SSLObjectReader:
         n = self._receive_into(self._buffer)
         if n is None:
             raise would_block()
-        data = self._buffer[:n]
-        self._boundaries.follow(data)
+        self._boundaries.follow(self._memory, n)
         with self._lock:
-            self._incoming.write(data)
+            self._incoming.write(self._buffer[:n])
         return n > 0
 
 
