@@ -22,7 +22,7 @@ from safemem.protocols import Reader
 from safemem.tls.aead import engine
 from safemem.tls.crypto_info import CryptoInfo
 from safemem.tls.deframer import Deframer
-from safemem.tls.errors import TLSError
+from safemem.tls.errors import EKEYEXPIRED, TLSError
 from safemem.tls.reader import BUFFER_SIZE
 from safemem.tls.record import MAX_RECORD, TAG, ContentType
 from safemem.tls.transport import receiver
@@ -140,7 +140,7 @@ class KernelTLSReader:
             if self._error is not None:
                 raise self._error
             if self._expired:
-                raise _error(errno.EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
+                raise _error(EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
             if self._ended:
                 return False
             try:

@@ -8,6 +8,8 @@ Source: ssl.SSLObject, ssl.MemoryBIO.
 
 from __future__ import annotations
 
+import errno
+import os
 import ssl
 import threading
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Reader, Writer
 from safemem.tls.errors import TruncationError
 from safemem.tls.record import HEADER
-from safemem.tls.transport import receiver, sender
+from safemem.tls.transport import receiver, sender, sink_ended
 
 if TYPE_CHECKING:
     import socket
@@ -43,19 +45,28 @@ class SSLObjectWriter:
         self._sending = threading.Lock()  # the reader sends too
         self._waiting = memoryview(b"")
         self._held: BaseException | None = None
+        self._ended = False
         self._reader: SSLObjectReader | None = None
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """Raises BlockingIOError if what waits could not be sent; ssl.SSLError; the transport's errors.
 
-        Those after some bytes come at the next call. HostFaultError if srcs faults, with what came before it sent.
+        Those after some bytes come at the next call. HostFaultError if srcs faults, with what came before it sent;
+        BrokenPipeError after close_notify.
         """
         if not srcs:
             return 0
         with self._exclusive():
+            if self._ended:
+                raise BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: close_notify has been sent")
             if not self._push():
                 raise would_block()
             return self._write(srcs)
+
+    def pending(self) -> int:
+        """How many bytes of ciphertext wait for the transport."""
+        with self._lock:
+            return len(self._waiting) + self._outgoing.pending
 
     def _write(self, srcs: BlockSeq) -> int:
         done = 0
@@ -104,6 +115,7 @@ class SSLObjectWriter:
                 # The peer's own close_notify is the reader's to find.
                 stack.enter_context(suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLSyscallError))
                 self._tls.unwrap()
+            self._ended = True
             if not self._push():
                 raise would_block()
 
@@ -151,7 +163,7 @@ class SSLObjectWriter:
                 add_transferred(exc, -n)  # they are ciphertext, and none of the caller's bytes
                 raise
             if not n:
-                return False
+                raise sink_ended()
             self._waiting = self._waiting[n:]
 
     def _push_or_hold(self) -> bool:
@@ -222,6 +234,15 @@ class SSLObjectReader:
         """How many decrypted bytes wait."""
         with self._lock:
             return len(self._early) + self._tls.pending()
+
+    def has_pending(self) -> bool:
+        """Whether a read would have something to tell without a receive: do not wait for the transport then.
+
+        True as well if what waits is no whole record: then the read would receive after all.
+        """
+        with self._lock:
+            waits = self._early or self._tls.pending() or self._incoming.pending
+        return bool(waits or self._held or self.eof)
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """Fill dsts with what is there; receive only if nothing is, and until something comes.

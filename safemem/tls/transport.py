@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,11 @@ def receiver(source: socket.socket | int | Reader) -> Callable[[memoryview], int
     if receive is None:
         raise TypeError(f"source must be a socket, a file descriptor or a Reader, not {type(source).__name__}")
     return receive  # type: ignore[no-any-return]
+
+
+def sink_ended() -> BrokenPipeError:
+    """What is raised where a sink takes nothing more: a Writer's 0."""
+    return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: the sink takes nothing more")
 
 
 def sender(sink: socket.socket | int | Writer) -> Callable[[memoryview], int]:
