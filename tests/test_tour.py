@@ -133,3 +133,36 @@ def test_what_is_no_file(name: str, tmp_path: Path) -> None:
 def test_an_empty_file_as_a_command(tmp_path: Path) -> None:
     """Also that is a file."""
     assert run(file_of(0, tmp_path).name, cwd=tmp_path).returncode == 0
+
+
+def test_the_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    """It tells each way that this host offers, which of them are used, and why."""
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("python", "atomics", "safecopy", "ssl", "AEAD", "used"):
+        assert word in printed
+    assert sum("; used" in line for line in printed.splitlines()) == 1
+
+
+def test_tls_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard library decrypts then, and the tour says what to install."""
+    import usermem.tour_tls
+    from safemem.tls import EngineError
+
+    def no_engine(*args: object, **kwargs: object) -> None:
+        raise EngineError("install something")
+
+    monkeypatch.setattr(usermem.tour_tls, "handshake", no_engine)
+    said: list[str] = []
+    assert tour(file_of(5000, tmp_path), said.append) == 0
+    text = "\n".join(said)
+    assert "install something" in text
+    assert "decrypted by the standard library" in text
+
+
+def test_without_ssl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python without ssl takes the rest of the tour."""
+    monkeypatch.setattr(usermem.tour, "ssl_is_there", lambda: False)
+    said: list[str] = []
+    assert tour(file_of(5000, tmp_path), said.append) == 0
+    assert "no ssl module" in "\n".join(said)
