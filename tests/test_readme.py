@@ -65,7 +65,7 @@ def test_the_commands_are_at_the_top() -> None:
 
 @pytest.mark.skipif(not CI.exists(), reason="a source distribution has no .ci")
 def test_ci_runs_the_readmes_test_command() -> None:
-    """.ci/run takes the test command from the README, finds the one above, and starts pytest beside it for interop only."""
+    """.ci/run takes the test command from the README, and starts pytest beside it for interop only."""
     script = CI.read_text()
     (taking,) = [line for line in script.splitlines() if line.startswith("test_command=")]
     found = subprocess.run(

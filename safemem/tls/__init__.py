@@ -18,7 +18,7 @@ from safemem.tls.errors import (
 )
 from safemem.tls.handoff import Handoff, handshake
 from safemem.tls.keys import SUITES, CipherSuite, RecordKeys, TrafficSecret
-from safemem.tls.ktls import KernelTLSReader
+from safemem.tls.ktls import KernelTLSReader, Received
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.reader import TLSReader
 from safemem.tls.record import ContentType
@@ -37,6 +37,7 @@ __all__ = [
     "KernelTLSReader",
     "KeyExpiredError",
     "NewSessionTicket",
+    "Received",
     "ReceivedAlertError",
     "RecordKeys",
     "SSLObjectReader",

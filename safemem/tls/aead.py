@@ -79,7 +79,6 @@ NAMES = ("cryptography", "libcrypto")
 """The engines, in the order in which they are tried."""
 
 
-@cache
 def engine(name: str | None = None) -> Engine:
     """The engine of this name, or the first that can be used.
 
@@ -89,14 +88,23 @@ def engine(name: str | None = None) -> Engine:
         raise ValueError(f"engine must be one of {', '.join(NAMES)}, not {name!r}")
     reasons = []
     for candidate in NAMES if name is None else (name,):
-        try:
-            return _checked(_load(candidate))
-        except EngineError as exc:
-            reasons.append(f"{candidate}: {exc}")
+        found = _tried(candidate)
+        if not isinstance(found, str):
+            return found
+        reasons.append(f"{candidate}: {found}")
     raise EngineError(
         "; ".join(reasons) + ". Install the cryptography package (pip install cryptography), or read with "
         "SSLObjectReader, which needs no keys and no engine"
     )
+
+
+@cache
+def _tried(name: str) -> Engine | str:
+    """The engine, or why it cannot be used: looked for once."""
+    try:
+        return _checked(_load(name))
+    except EngineError as exc:
+        return str(exc)
 
 
 def _load(name: str) -> Engine:

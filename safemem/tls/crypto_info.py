@@ -63,6 +63,7 @@ class CryptoInfo:
         Raises OSError (EINVAL) where Linux does: too short, another version, an unknown cipher, a length that is not
         the cipher's. TLS 1.2, which Linux takes, is refused so too.
         """
+        optval = bytes(optval)
         order = "<" if byte_order == "little" else ">"
         if len(optval) < 4:
             raise _invalid(f"{len(optval)} bytes hold no tls_crypto_info")

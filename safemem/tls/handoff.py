@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from attrs import field, frozen
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import socket
 
 _KEYLOG_LOCK = threading.Lock()
-_RANDOM = slice(11, 43)  # of the record of a ClientHello or ServerHello: header 5, message header 4, version 2
+_RANDOM = slice(6, 38)  # of a ClientHello: its message header is 4 bytes, its version 2
+_HELLO = 1024  # the start of what the client sends, in which that is
 
 
 @frozen
@@ -49,8 +50,16 @@ class Handoff:
 
     def close(self) -> None:
         """Wipe all keys. The socket stays as it is: send ``writer.close_notify()`` before, and close it after."""
-        self.reader.close()
-        self.writer.close()
+        try:
+            self.reader.close()
+        finally:
+            self.writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def handshake(
@@ -95,7 +104,9 @@ def handshake(
             raise TLSError(Alert.INTERNAL_ERROR, "the place in the stream is not known")
         secrets = keylog.secrets(client_random)
     cipher = tls.cipher()
-    suite = SUITES[cipher[0]] if cipher else SUITES["TLS_AES_128_GCM_SHA256"]
+    suite = SUITES.get(cipher[0]) if cipher else None
+    if suite is None:
+        raise TLSError(Alert.INTERNAL_ERROR, f"{cipher} was agreed on, which is none of {', '.join(SUITES)}")
     ours, theirs = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
     try:
         # What a server sends once its handshake is done, its tickets, already counts.
@@ -124,8 +135,8 @@ def _run(
     sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool
 ) -> tuple[bytes, bytes]:
     """Do the handshake. Returns the client's random, and what was sent after the last record that was received."""
-    hello = record = b""
-    body = 0  # how much of the record is to come
+    hello = b""  # what the client has sent
+    body = 0  # how much of a record is to come
     while True:
         done = True
         try:
@@ -137,24 +148,33 @@ def _run(
                 sock.sendall(outgoing.read())
             raise
         sent = outgoing.read()
-        if not server_side:
-            hello = hello or sent
+        if not server_side and len(hello) < _HELLO:
+            hello += sent
         if sent:
             sock.sendall(sent)
         if done:
-            return hello[_RANDOM], sent
+            return _client_random(hello), sent
         # Never a byte of the next record. The header goes alone: OpenSSL sees at once what is no TLS, whose length
         # would be one that never comes.
         if body:
             part = _exactly(sock, body, True)
-            record += part
             body = 0
-            if server_side:
-                hello = hello or record
         else:
-            record = part = _exactly(sock, HEADER, False)
+            part = _exactly(sock, HEADER, False)
             body = int.from_bytes(part[3:], "big")
+        if server_side and len(hello) < _HELLO:
+            hello += part
         incoming.write(part)
+
+
+def _client_random(stream: bytes) -> bytes:
+    """The random of the ClientHello, which may be cut into many records."""
+    message = b""
+    while len(stream) > HEADER:
+        end = HEADER + int.from_bytes(stream[3:HEADER], "big")
+        message += stream[HEADER:end]
+        stream = stream[end:]
+    return message[_RANDOM]
 
 
 def _exactly(sock: socket.socket, n: int, inside: bool) -> bytes:

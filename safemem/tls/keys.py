@@ -59,8 +59,8 @@ class RecordKeys:
     """A key and an IV for the records from number ``seq`` on. What comes after a key update cannot be read with it."""
 
     suite: CipherSuite
-    key: bytes = field(repr=False)
-    iv: bytes = field(repr=False)
+    key: bytes = field(repr=False, converter=bytes)
+    iv: bytes = field(repr=False, converter=bytes)
     seq: int = field(default=0, validator=_check_seq)
 
     def __attrs_post_init__(self) -> None:
@@ -83,7 +83,7 @@ class TrafficSecret:
     """A traffic secret, for the records from number ``seq`` on and for what comes after key updates."""
 
     suite: CipherSuite
-    secret: bytes = field(repr=False)
+    secret: bytes = field(repr=False, converter=bytes)
     seq: int = field(default=0, validator=_check_seq)
 
     def __attrs_post_init__(self) -> None:

@@ -11,21 +11,22 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import frozen
 
 from safemem.block import Block, check_writable
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, would_block
+from safemem.errors import TransferError
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
 from safemem.tls.crypto_info import CryptoInfo
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import EKEYEXPIRED, TLSError
+from safemem.tls.keys import CipherSuite
 from safemem.tls.reader import BUFFER_SIZE
 from safemem.tls.record import MAX_RECORD, TAG, ContentType
-from safemem.tls.transport import receiver
+from safemem.tls.transport import receive, receiver
 
 if TYPE_CHECKING:
     import socket
@@ -74,19 +75,48 @@ class KernelTLSReader:
         self._expired = False
         self._ended = False
         self._opener: Any = None
+        self._suite: CipherSuite = info.keys.suite
         self.set_crypto_info(info)
 
     def set_crypto_info(self, info: CryptoInfo) -> None:
         """The guest sets TLS_RX: at the start, and again after a key update.
 
-        Raises OSError (EBUSY) if the keys have not changed meanwhile, as Linux does.
+        Raises OSError as Linux: EBUSY if the keys have not changed meanwhile, EINVAL for another cipher.
         """
-        if self._opener is not None and not self._expired:
-            raise _error(errno.EBUSY, "TLS_RX is set already, and the peer has not changed its keys")
+        if self._opener is not None:
+            if not self._expired:
+                raise _error(errno.EBUSY, "TLS_RX is set already, and the peer has not changed its keys")
+            if info.keys.suite != self._suite:
+                raise _error(errno.EINVAL, f"the connection has {self._suite.name}, not {info.keys.suite.name}")
+            self._opener.close()
+        self._suite = info.keys.suite
         self._opener = self._engine.opener(info.keys, self._deframer.buffer)
         self._own = self._opener.target(self._deframer.buffer)
         self._seq = info.keys.seq
         self._expired = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wipe the keys and the buffer. Later calls give EBADF. Raises RuntimeError while a read is under way."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("a read is under way")
+        try:
+            self._opener.close()
+            self._deframer.wipe()
+            self._type = self._plain = self._plain_end = 0
+            self._error = _error(errno.EBADF, "the socket's TLS is closed")
+        finally:
+            self._lock.release()
+
+    def readable(self) -> bool:
+        """Whether a poll of the guest's must say so without looking at the transport: something is buffered."""
+        waits = self._type and (self._type != _DATA or self._plain < self._plain_end)
+        return bool(waits or self._error or self._ended or (not self._expired and self._deframer.whole_record()))
 
     def recvmsg(self, dsts: BlockSeq, has_control: bool = True) -> Received:
         """Fill dsts; an empty sequence is 0 at once. ``has_control`` is whether the guest gave room for control data,
@@ -157,11 +187,11 @@ class KernelTLSReader:
 
     def _receive(self) -> None:
         self._deframer.discard()
-        n = self._receive_into(self._deframer.space())
-        if n is None:
-            raise would_block()
+        n, error = receive(self._receive_into, self._deframer.space())
         self._deframer.received(n)
         self._ended = not n
+        if error is not None and not isinstance(error, BlockingIOError):
+            raise error
 
     def _open(self, at: int, length: int) -> None:
         version = bytes(self._deframer.buffer[at - 4 : at - 2])

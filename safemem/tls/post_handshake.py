@@ -126,6 +126,7 @@ class PostHandshake:
             self._messages += 1
             if self._messages > MAX_MESSAGES:
                 raise TLSError(Alert.UNEXPECTED_MESSAGE, f"more than {MAX_MESSAGES} handshake messages without data")
+            self.joining = bool(message)
             yield self._key_update(body) if kind == _KEY_UPDATE else _ticket(body)
         self.joining = bool(message)
 

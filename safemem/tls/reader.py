@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import copy as copy_object
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
 from safemem.block import Block, check_writable, copy
 from safemem.block_seq import BlockSeq
-from safemem.errors import TransferError, add_transferred, would_block
+from safemem.errors import TransferError, add_transferred
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
 from safemem.tls.deframer import Deframer
@@ -26,7 +28,7 @@ from safemem.tls.keys import Keys
 from safemem.tls.post_handshake import CloseNotify, KeyUpdate, NewSessionTicket, PostHandshake
 from safemem.tls.record import MAX_RECORD, TAG, ContentType
 from safemem.tls.record_layer import RecordLayer
-from safemem.tls.transport import receiver
+from safemem.tls.transport import receive, receiver
 
 if TYPE_CHECKING:
     import socket
@@ -199,23 +201,13 @@ class TLSReader:
     def _receive(self) -> None:
         deframer = self._deframer
         deframer.discard()
-        try:
-            n = self._receive_into(deframer.space())
-        except BaseException as exc:
-            n = getattr(exc, "transferred", 0)
-            if not n:
-                raise
-            deframer.received(n)
-            exc.transferred = 0  # type: ignore[attr-defined]  # those were bytes of ciphertext, not of data
-            if not isinstance(exc, OSError):
-                raise
-            if not isinstance(exc, BlockingIOError):
-                self._held = exc.with_traceback(None)
-            return
-        if n is None:  # a raw file object that has nothing now
-            raise would_block()
+        n, error = receive(self._receive_into, deframer.space())
         if n:
             deframer.received(n)
+            if error is not None and not isinstance(error, OSError):
+                raise error
+            if error is not None and not isinstance(error, BlockingIOError):
+                self._held = error.with_traceback(None)
         elif self._allow_truncation and not deframer.buffered and not self._post.joining:
             self._eof = True
         else:
@@ -314,25 +306,29 @@ class TLSReader:
                 self._post.data()
                 self._plain, self._plain_end = at, end
             return
-        tickets = []
-        for event in self._post.events(kind, bytes(buffer[at:end])):
+        with self._deframer.borrow(at, end - at) as content:
+            events = list(self._post.events(kind, bytes(content)))
+        calls: list[Callable[[], object]] = []
+        for event in events:
             if isinstance(event, CloseNotify):
                 self._eof = True
                 self._layer.forget()
             elif isinstance(event, KeyUpdate):
-                self._update_keys(event)
-            else:
-                tickets.append(event)
-        if self._on_ticket is not None:  # last, since the callback may raise
-            for ticket in tickets:
-                self._on_ticket(ticket)
-
-    def _update_keys(self, update: KeyUpdate) -> None:
-        if not self._layer.update():
-            self._error = KeyExpiredError()
-        if self._on_key_update is not None:
-            self._on_key_update(update.update_requested)
+                if not self._layer.update():
+                    self._error = KeyExpiredError()
+                if self._on_key_update is not None:
+                    calls.append(partial(self._on_key_update, event.update_requested))
+            elif self._on_ticket is not None:
+                calls.append(partial(self._on_ticket, event))
+        _call_all(calls)
 
     def _fail(self, error: TransferError) -> None:
         self._error = error.with_traceback(None)
         self._layer.forget()
+
+
+def _call_all(calls: list[Callable[[], object]]) -> None:
+    """Make all calls, whichever of them raise, and raise what the first did."""
+    with ExitStack() as stack:
+        for call in reversed(calls):
+            stack.callback(call)

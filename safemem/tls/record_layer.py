@@ -115,13 +115,12 @@ class RecordLayer:
                 if usual:
                     done = filled
                     continue
-                deframer.start, self.seq = start, seq
                 return done, body, authentic
-            deframer.start, self.seq = start, seq
         except BaseException as exc:
             add_transferred(exc, done)
             raise
         finally:
+            deframer.start, self.seq = start, seq
             if before >= 0:
                 view[done] = before
         return done, 0, True

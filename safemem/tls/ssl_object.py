@@ -14,6 +14,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy as copy_object
 from typing import TYPE_CHECKING, Any
 
 from safemem.block import Block, check_writable, copy
@@ -22,7 +23,7 @@ from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Reader, Writer
 from safemem.tls.errors import TruncationError
 from safemem.tls.record import HEADER
-from safemem.tls.transport import receiver, sender, sink_ended
+from safemem.tls.transport import receive, receiver, sender, sink_ended
 
 if TYPE_CHECKING:
     import socket
@@ -111,7 +112,7 @@ class SSLObjectWriter:
         with self._exclusive():
             with self._lock, ExitStack() as stack:
                 if self._reader is not None:
-                    stack.enter_context(self._reader.set_aside())
+                    stack.enter_context(self._reader._set_aside())
                 # The peer's own close_notify is the reader's to find.
                 stack.enter_context(suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLSyscallError))
                 self._tls.unwrap()
@@ -119,7 +120,7 @@ class SSLObjectWriter:
             if not self._push():
                 raise would_block()
 
-    def answer(self) -> None:
+    def _answer(self) -> None:
         """Send what the peer's messages call for, unless somebody is sending. An error waits for the next write.
 
         The reader must not wait here for a large write to go: the peer may be waiting for the reader.
@@ -136,7 +137,7 @@ class SSLObjectWriter:
         with self._sending:
             yield
         if not self._waiting:
-            self.answer()  # it came while we were sending
+            self._answer()  # it came while we were sending
 
     def _has_output(self) -> bool:
         with self._lock:
@@ -180,6 +181,7 @@ class _Boundaries:
     def __init__(self) -> None:
         self._header = b""  # the start of one that goes on in what comes next
         self._skip = 0  # how far the next header is
+        self.unfinished = 0  # how many bytes there are of a record that has not ended
 
     @property
     def inside(self) -> bool:
@@ -191,12 +193,14 @@ class _Boundaries:
         if self._header:
             data, n = self._header + data[:n], n + len(self._header)
             self._header = b""
-        at = self._skip
+            self.unfinished = 0
+        begin, at = -self.unfinished, self._skip
         while at + HEADER <= n:
-            at += HEADER + (data[at + 3] << 8 | data[at + 4])
+            begin, at = at, at + HEADER + (data[at + 3] << 8 | data[at + 4])
         if at < n:
-            self._header = bytes(data[at:n])
+            begin, self._header = at, bytes(data[at:n])
         self._skip = max(at - n, 0)
+        self.unfinished = n - begin if self.inside else 0
 
 
 class SSLObjectReader:
@@ -226,9 +230,15 @@ class SSLObjectReader:
         self._boundaries = _Boundaries()
         self._early = b""  # decrypted already, and comes before what the SSLObject has
         self._held: BaseException | None = None
+        self._reading = threading.Lock()
         self.eof = False
         if writer is not None:
             writer._reader = self
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        """The SSLObject, for its cipher(), getpeercert(), selected_alpn_protocol()."""
+        return self._tls
 
     def pending(self) -> int:
         """How many decrypted bytes wait."""
@@ -236,13 +246,10 @@ class SSLObjectReader:
             return len(self._early) + self._tls.pending()
 
     def has_pending(self) -> bool:
-        """Whether a read would have something to tell without a receive: do not wait for the transport then.
-
-        True as well if what waits is no whole record: then the read would receive after all.
-        """
+        """Whether a read would have something to tell without a receive: do not wait for the transport then."""
         with self._lock:
-            waits = self._early or self._tls.pending() or self._incoming.pending
-        return bool(waits or self._held or self.eof)
+            whole_record = self._incoming.pending > self._boundaries.unfinished
+            return bool(self._early or self._tls.pending() or whole_record or self._held or self.eof)
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """Fill dsts with what is there; receive only if nothing is, and until something comes.
@@ -254,12 +261,20 @@ class SSLObjectReader:
             return 0
         for block in dsts:
             check_writable(block, "dsts")
+        if not self._reading.acquire(blocking=False):
+            raise RuntimeError("another read is under way")
+        try:
+            return self._read(dsts)
+        finally:
+            self._reading.release()
+
+    def _read(self, dsts: BlockSeq) -> int:
         while True:
             n = self._decrypt(dsts)
             if n or self.eof:
                 return n
             if self._held is not None:
-                raise self._held.with_traceback(None)
+                raise copy_object(self._held)  # which a loop may add its count to
             self._receive()
 
     def _decrypt(self, dsts: BlockSeq) -> int:
@@ -297,11 +312,13 @@ class SSLObjectReader:
 
     def _read_into(self, view: memoryview) -> int:
         """Fill a view as far as there is something. Notes the end, and an error."""
-        done = self._take_early(view) if self._early else 0
+        done = 0
         size = len(view)
         read: Any = self._tls.read  # typeshed knows no count
         try:
             with self._lock:
+                if self._early:
+                    done = self._take_early(view)
                 while done < size and self._held is None and not self.eof:
                     n = read(size - done, view[done:])
                     done += n
@@ -313,7 +330,7 @@ class SSLObjectReader:
         except ssl.SSLError as exc:
             self._held = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
             if self._writer is not None:
-                self._writer.answer()  # the alert
+                self._writer._answer()  # the alert
         return done
 
     def _take_early(self, target: memoryview) -> int:
@@ -322,7 +339,7 @@ class SSLObjectReader:
         return n
 
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
+    def _set_aside(self) -> Iterator[None]:
         """Have nothing in the SSLObject meanwhile that the peer has sent; the lock must be held.
 
         While it sends a close_notify it looks for the peer's, and data in its way would be an error for good.
@@ -337,22 +354,22 @@ class SSLObjectReader:
 
     def _receive(self) -> None:
         if self._writer is not None:
-            self._writer.answer()
-        if self.bring():
+            self._writer._answer()
+        if self._bring():
             return
         if self._allow_truncation and not self._boundaries.inside:
             self.eof = True
         else:
             self._held = TruncationError(self._boundaries.inside)
 
-    def bring(self) -> bool:
+    def _bring(self) -> bool:
         """Receive once, for the SSLObject; False at the end of the transport."""
-        n = self._receive_into(self._buffer)
-        if n is None:
-            raise would_block()
+        n, error = receive(self._receive_into, self._buffer)
         self._boundaries.follow(self._memory, n)
         with self._lock:
             self._incoming.write(self._buffer[:n])
+        if error is not None and not isinstance(error, BlockingIOError):
+            raise error
         return n > 0
 
 
@@ -386,7 +403,7 @@ def ssl_object_pair(
             with suppress(OSError):  # the peer may be gone; this is why it failed
                 writer.flush()
             raise
-        if not reader.bring():
+        if not reader._bring():
             raise TruncationError(reader._boundaries.inside)
     writer.flush()
     return reader, writer

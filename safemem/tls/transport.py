@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq
+from safemem.errors import would_block
 from safemem.protocols import Reader, Writer, refuse_messages
 
 if TYPE_CHECKING:
     import socket
-
-Source = "socket.socket | int | Reader"
-Sink = "socket.socket | int | Writer"
 
 
 def receiver(source: socket.socket | int | Reader) -> Callable[[memoryview], int]:
@@ -36,6 +34,30 @@ def receiver(source: socket.socket | int | Reader) -> Callable[[memoryview], int
     return receive  # type: ignore[no-any-return]
 
 
+def receive(receive_into: Callable[[memoryview], int | None], view: memoryview) -> tuple[int, BaseException | None]:
+    """One receive: how many bytes came, and the error that came behind them. An error that came alone is raised.
+
+    Raises BlockingIOError for None, ValueError for a count that cannot be.
+    """
+    try:
+        n = receive_into(view)
+    except BaseException as exc:
+        moved: int = getattr(exc, "transferred", 0)
+        if not moved:
+            raise
+        exc.transferred = 0  # type: ignore[attr-defined]  # those were bytes of ciphertext, not of data
+        return _possible(moved, view, "source"), exc
+    return _possible(n, view, "source"), None
+
+
+def _possible(n: int | None, view: memoryview, name: str) -> int:
+    if n is None:  # a raw file object that has nothing now
+        raise would_block()
+    if not 0 <= n <= len(view):
+        raise ValueError(f"the {name} returned {n} for {len(view)} bytes")
+    return n
+
+
 def sink_ended() -> BrokenPipeError:
     """What is raised where a sink takes nothing more: a Writer's 0."""
     return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: the sink takes nothing more")
@@ -44,16 +66,17 @@ def sink_ended() -> BrokenPipeError:
 def sender(sink: socket.socket | int | Writer) -> Callable[[memoryview], int]:
     """``send(view)``: send the start of a view, and return how much. Raises BlockingIOError if nothing can go now.
 
-    Raises TypeError if the sink is none, ValueError if it is message-oriented.
+    Raises TypeError if the sink is none, ValueError if it is message-oriented or counts what cannot be.
     """
+    call: Any
     if isinstance(sink, int):
         fd = sink
         return lambda view: os.write(fd, view)
     if hasattr(sink, "write_from_blocks"):
         refuse_messages(sink, "sink")
         write = sink.write_from_blocks
-        return lambda view: write(BlockSeq.of(Block(view)))
-    send: Any = getattr(sink, "send", None)
-    if send is None:
+        return lambda view: _possible(write(BlockSeq.of(Block(view))), view, "sink")
+    call = getattr(sink, "send", None)
+    if call is None:
         raise TypeError(f"sink must be a socket, a file descriptor or a Writer, not {type(sink).__name__}")
-    return send  # type: ignore[no-any-return]
+    return lambda view: _possible(call(view), view, "sink")

@@ -88,7 +88,7 @@ class TLSWriter:
         record_keys = keys.record_keys()
         self._sealer = self._engine.sealer(record_keys, self._buffer)
         self._own = self._sealer.source(self._buffer)
-        self._keys = keys
+        self._keys: Keys | None = keys
         self._seq = record_keys.seq
 
     def __enter__(self) -> Self:
@@ -107,6 +107,7 @@ class TLSWriter:
         with self._exclusive():
             self._closed = True
             self._sealer.close()
+            self._keys = None
             self._buffer[:] = bytes(len(self._buffer))
             self._sent = self._end = 0
 
@@ -124,7 +125,8 @@ class TLSWriter:
 
         Raises BlockingIOError if what waits could not be sent, and nothing was taken; the transport's other errors,
         those after some bytes at the next call; HostFaultError if srcs faults, with what came before it sent;
-        BrokenPipeError after close_notify.
+        BrokenPipeError after close_notify; ValueError if the peer has asked for new keys and there are only RecordKeys,
+        until :meth:`rekey` gives some.
         """
         if not srcs:
             return 0
@@ -186,6 +188,17 @@ class TLSWriter:
                 raise would_block()
             self._update(request_peer)
             self._push_or_hold()
+
+    def rekey(self, keys: Keys) -> None:
+        """Go on with keys that were given, after a key update that the caller has sent by :meth:`write_record`.
+
+        As kernel TLS's TLS_TX set anew. What the peer has asked for by its own key update is answered thereby.
+        """
+        with self._exclusive():
+            self._check_open()
+            self._sealer.close()
+            self._use(keys)
+            self._update_owed = False
 
     def close_notify(self) -> None:
         """Tell the peer that nothing more comes, and send what waits. A second call only sends what waits.
@@ -292,11 +305,11 @@ class TLSWriter:
 
     def _make_way(self) -> None:
         """Before data: the key update that the peer waits for, or that the cipher needs by now."""
-        if self._update_owed or (self._seq >= _AEAD_LIMIT and self._keys.next() is not None):
+        if self._update_owed or (self._seq >= _AEAD_LIMIT and self._keys is not None and self._keys.next()):
             self._update(request_peer=False)
 
     def _update(self, request_peer: bool) -> None:
-        following = self._keys.next()
+        following = self._keys.next() if self._keys is not None else None
         if following is None:
             raise ValueError("these are RecordKeys, from which no new keys follow: give a TrafficSecret")
         self._update_owed = False
