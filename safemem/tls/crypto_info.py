@@ -57,7 +57,7 @@ class CryptoInfo:
     keys: RecordKeys
 
     @classmethod
-    def parse(cls, optval: bytes, byte_order: str = sys.byteorder) -> CryptoInfo:
+    def parse(cls, optval: bytes | bytearray | memoryview, byte_order: str = sys.byteorder) -> CryptoInfo:
         """Read the option's bytes.
 
         Raises OSError (EINVAL) where Linux does: too short, another version, an unknown cipher, a length that is not

@@ -66,7 +66,8 @@ class TLSReader:
 
         ``release="direct"`` decrypts into the caller's blocks where it can: user memory sees bytes that are not yet
         authenticated, and inside the blocks more than ``transferred`` bytes may be changed, to zeros. A failed record
-        leaves zeros. ``server_side`` is whether we are the server. With ``allow_truncation`` the transport may end
+        leaves zeros; so does one that is no plain data (tickets, key updates, padding), which is decrypted again in
+        private memory. ``server_side`` is whether we are the server. With ``allow_truncation`` the transport may end
         between two records without close_notify. ``on_ticket`` gets session tickets; ``on_key_update`` is called when
         the peer has changed its keys, with whether we must change ours before we send again.
 
@@ -117,7 +118,7 @@ class TLSReader:
 
     @property
     def eof(self) -> bool:
-        """Whether all has been read up to the peer's close_notify."""
+        """Whether all has been read up to the peer's close_notify, or to a truncation that is allowed."""
         return self._eof and self._plain == self._plain_end
 
     @property
@@ -152,7 +153,7 @@ class TLSReader:
         return self.read_at_least(dsts, 1)
 
     def read_at_least(self, dsts: BlockSeq, n: int) -> int:
-        """The same, but until ``n`` bytes are there or the stream ends; with as few receives as that takes."""
+        """The same, but until ``n`` bytes (at most dsts) are there or the stream ends; with as few receives as that takes."""
         if not dsts:
             return 0
         for block in dsts:
