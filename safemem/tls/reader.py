@@ -153,7 +153,7 @@ class TLSReader:
         return self.read_at_least(dsts, 1)
 
     def read_at_least(self, dsts: BlockSeq, n: int) -> int:
-        """The same, but until ``n`` bytes (at most dsts) are there or the stream ends; with as few receives as that takes."""
+        """The same, but until ``n`` bytes, or dsts, are there or the stream ends; with the fewest receives."""
         if not dsts:
             return 0
         for block in dsts:

@@ -21,8 +21,8 @@ from safemem.block import Block, check_writable, copy
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Reader, Writer
+from safemem.tls.boundaries import Boundaries
 from safemem.tls.errors import TruncationError
-from safemem.tls.record import HEADER
 from safemem.tls.transport import receive, receiver, sender, sink_ended
 
 if TYPE_CHECKING:
@@ -175,34 +175,6 @@ class SSLObjectWriter:
             return False
 
 
-class _Boundaries:
-    """Finds where records end in a stream: OpenSSL does not tell whether it has read half a record."""
-
-    def __init__(self) -> None:
-        self._header = b""  # the start of one that goes on in what comes next
-        self._skip = 0  # how far the next header is
-        self.unfinished = 0  # how many bytes there are of a record that has not ended
-
-    @property
-    def inside(self) -> bool:
-        """Whether a record has begun and not ended."""
-        return bool(self._header or self._skip)
-
-    def follow(self, data: bytes | bytearray, n: int) -> None:
-        """Note what comes next in the stream: the first n bytes of data. 0.15 us a record."""
-        if self._header:
-            data, n = self._header + data[:n], n + len(self._header)
-            self._header = b""
-            self.unfinished = 0
-        begin, at = -self.unfinished, self._skip
-        while at + HEADER <= n:
-            begin, at = at, at + HEADER + (data[at + 3] << 8 | data[at + 4])
-        if at < n:
-            begin, self._header = at, bytes(data[at:n])
-        self._skip = max(at - n, 0)
-        self.unfinished = n - begin if self.inside else 0
-
-
 class SSLObjectReader:
     """A Reader over an SSLObject: data first and its error at the next call, 0 at the peer's close_notify."""
 
@@ -227,7 +199,7 @@ class SSLObjectReader:
         self._allow_truncation = allow_truncation
         self._memory = bytearray(_BULK)
         self._buffer = memoryview(self._memory)
-        self._boundaries = _Boundaries()
+        self._boundaries = Boundaries()
         self._early = b""  # decrypted already, and comes before what the SSLObject has
         self._held: BaseException | None = None
         self._reading = threading.Lock()
