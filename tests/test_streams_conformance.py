@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -125,17 +125,68 @@ def test_a_failing_reader_conforms() -> None:
     check_reader(lambda: Source(ConnectionResetError), STREAM, ConnectionResetError)
 
 
+# Which check catches which mutant: the rule that the error names.
+CAUGHT_BY = {
+    "each byte of the stream once, in order": [
+        "LosesWhatAFaultKept",
+        "GivesAgainWhatCameBeforeAFault",
+        "CountsOneMore",
+        "CountsWhatItWasAsked",
+        "RepeatsAByte",
+        "BlocksFilledBackToFront",
+        "SecondBlockFromTheStart",
+        "EmptySequenceTakesAByte",
+    ],
+    "a fault counts the bytes before it": ["FaultCountsNothing"],
+    "nothing behind the count is touched": ["CountsOneLess", "WritesBehindItsCount", "ErrorWithoutItsCount"],
+    "a count is an int that there is room for": ["CountIsNegative"],
+    "an empty sequence gives 0 and no error": ["EmptySequenceRaises", "SinkEmptySequenceRaises"],
+    "all of the stream before its end": ["SmallSequenceIsTheEnd", "EndsEarly", "ErrorBeforeTheBytes"],
+    "no error but the one that was announced": ["EndIsAnError", "FaultSomewhereElse", "AnotherError"],
+    "the end of the stream stays its end": ["StartsAgainAfterTheEnd", "EndDoesNotStay"],
+    "would-block comes to an end": ["WouldBlockForEver"],
+    "would-block without a count has moved nothing": ["TouchesAndWouldBlock"],
+    "the error that was announced, and not the end": ["ErrorIsTheEnd"],
+    "what was counted has arrived, once, and no more": [
+        "TakesAgainAfterAFault",
+        "LosesWhatCameBeforeAFault",
+        "SinkCountsOneMore",
+        "SinkCountsOneLess",
+        "SkipsSmallBlocks",
+        "KeepsTheBlocks",
+    ],
+    "the blocks of a Writer are not changed": ["WipesItsSource"],
+}
+RULE_OF = {name: rule for rule, names in CAUGHT_BY.items() for name in names}
+
+
+def test_every_stream_mutant_is_in_the_table() -> None:
+    """Once."""
+    mutants = [*READER_MUTANTS, *FAILING_READER_MUTANTS, *WRITER_MUTANTS]
+    assert sorted(mutant.__name__ for mutant in mutants) == sorted(
+        name for names in CAUGHT_BY.values() for name in names
+    )
+
+
+@contextmanager
+def caught(mutant: type) -> Iterator[None]:
+    """By the check that is meant for it; the error names the rule, the shape and both answers."""
+    with pytest.raises(AssertionError, match=r"(?s)\n  shape .*it gave .*must give ") as error:
+        yield
+    assert str(error.value).splitlines()[0] == RULE_OF[mutant.__name__]
+
+
 @pytest.mark.parametrize("mutant", READER_MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_every_broken_reader_is_caught(mutant: type[Source]) -> None:
-    """The error names the rule, the shape and both answers."""
-    with pytest.raises(AssertionError, match=r"(?s)\n  shape .*it gave .*must give "):
+    """By the rule in the table."""
+    with caught(mutant):
         check_reader(mutant, STREAM)
 
 
 @pytest.mark.parametrize("mutant", FAILING_READER_MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_every_broken_failing_reader_is_caught(mutant: type[Source]) -> None:
     """Errors without their count, at the wrong place, of the wrong kind, or none."""
-    with pytest.raises(AssertionError):
+    with caught(mutant):
         check_reader(lambda: mutant(ConnectionResetError), STREAM, ConnectionResetError)
 
 
@@ -215,13 +266,13 @@ def test_writers_with_an_end_conform() -> None:
 
 @pytest.mark.parametrize("mutant", WRITER_MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_every_broken_writer_is_caught(mutant: type[Sink]) -> None:
-    """The error names the rule, the shape and both answers."""
+    """By the rule in the table."""
 
     def make() -> Sunk:
         writer = mutant(room=4000)
         return writer, lambda: writer.arrived
 
-    with pytest.raises(AssertionError, match=r"(?s)\n  shape .*it gave .*must give "):
+    with caught(mutant):
         check_writer(make, pattern(5000))
 
 
