@@ -13,23 +13,7 @@ from hostarch import AMD64, ARM64_64K, I386, MIPS, AccessType, Arch
 from usermem import AddressSpace, BytesIO, FaultError, FaultPlan, copy_out_iovecs
 from usermem.testing import Layout, Mapping, ModelMemory, check_memory
 from usermem.testing import strategies as guests
-from usermem.testing.operations import (
-    CompareAndSwapUint32,
-    CopyIn,
-    CopyInTo,
-    CopyInVec,
-    CopyOut,
-    CopyOutFrom,
-    CopyOutVec,
-    CopyStringIn,
-    LoadUint32,
-    Operation,
-    Readv,
-    SwapUint32,
-    ZeroOut,
-    ZeroOutVec,
-    outcome,
-)
+from usermem.testing.operations import KINDS, CopyOut, Operation, outcome
 
 SEARCH = settings(max_examples=5000, database=None, derandomize=True)
 MACHINES = [machine for machine in vars(hostarch).values() if isinstance(machine, Arch)]
@@ -165,21 +149,7 @@ def test_fault_plans(plan: FaultPlan) -> None:
     assert all(step is None or 0 <= step <= 5 for step in plan.steps)
 
 
-KINDS = (
-    CompareAndSwapUint32,
-    CopyIn,
-    CopyInTo,
-    CopyInVec,
-    CopyOut,
-    CopyOutFrom,
-    CopyOutVec,
-    CopyStringIn,
-    LoadUint32,
-    Readv,
-    SwapUint32,
-    ZeroOut,
-    ZeroOutVec,
-)
+ALL_KINDS = [kind for kinds in KINDS.values() for kind in kinds]
 LAYOUT = Layout(AMD64, (Mapping(0x10000, 8192, AccessType(3)), Mapping(0x13000, 4096, AccessType(1))))
 
 
@@ -190,7 +160,7 @@ def interesting(operation: Operation, kind: type[Operation], faults: bool) -> bo
 
 
 @pytest.mark.parametrize("faults", [False, True], ids=["works", "faults"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_operations_of_every_kind(kind: type[Operation], faults: bool) -> None:
     """Each kind of call is drawn, such that it works and such that it faults."""
     operations = guests.operations(near=LAYOUT.edges)

@@ -22,14 +22,14 @@ class Deframer:
     lies from ``start`` to ``end``; ``header`` is the one that was read last, and ``length`` that of its body.
     """
 
-    def __init__(self, size: int) -> None:
-        """Raises ValueError if a record would not fit."""
+    def __init__(self, size: int, received: bytes = b"") -> None:
+        """The buffer grows to hold ``received``, if it must. Raises ValueError if ``size`` would hold no record."""
         if size < MAX_RECORD:
             raise ValueError(f"buffer_size must be at least {MAX_RECORD}, one record, not {size}")
-        self.memory = bytearray(size)
+        self.memory = bytearray(received).ljust(size, b"\0")
         self.buffer = memoryview(self.memory)
         self.start = 0
-        self.end = 0
+        self.end = len(received)
         self.header = b""
         self.length = 0
         self._borrowed = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from attrs import frozen
 
@@ -23,9 +23,9 @@ from safemem.tls.aead import engine
 from safemem.tls.crypto_info import CryptoInfo
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import EKEYEXPIRED, TLSError
-from safemem.tls.keys import CipherSuite
 from safemem.tls.reader import BUFFER_SIZE
-from safemem.tls.record import MAX_RECORD, TAG, ContentType
+from safemem.tls.record import TAG, ContentType
+from safemem.tls.record_layer import RecordLayer
 from safemem.tls.transport import receive, receiver
 
 if TYPE_CHECKING:
@@ -62,10 +62,7 @@ class KernelTLSReader:
         Raises ValueError if the buffer would hold no record, TypeError if the source is none, EngineError.
         """
         self._receive_into = receiver(source)
-        self._engine = engine(engine_name)
-        self._deframer = Deframer(max(buffer_size, len(received)) if buffer_size >= MAX_RECORD else buffer_size)
-        self._deframer.space()[: len(received)] = received
-        self._deframer.received(len(received))
+        self._deframer = Deframer(buffer_size, received)
         self._lock = threading.Lock()
         self._type = 0
         self._plain = 0
@@ -74,25 +71,20 @@ class KernelTLSReader:
         self._error: OSError | None = None
         self._expired = False
         self._ended = False
-        self._opener: Any = None
-        self._suite: CipherSuite = info.keys.suite
-        self.set_crypto_info(info)
+        self._suite = info.keys.suite
+        self._layer = RecordLayer(engine(engine_name), self._deframer, info.keys)
 
     def set_crypto_info(self, info: CryptoInfo) -> None:
-        """The guest sets TLS_RX: at the start, and again after a key update.
+        """The guest sets TLS_RX again, after a key update.
 
         Raises OSError as Linux: EBUSY if the keys have not changed meanwhile, EINVAL for another cipher.
         """
-        if self._opener is not None:
-            if not self._expired:
-                raise _error(errno.EBUSY, "TLS_RX is set already, and the peer has not changed its keys")
-            if info.keys.suite != self._suite:
-                raise _error(errno.EINVAL, f"the connection has {self._suite.name}, not {info.keys.suite.name}")
-            self._opener.close()
-        self._suite = info.keys.suite
-        self._opener = self._engine.opener(info.keys, self._deframer.buffer)
-        self._own = self._opener.target(self._deframer.buffer)
-        self._seq = info.keys.seq
+        if not self._expired:
+            raise _error(errno.EBUSY, "TLS_RX is set already, and the peer has not changed its keys")
+        if info.keys.suite != self._suite:
+            raise _error(errno.EINVAL, f"the connection has {self._suite.name}, not {info.keys.suite.name}")
+        self._layer.forget()
+        self._layer.use(info.keys)
         self._expired = False
 
     def __enter__(self) -> Self:
@@ -106,7 +98,7 @@ class KernelTLSReader:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("a read is under way")
         try:
-            self._opener.close()
+            self._layer.forget()
             self._deframer.wipe()
             self._type = self._plain = self._plain_end = 0
             self._error = _error(errno.EBADF, "the socket's TLS is closed")
@@ -197,9 +189,12 @@ class KernelTLSReader:
         version = bytes(self._deframer.buffer[at - 4 : at - 2])
         if version != _VERSION:  # which RFC 8446 would have ignored, and Linux does not
             self._fail(errno.EINVAL, f"a record of version {version.hex()}")
-        if not self._opener.open(self._seq, at, length, self._own, at):
-            self._fail(errno.EBADMSG, f"record {self._seq} is not authentic")
-        self._seq += 1
+        try:
+            authentic = self._layer.open(at, length)
+        except TLSError as exc:  # no more numbers
+            self._fail(errno.EBADMSG, exc.reason)
+        if not authentic:
+            self._fail(errno.EBADMSG, f"record {self._layer.seq - 1} is not authentic")
         inner = bytes(self._deframer.buffer[at : at + length - TAG]).rstrip(b"\0")
         if not inner:
             self._fail(errno.EBADMSG, "a record without a type")
@@ -223,9 +218,9 @@ class KernelTLSReader:
             self._type = 0
         return n, whole
 
-    def _fail(self, code: int | None, reason: str) -> None:
+    def _fail(self, code: int | None, reason: str) -> NoReturn:
         self._error = _error(code or errno.EINVAL, reason)
-        self._opener.close()
+        self._layer.forget()
         raise self._error
 
 

@@ -77,9 +77,7 @@ class TLSReader:
             raise ValueError(f"release must be 'verified' or 'direct', not {release!r}")
         self._receive_into = receiver(source)
         self._engine = engine(engine_name)
-        self._deframer = Deframer(max(buffer_size, len(received)) if buffer_size >= MAX_RECORD else buffer_size)
-        self._deframer.space()[: len(received)] = received
-        self._deframer.received(len(received))
+        self._deframer = Deframer(buffer_size, received)
         self._direct = release == "direct"
         self._allow_truncation = allow_truncation
         self._on_ticket = on_ticket

@@ -28,23 +28,7 @@ from usermem.memory_io import IO
 from usermem.testing import strategies as guests
 from usermem.testing.compare import check_memory
 from usermem.testing.model import ModelMemory
-from usermem.testing.operations import (
-    CompareAndSwapUint32,
-    CopyIn,
-    CopyInTo,
-    CopyInVec,
-    CopyOut,
-    CopyOutFrom,
-    CopyOutVec,
-    CopyStringIn,
-    LoadUint32,
-    Operation,
-    Readv,
-    SwapUint32,
-    ZeroOut,
-    ZeroOutVec,
-    outcome,
-)
+from usermem.testing.operations import KINDS, Operation, outcome
 
 
 class GuestMemory(IO, Protocol):
@@ -63,12 +47,6 @@ class GuestMemory(IO, Protocol):
         ...
 
 
-_KINDS = {
-    "copies": (CopyOut, CopyIn, ZeroOut, CopyStringIn),
-    "streams": (CopyOutFrom, CopyInTo, Readv),
-    "vectors": (CopyOutVec, CopyInVec, ZeroOutVec),
-    "atomics": (SwapUint32, CompareAndSwapUint32, LoadUint32),
-}
 _PROTS = st.sampled_from([*[mman.PROT_READ | mman.PROT_WRITE] * 4, *range(8)])
 
 
@@ -85,7 +63,7 @@ def _of(arch: Arch, pages: int, what: str) -> st.SearchStrategy[Any]:
         "addresses": guests.addresses(arch, ends),
         "iovecs": guests.iovecs_near(arch, ends, most=most),
     }
-    for name, kinds in _KINDS.items():
+    for name, kinds in KINDS.items():
         made[name] = guests.operations(arch, ends, most, kinds)
     return made[what]
 

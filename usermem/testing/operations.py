@@ -298,6 +298,15 @@ class Readv(_AtAddr):
         return CopyOutFrom(seq.addrs, self.reader, self.opts).run(io)
 
 
+KINDS: dict[str, tuple[type[Operation], ...]] = {
+    "copies": (CopyOut, CopyIn, ZeroOut, CopyStringIn),
+    "streams": (CopyOutFrom, CopyInTo, Readv),
+    "vectors": (CopyOutVec, CopyInVec, ZeroOutVec),
+    "atomics": (SwapUint32, CompareAndSwapUint32, LoadUint32),
+}
+"""All operations, by what they have in common."""
+
+
 @frozen
 class Raised:
     """An exception that is no fault, as the outcome of a call: equal to another of the same type."""
