@@ -43,7 +43,8 @@ def seal(name: str, keys: RecordKeys, seq: int, content: bytes, tail: bytes, at:
     else:
         buffer[offset : offset + len(content)] = content
     sealer = engine(name).sealer(keys, buffer)
-    sealer.seal(seq, at, len(content), len(tail), sealer.source(source), offset)
+    header = bytes(buffer[at : at + HEADER])
+    sealer.seal(seq, header, at + HEADER, len(content), len(tail), sealer.source(source), offset)
     assert bytes(buffer[:at]) + bytes(buffer[end:]) == b"\xee" * (at + 3)
     assert not apart or bytes(source) == b"#" + content
     return bytes(buffer[at:end])
@@ -57,7 +58,7 @@ def unseal(name: str, keys: RecordKeys, seq: int, record: bytes, at: int = 0, ap
     target, offset = buffer, at + HEADER
     if apart:
         target, offset = memoryview(bytearray(b"\xdd" * (length - TAG + 5))), 2
-    authentic = opener.open(seq, at + HEADER, length, opener.target(target), offset)
+    authentic = opener.open(seq, record[:HEADER], at + HEADER, length, opener.target(target), offset)
     around = bytes(buffer[: at + HEADER]) + bytes(buffer[at + HEADER + length :])
     assert around == b"\xee" * at + record[:HEADER] + b"\xee" * 3
     if apart:
@@ -143,8 +144,8 @@ def test_it_goes_on_after_a_refusal(name: str) -> None:
     out = memoryview(bytearray(64))
     for seq, record in enumerate(records):
         place = seq * (length + 1) + HEADER
-        assert not opener.open(seq + 1, place, len(record) - HEADER, opener.target(out), 0)
-        assert opener.open(seq, place, len(record) - HEADER, opener.target(out), 0)
+        assert not opener.open(seq + 1, record[:HEADER], place, len(record) - HEADER, opener.target(out), 0)
+        assert opener.open(seq, record[:HEADER], place, len(record) - HEADER, opener.target(out), 0)
         assert bytes(out[:9]) == b"record %d" % seq if seq > 9 else bytes(out[:8]) == b"record %d" % seq
 
 
@@ -160,9 +161,11 @@ def test_closing_wipes(name: str, suite: CipherSuite) -> None:
         opener.close()
         sealer.close()
         with suppress(ValueError):
-            assert not opener.open(0, HEADER, len(record) - HEADER, opener.target(buffer), HEADER)
+            assert not opener.open(
+                0, bytes(record[:HEADER]), HEADER, len(record) - HEADER, opener.target(buffer), HEADER
+            )
         with pytest.raises(ValueError, match="wiped"):
-            sealer.seal(0, 0, 7, 1, sealer.source(buffer), HEADER)
+            sealer.seal(0, bytes(record[:HEADER]), HEADER, 7, 1, sealer.source(buffer), HEADER)
         assert bytes(buffer) == record
 
 
@@ -177,9 +180,9 @@ def test_the_call_outlives_its_opener(name: str) -> None:
     open_record, seal_record = opener.open, sealer.seal
     del opener, sealer
     for _ in range(3):
-        assert open_record(0, HEADER, len(record) - HEADER, target, HEADER)
+        assert open_record(0, record[:HEADER], HEADER, len(record) - HEADER, target, HEADER)
         assert bytes(buffer[HEADER:-TAG]) == b"content\x17"
-        seal_record(0, 0, 7, 1, source, HEADER)
+        seal_record(0, record[:HEADER], HEADER, 7, 1, source, HEADER)
         assert bytes(buffer) == record
 
 
@@ -205,11 +208,11 @@ def test_openssl_keeps_no_error(suite: CipherSuite) -> None:
     buffer = memoryview(record)
     opener, sealer = engine("libcrypto").opener(keys, buffer), engine("libcrypto").sealer(keys, buffer)
     for closed in (False, True):
-        assert not opener.open(0, HEADER, len(record) - HEADER, opener.target(buffer), HEADER)
+        assert not opener.open(0, bytes(record[:HEADER]), HEADER, len(record) - HEADER, opener.target(buffer), HEADER)
         assert lib.ERR_peek_error() == 0
         if closed:
             with pytest.raises(ValueError, match="wiped"):
-                sealer.seal(0, 0, 7, 1, sealer.source(buffer), HEADER)
+                sealer.seal(0, bytes(record[:HEADER]), HEADER, 7, 1, sealer.source(buffer), HEADER)
             assert lib.ERR_peek_error() == 0
         _tls_still_works()
         opener.close()
@@ -239,13 +242,13 @@ def test_an_older_openssl(suite: CipherSuite) -> None:
     buffer = memoryview(bytearray(record))
     opener = LibcryptoOpener(lib, keys, buffer)
     out = memoryview(bytearray(8))
-    assert not opener.open(6, HEADER, len(record) - HEADER, opener.target(out), 0)
-    assert opener.open(5, HEADER, len(record) - HEADER, opener.target(out), 0)
+    assert not opener.open(6, record[:HEADER], HEADER, len(record) - HEADER, opener.target(out), 0)
+    assert opener.open(5, record[:HEADER], HEADER, len(record) - HEADER, opener.target(out), 0)
     assert bytes(out) == b"content\x17"
-    assert opener.open(5, HEADER, len(record) - HEADER, opener.target(buffer), HEADER)
+    assert opener.open(5, record[:HEADER], HEADER, len(record) - HEADER, opener.target(buffer), HEADER)
     buffer[:] = record
     opener.close()
-    assert not opener.open(5, HEADER, len(record) - HEADER, opener.target(out), 0)
+    assert not opener.open(5, record[:HEADER], HEADER, len(record) - HEADER, opener.target(out), 0)
 
 
 @needs_libcrypto

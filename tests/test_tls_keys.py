@@ -103,7 +103,7 @@ def test_the_published_finished_record(name: str) -> None:
     """A handshake record is authentic under the handshake's key, and holds what the trace says."""
     buffer = memoryview(bytearray(CLIENT_FINISHED))
     opener = engine(name).opener(TrafficSecret(AES_128, CLIENT_HANDSHAKE.secret).record_keys(), buffer)
-    assert opener.open(0, HEADER, len(buffer) - HEADER, opener.target(buffer), HEADER)
+    assert opener.open(0, CLIENT_FINISHED[:HEADER], HEADER, len(buffer) - HEADER, opener.target(buffer), HEADER)
     assert buffer[HEADER:-16] == b"\x14\x00\x00\x20" + VERIFY_DATA + b"\x16"
 
 

@@ -6,6 +6,7 @@ import errno
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_an_interrupt_between_records() -> None:
     right = reader._layer._opener.open
     opened_so_far: list[int] = []
 
-    def interrupted(*args: int) -> bool:
+    def interrupted(*args: Any) -> bool:
         if len(opened_so_far) == 2:
             opened_so_far.append(-1)
             raise KeyboardInterrupt

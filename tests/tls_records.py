@@ -54,7 +54,7 @@ class Opener:
     def _take(self, buffer: memoryview) -> None:
         opener = engine().opener(self._current, buffer)
         length = len(buffer) - HEADER
-        authentic = opener.open(self._seq, HEADER, length, opener.target(buffer), HEADER)
+        authentic = opener.open(self._seq, bytes(buffer[:HEADER]), HEADER, length, opener.target(buffer), HEADER)
         assert authentic, f"record {len(self.records)} is not authentic"
         self._seq += 1
         padded = bytes(buffer[HEADER:-TAG])
@@ -88,7 +88,7 @@ def sealed(record: Record, keys: RecordKeys, version: bytes = b"\x03\x03") -> by
     length = len(inner) + TAG
     buffer = memoryview(bytearray(b"\x17" + version + length.to_bytes(2, "big") + inner + bytes(TAG)))
     sealer = engine().sealer(keys, buffer)
-    sealer.seal(keys.seq, 0, 0, len(inner), sealer.source(memoryview(b"\0")), 0)
+    sealer.seal(keys.seq, bytes(buffer[:HEADER]), HEADER, 0, len(inner), sealer.source(memoryview(b"\0")), 0)
     return bytes(buffer)
 
 

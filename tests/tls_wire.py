@@ -50,7 +50,8 @@ class Sender:
         n = len(plaintext)
         self._buffer[:HEADER] = b"\x17" + version + (n + TAG).to_bytes(2, "big")
         self._buffer[HEADER : HEADER + n] = plaintext
-        self._sealer.seal(self._seq, 0, 0, n, self._sealer.source(self._buffer), 0)
+        header = bytes(self._buffer[:HEADER])
+        self._sealer.seal(self._seq, header, HEADER, 0, n, self._sealer.source(self._buffer), 0)
         self._seq += 1
         return bytes(self._buffer[: HEADER + n + TAG])
 

@@ -8,7 +8,7 @@ addresses, and what stopped it. Everything here moves bytes between those blocks
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
@@ -119,6 +119,22 @@ class ResolvedIO(ABC):
         fault = self.range_fault(addr, length, access)
         return ([], fault) if fault is not None else self.resolve(addr, length, access, opts)
 
+    def _resolve_seq(
+        self, ars: AddrRangeSeq, access: AccessType, opts: IOOpts
+    ) -> tuple[list[Block], FaultError | None]:
+        """:meth:`resolve` for many ranges. Raises FaultError, before anything is resolved, if one leaves user space."""
+        for addr, length in ars.pairs():
+            fault = self.range_fault(addr, length, access)
+            if fault is not None:
+                raise fault
+        blocks: list[Block] = []
+        for addr, length in ars.pairs():
+            found, fault = self.resolve(addr, length, access, opts)
+            blocks += found
+            if fault is not None:
+                return blocks, fault
+        return blocks, None
+
     def _transfer(
         self, addr: int, length: int, access: AccessType, opts: IOOpts, move: Callable[[Block, int], int]
     ) -> int:
@@ -139,19 +155,8 @@ class ResolvedIO(ABC):
         return done
 
     def _stream(self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], opts: IOOpts) -> int:
-        ranges = list(ars.pairs())
-        for addr, length in ranges:
-            fault = self.range_fault(addr, length, access)
-            if fault is not None:
-                raise fault
-        found: list[Block] = []
-        fault = None
-        for addr, length in ranges:
-            blocks, fault = self.resolve(addr, length, access, opts)
-            found += blocks
-            if fault is not None:
-                break
-        seq = BlockSeq(found)
+        blocks, fault = self._resolve_seq(ars, access, opts)
+        seq = BlockSeq(blocks)
         done = 0
         if seq:
             try:
@@ -159,7 +164,7 @@ class ResolvedIO(ABC):
             except HostFaultError as exc:
                 if not _is_ours(exc, seq):
                     raise
-                start = _addr_at(ranges, exc.transferred) - exc.transferred
+                start = _addr_at(ars.pairs(), exc.transferred) - exc.transferred
                 raise _guest_fault(exc, start, 0, access) from exc.with_traceback(None)
             except BlockingIOError as exc:
                 return _checked(short_count(exc, 0), seq.num_bytes)
@@ -204,7 +209,7 @@ def _guest_fault(exc: HostFaultError, addr: int, done: int, access: AccessType) 
     return FaultError(addr + done, access, reason, done)
 
 
-def _addr_at(ranges: list[tuple[int, int]], offset: int) -> int:
+def _addr_at(ranges: Iterable[tuple[int, int]], offset: int) -> int:
     """The user address of a byte, counted from the start of the first range."""
     for addr, length in ranges:
         if offset < length:

@@ -20,16 +20,16 @@ from safemem.tls.keys import (
 )
 from safemem.tls.record import HEADER, TAG
 
-Open = Callable[[int, int, int, Any, int], bool]
-Seal = Callable[[int, int, int, int, Any, int], None]
+Open = Callable[[int, bytes, int, int, Any, int], bool]
+Seal = Callable[[int, bytes, int, int, int, Any, int], None]
 
 
 class Opener(Protocol):
     """Decrypts the records of one key, out of the buffer that it was made for."""
 
     open: Open
-    """``open(seq, at, length, target, offset)``: decrypt the record whose body (with its tag) is the ``length`` bytes
-    at ``at`` of the buffer, behind its header, to ``offset`` of the target; whether it was authentic. Where it was not,
+    """``open(seq, header, at, length, target, offset)``: decrypt the record whose body (with its tag) is the ``length``
+    bytes at ``at`` of the buffer to ``offset`` of the target; whether it was authentic. Where it was not,
     the target holds what must not be used. The buffer itself, at the same place, may be the target."""
 
     def target(self, view: memoryview) -> Any:
@@ -45,8 +45,8 @@ class Sealer(Protocol):
     """Encrypts the records of one key, into the buffer that it was made for."""
 
     seal: Seal
-    """``seal(seq, at, n, tail, source, offset)``: behind the header at ``at`` of the buffer, encrypt ``n`` bytes from
-    ``offset`` of the source and then the ``tail`` bytes that are at their place in the buffer, and append the tag."""
+    """``seal(seq, header, at, n, tail, source, offset)``: encrypt to ``at`` of the buffer ``n`` bytes from ``offset``
+    of the source and then the ``tail`` bytes that are at their place in the buffer, and append the tag."""
 
     def source(self, view: memoryview) -> Any:
         """What ``seal`` takes for a view as its source. The view must stay alive meanwhile."""
@@ -138,16 +138,18 @@ def _checked(tried: Engine) -> Engine:
         buffer[HEADER:] = bytes(len(record) - HEADER)
         buffer[-TAG - 1] = 0x17
         source = memoryview(_KNOWN_CONTENT)
-        sealer.seal(_KNOWN_SEQ, 0, len(source), 1, sealer.source(source), 0)
+        sealer.seal(_KNOWN_SEQ, record[:HEADER], HEADER, len(source), 1, sealer.source(source), 0)
         opener = tried.opener(keys, buffer)
         apart = memoryview(bytearray(len(content)))
         right = buffer == record
         for target, place in ((apart, 0), (buffer, HEADER)):
-            right &= opener.open(_KNOWN_SEQ, HEADER, len(record) - HEADER, opener.target(target), place)
+            right &= opener.open(
+                _KNOWN_SEQ, record[:HEADER], HEADER, len(record) - HEADER, opener.target(target), place
+            )
             right &= target[place : place + len(content)] == content
         buffer[:] = record
         buffer[-1] ^= 1
-        right &= not opener.open(_KNOWN_SEQ, HEADER, len(record) - HEADER, opener.target(apart), 0)
+        right &= not opener.open(_KNOWN_SEQ, record[:HEADER], HEADER, len(record) - HEADER, opener.target(apart), 0)
         opener.close()
         sealer.close()
         if not right:

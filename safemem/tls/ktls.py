@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from attrs import frozen
 
-from safemem.block import Block, check_writable
+from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError
 from safemem.protocols import Reader
@@ -122,8 +122,7 @@ class KernelTLSReader:
         """
         if not dsts:
             return Received(0, 0, False)
-        for block in dsts:
-            check_writable(block, "dsts")
+        dsts.check_writable("dsts")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("another read is under way")
         try:

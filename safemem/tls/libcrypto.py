@@ -1,7 +1,9 @@
 """The libcrypto engine: OpenSSL's EVP calls through ctypes, in the very library that Python's own ssl uses.
 
-A record costs four calls. They take no argument types, and pointers whose memory is written through a view: 1.1 us a
-record instead of 2.4 with declared types and integers (CPython 3.11, OpenSSL 3.0).
+A record costs four calls. They have no declared argument types: what never changes is a ready-made argument, the rest
+pointers whose memory is written through a view; and with OpenSSL 3 the nonce of a GCM record is set as a parameter
+instead of by starting anew. A record of 1 KiB takes 0.55 of what it does with declared types and integers (CPython
+3.11, OpenSSL 3.0).
 
 Source: EVP_EncryptInit(3), EVP_aes_128_gcm(3), OSSL_PARAM(3).
 """
@@ -10,9 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safemem.safecopy import address_of
 from safemem.tls.aead import Open, Opener, Seal, Sealer
@@ -43,6 +45,7 @@ class _Param(ctypes.Structure):
 
 
 _OCTET_STRING = 5
+_FIXED = 4  # how many bytes of a nonce the sequence number does not reach
 
 
 def _candidates() -> Iterator[str]:
@@ -122,6 +125,8 @@ class _Context:
         make = getattr(lib, _CIPHERS[keys.suite.cipher])
         make.restype = ctypes.c_void_p
         cipher = ctypes.c_void_p(make())
+        # As an argument it is quicker than the pointer itself, of which each call would make one.
+        self.argument = ctypes.c_void_p.from_param(self.pointer.value)
         if lib.EVP_CipherInit_ex(self.pointer, cipher, None, keys.key, None, int(encrypt)) != 1:
             lib.ERR_clear_error()
             raise EngineError(f"libcrypto refuses {keys.suite.name}")
@@ -140,6 +145,35 @@ def _pointer() -> tuple[ctypes.c_void_p, memoryview]:
     return pointer, memoryview(pointer).cast("B").cast("P")
 
 
+def _beginning(
+    lib: ctypes.PyDLL, context: _Context, keys: RecordKeys, nonce: ctypes.Array[ctypes.c_char]
+) -> tuple[Callable[[], int], memoryview]:
+    """What begins a record, with the nonce that lies at ``nonce``, and the view to set its tag's address by."""
+    ctx = context.argument
+    params = (_Param * 3)(_Param(b"tag", _OCTET_STRING, None, TAG))
+    tag = ctypes.c_void_p.from_buffer(params, _Param.data.offset)
+    tag_at = memoryview(tag).cast("B").cast("P")
+    if not hasattr(lib, "EVP_DecryptInit_ex2"):
+        start, control = lib.EVP_DecryptInit_ex, lib.EVP_CIPHER_CTX_ctrl  # OpenSSL 1.1.1
+
+        def begin() -> int:
+            started: int = start(ctx, None, None, None, nonce)
+            return started and int(control(ctx, _SET_TAG, TAG, tag))
+
+        return begin, tag_at
+    nonce.raw = keys.iv
+    fixed = (_Param * 2)(_Param(b"tlsivfixed", _OCTET_STRING, ctypes.addressof(nonce), _FIXED))
+    if (
+        lib.EVP_DecryptInit_ex2(ctx, None, None, nonce, None) == 1
+        and lib.EVP_CIPHER_CTX_set_params(ctx, fixed) == 1
+        and keys.suite.cipher.endswith("gcm")
+    ):
+        # TLS 1.2's way: four bytes of the nonce stay, the others come with each record.
+        params[1] = _Param(b"tlsivinv", _OCTET_STRING, ctypes.addressof(nonce) + _FIXED, len(nonce) - _FIXED)
+        return partial(lib.EVP_CIPHER_CTX_set_params, ctx, ctypes.byref(params)), tag_at
+    return partial(lib.EVP_DecryptInit_ex2, ctx, None, None, nonce, ctypes.byref(params)), tag_at
+
+
 class LibcryptoOpener:
     """See aead.Opener."""
 
@@ -148,41 +182,29 @@ class LibcryptoOpener:
         self._buffer = buffer
         base = address_of(buffer)
         iv = int.from_bytes(keys.iv, "big")
-        ctx = context.pointer
+        ctx = context.argument
+        nonce = (ctypes.c_char * len(keys.iv))()
+        nonce_at = memoryview(nonce).cast("B")
+        begin, tag_at = _beginning(lib, context, keys, nonce)
         body, body_at = _pointer()
-        header, header_at = _pointer()
         out, out_at = _pointer()
-        tag, tag_at = _pointer()
-        moved = ctypes.pointer(ctypes.c_int())
+        moved, no_more = ctypes.byref(ctypes.c_int()), ctypes.byref(ctypes.c_int())
         update, final = lib.EVP_DecryptUpdate, lib.EVP_DecryptFinal_ex
         clear_errors = lib.ERR_clear_error
-        begin: Any
-        params: Any = None
-        if hasattr(lib, "EVP_DecryptInit_ex2"):
-            begin = lib.EVP_DecryptInit_ex2
-            params = (_Param * 2)(_Param(b"tag", _OCTET_STRING, None, TAG, 0), _Param())
-            data = _Param.data.offset
-            tag_at = memoryview(params).cast("B")[data : data + ctypes.sizeof(ctypes.c_void_p)].cast("P")
-        else:  # OpenSSL 1.1.1
-            begin_1, control = lib.EVP_DecryptInit_ex, lib.EVP_CIPHER_CTX_ctrl
 
-            def begin_in_two(ctx: object, cipher: object, key: object, nonce: bytes, params: object) -> int:
-                started: int = begin_1(ctx, None, None, None, nonce)
-                return started and int(control(ctx, _SET_TAG, TAG, tag))
-
-            begin = begin_in_two
-
-        def open_record(seq: int, at: int, length: int, target: int, offset: int, _keep: object = context) -> bool:
+        def open_record(
+            seq: int, header: bytes, at: int, length: int, target: int, offset: int, _keep: object = context
+        ) -> bool:
             place = base + at
-            header_at[0] = place - HEADER
+            nonce_at[:] = (iv ^ seq).to_bytes(12, "big")
             body_at[0] = place
             tag_at[0] = place + length - TAG
             out_at[0] = target + offset
             authentic: bool = (
-                begin(ctx, None, None, (iv ^ seq).to_bytes(12, "big"), params) == 1
+                begin() == 1
                 and update(ctx, None, moved, header, HEADER) == 1
                 and update(ctx, out, moved, body, length - TAG) == 1
-                and final(ctx, out, moved) == 1
+                and final(ctx, no_more, moved) == 1
             )
             if not authentic:
                 clear_errors()  # or the next SSL call of this thread would take them for its own
@@ -207,24 +229,24 @@ class LibcryptoSealer:
         self._buffer = buffer
         base = address_of(buffer)
         iv = int.from_bytes(keys.iv, "big")
-        ctx = context.pointer
+        ctx = context.argument
         into, into_at = _pointer()
-        header, header_at = _pointer()
         out, out_at = _pointer()
         rest, rest_at = _pointer()
         tag, tag_at = _pointer()
-        moved = ctypes.pointer(ctypes.c_int())
+        moved = ctypes.byref(ctypes.c_int())
         begin, update, final = lib.EVP_EncryptInit_ex, lib.EVP_EncryptUpdate, lib.EVP_EncryptFinal_ex
         control = lib.EVP_CIPHER_CTX_ctrl
         clear_errors = lib.ERR_clear_error
 
-        def seal(seq: int, at: int, n: int, tail: int, source: int, offset: int, _keep: object = context) -> None:
+        def seal(
+            seq: int, header: bytes, at: int, n: int, tail: int, source: int, offset: int, _keep: object = context
+        ) -> None:
             place = base + at
-            header_at[0] = place
-            out_at[0] = place + HEADER
+            out_at[0] = place
             into_at[0] = source + offset
-            rest_at[0] = place + HEADER + n
-            tag_at[0] = place + HEADER + n + tail
+            rest_at[0] = place + n
+            tag_at[0] = place + n + tail
             if not (
                 begin(ctx, None, None, None, (iv ^ seq).to_bytes(12, "big")) == 1
                 and update(ctx, None, moved, header, HEADER) == 1

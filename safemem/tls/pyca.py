@@ -7,7 +7,7 @@ from typing import Any
 from safemem.tls.aead import Open, Opener, Seal, Sealer
 from safemem.tls.errors import EngineError
 from safemem.tls.keys import RecordKeys
-from safemem.tls.record import HEADER, TAG
+from safemem.tls.record import TAG
 
 
 class CryptographyEngine:
@@ -53,12 +53,12 @@ class CryptographyOpener:
         decrypt_into = cipher.decrypt_into
         iv = int.from_bytes(keys.iv, "big")
 
-        def open_record(seq: int, at: int, length: int, target: memoryview, offset: int) -> bool:
+        def open_record(seq: int, header: bytes, at: int, length: int, target: memoryview, offset: int) -> bool:
             try:
                 decrypt_into(
                     (iv ^ seq).to_bytes(12, "big"),
                     buffer[at : at + length],
-                    buffer[at - HEADER : at],
+                    header,
                     target[offset : offset + length - TAG],
                 )
             except invalid:
@@ -83,11 +83,10 @@ class CryptographySealer:
         encrypt_into = cipher.encrypt_into
         iv = int.from_bytes(keys.iv, "big")
 
-        def seal(seq: int, at: int, n: int, tail: int, source: memoryview, offset: int) -> None:
-            start = at + HEADER
-            end = start + n + tail
-            buffer[start : start + n] = source[offset : offset + n]  # one call takes one piece, and works in place
-            encrypt_into((iv ^ seq).to_bytes(12, "big"), buffer[start:end], buffer[at:start], buffer[start : end + TAG])
+        def seal(seq: int, header: bytes, at: int, n: int, tail: int, source: memoryview, offset: int) -> None:
+            end = at + n + tail
+            buffer[at : at + n] = source[offset : offset + n]  # one call takes one piece, and works in place
+            encrypt_into((iv ^ seq).to_bytes(12, "big"), buffer[at:end], header, buffer[at : end + TAG])
 
         self.seal: Seal = seal
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from copy import copy as copy_object
 from typing import TYPE_CHECKING, Any
 
-from safemem.block import Block, check_writable, copy
+from safemem.block import Block, copy
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Reader, Writer
@@ -202,6 +202,7 @@ class SSLObjectReader:
         self._boundaries = Boundaries()
         self._early = b""  # decrypted already, and comes before what the SSLObject has
         self._held: BaseException | None = None
+        self._transport: OSError | None = None  # its error, for the next call
         self._reading = threading.Lock()
         self.eof = False
         if writer is not None:
@@ -221,7 +222,7 @@ class SSLObjectReader:
         """Whether a read would have something to tell without a receive: do not wait for the transport then."""
         with self._lock:
             whole_record = self._incoming.pending > self._boundaries.unfinished
-            return bool(self._early or self._tls.pending() or whole_record or self._held or self.eof)
+            return bool(self._early or self._tls.pending() or whole_record or self._held or self._transport or self.eof)
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """Fill dsts with what is there; receive only if nothing is, and until something comes.
@@ -229,25 +230,44 @@ class SSLObjectReader:
         Raises ssl.SSLError, TruncationError, BlockingIOError and other errors of the transport; HostFaultError if dsts
         faults, and then nothing is lost.
         """
+        return self.read_at_least(dsts, 1)
+
+    def read_at_least(self, dsts: BlockSeq, n: int) -> int:
+        """The same, but until ``n`` bytes, or dsts, are there or the stream ends; with the fewest receives."""
         if not dsts:
             return 0
-        for block in dsts:
-            check_writable(block, "dsts")
+        dsts.check_writable("dsts")
         if not self._reading.acquire(blocking=False):
             raise RuntimeError("another read is under way")
         try:
-            return self._read(dsts)
+            return self._read(dsts, max(1, min(n, dsts.num_bytes)))
         finally:
             self._reading.release()
 
-    def _read(self, dsts: BlockSeq) -> int:
-        while True:
-            n = self._decrypt(dsts)
-            if n or self.eof:
-                return n
-            if self._held is not None:
-                raise copy_object(self._held)  # which a loop may add its count to
-            self._receive()
+    def _read(self, dsts: BlockSeq, least: int) -> int:
+        done = 0
+        try:
+            while True:
+                n = self._decrypt(dsts)
+                done += n
+                stopped = self._held or self._transport
+                if done >= least or self.eof or (done and stopped):
+                    return done
+                if stopped:
+                    self._transport = None
+                    raise copy_object(stopped)  # which a loop may add its count to
+                dsts = dsts.drop_first(n)
+                try:
+                    self._receive()
+                except OSError as exc:
+                    if not done:
+                        raise
+                    if not isinstance(exc, BlockingIOError):
+                        self._transport = exc.with_traceback(None)
+                    return done
+        except BaseException as exc:
+            add_transferred(exc, done)
+            raise
 
     def _decrypt(self, dsts: BlockSeq) -> int:
         """Fill dsts from what has been received. An error, or the end, is kept for when it is all there is."""

@@ -337,7 +337,7 @@ class TLSWriter:
             at = self._end
             buffer[at : at + HEADER] = header
             buffer[at + HEADER + n : at + HEADER + n + tail] = behind
-            seal(self._seq, at, n, tail, source, offset)
+            seal(self._seq, header, at + HEADER, n, tail, source, offset)
             self._seq += 1
             self._end = at + HEADER + length
             offset += n
@@ -357,10 +357,11 @@ class TLSWriter:
         tail = 1 + padding
         start = at + HEADER
         end = start + n + tail
-        self._buffer[at:start] = b"\x17\x03\x03" + (n + tail + TAG).to_bytes(2, "big")
+        header = b"\x17\x03\x03" + (n + tail + TAG).to_bytes(2, "big")
+        self._buffer[at:start] = header
         self._buffer[start + n] = kind
         if padding:
             self._buffer[start + n + 1 : end] = bytes(padding)
-        self._sealer.seal(self._seq, at, n, tail, source, offset)
+        self._sealer.seal(self._seq, header, start, n, tail, source, offset)
         self._seq += 1
         self._end = end + TAG
