@@ -311,10 +311,13 @@ class SSLObjectReader:
             with self._lock:
                 if self._early:
                     done = self._take_early(view)
-                while done < size and self._held is None and not self.eof:
-                    n = read(size - done, view[done:])
+                if self._held is not None or self.eof:
+                    return done
+                while done < size:
+                    if not (n := read(size, view[done:])):  # the view says how much
+                        self.eof = True
+                        break
                     done += n
-                    self.eof = not n
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:

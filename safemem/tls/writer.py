@@ -333,14 +333,18 @@ class TLSWriter:
         header = b"\x17\x03\x03" + length.to_bytes(2, "big")
         behind = bytes([ContentType.APPLICATION_DATA]) + bytes(tail - 1)
         buffer, seal = self._buffer, self._sealer.seal
-        for _ in range(count):
-            at = self._end
-            buffer[at : at + HEADER] = header
-            buffer[at + HEADER + n : at + HEADER + n + tail] = behind
-            seal(self._seq, header, at + HEADER, n, tail, source, offset)
-            self._seq += 1
-            self._end = at + HEADER + length
-            offset += n
+        seq, end = self._seq, self._end
+        try:
+            for _ in range(count):
+                start = end + HEADER
+                buffer[end:start] = header
+                buffer[start + n : start + n + tail] = behind
+                seal(seq, header, start, n, tail, source, offset)
+                seq += 1
+                end = start + length
+                offset += n
+        finally:
+            self._seq, self._end = seq, end
         return count * n
 
     def _put(self, kind: int, content: bytes) -> None:
