@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safemem.tls import Alert, Deframer, TLSError
+from safemem.tls.deframer import BorrowedRecord
 from safemem.tls.record import HEADER, MAX_BODY, MAX_RECORD, TAG
 from tls_wire import cut
 
@@ -27,8 +28,9 @@ def feed(deframer: Deframer, part: bytes) -> None:
 def pop_all(deframer: Deframer) -> list[bytes]:
     """The bodies of all whole records."""
     found = []
-    while at := deframer.pop():
-        found.append(bytes(deframer.buffer[at : at + deframer.length]))
+    while (popped := deframer.pop()) is not None:
+        with popped:
+            found.append(bytes(popped.take(popped.length) or b""))
     return found
 
 
@@ -56,7 +58,7 @@ def test_any_chunking(sizes: list[int], places: list[int], more: int) -> None:
             deframer.discard()
             assert deframer.space()
     assert found == bodies
-    assert (deframer.buffered, deframer.pop()) == (0, 0)
+    assert (deframer.buffered, deframer.pop()) == (0, None)
 
 
 def test_every_cut_of_two_records() -> None:
@@ -74,14 +76,17 @@ def test_what_lay_there_is_not_read() -> None:
     """A header that a discard has left behind the end is none."""
     deframer = Deframer(MAX_RECORD)
     feed(deframer, record(bytes(TAG)) * 3)
-    assert deframer.pop() == HEADER
-    assert deframer.pop()
+    for place in (HEADER, 2 * HEADER + TAG):
+        popped = deframer.pop()
+        assert popped is not None
+        with popped:
+            assert (popped.at, popped.length) == (place, TAG)
     deframer.discard()
     assert len(pop_all(deframer)) == 1
     deframer.discard()
-    assert (deframer.pop(), deframer.whole_record(), deframer.buffered) == (0, False, 0)
+    assert (deframer.pop(), deframer.whole_record(), deframer.buffered) == (None, False, 0)
     feed(deframer, b"\x17\x03\x03\x00")
-    assert (deframer.pop(), deframer.whole_record()) == (0, False)
+    assert (deframer.pop(), deframer.whole_record()) == (None, False)
 
 
 def test_a_full_buffer() -> None:
@@ -91,7 +96,7 @@ def test_a_full_buffer() -> None:
     feed(deframer, record(bytes(large)) + record(bytes(small)))
     assert len(deframer.space()) == 0
     assert [len(body) for body in pop_all(deframer)] == [large, small]
-    assert deframer.pop() == 0
+    assert deframer.pop() is None
     assert not deframer.whole_record()
     deframer.discard()
     assert len(deframer.space()) == MAX_RECORD
@@ -140,22 +145,38 @@ def test_the_version_is_not_looked_at(version: bytes) -> None:
     assert pop_all(deframer) == [bytes(TAG)]
 
 
+def pop(deframer: Deframer) -> BorrowedRecord:
+    """A record that is there."""
+    popped = deframer.pop()
+    assert popped is not None
+    return popped
+
+
 def test_what_is_borrowed_stays() -> None:
-    """Until all that was borrowed is back, nothing is moved; then it is."""
+    """Until all that was borrowed is back, nothing is moved; then it is. What was taken lives together."""
     deframer = Deframer(MAX_RECORD)
     feed(deframer, record(b"a" * 20) + record(b"b" * 20) + b"\x17\x03")
-    first, second = deframer.pop(), deframer.pop()
-    with deframer.borrow(first, 20) as a:
-        with deframer.borrow(second, 3) as b:
-            assert (bytes(a), bytes(b)) == (b"a" * 20, b"bbb")
+    with pop(deframer) as first:
+        with pop(deframer) as second:
+            content, tag, rest = first.take(4), first.take(TAG), second.take(3)
+            assert content is not None
+            assert tag is not None
+            assert rest is not None
+            assert (bytes(content), bytes(tag), bytes(rest)) == (b"aaaa", b"a" * TAG, b"bbb")
+            assert (first.take(1), first.left, second.left) == (None, 0, 17)
+            assert first.header == second.header == record(bytes(20))[:HEADER]
             with pytest.raises(BufferError, match="borrowed"):
                 deframer.discard()
         with pytest.raises(BufferError, match="borrowed"):
             deframer.discard()
-        a[:1] = b"A"
-        assert bytes(deframer.buffer[first : first + 2]) == b"Aa"
+        content[:1], tag[-1:] = b"A", b"Z"
+        assert bytes(deframer.buffer[first.at : first.at + 20]) == b"A" + b"a" * 18 + b"Z"
+    for view in (content, tag, rest):
+        with pytest.raises(ValueError, match="released"):
+            view.tobytes()
     with pytest.raises(ValueError, match="released"):
-        a.tobytes()
+        first.take(0)
+    first.release()
     deframer.discard()
     assert (bytes(deframer.buffer[:2]), deframer.buffered) == (b"\x17\x03", 2)
 
@@ -163,7 +184,8 @@ def test_what_is_borrowed_stays() -> None:
 def test_what_is_borrowed_comes_back_with_an_error() -> None:
     """Whoever borrowed it may raise."""
     deframer = Deframer(MAX_RECORD)
-    with pytest.raises(ZeroDivisionError), deframer.borrow(0, 1):
+    feed(deframer, record(bytes(TAG)))
+    with pytest.raises(ZeroDivisionError), pop(deframer):
         raise ZeroDivisionError
     deframer.discard()
 
@@ -172,9 +194,9 @@ def test_wiping() -> None:
     """Nothing is left, and it can be used again."""
     deframer = Deframer(MAX_RECORD)
     feed(deframer, record(b"s" * 100) * 2)
-    deframer.pop()
+    pop(deframer).release()
     deframer.wipe()
-    assert (deframer.buffered, deframer.pop(), deframer.whole_record()) == (0, 0, False)
+    assert (deframer.buffered, deframer.pop(), deframer.whole_record()) == (0, None, False)
     assert not any(deframer.buffer)
     feed(deframer, record(b"t" * 100))
     assert pop_all(deframer) == [b"t" * 100]

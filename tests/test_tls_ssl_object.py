@@ -252,3 +252,30 @@ def test_blocks_that_may_fault_between_others() -> None:
     dsts = BlockSeq([Block(bytearray(5)), one.block(7, 7), *room(20), two.block(30, 30), *room(100)])
     assert read_full_to_blocks(reader, dsts.take_first(150)) == 150
     assert dsts.tobytes()[:150] == bytes(range(150))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_read_at_least(version: ssl.TLSVersion) -> None:
+    """It receives until there is enough, or dsts are full, or something stops it; what stops it comes the next time."""
+    source, reader, _ = in_memory(version)
+    for part in (b"one", b"two", b"three"):
+        source.feed(part)
+    calls = source.calls
+    dsts = room(100)
+    assert (reader.read_at_least(dsts, 4), source.calls - calls) == (6, 2)
+    assert dsts.take_first(7).tobytes() == b"onetwo\xee"
+    assert reader.read_at_least(room(3), 1000) == 3
+    source.parts += [BlockingIOError()]
+    assert reader.read_at_least(room(9), 9) == 2
+    source.parts += [BlockingIOError()]
+    with pytest.raises(BlockingIOError):
+        reader.read_at_least(room(9), 9)
+    source.feed(b"last")
+    source.parts += [ConnectionResetError(104, "reset")]
+    assert reader.read_at_least(room(9), 9) == 4
+    assert reader.has_pending()
+    with pytest.raises(ConnectionResetError):
+        reader.read_at_least(room(9), 9)
+    source.feed(b"end", close=True)
+    assert [reader.read_at_least(room(9), 9) for _ in range(3)] == [3, 0, 0]
+    assert reader.read_at_least(room(0), 9) == 0

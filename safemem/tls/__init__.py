@@ -22,7 +22,8 @@ from safemem.tls.ktls import KernelTLSReader, Received
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.reader import TLSReader
 from safemem.tls.record import ContentType
-from safemem.tls.ssl_object import SSLObjectReader, SSLObjectWriter, ssl_object_pair
+from safemem.tls.ssl_object import SSLObjectReader, ssl_object_pair
+from safemem.tls.ssl_object_writer import SSLObjectWriter
 from safemem.tls.writer import TLSWriter
 
 __all__ = [

@@ -1,18 +1,55 @@
 """Deframer: the private buffer that ciphertext is received into, and the records in it.
 
-The buffer is [ used | records and a part of the next | free ]. ``pop`` goes to the next whole record, which is
-decrypted where it lies; ``discard`` moves what is left to the front, once per receive and not per record.
+The buffer is [ used | records and a part of the next | free ]. ``pop`` borrows the next whole record, which is
+decrypted where it lies; ``discard`` moves what is left to the front, once per receive and not per record. Who needs
+every nanosecond, RecordLayer.run, walks over the records by ``start``, ``header`` and ``length`` and borrows none.
 
 Source: rustls (msgs/deframer); RFC 8446 section 5.1, 5.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
+from safemem.block import Block, BlockCursor
 from safemem.tls.errors import Alert, TLSError
 from safemem.tls.record import HEADER, MAX_BODY, MAX_CONTENT, MAX_RECORD, TAG, ContentType
+
+
+class BorrowedRecord(BlockCursor):
+    """A record's body in a Deframer's buffer, which stays where it is until this is released: use it as a context
+    manager. ``take`` cuts it into views, content and tag say, that live as long. ``at`` is its place in the buffer,
+    ``length`` its size in bytes, ``header`` what came before it.
+    """
+
+    def __init__(self, deframer: Deframer, at: int, length: int) -> None:
+        """``length`` bytes at ``at`` of the buffer, which lie inside."""
+        super().__init__(Block.from_view(deframer.buffer, at, length))
+        self.at = at
+        self.length = length
+        self.header = deframer.header
+        self._taken: list[memoryview] = []
+        self._deframer = deframer
+        deframer._borrowed.append(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def take(self, n: int) -> memoryview | None:
+        """See BlockCursor. Raises ValueError once it is released."""
+        view = super().take(n)
+        if view is not None:
+            self._taken.append(view)
+        return view
+
+    def release(self) -> None:
+        """Give it back: what was taken cannot be used any more. A second call does nothing."""
+        for view in (*self._taken, self._view):
+            view.release()
+        self._deframer._borrowed = [other for other in self._deframer._borrowed if other is not self]
 
 
 class Deframer:
@@ -32,26 +69,26 @@ class Deframer:
         self.end = len(received)
         self.header = b""
         self.length = 0
-        self._borrowed = 0
+        self._borrowed: list[BorrowedRecord] = []
 
     @property
     def buffered(self) -> int:
         """How many received bytes have not been popped."""
         return self.end - self.start
 
-    def pop(self) -> int:
-        """The place of the next record's body in ``buffer``, behind its header, or 0 if no whole record is there.
+    def pop(self) -> BorrowedRecord | None:
+        """The next record, or None if no whole one is there.
 
         Raises TLSError as soon as a header is there that cannot be right.
         """
         if self.end - self.start < HEADER:
-            return 0
+            return None
         self.read_header()
         at = self.start + HEADER
         if at + self.length > self.end:
-            return 0
+            return None
         self.start = at + self.length
-        return at
+        return BorrowedRecord(self, at, self.length)
 
     def read_header(self) -> None:
         """Read the header at ``start``, which must be there whole. Raises TLSError if it cannot be right."""
@@ -70,18 +107,8 @@ class Deframer:
         except TLSError:
             return True
 
-    @contextmanager
-    def borrow(self, at: int, n: int) -> Iterator[memoryview]:
-        """``n`` bytes of the buffer. Several may be borrowed at once; until all are back, nothing is moved."""
-        self._borrowed += 1
-        try:
-            with self.buffer[at : at + n] as view:
-                yield view
-        finally:
-            self._borrowed -= 1
-
     def discard(self) -> None:
-        """Forget what was popped, and move the rest to the front. Raises BufferError while something is borrowed."""
+        """Forget what was popped, and move the rest to the front. Raises BufferError while a record is borrowed."""
         if self._borrowed:
             raise BufferError("a record is still borrowed")
         left = self.end - self.start

@@ -21,7 +21,7 @@ from safemem.errors import TransferError
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
 from safemem.tls.crypto_info import CryptoInfo
-from safemem.tls.deframer import Deframer
+from safemem.tls.deframer import BorrowedRecord, Deframer
 from safemem.tls.errors import EKEYEXPIRED, TLSError
 from safemem.tls.reader import BUFFER_SIZE
 from safemem.tls.record import TAG, ContentType
@@ -165,11 +165,12 @@ class KernelTLSReader:
             if self._ended:
                 return False
             try:
-                at = self._deframer.pop()
+                record = self._deframer.pop()
             except TLSError as exc:
                 self._fail(errno.EINVAL if exc.errno == errno.EPROTO else exc.errno, exc.reason)
-            if at:
-                self._open(at, self._deframer.length)
+            if record is not None:
+                with record:
+                    self._open(record)
             elif not may_receive:
                 return False
             else:
@@ -184,17 +185,18 @@ class KernelTLSReader:
         if error is not None and not isinstance(error, BlockingIOError):
             raise error
 
-    def _open(self, at: int, length: int) -> None:
-        version = bytes(self._deframer.buffer[at - 4 : at - 2])
+    def _open(self, record: BorrowedRecord) -> None:
+        version = record.header[1:3]
         if version != _VERSION:  # which RFC 8446 would have ignored, and Linux does not
             self._fail(errno.EINVAL, f"a record of version {version.hex()}")
         try:
-            authentic = self._layer.open(at, length)
+            authentic = self._layer.open(record)
         except TLSError as exc:  # no more numbers
             self._fail(errno.EBADMSG, exc.reason)
         if not authentic:
             self._fail(errno.EBADMSG, f"record {self._layer.seq - 1} is not authentic")
-        inner = bytes(self._deframer.buffer[at : at + length - TAG]).rstrip(b"\0")
+        at = record.at
+        inner = bytes(record.take(record.length - TAG) or b"").rstrip(b"\0")
         if not inner:
             self._fail(errno.EBADMSG, "a record without a type")
         self._type = inner[-1]

@@ -219,6 +219,12 @@ class TLSReader:
             for block in dsts:
                 view = _NOWHERE if block.need_safecopy else block.view()
                 at, size = 0, len(block)
+                start = self._plain
+                if view and start + size <= self._plain_end:  # 0.6 us a page less than by what follows
+                    view[:] = self._deframer.buffer[start : start + size]
+                    self._plain = start + size
+                    done += size
+                    continue
                 while at < size:
                     odd = 0
                     if self._plain < self._plain_end:
@@ -283,8 +289,7 @@ class TLSReader:
                 self._post.data()
                 self._plain, self._plain_end = at, end
             return
-        with self._deframer.borrow(at, end - at) as content:
-            events = list(self._post.events(kind, bytes(content)))
+        events = list(self._post.events(kind, bytes(buffer[at:end])))
         calls: list[Callable[[], object]] = []
         for event in events:
             if isinstance(event, CloseNotify):

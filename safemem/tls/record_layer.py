@@ -9,7 +9,7 @@ from typing import Any
 
 from safemem.errors import add_transferred
 from safemem.tls.aead import Engine
-from safemem.tls.deframer import Deframer
+from safemem.tls.deframer import BorrowedRecord, Deframer
 from safemem.tls.errors import Alert, TLSError
 from safemem.tls.keys import Keys
 from safemem.tls.record import HEADER, MAX_SEQ, TAG, ContentType
@@ -48,8 +48,8 @@ class RecordLayer:
         self._opener.close()
         self._keys = None
 
-    def open(self, at: int, length: int) -> bool:
-        """Decrypt a popped record where it lies, and return whether it is authentic.
+    def open(self, record: BorrowedRecord) -> bool:
+        """Decrypt a record where it lies, and return whether it is authentic.
 
         Raises TLSError if the sequence numbers are used up.
         """
@@ -57,7 +57,7 @@ class RecordLayer:
         if seq > MAX_SEQ:
             raise TLSError(Alert.INTERNAL_ERROR, "the sequence numbers are used up")
         self.seq = seq + 1
-        return self._opener.open(seq, self._deframer.header, at, length, self._own, at)
+        return self._opener.open(seq, record.header, record.at, record.length, self._own, record.at)
 
     def run(self, view: memoryview, direct: bool) -> tuple[int, int, bool]:
         """Open records up to one that is not plain data, or does not fit in what is left of the view whole.
