@@ -51,7 +51,7 @@ def test_the_fuzzed_system_call_is_found_out() -> None:
     with pytest.raises(AssertionError) as caught:
         readme["test_readv"]()
     assert time.monotonic() - start < 60
-    assert "layout=Layout(AMD64, (Mapping(0x10000, 0x1000, " in "".join(caught.value.__notes__)
+    assert "layout=Layout(AMD64, (Mapping(0x" in "".join(caught.value.__notes__)
     readme["sys_readv"] = readme["expected_readv"]
     readme["test_readv"]()
 
