@@ -1,0 +1,34 @@
+"""Datagrams between sockets, memory and blocks: many a call, with the fewest copies.
+
+An endpoint (:class:`DatagramSocket`, :func:`datagram_pair`, :class:`MemoryDatagram`) moves single messages, or all
+those of a :class:`MessageBatch`, straight into the caller's blocks.
+"""
+
+from safemem.datagram.address import Address
+from safemem.datagram.batch import MessageBatch
+from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.endpoint import DatagramEndpoint, Endpoint, FaultPolicy
+from safemem.datagram.errors import (
+    BadBlocksError,
+    DatagramTooLongError,
+    LocalAddressNotAvailableError,
+    PeerAddressNotAvailableError,
+)
+from safemem.datagram.message import Message
+from safemem.datagram.reader import DatagramReader, DatagramWriter
+
+__all__ = [
+    "Address",
+    "Ancillary",
+    "BadBlocksError",
+    "DatagramEndpoint",
+    "DatagramReader",
+    "DatagramTooLongError",
+    "DatagramWriter",
+    "Endpoint",
+    "FaultPolicy",
+    "LocalAddressNotAvailableError",
+    "Message",
+    "MessageBatch",
+    "PeerAddressNotAvailableError",
+]

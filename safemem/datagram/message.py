@@ -1,0 +1,37 @@
+"""Message: one datagram that was received, and all that is known of it."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from safemem.block_seq import BlockSeq
+from safemem.datagram.address import Address
+from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.flags import MSG_CTRUNC, MSG_TRUNC
+
+
+@frozen
+class Message:
+    """A datagram: ``data`` is what arrived, in the blocks that it was received into.
+
+    ``length`` is the datagram's own, in bytes: more than ``data`` has, if it was cut. ``flags`` are MSG_TRUNC,
+    MSG_CTRUNC and what else the endpoint tells. ``peer`` sent it to ``local``; each is None if it is not known.
+    ``ancillary`` are other control data, as (level, type, bytes).
+    """
+
+    data: BlockSeq
+    length: int
+    flags: int = 0
+    peer: Address | None = None
+    local: Address | None = None
+    ancillary: tuple[Ancillary, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some of the datagram found no room, and is gone."""
+        return bool(self.flags & MSG_TRUNC)
+
+    @property
+    def control_truncated(self) -> bool:
+        """Whether some of its control data found no room, and is gone."""
+        return bool(self.flags & MSG_CTRUNC)

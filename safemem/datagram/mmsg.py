@@ -1,0 +1,162 @@
+"""Linux's struct mmsghdr, laid out once in memory of our own and used for many calls, and the calls.
+
+For each message there is a header, ``max_iov`` iovecs, and room for a name and for control data in either direction.
+Names and control data of the two directions lie apart: what is received never becomes what is sent.
+
+Only for Linux on machines with 64-bit words; elsewhere :func:`load` says so. A call takes 0.45 us with arguments made
+beforehand and no declared types, 0.77 with (CPython 3.11).
+
+Source: recvmmsg(2), sendmmsg(2); Linux include/linux/socket.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+import sys
+from array import array
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+from safemem.block_seq import BlockSeq
+from safemem.safecopy import address_of
+
+HEADER: Final = 64
+"""struct mmsghdr: name 0, namelen 8, iov 16, iovlen 24, control 32, controllen 40, flags 48, len 56."""
+
+_HEAD: Final = struct.Struct("=QIxxxxQQQQixxxxIxxxx")
+_IOVEC: Final = struct.Struct("=QQ")
+_WORDS, _LONGS = HEADER // 4, HEADER // 8
+
+
+def is_native() -> bool:
+    """Whether this host's mmsghdr is the one of this module."""
+    return sys.platform == "linux" and struct.calcsize("P") == struct.calcsize("l") == 8
+
+
+class MMsgHeaders:
+    """``size`` message headers. Which memory they point to is the caller's to keep alive."""
+
+    def __init__(self, size: int, max_iov: int, name_size: int, control_in: int, control_out: int) -> None:
+        """``name_size`` 0 receives no names; ``control_in`` and ``control_out`` are in bytes."""
+        self.max_iov = max_iov
+        self.name_size = name_size
+        self.control_in = control_in + -control_in % 8
+        self.control_out = control_out + -control_out % 8
+        stride_name = name_size + -name_size % 16
+        self._strides = (HEADER, max_iov * _IOVEC.size, stride_name, stride_name, self.control_in, self.control_out)
+        ends = [0]
+        for stride in self._strides:
+            ends.append(ends[-1] + size * stride)
+        self._offsets = ends[:-1]
+        # Private to this process: a child must not scribble on headers that its parent uses.
+        self._memory = memoryview(
+            mmap.mmap(-1, max(ends[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MAP_PRIVATE")
+            else bytearray(ends[-1])
+        )
+        self.address = address_of(self._memory)
+        heads = self._memory[: size * HEADER]
+        words, longs = heads.cast("I"), heads.cast("Q")
+        self.lengths = words[14::_WORDS]
+        self.flags = words[12::_WORDS]
+        self.name_lengths = words[2::_WORDS]
+        self._names = longs[0::_LONGS]
+        self._iov_lengths = longs[3::_LONGS]
+        self._controls = longs[4::_LONGS]
+        self.control_lengths = longs[5::_LONGS]
+        self._name_places = [array("Q", [self._at(part, i) for i in range(size)]) for part in (2, 3)]
+        self._control_places = [array("Q", [self._at(part, i) for i in range(size)]) for part in (4, 5)]
+        self._whole_names = array("I", [name_size]) * size
+        self._whole_controls = array("Q", [self.control_in]) * size
+        self._send_names = array("I", [0]) * size
+        self._send_controls = array("Q", [0]) * size
+        self._receiving: bool | None = None
+        for i in range(size):
+            _HEAD.pack_into(heads, i * HEADER, 0, 0, self._at(1, i), 0, 0, 0, 0, 0)
+        # The first 8 bytes of an IPv4 name are its family, port and address: all that it says.
+        self.name_keys = self._memory[self._offsets[2] : self._offsets[3]].cast("Q")[:: stride_name // 8 or 1]
+
+    def _at(self, part: int, i: int) -> int:
+        return self.address + self._offsets[part] + i * self._strides[part]
+
+    def point(self, i: int, blocks: BlockSeq) -> None:
+        """Have message i lie in these blocks, at most ``max_iov`` of them, none of which needs safecopy."""
+        at = self._offsets[1] + i * self._strides[1]
+        count = 0
+        for block in blocks:
+            _IOVEC.pack_into(self._memory, at, block.address, len(block))
+            at += _IOVEC.size
+            count += 1
+        self._iov_lengths[i] = count
+
+    def name(self, i: int) -> bytes:
+        """The sockaddr that message i came with."""
+        at = self._offsets[2] + i * self._strides[2]
+        return bytes(self._memory[at : at + min(self.name_lengths[i], self.name_size)])
+
+    def control(self, i: int) -> bytes:
+        """The control data that message i came with."""
+        at = self._offsets[4] + i * self._strides[4]
+        return bytes(self._memory[at : at + min(self.control_lengths[i], self.control_in)])
+
+    def set_name(self, i: int, name: bytes) -> None:
+        """Have message i go to a sockaddr, or, if it is empty, where the socket is connected to."""
+        at = self._offsets[3] + i * self._strides[3]
+        self._memory[at : at + len(name)] = name
+        self._send_names[i] = len(name)
+        self._receiving = None
+
+    def set_control(self, i: int, control: bytes) -> None:
+        """Have message i go with this control data. Raises ValueError if there is no room for it."""
+        if len(control) > self.control_out:
+            raise ValueError(f"{len(control)} bytes of control data where {self.control_out} fit: set control_len")
+        at = self._offsets[5] + i * self._strides[5]
+        self._memory[at : at + len(control)] = control
+        self._send_controls[i] = len(control)
+        self._receiving = None
+
+    def prepare(self, receiving: bool, n: int) -> None:
+        """Set what the kernel reads of the first n headers, and a receive has overwritten: some ns a message."""
+        if receiving is not self._receiving:
+            self._receiving = receiving
+            self._names[:] = memoryview(self._name_places[not receiving])
+            self._controls[:] = memoryview(self._control_places[not receiving])
+            self.name_lengths[:] = memoryview(self._whole_names if receiving else self._send_names)
+            self.control_lengths[:] = memoryview(self._whole_controls if receiving else self._send_controls)
+        elif receiving:
+            if self.name_size:
+                self.name_lengths[:n] = memoryview(self._whole_names)[:n]
+            if self.control_in:
+                self.control_lengths[:n] = memoryview(self._whole_controls)[:n]
+
+
+Call = Callable[[int, int, int, int], int]
+"""``call(fd, address of the headers, how many, flags)`` -> how many were done. Raises OSError."""
+
+
+@cache
+def load(name: str) -> Call | OSError:
+    """recvmmsg or sendmmsg, by name, or why this host cannot call it."""
+    import ctypes
+
+    refusal = OSError(errno.ENOSYS, f"{os.strerror(errno.ENOSYS)}: {name}")
+    if not is_native():
+        return refusal
+    try:
+        function: Any = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, OSError, TypeError):
+        return refusal
+    get_errno, pointer = ctypes.get_errno, ctypes.c_void_p
+
+    def call(fd: int, address: int, n: int, flags: int) -> int:
+        done: int = function(fd, pointer(address), n, flags, None)
+        if done < 0:
+            code = get_errno()
+            raise OSError(code, f"{name}: {os.strerror(code)}")
+        return done
+
+    return call

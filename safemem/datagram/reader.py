@@ -1,0 +1,110 @@
+"""DatagramReader and DatagramWriter: a message-oriented Reader and Writer over any endpoint.
+
+Source: gVisor pkg/sentry/socket (EndpointReader); Linux net/ipv4/udp.c, udp_recvmsg.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safemem.block_seq import EMPTY, BlockSeq
+from safemem.datagram.address import Address
+from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.errors import BadBlocksError
+from safemem.datagram.flags import MSG_PEEK
+
+if TYPE_CHECKING:
+    from safemem.datagram.endpoint import DatagramEndpoint, FaultPolicy
+    from safemem.datagram.message import Message
+
+
+class DatagramReader:
+    """Reads one datagram a call. 0 is an empty datagram; BlockingIOError means that there is none.
+
+    After a call ``msg_len`` is the datagram's length, ``flags`` tells by MSG_TRUNC whether some of it found no room and
+    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one.
+    """
+
+    message_oriented = True
+
+    def __init__(
+        self,
+        endpoint: DatagramEndpoint,
+        flags: int = 0,
+        wanted: int | None = None,
+        fault_policy: FaultPolicy = "keep",
+        ancbufsize: int = 0,
+    ) -> None:
+        """``flags`` go to each receive.
+
+        ``wanted`` is how many bytes the caller asked for, where the blocks may be fewer because memory behind them
+        cannot be written. A datagram that would have needed that memory is then BadBlocksError, and stays
+        (``"keep"``), or is cut and lost (``"linux"``). Keeping it takes a look first: two threads that receive from
+        one endpoint may each look at the same datagram.
+        """
+        self._endpoint = endpoint
+        self._flags = flags
+        self._wanted = wanted
+        self._keep = fault_policy == "keep"
+        self._ancbufsize = ancbufsize
+        self.received = False
+        self.msg_len = 0
+        self.flags = 0
+        self.peer: Address | None = None
+        self.local: Address | None = None
+        self.ancillary: tuple[Ancillary, ...] = ()
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        """Receive one datagram into dsts, and return how many bytes of it are there.
+
+        Raises BadBlocksError if ``wanted`` says that dsts should have been longer and this datagram needs that;
+        HostFaultError if dsts faults; BlockingIOError and other errors of the endpoint.
+        """
+        self.received = False
+        room = dsts.num_bytes
+        wanted = room if self._wanted is None else max(self._wanted, room)
+        if wanted > room and self._keep:
+            length = self._endpoint.recvmsg(EMPTY, self._flags | MSG_PEEK).length
+            if min(wanted, length) > room:
+                raise BadBlocksError(length, room, wanted)
+        message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
+        self._note(message)
+        moved = message.data.num_bytes
+        if min(wanted, message.length) > room:
+            exc = BadBlocksError(message.length, room, wanted, lost=not self._flags & MSG_PEEK)
+            exc.transferred = moved
+            raise exc
+        return moved
+
+    def _note(self, message: Message) -> None:
+        self.received = True
+        self.msg_len = message.length
+        self.flags = message.flags
+        self.peer = message.peer
+        self.local = message.local
+        self.ancillary = message.ancillary
+
+
+class DatagramWriter:
+    """Sends each sequence of blocks as one datagram, an empty one too."""
+
+    message_oriented = True
+
+    def __init__(
+        self,
+        endpoint: DatagramEndpoint,
+        peer: Address | None = None,
+        local: Address | None = None,
+        flags: int = 0,
+        ancdata: tuple[Ancillary, ...] = (),
+    ) -> None:
+        """To ``peer`` and from ``local``, where the endpoint can do that."""
+        self._endpoint = endpoint
+        self._peer = peer
+        self._local = local
+        self._flags = flags
+        self._ancdata = ancdata
+
+    def write_from_blocks(self, srcs: BlockSeq) -> int:
+        """Send srcs as one datagram, and return its length. Raises as DatagramEndpoint.sendmsg."""
+        return self._endpoint.sendmsg(srcs, self._peer, self._local, self._flags, self._ancdata)
