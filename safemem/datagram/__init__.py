@@ -16,13 +16,17 @@ from safemem.datagram.errors import (
 )
 from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader, DatagramWriter
+from safemem.datagram.segments import Segments
+from safemem.datagram.sockets import BACKENDS, DatagramSocket
 
 __all__ = [
+    "BACKENDS",
     "Address",
     "Ancillary",
     "BadBlocksError",
     "DatagramEndpoint",
     "DatagramReader",
+    "DatagramSocket",
     "DatagramTooLongError",
     "DatagramWriter",
     "Endpoint",
@@ -31,4 +35,5 @@ __all__ = [
     "Message",
     "MessageBatch",
     "PeerAddressNotAvailableError",
+    "Segments",
 ]
