@@ -20,7 +20,8 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import UDP_GRO, UDP_SEGMENT
 
 _UDP: Final = int(socket.IPPROTO_UDP)
-_MAX_SEGMENTS: Final = 64  # of newer kernels 128
+MAX_SEGMENTS: Final = (128, 64, 1)
+"""How many segments one message may have: in newer kernels, in older ones, and where the host does not cut at all."""
 _MAX_BYTES: Final = 65_487  # what IP leaves of 65,535 bytes, for IPv6 too
 GRO_SPACE: Final = 24
 """CMSG_SPACE of an int, in bytes."""
@@ -45,11 +46,11 @@ class Segments:
     peer: Address | None
 
 
-def most(segment_size: int) -> int:
+def most(segment_size: int, max_segments: int) -> int:
     """How many bytes of segments one message may have. Raises ValueError for a size below 1."""
     if segment_size < 1:
         raise ValueError(f"segment_size must be at least 1, not {segment_size}")
-    return max(min(_MAX_SEGMENTS, _MAX_BYTES // segment_size), 1) * segment_size
+    return max(min(max_segments, _MAX_BYTES // segment_size), 1) * segment_size
 
 
 def segment_cmsg(segment_size: int) -> Ancillary:

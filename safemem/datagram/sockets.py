@@ -38,7 +38,7 @@ from safemem.datagram.flags import (
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import load
 from safemem.datagram.ready import POLLIN, POLLOUT, until_ready
-from safemem.datagram.segments import GRO_SPACE, REFUSED, Segments, cut, most, segment_cmsg
+from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, cut, most, segment_cmsg
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -96,7 +96,7 @@ class DatagramSocket(Endpoint):
         self._forced = backend != "auto"
         self._local = False
         self._port = 0
-        self.gso = _LINUX  # whether the host cuts up messages, for all that is known
+        self._segments = MAX_SEGMENTS[0] if _LINUX else 1  # how many the host takes in a message, for all that is known
 
     def close(self) -> None:
         """Close the socket. A second call does nothing."""
@@ -174,7 +174,7 @@ class DatagramSocket(Endpoint):
         self._raise_held()
         dsts.check_writable("dsts")
         space = ancbufsize + _PKTINFO_SPACE * self._local
-        if any(block.need_safecopy for block in dsts):
+        if dsts.need_safecopy:
             return self._recvmsg_safely(dsts, flags, space)
         length, ancillary, result, peer = self._receive(dsts.views(), flags, space)
         return self._message(dsts, length, ancillary, result, peer)
@@ -223,13 +223,7 @@ class DatagramSocket(Endpoint):
             if not self._local:
                 raise LocalAddressNotAvailableError(_ENABLE)
             ancillary.append(pktinfo_of(self.family, local))
-        views = [srcs.tobytes()] if any(block.need_safecopy for block in srcs) else srcs.views()
-        if self._backend == "recvfrom" and (len(views) > 1 or ancillary):
-            raise ValueError(f"{len(views)} blocks and {len(ancillary)} control data: sendto takes one block alone")
-        try:
-            return until_ready(self._sock, flags, POLLOUT, lambda flags: self._send(views, ancillary, flags, peer))
-        except OSError as exc:
-            raise self._explained(exc, srcs.num_bytes) from None
+        return self._send_now(srcs, ancillary, flags, peer)
 
     def _send(
         self, views: Sequence[ReadableBuffer], ancillary: list[Ancillary], flags: int, peer: Address | None
@@ -255,6 +249,11 @@ class DatagramSocket(Endpoint):
         with suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(on))
 
+    @property
+    def gso(self) -> bool:
+        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it has not refused yet."""
+        return self._segments > 1
+
     def recv_segments(self, dst: memoryview, flags: int = 0) -> Segments:
         """Receive datagrams that have been joined, or one, into a writable view: 65,535 bytes hold any.
 
@@ -272,23 +271,37 @@ class DatagramSocket(Endpoint):
         The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
         go; asking again tells why. Raises ValueError for a size below 1; as :meth:`sendmsg` if nothing went.
         """
-        whole = most(segment_size) if self.gso and self._backend != "recvfrom" else segment_size
+        tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
+        whole = most(segment_size, min(next(tries), self._segments))
+        control = [segment_cmsg(segment_size)]
         done, total = 0, srcs.num_bytes
         while done < total:
             part = min(whole, total - done)
             try:
-                control = [segment_cmsg(segment_size)] if part > segment_size else []
-                done += self.sendmsg(srcs.drop_first(done).take_first(part), peer, None, flags, control)
+                done += self._send_now(
+                    srcs.drop_first(done).take_first(part), control[: part > segment_size], flags, peer
+                )
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
+                    segments = next(tries)
+                    whole = most(segment_size, segments)
                     # A network card may begin to refuse at any time; a path that is too narrow is no reason for ever.
-                    self.gso = segment_size > (self.mtu or 0) and exc.errno in (errno.EINVAL, errno.EMSGSIZE)
-                    whole = segment_size
+                    if exc.errno != errno.EMSGSIZE and (exc.errno != errno.EINVAL or segment_size <= (self.mtu or 0)):
+                        self._segments = segments
                 elif done:
                     return done
                 else:
                     raise
         return done
+
+    def _send_now(self, srcs: BlockSeq, ancillary: list[Ancillary], flags: int, peer: Address | None) -> int:
+        views = [srcs.tobytes()] if srcs.need_safecopy else srcs.views()
+        if self._backend == "recvfrom" and (len(views) > 1 or ancillary):
+            raise ValueError(f"{len(views)} blocks and {len(ancillary)} control data: sendto takes one block alone")
+        try:
+            return until_ready(self._sock, flags, POLLOUT, lambda now: self._send(views, ancillary, now, peer))
+        except OSError as exc:
+            raise self._explained(exc, srcs.num_bytes) from None
 
     def _explained(self, exc: OSError, length: int) -> OSError:
         """The same error, with what this package knows of it."""

@@ -181,8 +181,16 @@ def _sendto_loop(size: int) -> Contender:
 def _segmented(size: int) -> Contender:
     receiver, sender = _pair()
     endpoint = DatagramSocket(sender)
-    (blocks,) = _guest_blocks(1, size * _COUNT)
-    return Contender(_drained(receiver), lambda: endpoint.send_segments(blocks, size))
+    # As much as goes in one message, again and again: the loop, too, sends what is in the cache.
+    count = min(128, (1 << 16) // size)
+    (blocks,) = _guest_blocks(1, size * count)
+
+    def send() -> None:
+        done = 0
+        while done < _COUNT:
+            done += endpoint.send_segments(blocks.take_first((_COUNT - done) * size), size) // size
+
+    return Contender(_drained(receiver), send)
 
 
 def _receiving(size: int) -> Iterator[DatagramRow]:
