@@ -279,3 +279,24 @@ def test_read_at_least(version: ssl.TLSVersion) -> None:
     source.feed(b"end", close=True)
     assert [reader.read_at_least(room(9), 9) for _ in range(3)] == [3, 0, 0]
     assert reader.read_at_least(room(0), 9) == 0
+
+
+class OddError(OSError):
+    """One that cannot be copied: it is not made of its args."""
+
+    def __init__(self, *, what: str) -> None:
+        super().__init__(5, what)
+
+
+def test_an_error_behind_data_is_the_one_that_was_raised() -> None:
+    """The transport's own object comes, once, after the data."""
+    source, reader, _ = in_memory(VERSIONS[1])
+    source.feed(b"data")
+    error = OddError(what="odd")
+    source.parts += [error]
+    assert reader.read_at_least(room(9), 9) == 4
+    with pytest.raises(OddError) as caught:
+        reader.read_to_blocks(room(9))
+    assert caught.value is error
+    source.feed(b"more")
+    assert reader.read_to_blocks(room(9)) == 4
