@@ -240,6 +240,21 @@ def test_streams_answer_as_the_slow_way(
     assert found[0] == found[1]
 
 
+def test_a_run_is_not_followed_back() -> None:
+    """A page below that of the range before has rights of its own, though both are one piece of host memory."""
+    space = AddressSpace()
+    space.mmap(BASE, 2 * PAGE, RW, FIXED)
+    space.copy_out(BASE, pattern(2 * PAGE))
+    space.mprotect(BASE, PAGE, mman.PROT_READ)
+    space.copy_out(BASE + PAGE, b"remembered")
+    before = space.read_bytes(BASE, 2 * PAGE)
+    ars = AddrRangeSeq.from_pairs([BASE + PAGE, 4, BASE, 4])
+    with pytest.raises(FaultError) as caught:
+        space.copy_out_from(ars, ReaderFunc(lambda dsts: copy_seq(dsts, BlockSeq.of(Block(bytes(8))))))
+    assert (caught.value.address, caught.value.transferred) == (BASE, 4)
+    assert space.read_bytes(BASE, 2 * PAGE) == before[:PAGE] + bytes(4) + before[PAGE + 4 :]
+
+
 def test_ranges_of_remembered_pages_are_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what the cache does not know is looked up by resolve."""
     space, _ = sample_space(True)
