@@ -246,6 +246,7 @@ class DatagramSocket(Endpoint):
 
     @gro.setter
     def gro(self, on: bool) -> None:
+        """Ask for it; a host that cannot stays as it is."""
         with suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(on))
 
