@@ -1,4 +1,4 @@
-"""The constants of mmap(2), mprotect(2) and mremap(2).
+"""The constants of mmap(2), mprotect(2), mremap(2), madvise(2) and msync(2).
 
 The standard library has some of them, with the values of the host it runs on. These have the values of Linux's
 generic ABI; :class:`MapFlags` has the ones an address space acts on, as they are on one machine.
@@ -35,6 +35,33 @@ MAP_NONBLOCK = 0x10000
 MAP_STACK = 0x20000
 MAP_HUGETLB = 0x40000
 MAP_FIXED_NOREPLACE = 0x100000
+
+MADV_NORMAL = 0
+MADV_RANDOM = 1
+MADV_SEQUENTIAL = 2
+MADV_WILLNEED = 3
+MADV_DONTNEED = 4
+MADV_FREE = 8
+MADV_REMOVE = 9
+MADV_DONTFORK = 10
+MADV_DOFORK = 11
+MADV_MERGEABLE = 12
+MADV_UNMERGEABLE = 13
+MADV_HUGEPAGE = 14
+MADV_NOHUGEPAGE = 15
+MADV_DONTDUMP = 16
+MADV_DODUMP = 17
+MADV_WIPEONFORK = 18
+MADV_KEEPONFORK = 19
+MADV_COLD = 20
+MADV_PAGEOUT = 21
+MADV_POPULATE_READ = 22
+MADV_POPULATE_WRITE = 23
+MADV_DONTNEED_LOCKED = 24
+
+MS_ASYNC = 1
+MS_INVALIDATE = 2
+MS_SYNC = 4
 
 MREMAP_MAYMOVE = 1
 MREMAP_FIXED = 2

@@ -15,7 +15,7 @@ import platform
 import sys
 from bisect import bisect_left
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 # Not in the mmap module before Python 3.13. Other systems reserve nothing by default, or refuse what is too much.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
@@ -146,7 +146,15 @@ def _madvise_zeroes() -> bool:
 _MADV_ZEROES = _madvise_zeroes()
 
 
-def export(host: HostRange) -> memoryview:
+class Host(Protocol):
+    """A part of an mmap object: ``[start, end)`` in ``memory``."""
+
+    memory: mmap.mmap
+    start: int
+    end: int
+
+
+def export(host: Host) -> memoryview:
     """A flat writable view of the range, offset 0 at its start, that keeps the range alive.
 
     So does everything made from the view: a slice, a NumPy array. (A plain slice of the mmap object would keep only

@@ -279,13 +279,13 @@ class Alike(GrowingObject):
     [
         *[{"start": 3 * PAGE, "end": 4 * PAGE}, {"prot": 1}, {"max_prot": READ}, {"shared": False}],
         *[{"growsdown": True}, {"mapped": Alike(b"", 0)}, {"mapped": None}, {"offset": 0}],
-        *[{"offset": 3 * PAGE}, {"name": "[b]"}, {"identity": object()}, {"identity": None}],
+        *[{"offset": 3 * PAGE}, {"name": "[b]"}],
     ],
     ids=lambda other: ", ".join(other),
 )
 def test_neighbours_that_differ_do_not_merge(other: dict[str, Any]) -> None:
     """Two mappings merge if the right one is what a cut of both would leave, and if anything differs they do not."""
-    whole = VMA(PAGE, 3 * PAGE, 3, ANY_ACCESS, True, False, Alike(b"", 0), PAGE, "[a]", object())
+    whole = VMA(PAGE, 3 * PAGE, 3, ANY_ACCESS, True, False, Alike(b"", 0), PAGE, "[a]")
     left, right = whole.split(2 * PAGE)
     assert (right.offset, left.can_merge(right)) == (2 * PAGE, True)
     assert not left.can_merge(evolve(right, **other))

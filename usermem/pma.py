@@ -17,6 +17,7 @@ from typing import Final
 from safemem import Block
 from safemem.arena import Arena, HostRange, export
 from usermem.segment import SegmentSet
+from usermem.shared_memory import HostPiece, SharedMemory
 from usermem.vma import VMA
 
 WINDOW: Final = 1 << 26
@@ -34,7 +35,7 @@ class PMA:
 
     __slots__ = ("_view", "end", "host", "start")
 
-    def __init__(self, start: int, end: int, host: HostRange | None) -> None:
+    def __init__(self, start: int, end: int, host: HostRange | HostPiece | None) -> None:
         self.start = start
         self.end = end
         self.host = host
@@ -71,9 +72,27 @@ class PMASet(SegmentSet[PMA]):
 
     def reserve(self, vma: VMA) -> None:
         """Make sure that a new mapping's memory is its own: for an object, nothing else is placed there."""
-        if vma.mapped is not None:
-            self.remove(vma.start, vma.end)
-            self.insert(PMA(vma.start, vma.end, None))
+        self.reserve_part(vma, vma.start, vma.end)
+
+    def reserve_part(self, vma: VMA, start: int, end: int) -> None:
+        """The same for [start, end) of the mapping, which forgets what it had there."""
+        if vma.mapped is None:
+            return
+        self.remove(start, end)
+        if isinstance(vma.mapped, SharedMemory):
+            offset = vma.offset + start - vma.start
+            stop = min(end, start + vma.mapped.size() - offset)
+            if start < stop:
+                self.insert(PMA(start, stop, vma.mapped.piece(offset, offset + stop - start)))
+            start = max(start, stop)
+        if start < end:
+            self.insert(PMA(start, end, None))
+
+    def move(self, pmas: list[PMA], distance: int) -> None:
+        """Put memory that was taken out where it is ``distance`` addresses away, in the place of what is there."""
+        for pma in pmas:
+            if pma.host is not None:
+                self.replace(PMA(pma.start + distance, pma.end + distance, pma.host))
 
     def place(self, addr: int, high: int) -> PMA:
         """Give anonymous memory at addr, which lies in no PMA, its window: zeros, and nothing at ``high`` and above.

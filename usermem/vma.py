@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 
 from hostarch import AccessType
 from usermem.segment import SegmentSet
+from usermem.shared_memory import SharedMemory
 
 
 class MappedObject(Protocol):
@@ -29,8 +30,7 @@ class MappedObject(Protocol):
 class VMA:
     """One mapping, [start, end), page-aligned. ``max_prot`` is what mprotect may grant at most.
 
-    ``mapped`` is the object behind it, whose byte ``offset`` is at start; None for anonymous memory. ``identity`` tells
-    shared mappings apart: each has memory of its own, and merges only with a part of itself.
+    ``mapped`` is the object behind it, whose byte ``offset`` is at start; None for private anonymous memory.
     """
 
     start: int
@@ -42,7 +42,11 @@ class VMA:
     mapped: MappedObject | None = None
     offset: int = 0
     name: str = ""
-    identity: object = None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether what can be accessed changes by calls alone: an object of the simulator's may shrink at any time."""
+        return self.mapped is None or isinstance(self.mapped, SharedMemory)
 
     def split(self, at: int) -> tuple[VMA, VMA]:
         """See Segment.split."""
@@ -56,7 +60,6 @@ class VMA:
             and self.prot == right.prot
             and self.max_prot == right.max_prot
             and self.shared == right.shared
-            and self.identity is right.identity
             and self.growsdown == right.growsdown
             and self.name == right.name
             and self.mapped is right.mapped

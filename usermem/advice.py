@@ -1,0 +1,122 @@
+"""Calls about the bytes of mappings: madvise, msync, mincore.
+
+Source: Linux mm/madvise.c, mm/msync.c, mm/mincore.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from hostarch import mman
+from safemem.buffers import check_int
+from usermem.mapping import Mappings, error
+from usermem.pma import WINDOW
+from usermem.vma import VMA
+
+_HINTS: Final = frozenset(
+    {
+        mman.MADV_NORMAL,
+        mman.MADV_RANDOM,
+        mman.MADV_SEQUENTIAL,
+        mman.MADV_WILLNEED,
+        mman.MADV_DONTFORK,
+        mman.MADV_DOFORK,
+        mman.MADV_MERGEABLE,
+        mman.MADV_UNMERGEABLE,
+        mman.MADV_HUGEPAGE,
+        mman.MADV_NOHUGEPAGE,
+        mman.MADV_DONTDUMP,
+        mman.MADV_DODUMP,
+        mman.MADV_COLD,
+        mman.MADV_PAGEOUT,
+        mman.MADV_POPULATE_READ,
+        mman.MADV_POPULATE_WRITE,
+    }
+)
+"""Advice that changes no byte: it is checked and not followed."""
+
+_DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
+
+
+class AdviceCalls(Mappings):
+    """The calls that leave the mappings as they are."""
+
+    def madvise(self, addr: int, length: int, advice: int) -> int:
+        """madvise(2): returns 0. MADV_DONTNEED makes private memory what it was when it was mapped.
+
+        MADV_FREE may do so at any time, and does nothing here. Raises OSError as Linux: EINVAL; ENOMEM if a page is not
+        mapped, after the rest was done.
+        """
+        self._check_open()
+        advice = check_int(advice, "advice")
+        if advice not in _HINTS and advice not in (*_DROPPING, mman.MADV_FREE, mman.MADV_REMOVE):
+            raise error(errno.EINVAL, f"madvise {advice}")
+        addr, end = self._range(addr, length, "madvise", errno.EINVAL)
+        with self._lock:
+            at = addr
+            missing = False
+            for vma in self._vmas.overlapping(addr, end):
+                missing |= vma.start > at
+                self._advise(vma, max(vma.start, addr), min(vma.end, end), advice)
+                at = vma.end
+            missing |= at < end
+        if missing:
+            raise error(errno.ENOMEM, f"madvise {advice}: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
+        return 0
+
+    def _advise(self, vma: VMA, start: int, end: int, advice: int) -> None:
+        """Do it for [start, end) of one mapping."""
+        if advice == mman.MADV_FREE and (vma.shared or vma.mapped is not None):
+            raise error(errno.EINVAL, "MADV_FREE is for private anonymous memory")
+        if advice == mman.MADV_REMOVE:
+            raise error(errno.EINVAL, "MADV_REMOVE is for shared memory that can have holes")
+        if advice in _DROPPING and not vma.shared:
+            self._pmas.remove(start, end)
+            self._pmas.reserve_part(vma, start, end)
+            # All pages of the places that were cut: their entries would keep what is given up.
+            self._forget_pages(start & -WINDOW, -(-end // WINDOW) * WINDOW)
+
+    def msync(self, addr: int, length: int, flags: int) -> int:
+        """msync(2): returns 0. Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped."""
+        self._check_open()
+        flags = check_int(flags, "flags")
+        both = mman.MS_ASYNC | mman.MS_SYNC
+        if flags & ~(both | mman.MS_INVALIDATE) or flags & both == both:
+            raise error(errno.EINVAL, f"msync with flags {flags:#x}")
+        addr, end = self._range(addr, length, "msync", errno.ENOMEM)
+        with self._lock:
+            if self._vmas.mapped_up_to(addr, end) < end:
+                raise error(errno.ENOMEM, f"msync: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
+        return 0
+
+    def mincore(self, addr: int, length: int) -> bytes:
+        """mincore(2): a byte for each page, 1 if it has a place in host memory, which is found by the window.
+
+        Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped.
+        """
+        self._check_open()
+        if check_int(addr, "addr") >= 0 and not self.arch.is_page_aligned(addr):
+            raise error(errno.EINVAL, f"mincore at {addr:#x}")
+        addr, end = self._range(addr, length, "mincore", errno.ENOMEM)
+        size = self.arch.page_size
+        with self._lock:
+            if self._vmas.mapped_up_to(addr, end) < end:
+                raise error(errno.ENOMEM, f"mincore: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
+            resident = bytearray((end - addr) // size)
+            for pma in self._pmas.overlapping(addr, end):
+                if pma.host is not None:
+                    first, last = max(pma.start, addr), min(pma.end, end)
+                    resident[(first - addr) // size : (last - addr) // size] = b"\1" * ((last - first) // size)
+        return bytes(resident)
+
+    def _range(self, addr: int, length: int, name: str, overflow: int) -> tuple[int, int]:
+        """[addr, end) of whole pages. Raises OSError: EINVAL if addr is in a page, ``overflow`` for too much."""
+        addr = self.arch.untagged(check_int(addr, "addr"))
+        length = check_int(length, "length")
+        if not self.arch.is_page_aligned(addr):
+            raise error(errno.EINVAL, f"{name} at {addr:#x}")
+        end = self.arch.checked_page_round_up(addr + length)
+        if addr < 0 or length < 0 or end is None:
+            raise error(overflow, f"{name} of {length:#x} bytes at {addr:#x}")
+        return addr, end

@@ -1,0 +1,55 @@
+"""SharedMemory: anonymous memory that several mappings, address spaces and forked processes have in common.
+
+Source: mmap(2), MAP_SHARED with MAP_ANONYMOUS; Linux mm/shmem.c.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+
+
+class HostPiece:
+    """``[start, end)`` in ``memory``, an mmap object that lives as long as this does."""
+
+    __slots__ = ("end", "memory", "start")
+
+    def __init__(self, memory: mmap.mmap, start: int, end: int) -> None:
+        self.memory = memory
+        self.start = start
+        self.end = end
+
+    def split(self, at: int) -> tuple[HostPiece, HostPiece]:
+        """The parts before and from an offset into memory, strictly inside."""
+        return HostPiece(self.memory, self.start, at), HostPiece(self.memory, at, self.end)
+
+
+class SharedMemory:
+    """``length`` bytes, zeros at first, which nobody can cut short.
+
+    Map it by ``AddressSpace.map_object``, as often as you like: all mappings see the same bytes. A child process that
+    is forked off later shares them.
+    """
+
+    def __init__(self, length: int) -> None:
+        """``length`` in bytes, above 0. Raises OSError or ValueError if the host refuses."""
+        if hasattr(mmap, "MAP_SHARED"):
+            self._memory = mmap.mmap(-1, length, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        else:
+            self._memory = mmap.mmap(-1, length)
+        self._length = length
+
+    def size(self) -> int:
+        """How many bytes it has, always."""
+        return self._length
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """See MappedObject."""
+        data = self._memory[offset : offset + len(dst)]
+        dst[: len(data)] = data
+        return len(data)
+
+    def piece(self, start: int, end: int) -> HostPiece:
+        """The host memory of [start, end), page-aligned and inside."""
+        return HostPiece(self._memory, start, end)
