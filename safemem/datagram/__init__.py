@@ -15,20 +15,46 @@ from safemem.datagram.errors import (
     PeerAddressNotAvailableError,
 )
 from safemem.datagram.message import Message
+from safemem.datagram.pair import (
+    CAP_HANDLES_DST,
+    CAP_HANDLES_SRC,
+    CAP_PROVIDES_DST,
+    CAP_PROVIDES_SRC,
+    DATAGRAM_OVERHEAD,
+    DEFAULT_MTU,
+    DEFAULT_WRITE_BUF_SIZE,
+    MIN_WRITE_BUF_SIZE,
+    DatagramPair,
+    MemoryDatagram,
+    MemoryEndpoint,
+    datagram_pair,
+)
 from safemem.datagram.reader import DatagramReader, DatagramWriter
 
 __all__ = [
+    "CAP_HANDLES_DST",
+    "CAP_HANDLES_SRC",
+    "CAP_PROVIDES_DST",
+    "CAP_PROVIDES_SRC",
+    "DATAGRAM_OVERHEAD",
+    "DEFAULT_MTU",
+    "DEFAULT_WRITE_BUF_SIZE",
+    "MIN_WRITE_BUF_SIZE",
     "Address",
     "Ancillary",
     "BadBlocksError",
     "DatagramEndpoint",
+    "DatagramPair",
     "DatagramReader",
     "DatagramTooLongError",
     "DatagramWriter",
     "Endpoint",
     "FaultPolicy",
     "LocalAddressNotAvailableError",
+    "MemoryDatagram",
+    "MemoryEndpoint",
     "Message",
     "MessageBatch",
     "PeerAddressNotAvailableError",
+    "datagram_pair",
 ]
