@@ -7,6 +7,12 @@ those of a :class:`MessageBatch`, straight into the caller's blocks.
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.direction import (
+    DATAGRAM_OVERHEAD,
+    DEFAULT_MTU,
+    DEFAULT_WRITE_BUF_SIZE,
+    MIN_WRITE_BUF_SIZE,
+)
 from safemem.datagram.endpoint import DatagramEndpoint, Endpoint, FaultPolicy
 from safemem.datagram.errors import (
     BadBlocksError,
@@ -20,10 +26,6 @@ from safemem.datagram.pair import (
     CAP_HANDLES_SRC,
     CAP_PROVIDES_DST,
     CAP_PROVIDES_SRC,
-    DATAGRAM_OVERHEAD,
-    DEFAULT_MTU,
-    DEFAULT_WRITE_BUF_SIZE,
-    MIN_WRITE_BUF_SIZE,
     DatagramPair,
     MemoryDatagram,
     MemoryEndpoint,
