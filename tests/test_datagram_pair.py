@@ -229,6 +229,9 @@ def test_caps_and_addresses(make: Callable[[], Ends]) -> None:
         with pytest.raises(LocalAddressNotAvailableError):
             out.set_local_addr_enable(True)
         out.set_local_addr_enable(False)
+        if not caps & CAP_HANDLES_DST:
+            with pytest.raises(PeerAddressNotAvailableError):
+                out.sendmsg(blocks(b"x"), THERE)
     into.caps = ALL_CAPS
     out.caps = ALL_CAPS
     with pytest.raises(LocalAddressNotAvailableError):

@@ -6,7 +6,9 @@ import errno
 import gc
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -113,6 +115,26 @@ def test_a_closed_queue() -> None:
             act()
 
 
+class Snatched(deque[Any]):
+    """A queue whose datagram another thread takes right after one has looked whether there is one."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def test_a_datagram_that_another_thread_takes() -> None:
+    """Between the look and the grip there is nothing left: that is what an empty queue is."""
+    queue = MemoryDatagram()
+    queue._in.queue = Snatched()
+    assert queue.pending() is None
+    for flags in (0, MSG_PEEK):
+        with pytest.raises(BlockingIOError) as caught:
+            queue.recvmsg(room(4), flags)
+        assert caught.value.errno == errno.EAGAIN
+    queue.sendmsg(blocks(b"x"))
+    assert drain(queue) == [b"x"]
+
+
 def poll(end: MemoryEndpoint, started: threading.Event, errors: list[OSError]) -> None:
     """Receive until that is an error other than that nothing is there."""
     while not errors:
@@ -150,8 +172,9 @@ def test_a_destination_that_faults(make: Callable[[], Ends], fault: Fault, valid
     """The datagram stays in front, the fault is told exactly, and the room that is taken stays right."""
     out, into = make()
     memory = FaultyMemory(fault)
-    out.sendmsg(blocks(b"0123456789"))
-    out.sendmsg(blocks(b"next"))
+    for data in (b"gone", b"0123456789", b"next"):
+        out.sendmsg(blocks(data))
+    into.recvmsg(room(4))
     free = out.write_guarantee()
     for flags in (0, MSG_PEEK, 0):
         dsts = BlockSeq([Block(bytearray(2)), memory.block(20, valid)])
