@@ -7,6 +7,7 @@ those of a :class:`MessageBatch`, straight into the caller's blocks.
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.direction import DATAGRAM_OVERHEAD, DEFAULT_MTU, DEFAULT_WRITE_BUF_SIZE, MIN_WRITE_BUF_SIZE
 from safemem.datagram.endpoint import DatagramEndpoint, Endpoint, FaultPolicy
 from safemem.datagram.errors import (
     BadBlocksError,
@@ -15,16 +16,35 @@ from safemem.datagram.errors import (
     PeerAddressNotAvailableError,
 )
 from safemem.datagram.message import Message
+from safemem.datagram.pair import (
+    CAP_HANDLES_DST,
+    CAP_HANDLES_SRC,
+    CAP_PROVIDES_DST,
+    CAP_PROVIDES_SRC,
+    DatagramPair,
+    MemoryDatagram,
+    MemoryEndpoint,
+    datagram_pair,
+)
 from safemem.datagram.reader import DatagramReader, DatagramWriter
 from safemem.datagram.segments import Segments
 from safemem.datagram.sockets import BACKENDS, DatagramSocket
 
 __all__ = [
     "BACKENDS",
+    "CAP_HANDLES_DST",
+    "CAP_HANDLES_SRC",
+    "CAP_PROVIDES_DST",
+    "CAP_PROVIDES_SRC",
+    "DATAGRAM_OVERHEAD",
+    "DEFAULT_MTU",
+    "DEFAULT_WRITE_BUF_SIZE",
+    "MIN_WRITE_BUF_SIZE",
     "Address",
     "Ancillary",
     "BadBlocksError",
     "DatagramEndpoint",
+    "DatagramPair",
     "DatagramReader",
     "DatagramSocket",
     "DatagramTooLongError",
@@ -32,8 +52,11 @@ __all__ = [
     "Endpoint",
     "FaultPolicy",
     "LocalAddressNotAvailableError",
+    "MemoryDatagram",
+    "MemoryEndpoint",
     "Message",
     "MessageBatch",
     "PeerAddressNotAvailableError",
     "Segments",
+    "datagram_pair",
 ]

@@ -211,6 +211,7 @@ class Endpoint(ABC):
         self._held = exc.with_traceback(None)
 
     def _raise_held(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
+        held = self._held
+        if held is not None:  # also if another thread raises it at this moment
+            self._held = None
             raise held

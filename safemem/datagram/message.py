@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import define
 
 from safemem.block_seq import BlockSeq
 from safemem.datagram.address import Address
@@ -10,13 +10,14 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import MSG_CTRUNC, MSG_TRUNC
 
 
-@frozen
+@define
 class Message:
     """A datagram: ``data`` is what arrived, in the blocks that it was received into.
 
     ``length`` is the datagram's own, in bytes: more than ``data`` has, if it was cut. ``flags`` are MSG_TRUNC,
     MSG_CTRUNC and what else the endpoint tells. ``peer`` sent it to ``local``; each is None if it is not known.
-    ``ancillary`` are other control data, as (level, type, bytes).
+    ``ancillary`` are other control data, as (level, type, bytes). A value, not to be changed; attrs does not enforce
+    that, since one that does costs three times as much to make, and one is made for each datagram.
     """
 
     data: BlockSeq

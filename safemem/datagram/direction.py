@@ -1,0 +1,69 @@
+"""Direction: the datagrams that are on their way from one end in memory to the other.
+
+A deque of (bytes, source, destination, place) without a lock: a deque's own operations are safe between threads, and
+how much is queued is read off its two ends.
+
+Source: OpenSSL crypto/bio/bss_dgram_pair.c.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from typing import Final
+
+from safemem.datagram.address import Address
+
+DATAGRAM_OVERHEAD: Final = 232
+"""What a queued datagram takes of the buffer beside its bytes: the size of OpenSSL's header, on 64-bit hosts."""
+
+DEFAULT_MTU: Final = 1472
+"""A UDP payload that fits in an Ethernet frame."""
+DEFAULT_WRITE_BUF_SIZE: Final = 9 * (DATAGRAM_OVERHEAD + DEFAULT_MTU)
+"""Room for nine datagrams of the default MTU."""
+MIN_WRITE_BUF_SIZE: Final = 1024
+"""The least that a buffer has; a smaller size is taken as this."""
+
+Entry = tuple[bytes, Address | None, Address | None, int]
+"""The bytes, source and destination of a datagram, and where it starts in all that was sent, overheads included."""
+
+
+class Direction:
+    """What goes one way. ``queue`` is None as soon as one of the ends is closed, and all that it held is gone."""
+
+    __slots__ = ("limit", "mtu", "queue", "reader_caps")
+
+    def __init__(self, write_buf_size: int | None, mtu: int) -> None:
+        if write_buf_size is not None and write_buf_size <= 0:
+            raise ValueError(f"write_buf_size must be positive, not {write_buf_size}")
+        self.queue: deque[Entry] | None = deque()
+        self.limit = sys.maxsize if write_buf_size is None else max(write_buf_size, MIN_WRITE_BUF_SIZE)
+        self.mtu = checked_mtu(mtu)
+        self.reader_caps = 0
+
+
+def checked_mtu(mtu: int) -> int:
+    """The MTU, if it can be one. Raises ValueError if not."""
+    if mtu <= 0:
+        raise ValueError(f"mtu must be positive, not {mtu}")
+    return mtu
+
+
+def ends(queue: deque[Entry]) -> tuple[int, int]:
+    """The place where the next datagram starts, and how much is queued before it."""
+    try:
+        first, last = queue[0], queue[-1]
+    except IndexError:
+        return 0, 0
+    end = last[3] + len(last[0]) + DATAGRAM_OVERHEAD
+    return end, end - first[3]
+
+
+def put_back(queue: deque[Entry], entry: Entry) -> None:
+    """Have the entry come first again, right before what comes first now."""
+    data, src, dst, _ = entry
+    try:
+        start = queue[0][3] - len(data) - DATAGRAM_OVERHEAD
+    except IndexError:
+        start = 0
+    queue.appendleft((data, src, dst, start))

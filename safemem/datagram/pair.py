@@ -1,0 +1,343 @@
+"""Endpoints in memory: :func:`datagram_pair`, two halves that talk to each other, and :class:`MemoryDatagram`.
+
+There is no lock: see :mod:`safemem.datagram.direction`. So nothing can deadlock, in a signal handler or a finalizer
+either, and it is quick: to send and receive 64 bytes takes 0.75 µs, and a lock for the senders alone would add 0.2. The
+price: threads that send from one half at the same instant may each get past the last free bytes, and a receive that
+fails puts its datagram back in front, though other threads may have taken later ones meanwhile.
+
+Source: OpenSSL BIO_s_dgram_pair(3), BIO_s_dgram_mem(3), crypto/bio/bss_dgram_pair.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from safemem.block import Block
+from safemem.block_seq import BlockSeq, copy_seq
+from safemem.datagram.address import Address
+from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.direction import (
+    DATAGRAM_OVERHEAD,
+    DEFAULT_MTU,
+    DEFAULT_WRITE_BUF_SIZE,
+    Direction,
+    checked_mtu,
+    ends,
+    put_back,
+)
+from safemem.datagram.endpoint import Endpoint
+from safemem.datagram.errors import (
+    DatagramTooLongError,
+    LocalAddressNotAvailableError,
+    PeerAddressNotAvailableError,
+)
+from safemem.datagram.flags import MSG_PEEK, MSG_TRUNC
+from safemem.datagram.message import Message
+from safemem.errors import TransferError, would_block
+
+if TYPE_CHECKING:
+    from safemem.datagram.batch import MessageBatch
+
+CAP_HANDLES_SRC: Final = 1
+"""This end makes use of the source addresses of what it receives."""
+CAP_HANDLES_DST: Final = 2
+"""This end makes use of destination addresses: the other may name one with what it sends."""
+CAP_PROVIDES_SRC: Final = 4
+"""This end gives source addresses with what it sends."""
+CAP_PROVIDES_DST: Final = 8
+"""This end gives destination addresses with what it sends."""
+
+_ALL_CAPS: Final = 15
+_LOCAL_CAPS: Final = CAP_HANDLES_SRC | CAP_PROVIDES_DST
+
+_new: Final = object.__new__
+
+
+def _spread(dsts: BlockSeq, data: bytes) -> None:
+    """Fill dsts from data, which is as long or longer: 2.4 µs for four blocks, where copy_seq takes 5.9."""
+    views: list[memoryview] = []
+    for block in dsts:
+        view = block._view
+        if view is None or view.readonly:
+            copy_seq(dsts, BlockSeq.of(Block(data)))
+            return
+        views.append(view[block._start : block._start + block._length])
+    done = 0
+    for view in views:
+        n = len(view)
+        view[:] = data[done : done + n]
+        done += n
+
+
+class MemoryEndpoint(Endpoint):
+    """What :class:`DatagramPair` and :class:`MemoryDatagram` share. It never waits.
+
+    Any thread may call anything at any time. Of ``flags`` MSG_PEEK counts; the length of a datagram that was cut is
+    always in the Message. Only addresses go along with the bytes, no other control data.
+    """
+
+    def __init__(self, incoming: Direction, outgoing: Direction) -> None:
+        super().__init__()
+        self._in = incoming
+        self._out = outgoing
+        self._local_enabled = False
+        self._default_source: Address | None = None
+        self._closed = False
+        self.no_trunc = False
+        """Whether a receive refuses to cut a datagram: DatagramTooLongError, and it stays. False at first.
+
+        A look (MSG_PEEK) loses nothing, and so is never refused. OpenSSL tells this refusal like an empty queue.
+        """
+
+    @property
+    def mtu(self) -> int:
+        """The longest datagram that one plans to send, for both ends: it limits nothing but :meth:`write_guarantee`."""
+        return self._out.mtu
+
+    @mtu.setter
+    def mtu(self, mtu: int) -> None:
+        """Set it for both ends. Raises ValueError if it is not positive."""
+        self._in.mtu = self._out.mtu = checked_mtu(mtu)
+
+    @property
+    def write_buf_size(self) -> int | None:
+        """How much can be queued to be received by the other end, in bytes and overheads; None if it grows."""
+        return None if self._out.limit == sys.maxsize else self._out.limit
+
+    @property
+    def caps(self) -> int:
+        """What this end says that it can do with addresses: some of the CAP_ flags. None of them at first.
+
+        The other end's are :attr:`effective_caps`: CAP_HANDLES_DST lets it name destinations, and CAP_HANDLES_SRC with
+        CAP_PROVIDES_DST lets it enable local addresses.
+        """
+        return self._in.reader_caps
+
+    @caps.setter
+    def caps(self, caps: int) -> None:
+        """Say so. Raises ValueError for flags that are none of the four."""
+        if caps & ~_ALL_CAPS:
+            raise ValueError(f"caps must be made of the four CAP_ flags, not {caps:#x}")
+        self._in.reader_caps = caps
+
+    @property
+    def effective_caps(self) -> int:
+        """The ``caps`` of whoever receives what this end sends; 0 if nobody does any more."""
+        return self._out.reader_caps if self._out.queue is not None else 0
+
+    @property
+    def local_addr_cap(self) -> bool:
+        """Whether local addresses can be enabled: the other end has CAP_HANDLES_SRC and CAP_PROVIDES_DST."""
+        return self.effective_caps & _LOCAL_CAPS == _LOCAL_CAPS
+
+    @property
+    def local_addr_enabled(self) -> bool:
+        """Whether a send may name the address it comes from, and a receive tells the one that it was sent to."""
+        return self._local_enabled
+
+    def set_local_addr_enable(self, enable: bool) -> None:
+        """Have messages carry local addresses. Raises LocalAddressNotAvailableError if the other end cannot."""
+        if enable and not self.local_addr_cap:
+            raise LocalAddressNotAvailableError("the other end must have CAP_HANDLES_SRC and CAP_PROVIDES_DST")
+        self._local_enabled = bool(enable)
+
+    def set_local_addr(self, address: Address | None) -> None:
+        """Have what is sent come from this address, where a send names no other; from none if it is None."""
+        self._default_source = address
+
+    @property
+    def eof(self) -> bool:
+        """Whether nothing can ever be received again: an end is closed. An empty queue is no end."""
+        return self._in.queue is None
+
+    def write_guarantee(self) -> int:
+        """How long a datagram surely can be sent now; 0 if that is less than :attr:`mtu`."""
+        queue = self._out.queue
+        if queue is None:
+            return 0
+        free = self._out.limit - ends(queue)[1] - DATAGRAM_OVERHEAD
+        return free if free >= self._out.mtu else 0
+
+    def pending(self) -> int | None:
+        """The length of the datagram that comes next, which may be 0; None if there is none."""
+        try:
+            return len(self._in.queue[0][0]) if self._in.queue else None
+        except (IndexError, TypeError):  # taken, or closed, at this moment
+            return None
+
+    def reset(self) -> None:
+        """Drop what this end has sent and nobody has received yet."""
+        queue = self._out.queue
+        if queue is not None:
+            queue.clear()
+
+    def close(self) -> None:
+        """Close both directions and drop what is queued in them. A second call does nothing."""
+        self._closed = True
+        self._in.queue = self._out.queue = None
+
+    def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
+        """Receive one datagram into dsts. MSG_TRUNC in the Message says that some found no room and is gone.
+
+        Raises BlockingIOError if none is there; BrokenPipeError if an end is closed, whatever was queued;
+        DatagramTooLongError if ``no_trunc`` forbids to cut it; HostFaultError if dsts faults, after ``transferred``
+        bytes; TypeError if dsts is read-only. In all of these the datagram stays.
+        """
+        if self._held is not None:
+            self._raise_held()
+        queue = self._in.queue
+        if queue is None:
+            raise self._gone()
+        peek = flags & MSG_PEEK
+        try:
+            data, src, dst, _ = entry = queue[0] if peek else queue.popleft()
+        except IndexError:
+            raise would_block() from None
+        try:
+            n = len(data)
+            message = _new(Message)  # and its fields one by one: 60 ns less than calling it
+            message.data = dsts
+            message.length = n
+            message.flags = 0
+            message.peer = src
+            message.local = dst if self._local_enabled else None
+            message.ancillary = ()
+            room = dsts._limit
+            if 0 < n <= room:
+                block = dsts._blocks[dsts._index]
+                view = block._view
+                at = dsts._offset
+                if view is not None and at + n <= block._length:  # one block takes all: copy_seq costs ten times this
+                    at += block._start
+                    view[at : at + n] = data
+                    if n != room:
+                        message.data = dsts._window(dsts._index, dsts._offset, n)
+                    return message
+            self._scatter(message, data, peek)
+        except BaseException as exc:
+            if not peek:
+                put_back(queue, entry)
+            if isinstance(exc, TypeError):
+                dsts.check_writable("dsts")
+            raise
+        return message
+
+    def _scatter(self, message: Message, data: bytes, peek: int) -> None:
+        dsts = message.data
+        if len(data) > dsts.num_bytes:
+            if self.no_trunc and not peek:
+                raise DatagramTooLongError(len(data), dsts.num_bytes)
+            message.flags = MSG_TRUNC
+        message.data = dsts = dsts.take_first(len(data))
+        _spread(dsts, data)
+
+    def sendmsg(
+        self,
+        srcs: BlockSeq,
+        peer: Address | None = None,
+        local: Address | None = None,
+        flags: int = 0,
+        ancdata: Iterable[Ancillary] = (),
+    ) -> int:
+        """Send one datagram, which may be empty, and return its length.
+
+        Raises BlockingIOError if there is no room for all of it now; DatagramTooLongError if there never will be;
+        BrokenPipeError if an end is closed; PeerAddressNotAvailableError or LocalAddressNotAvailableError for an
+        address that cannot go along (see :attr:`caps`); TransferError (EINVAL) for control data; HostFaultError if
+        srcs faults, after ``transferred`` bytes. In all of these nothing is sent.
+        """
+        direction = self._out
+        queue = direction.queue
+        if queue is None:
+            raise self._gone()
+        if local is not None or peer is not None or ancdata:
+            self._check_extras(peer, local, ancdata)
+        n = srcs._limit
+        if n:
+            block = srcs._blocks[srcs._index]
+            view = block._view
+            at = srcs._offset
+            if view is not None and at + n <= block._length:  # one block has all: tobytes costs five times as much
+                at += block._start
+                data = view.tobytes() if view.nbytes == n else view[at : at + n].tobytes()
+            else:
+                data = srcs.tobytes()
+        else:
+            data = b""
+        end, used = ends(queue) if queue else (0, 0)
+        if used + n + DATAGRAM_OVERHEAD > direction.limit:
+            if n + DATAGRAM_OVERHEAD > direction.limit:
+                raise DatagramTooLongError(n, direction.limit - DATAGRAM_OVERHEAD)
+            raise would_block()
+        queue.append((data, self._default_source if local is None else local, peer, end))
+        return n
+
+    def _check_extras(self, peer: Address | None, local: Address | None, ancdata: Iterable[Ancillary]) -> None:
+        if local is not None and not self._local_enabled:
+            raise LocalAddressNotAvailableError("call set_local_addr_enable(True) before naming one")
+        if peer is not None and not self.effective_caps & CAP_HANDLES_DST:
+            raise PeerAddressNotAvailableError("the other end has no CAP_HANDLES_DST: name no peer")
+        if tuple(ancdata):
+            reason = "control data cannot be sent through memory: leave ancdata out"
+            raise TransferError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {reason}")
+
+    def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
+        """See DatagramEndpoint. Raises LocalAddressNotAvailableError if the batch asks for what is not enabled."""
+        if batch.asks_local and not self._local_enabled and vlen != 0:
+            raise LocalAddressNotAvailableError("call set_local_addr_enable(True), or make the batch with local=False")
+        return super().recvmmsg(batch, vlen, flags)
+
+    @abstractmethod
+    def _gone(self) -> BrokenPipeError:
+        """Why nothing can be sent or received any more."""
+
+
+class DatagramPair(MemoryEndpoint):
+    """Half of a pair: what one half sends the other receives, in order. Made by :func:`datagram_pair`.
+
+    A half that is closed, or that nobody refers to any more, takes what is queued in both directions with it; the other
+    half then raises BrokenPipeError, and does not keep it alive. (OpenSSL's BIO_s_dgram_pair; halves that have been
+    parted cannot be paired again: make a new pair.)
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _gone(self) -> BrokenPipeError:
+        reason = "this half is closed" if self._closed else "the other half is gone"
+        return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: {reason}: make a new pair")
+
+
+def datagram_pair(
+    write_buf_size: int = DEFAULT_WRITE_BUF_SIZE, *, mtu: int = DEFAULT_MTU
+) -> tuple[DatagramPair, DatagramPair]:
+    """Two halves that talk to each other, each with room for ``write_buf_size`` bytes on their way to the other.
+
+    Each datagram takes its length and DATAGRAM_OVERHEAD. Keep both: a half that is dropped is closed. Raises ValueError
+    if a size is not positive. (OpenSSL's BIO_new_bio_dgram_pair.)
+    """
+    there, back = Direction(write_buf_size, mtu), Direction(write_buf_size, mtu)
+    return DatagramPair(back, there), DatagramPair(there, back)
+
+
+class MemoryDatagram(MemoryEndpoint):
+    """A queue of datagrams: what it sends it receives, in order. (OpenSSL's BIO_s_dgram_mem.)
+
+    It is its own other end: ``caps`` and ``effective_caps`` are the same.
+    """
+
+    def __init__(self, write_buf_size: int | None = None, *, mtu: int = DEFAULT_MTU) -> None:
+        """It grows, or has room for ``write_buf_size`` bytes: of each datagram its length and DATAGRAM_OVERHEAD.
+
+        Raises ValueError if a size is not positive.
+        """
+        direction = Direction(write_buf_size, mtu)
+        super().__init__(direction, direction)
+
+    def _gone(self) -> BrokenPipeError:
+        return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: this is closed: make a new one")
