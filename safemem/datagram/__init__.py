@@ -12,9 +12,12 @@ from safemem.datagram.errors import (
     BadBlocksError,
     DatagramTooLongError,
     LocalAddressNotAvailableError,
+    NoBufferError,
     PeerAddressNotAvailableError,
 )
-from safemem.datagram.message import Message
+from safemem.datagram.message import Message, Received
+from safemem.datagram.outcome import Outcome, SendStatus
+from safemem.datagram.queue import DatagramQueue
 from safemem.datagram.reader import DatagramReader, DatagramWriter
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "Ancillary",
     "BadBlocksError",
     "DatagramEndpoint",
+    "DatagramQueue",
     "DatagramReader",
     "DatagramTooLongError",
     "DatagramWriter",
@@ -30,5 +34,9 @@ __all__ = [
     "LocalAddressNotAvailableError",
     "Message",
     "MessageBatch",
+    "NoBufferError",
+    "Outcome",
     "PeerAddressNotAvailableError",
+    "Received",
+    "SendStatus",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
 from safemem.block_seq import BlockSeq
 from safemem.datagram.address import Address
@@ -35,3 +35,10 @@ class Message:
     def control_truncated(self) -> bool:
         """Whether some of its control data found no room, and is gone."""
         return bool(self.flags & MSG_CTRUNC)
+
+
+@frozen
+class Received(Message):
+    """A message, and ``buffer``, the whole of the memory that it was received into: what to recycle."""
+
+    buffer: BlockSeq = field(kw_only=True)
