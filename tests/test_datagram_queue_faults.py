@@ -63,7 +63,6 @@ class Run:
     def send(self, peer: int, then: int) -> None:
         """Queue a message whose callback does something more."""
         number = self.queued
-        self.queued += 1
 
         def done(outcome: Outcome) -> None:
             self.told[number] += 1
@@ -78,7 +77,8 @@ class Run:
             if then == 4:
                 raise KeyboardInterrupt
 
-        self.queue.queue(blocks(b"%d" % number), PEERS[peer], None, done)
+        self.queue.queue(blocks(b"%d" % number), PEERS[peer], None, done)  # not counted if it is refused
+        self.queued += 1
 
     def end(self) -> None:
         """Close, and keep what comes back."""
