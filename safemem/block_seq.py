@@ -46,6 +46,11 @@ class BlockSeq:
     def __bool__(self) -> bool:
         return self._limit != 0
 
+    @property
+    def need_safecopy(self) -> bool:
+        """Whether one of the blocks does."""
+        return any(block._view is None for block in self)
+
     def is_empty(self) -> bool:
         """Whether there are no blocks, and so no bytes."""
         return self._limit == 0

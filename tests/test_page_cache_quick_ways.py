@@ -8,13 +8,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from struct import Struct
+from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_layouts import BASE, FIXED, IGNORE, PAGE, RW, pattern, views
-from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, mman
-from safemem import Block
+from hostarch import AMD64, ARM64, AccessType, AddrRange, AddrRangeSeq, Arch, mman
+from safemem import Block, BlockSeq, ReaderFunc, WriterFunc, copy_seq
 from usermem import DEFAULT_OPTS, AddressSpace, FaultError, IOOpts, ResolvedIO, copy_uint32_in
 from usermem.cstruct import copy_struct_in
 from usermem.strings import copy_string_in_chunks
@@ -39,9 +41,9 @@ class SlowWay(ResolvedIO):
         return self.space.resolve(addr, length, access, opts)
 
 
-def sample_space(warm: bool) -> tuple[AddressSpace, list[memoryview]]:
+def sample_space(warm: bool, arch: Arch = AMD64) -> tuple[AddressSpace, list[memoryview]]:
     """Pages rw, rw, r, none, a hole, rwx, w; with zeros here and there. Warm: all of them are remembered."""
-    space = AddressSpace()
+    space = AddressSpace(arch)
     space.mmap(BASE, 7 * PAGE, RW, FIXED)
     content = bytearray(pattern(7 * PAGE))
     for at in (40, 3 * PAGE - 1, 5 * PAGE + 9, 6 * PAGE):
@@ -178,6 +180,96 @@ def test_gathers_answer_as_the_slow_way(
     got = outcome(lambda: quick.copy_in_vec(ars, quick_buffer, *some))  # type: ignore[arg-type]
     assert got == outcome(lambda: copy_in_ranges(slow, ars, slow_buffer, opts or DEFAULT_OPTS))  # type: ignore[arg-type]
     assert raw_bytes(quick_buffer) == raw_bytes(slow_buffer)
+
+
+TAG = 0x5A << 56
+
+
+@given(
+    st.lists(st.tuples(st.one_of(addresses, addresses.map(lambda addr: addr + TAG)), sizes), max_size=6),
+    option,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([AMD64, ARM64]),
+    st.tuples(st.integers(0, 30), st.integers(0, 3 * PAGE)),
+    st.booleans(),
+)
+@example([(BASE, 4), (BASE + TAG + 8, 4), (BASE + 20, 4)], None, True, True, ARM64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE, 4), (BASE + 2 * PAGE - 4, 8)], None, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE - 4, 4), (BASE + 2 * PAGE, 0), (BASE, 9)], None, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE - 4, 4), (BASE + 2 * PAGE, 1)], None, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE, 4), (BASE + 2 * PAGE + 9, 4)], None, True, False, AMD64, (0, PAGE), False)
+@example([(BASE + PAGE + 9, 4), (BASE + PAGE, 4), (BASE, 4)], None, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 3 * PAGE, 4), (BASE, 4)], IGNORE, True, True, AMD64, (0, PAGE), False)
+@example([(BASE, 4), (AMD64.max_addr, 0), (AMD64.max_addr, 1)], None, True, True, AMD64, (0, PAGE), False)
+@example([(BASE, 4)], None, True, True, AMD64, (0, PAGE), True)
+def test_streams_answer_as_the_slow_way(
+    ranges: list[tuple[int, int]],
+    opts: IOOpts | None,
+    warm: bool,
+    out: bool,
+    arch: Arch,
+    window: tuple[int, int],
+    closed: bool,
+) -> None:
+    """copy_out_from and copy_in_to: the same bytes moved, or the same error; the stream sees as many bytes."""
+    flat = [x for addr, n in ranges for x in (addr, n)]
+    ars = AddrRangeSeq.from_pairs(flat).drop_first(window[0]).take_first(window[1])
+    found: list[Outcome] = []
+    for quick in (True, False):
+        space, memory = sample_space(warm, arch)
+        io: ResolvedIO = space if quick else SlowWay(space)
+        asked: list[bytes | int] = []
+
+        def read(dsts: BlockSeq, asked: list[bytes | int] = asked) -> int:
+            asked.append(dsts.num_bytes)
+            return copy_seq(dsts, BlockSeq.of(Block(pattern(dsts.num_bytes)[::-1])))
+
+        def write(srcs: BlockSeq, asked: list[bytes | int] = asked) -> int:
+            asked.append(srcs.tobytes())
+            return srcs.num_bytes
+
+        if closed:
+            space.close()
+        given_opts = opts or DEFAULT_OPTS
+        if out:
+            got = outcome(lambda: io.copy_out_from(ars, ReaderFunc(read), given_opts))  # noqa: B023
+        else:
+            got = outcome(lambda: io.copy_in_to(ars, WriterFunc(write), given_opts))  # noqa: B023
+        found.append((got, asked, [bytes(view) for view in memory]))
+    assert found[0] == found[1]
+
+
+def test_a_run_is_not_followed_back() -> None:
+    """A page below that of the range before has rights of its own, though both are one piece of host memory."""
+    space = AddressSpace()
+    space.mmap(BASE, 2 * PAGE, RW, FIXED)
+    space.copy_out(BASE, pattern(2 * PAGE))
+    space.mprotect(BASE, PAGE, mman.PROT_READ)
+    space.copy_out(BASE + PAGE, b"remembered")
+    before = space.read_bytes(BASE, 2 * PAGE)
+    ars = AddrRangeSeq.from_pairs([BASE + PAGE, 4, BASE, 4])
+    with pytest.raises(FaultError) as caught:
+        space.copy_out_from(ars, ReaderFunc(lambda dsts: copy_seq(dsts, BlockSeq.of(Block(bytes(8))))))
+    assert (caught.value.address, caught.value.transferred) == (BASE, 4)
+    assert space.read_bytes(BASE, 2 * PAGE) == before[:PAGE] + bytes(4) + before[PAGE + 4 :]
+
+
+def test_ranges_of_remembered_pages_are_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the cache does not know is looked up by resolve."""
+    space, _ = sample_space(True)
+    resolved: list[int] = []
+    right = space.resolve
+
+    def counted(addr: int, *args: Any) -> Any:
+        resolved.append(addr)
+        return right(addr, *args)
+
+    monkeypatch.setattr(space, "resolve", counted)
+    known = AddrRangeSeq.from_pairs([BASE, 4, BASE + PAGE, 9, BASE + PAGE - 4, 8, BASE + 5 * PAGE, 0])
+    assert space.copy_out_from(known, ReaderFunc(lambda dsts: dsts.num_bytes)) == 21
+    assert space.copy_in_to(known, WriterFunc(lambda srcs: srcs.num_bytes)) == 21
+    assert resolved == []
 
 
 def test_the_sample_is_as_it_says() -> None:

@@ -207,6 +207,7 @@ def test_openssl_keeps_no_error(suite: CipherSuite) -> None:
     record[-1] ^= 1
     buffer = memoryview(record)
     opener, sealer = engine("libcrypto").opener(keys, buffer), engine("libcrypto").sealer(keys, buffer)
+    assert lib.ERR_peek_error() == 0
     for closed in (False, True):
         assert not opener.open(0, bytes(record[:HEADER]), HEADER, len(record) - HEADER, opener.target(buffer), HEADER)
         assert lib.ERR_peek_error() == 0
@@ -256,6 +257,28 @@ def test_other_libraries(suite: CipherSuite, functions: dict[str, object]) -> No
     buffer[:] = record
     opener.close()
     assert not opener.open(5, record[:HEADER], HEADER, len(record) - HEADER, opener.target(out), 0)
+
+
+@needs_libcrypto
+@every_suite
+def test_an_openssl_that_takes_no_nonce_as_parameter(suite: CipherSuite) -> None:
+    """It is told of the nonce another way, and OpenSSL keeps no error of the first."""
+    real = LibcryptoEngine()._lib
+    real.ERR_peek_error.restype = ctypes.c_ulong
+
+    def refuse(context: object, params: Any) -> int:
+        params[0].data_size = 1
+        refused: int = real.EVP_CIPHER_CTX_set_params(context, params)
+        assert real.ERR_peek_error()
+        return refused
+
+    lib: Any = Altered(EVP_CIPHER_CTX_set_params=refuse)
+    keys = keys_of(suite)
+    record = seal("libcrypto", keys, 5, b"content", b"\x17")
+    buffer = memoryview(bytearray(record))
+    opener = LibcryptoOpener(lib, keys, buffer)
+    assert real.ERR_peek_error() == 0
+    assert opener.open(5, record[:HEADER], HEADER, len(record) - HEADER, opener.target(buffer), HEADER)
 
 
 @needs_libcrypto

@@ -23,9 +23,10 @@ from safemem.tls import (
 )
 from safemem.tls.keys import TLS_CHACHA20_POLY1305_SHA256
 from tls_peers import plain_client, plain_server
-from tls_records import SECRET, Sink, opened
+from tls_records import SECRET, Sink, data_of, opened
 from tls_ssl_objects import VERSIONS, in_memory
 from tls_wire import KEYS, Script, Sender, read, ticket
+from usermem.testing.operations import pattern
 
 
 def room(n: int) -> BlockSeq:
@@ -165,6 +166,73 @@ def test_an_interrupt_between_records() -> None:
     assert moved == 100
     assert len(read(reader, 500)) == 100
     assert opened_so_far == [0, 1, -1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [121, 150])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_an_interrupt_in_a_direct_record(which: int, size: int) -> None:
+    """What was decrypted into user memory, and is not verified, does not stay there; nothing is lost."""
+    peer = Sender()
+    contents = [b"a" * 50, b"b" * 30, b"c" * 40]
+    reader = TLSReader(Script(b"".join(map(peer.data, contents))), KEYS, release="direct")
+    right = reader._layer._opener.open
+
+    def interrupted(*args: Any) -> bool:
+        authentic = right(*args)
+        if args[0] == which:
+            reader._layer._opener.open = right
+            raise KeyboardInterrupt
+        return authentic
+
+    reader._layer._opener.open = interrupted
+    dsts = room(size)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        reader.read_to_blocks(dsts)
+    before = b"".join(contents[:which])
+    assert getattr(caught.value, "transferred", 0) == len(before)
+    assert dsts.tobytes() == before.ljust(size, b"\0")
+    assert read(reader, size) == b"".join(contents[which:])
+
+
+def test_an_interrupt_in_a_record_that_does_not_fit() -> None:
+    """In direct mode too it is opened apart: user memory behind the data before it stays."""
+    peer = Sender()
+    reader = TLSReader(Script(peer.data(b"a" * 50) + peer.data(b"b" * 50)), KEYS, release="direct")
+    right = reader._layer._opener.open
+
+    def interrupted(*args: Any) -> bool:
+        if args[0]:
+            raise KeyboardInterrupt
+        return right(*args)
+
+    reader._layer._opener.open = interrupted
+    memory = bytearray(b"\xee" * 99)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        reader.read_to_blocks(BlockSeq.of(Block(memory)))
+    assert caught.value.transferred == 50  # type: ignore[attr-defined]
+    assert memory == b"a" * 50 + b"\xee" * 49
+
+
+def test_an_interrupt_between_records_that_are_written() -> None:
+    """Those that were encrypted before it are counted, and go out once."""
+    sink = Sink()
+    tls = TLSWriter(sink, SECRET, record_size=10)
+    right = tls._sealer.seal
+
+    def interrupted(*args: Any) -> None:
+        if args[0] == 3:
+            tls._sealer.seal = right
+            raise KeyboardInterrupt
+        right(*args)
+
+    tls._sealer.seal = interrupted
+    data = pattern(95)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tls.write_from_blocks(BlockSeq([Block(data[:5]), Block(data[5:])]))
+    moved: int = caught.value.transferred  # type: ignore[attr-defined]
+    assert moved == 30
+    assert tls.write_from_blocks(BlockSeq.of(Block(data[moved:]))) == 65
+    assert data_of(sink.got) == data
 
 
 def test_kernel_tls_is_polled_and_closed() -> None:

@@ -114,6 +114,25 @@ def test_direct_touches_nothing_behind_plain_data() -> None:
     assert n == 45
 
 
+@pytest.mark.parametrize("flip", [0, 1])
+def test_direct_leaves_zeros_or_what_was_there(flip: int) -> None:
+    """Behind the data each byte is as it was or 0, be the record that was no data a ticket or not authentic."""
+    for content in (b"", b"data"):
+        peer = Sender()
+        odd = bytearray(peer.data(content) if content else b"") + peer.handshake(ticket(b"ticket" * 3))
+        odd[-1] ^= flip
+        memory = bytearray(pattern(100))
+        reader = TLSReader(Script(bytes(odd), None), KEYS, release="direct")
+        try:
+            n = reader.read_to_blocks(BlockSeq.of(Block(memory)))
+        except OSError:
+            n = 0
+        assert n == len(content)
+        assert memory.startswith(content)
+        assert all(now in (0, then) for now, then in zip(memory[n:], pattern(100)[n:], strict=True))
+        assert memory[-1] == pattern(100)[-1] != 0
+
+
 pieces = st.lists(st.integers(0, 4000), max_size=12)
 calls = st.lists(st.lists(st.one_of(st.integers(0, 60), st.integers(0, 3000)), min_size=1, max_size=4), min_size=1)
 ENDS: dict[str, tuple[bytes, type[OSError] | None]] = {

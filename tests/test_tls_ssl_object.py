@@ -265,8 +265,12 @@ def test_read_at_least(version: ssl.TLSVersion) -> None:
     assert (reader.read_at_least(dsts, 4), source.calls - calls) == (6, 2)
     assert dsts.take_first(7).tobytes() == b"onetwo\xee"
     assert reader.read_at_least(room(3), 1000) == 3
+    assert reader.read_at_least(room(0), 0) == 0
     source.parts += [BlockingIOError()]
     assert reader.read_at_least(room(9), 9) == 2
+    for least in (0, -1):  # 0 would say that the stream has ended
+        source.feed(b"any")
+        assert reader.read_at_least(room(9), least) == 3
     source.parts += [BlockingIOError()]
     with pytest.raises(BlockingIOError):
         reader.read_at_least(room(9), 9)
@@ -279,3 +283,55 @@ def test_read_at_least(version: ssl.TLSVersion) -> None:
     source.feed(b"end", close=True)
     assert [reader.read_at_least(room(9), 9) for _ in range(3)] == [3, 0, 0]
     assert reader.read_at_least(room(0), 9) == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_read_at_least_before_an_error(version: ssl.TLSVersion) -> None:
+    """What there is comes first, be it less than was asked for; then the error, again and again."""
+    for flip, error in ((1, ssl.SSLError), (0, TruncationError)):
+        source, reader, _ = in_memory(version)
+        good, more = source.feed(b"good"), bytearray(source.feed(b"evil"))
+        more[-1] ^= flip
+        source.parts = [good, bytes(more)]
+        assert reader.read_at_least(room(20), 20) == (4 if flip else 8)
+        for _ in range(2):
+            with pytest.raises(error) as caught:
+                reader.read_at_least(room(20), 20)
+            assert not getattr(caught.value, "transferred", 0)
+
+
+def test_a_fault_after_several_receives() -> None:
+    """The count is that of all of them, and the rest comes next."""
+    source, reader, _ = in_memory(VERSIONS[1])
+    data = pattern(30)
+    for at in range(0, 30, 6):
+        source.feed(data[at : at + 6])
+    memory = FaultyMemory("segv")
+    dsts = room(8)
+    with pytest.raises(HostFaultError) as caught:
+        reader.read_at_least(BlockSeq([*dsts, memory.block(100, 9)]), 50)
+    assert caught.value.transferred == 17
+    assert dsts.tobytes() + memory.before_edge(9) == data[:17]
+    rest = room(13)
+    assert (reader.read_at_least(rest, 13), rest.tobytes()) == (13, data[17:])
+
+
+class OddError(OSError):
+    """One that cannot be copied: it is not made of its args."""
+
+    def __init__(self, *, what: str) -> None:
+        super().__init__(5, what)
+
+
+def test_an_error_behind_data_is_the_one_that_was_raised() -> None:
+    """The transport's own object comes, once, after the data."""
+    source, reader, _ = in_memory(VERSIONS[1])
+    source.feed(b"data")
+    error = OddError(what="odd")
+    source.parts += [error]
+    assert reader.read_at_least(room(9), 9) == 4
+    with pytest.raises(OddError) as caught:
+        reader.read_to_blocks(room(9))
+    assert caught.value is error
+    source.feed(b"more")
+    assert reader.read_to_blocks(room(9)) == 4

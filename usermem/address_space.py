@@ -202,12 +202,9 @@ class AddressSpace(PagedIO):
         and is reused only when the last block, view or array made from them is gone.
         """
         self._check_open()
-        found: list[Block] = []
-        for addr, length in ars.pairs():
-            blocks, fault = self._accessible(addr, length, access, opts)
-            found += blocks
-            if fault is not None:
-                raise fault
+        found, fault = self._resolve_seq(ars, access, opts)
+        if fault is not None:
+            raise fault
         yield BlockSeq(found)
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:

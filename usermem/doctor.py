@@ -11,7 +11,13 @@ from safemem import HostFaultError, atomics, safecopy
 
 def doctor() -> str:
     """The report, a line for each way."""
-    rows = [("python", *_python()), ("atomics", *_atomics()), ("safecopy", *_safecopy()), *_tls()]
+    rows = [
+        ("python", *_python()),
+        ("atomics", *_atomics()),
+        ("safecopy", *_safecopy()),
+        *_tls(),
+        ("datagrams", *_datagrams()),
+    ]
     return "".join(f"{name:10} {tier:14} {why}\n" for name, tier, why in rows)
 
 
@@ -32,6 +38,15 @@ def _safecopy() -> tuple[str, str]:
     except OSError as exc:
         return "none", f"memory that may fault cannot be copied: {exc.strerror or os.strerror(exc.errno or 0)}"
     return "none", "process_vm_readv does not notice faults"
+
+
+def _datagrams() -> tuple[str, str]:
+    """How many datagrams are moved."""
+    from safemem.datagram.sockets import BACKENDS, default_backend
+
+    best = default_backend()
+    others = ", ".join(BACKENDS[BACKENDS.index(best) + 1 :])
+    return best, "many a call" + (f"; where the host refuses: {others}" if others else "")
 
 
 def _tls() -> Iterator[tuple[str, str, str]]:

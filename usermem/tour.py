@@ -95,9 +95,12 @@ def tour(file: Path, say: Say = print) -> int:
             say(f"   SHA-256 of what came in: {digests[1][:16]}…")
         else:
             say("\n7. This Python has no ssl module, so nothing is read over TLS.")
+        from usermem.tour_udp import receive_datagrams
+
+        arrived = receive_datagrams(space, data, say)
     same = set(digests) == {expected}
     say(f"\nAfter {len(digests)} ways the bytes are {'the same' if same else 'NOT THE SAME'}")
-    return 0 if same and counted else 1
+    return 0 if same and counted and arrived else 1
 
 
 def ssl_is_there() -> bool:

@@ -19,14 +19,18 @@ from safemem.datagram.message import Message, Received
 from safemem.datagram.outcome import Outcome, SendStatus
 from safemem.datagram.queue import DatagramQueue
 from safemem.datagram.reader import DatagramReader, DatagramWriter
+from safemem.datagram.segments import Segments
+from safemem.datagram.sockets import BACKENDS, DatagramSocket
 
 __all__ = [
+    "BACKENDS",
     "Address",
     "Ancillary",
     "BadBlocksError",
     "DatagramEndpoint",
     "DatagramQueue",
     "DatagramReader",
+    "DatagramSocket",
     "DatagramTooLongError",
     "DatagramWriter",
     "Endpoint",
@@ -38,5 +42,6 @@ __all__ = [
     "Outcome",
     "PeerAddressNotAvailableError",
     "Received",
+    "Segments",
     "SendStatus",
 ]

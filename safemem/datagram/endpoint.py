@@ -166,8 +166,8 @@ class Endpoint(ABC):
 
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """See DatagramEndpoint."""
-        with batch.in_use() as size:
-            vlen = batch.checked_vlen(vlen, size)
+        with batch.in_use():
+            vlen = batch.checked_vlen(vlen)
             if vlen:
                 batch.check_writable(vlen)
             else:
@@ -185,8 +185,8 @@ class Endpoint(ABC):
 
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """See DatagramEndpoint."""
-        with batch.in_use() as size:
-            vlen = batch.checked_vlen(vlen, size)
+        with batch.in_use():
+            vlen = batch.checked_vlen(vlen)
             for i in range(vlen):
                 peer, local, ancdata = batch.destination(i)
                 try:

@@ -161,16 +161,17 @@ def _beginning(
             return started and int(control(ctx, _SET_TAG, TAG, tag))
 
         return begin, tag_at
-    nonce.raw = keys.iv
-    fixed = (_Param * 2)(_Param(b"tlsivfixed", _OCTET_STRING, ctypes.addressof(nonce), _FIXED))
-    if (
-        lib.EVP_DecryptInit_ex2(ctx, None, None, nonce, None) == 1
-        and lib.EVP_CIPHER_CTX_set_params(ctx, fixed) == 1
-        and keys.suite.cipher.endswith("gcm")
-    ):
-        # TLS 1.2's way: four bytes of the nonce stay, the others come with each record.
-        params[1] = _Param(b"tlsivinv", _OCTET_STRING, ctypes.addressof(nonce) + _FIXED, len(nonce) - _FIXED)
-        return partial(lib.EVP_CIPHER_CTX_set_params, ctx, ctypes.byref(params)), tag_at
+    if keys.suite.cipher.endswith("gcm"):
+        nonce.raw = keys.iv
+        fixed = (_Param * 2)(_Param(b"tlsivfixed", _OCTET_STRING, ctypes.addressof(nonce), _FIXED))
+        if (
+            lib.EVP_DecryptInit_ex2(ctx, None, None, nonce, None) == 1
+            and lib.EVP_CIPHER_CTX_set_params(ctx, fixed) == 1
+        ):
+            # TLS 1.2's way: four bytes of the nonce stay, the others come with each record.
+            params[1] = _Param(b"tlsivinv", _OCTET_STRING, ctypes.addressof(nonce) + _FIXED, len(nonce) - _FIXED)
+            return partial(lib.EVP_CIPHER_CTX_set_params, ctx, ctypes.byref(params)), tag_at
+        lib.ERR_clear_error()
     return partial(lib.EVP_DecryptInit_ex2, ctx, None, None, nonce, ctypes.byref(params)), tag_at
 
 

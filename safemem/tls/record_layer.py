@@ -78,7 +78,7 @@ class RecordLayer:
         # In direct mode the type byte, too, must find room; what it overwrites comes back.
         size = len(view) - direct
         target: Any = None
-        done = 0
+        done = filled = 0
         before = -1
         try:
             while True:
@@ -123,6 +123,9 @@ class RecordLayer:
                     continue
                 return done, body, authentic
         except BaseException as exc:
+            if direct and done < filled <= size:  # interrupted, and nothing has been verified
+                view[done : filled + _TYPE] = bytes(n + _TYPE)
+                before = -1
             add_transferred(exc, done)
             raise
         finally:

@@ -111,7 +111,7 @@ class SSLObjectReader:
                     return done
                 if stopped:
                     self._transport = None
-                    raise copy_object(stopped)  # which a loop may add its count to
+                    raise copy_object(stopped) if stopped is self._held else stopped  # a loop may add its count to it
                 dsts = dsts.drop_first(n)
                 try:
                     self._receive()

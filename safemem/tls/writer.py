@@ -343,6 +343,9 @@ class TLSWriter:
                 seq += 1
                 end = start + length
                 offset += n
+        except BaseException as exc:
+            add_transferred(exc, (seq - self._seq) * n)
+            raise
         finally:
             self._seq, self._end = seq, end
         return count * n

@@ -26,7 +26,7 @@ _CONFIG = "OPENSSL_CONF"
 def main() -> int:
     """Measure, print a table, and return 1 if --check is given and a bar is missed."""
     parser = argparse.ArgumentParser(prog="tests/benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=["copy", "walk", "tls"])
+    parser.add_argument("suite", choices=["copy", "walk", "tls", "datagram"])
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows whose name contains this")
@@ -115,7 +115,17 @@ def _tls(only: str) -> Iterator[dict[str, Any]]:
         tls_rows.print_limit()
 
 
-_SUITES = {"copy": _copy, "walk": _walk, "tls": _tls}
+def _datagram(only: str) -> Iterator[dict[str, Any]]:
+    import datagram_rows
+
+    print(f"CPU time of a datagram; ratio to a recvfrom_into or sendto loop\n{'row':40}{'ns':>8}{'ratio':>8}{'bar':>8}")
+    for row in datagram_rows.rows(only):
+        missed = row.ratio < row.bar
+        print(f"{row.name:40}{row.ns:8.0f}{row.ratio:8.2f}{row.bar:8.2f}{'  MISSED' if missed else ''}")
+        yield {"row": row.name, "ns": row.ns, "ratio": row.ratio, "bar": row.bar, "missed": missed}
+
+
+_SUITES = {"copy": _copy, "walk": _walk, "tls": _tls, "datagram": _datagram}
 
 if __name__ == "__main__":
     sys.exit(main())

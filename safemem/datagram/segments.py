@@ -1,0 +1,70 @@
+"""Segmentation offload: many datagrams of one size cross the kernel as one, and are cut up or joined at its edge.
+
+A sender gives one long message and the size of its segments (UDP_SEGMENT); a receiver with UDP_GRO gets datagrams that
+came so, or that the network card has joined, in one piece with their size. Nothing else makes so much of a system call.
+
+Source: udp(7); Linux Documentation/networking/segmentation-offloads.rst, net/ipv4/udp.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import Final
+
+from attrs import frozen
+
+from safemem.datagram.address import Address
+from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.flags import UDP_GRO, UDP_SEGMENT
+
+_UDP: Final = int(socket.IPPROTO_UDP)
+MAX_SEGMENTS: Final = (128, 64, 1)
+"""How many segments one message may have: in newer kernels, in older ones, and where the host does not cut at all."""
+_MAX_BYTES: Final = 65_487  # what IP leaves of 65,535 bytes, for IPv6 too
+GRO_SPACE: Final = 24
+"""CMSG_SPACE of an int, in bytes."""
+_SIZE: Final = struct.Struct("=H")
+_GRO_SIZE: Final = struct.Struct("=i")
+REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE)
+"""How a host refuses to cut up a message."""
+
+
+@frozen
+class Segments:
+    """Datagrams that came together, from one sender: ``views`` are their bytes, in the memory that was given.
+
+    Each has ``size`` bytes, but the last may have fewer. ``length`` is that of all; ``flags`` has MSG_TRUNC if not all
+    of them found room.
+    """
+
+    views: list[memoryview]
+    size: int
+    length: int
+    flags: int
+    peer: Address | None
+
+
+def most(segment_size: int, max_segments: int) -> int:
+    """How many bytes of segments one message may have. Raises ValueError for a size below 1."""
+    if segment_size < 1:
+        raise ValueError(f"segment_size must be at least 1, not {segment_size}")
+    return max(min(max_segments, _MAX_BYTES // segment_size), 1) * segment_size
+
+
+def segment_cmsg(segment_size: int) -> Ancillary:
+    """What has a message cut up. Raises ValueError for a size that cannot be."""
+    return _UDP, UDP_SEGMENT, _SIZE.pack(segment_size)
+
+
+def cut(view: memoryview, length: int, ancillary: list[Ancillary], flags: int, peer: Address | None) -> Segments:
+    """A message of ``length`` bytes that was received into a view, as the segments that its control data tell."""
+    size = length
+    for level, kind, data in ancillary:
+        if level == _UDP and kind == UDP_GRO:
+            (size,) = _GRO_SIZE.unpack_from(data)
+    arrived = min(length, len(view))
+    views = [view[at : at + size] for at in range(0, arrived - size, size)] if size < length else []
+    views.append(view[len(views) * size : arrived])
+    return Segments(views, size, length, flags, peer)

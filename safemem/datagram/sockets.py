@@ -1,0 +1,375 @@
+"""DatagramSocket: real sockets as a DatagramEndpoint, many datagrams a system call.
+
+Batches go through recvmmsg and sendmmsg by ctypes where the host has them and there are enough messages to pay for it;
+else through recvmsg_into and sendmsg, or recvfrom_into and sendto where there are no others. A host that refuses a call
+(ENOSYS, seccomp, gVisor's EINVAL) is asked the next simpler one from then on, and no datagram is lost by that.
+
+Source: recvmmsg(2), udp(7), ip(7); OpenSSL BIO_s_datagram(3).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from safemem.block import Block
+from safemem.block_seq import BlockSeq, copy_seq
+from safemem.datagram.address import Address
+from safemem.datagram.batch import MessageBatch
+from safemem.datagram.cmsg import Ancillary, local_of, pktinfo_of
+from safemem.datagram.endpoint import Endpoint
+from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
+from safemem.datagram.flags import (
+    IP_MTU,
+    IP_PKTINFO,
+    IPV6_MTU,
+    IPV6_RECVPKTINFO,
+    MSG_DONTWAIT,
+    MSG_PEEK,
+    MSG_TRUNC,
+    UDP_GRO,
+    UIO_MAXIOV,
+)
+from safemem.datagram.message import Message
+from safemem.datagram.mmsg import load
+from safemem.datagram.ready import POLLIN, POLLOUT, until_ready
+from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, cut, most, segment_cmsg
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Backend = Literal["recvmmsg", "recvmsg", "recvfrom"]
+BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
+"""The ways to move datagrams, the quickest first."""
+
+_ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
+_WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
+_REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
+_PKTINFO_SPACE: Final = 40  # CMSG_SPACE of an in6_pktinfo
+_LARGEST: Final = 65_535
+_AF_INET: Final = int(socket.AF_INET)
+_AF_INET6: Final = int(socket.AF_INET6)
+_LINUX: Final = sys.platform == "linux"
+_OVERHEAD: Final = {_AF_INET: 28, _AF_INET6: 48}  # of IP and UDP
+_LEAST_MTU: Final = {_AF_INET: 576, _AF_INET6: 1280}
+
+
+def default_backend() -> Backend:
+    """How this host moves many datagrams, as far as can be known without a socket."""
+    if not isinstance(load("recvmmsg"), OSError):
+        return "recvmmsg"
+    return "recvmsg" if hasattr(socket.socket, "recvmsg_into") else "recvfrom"
+
+
+class DatagramSocket(Endpoint):
+    """A socket of type SOCK_DGRAM. It waits as the socket does: for ever, for its timeout, or not at all.
+
+    Several threads may send and receive at once.
+    """
+
+    def __init__(self, sock: socket.socket, *, backend: Backend | Literal["auto"] = "auto") -> None:
+        """Takes over the socket, and closes it. Its options and timeout may be set at any time.
+
+        ``backend`` forces one way of moving datagrams. Raises ValueError for a socket that has none, and for a backend
+        that is unknown; OSError (ENOSYS) if this host does not have it.
+        """
+        super().__init__()
+        if sock.type & 0xF != socket.SOCK_DGRAM:
+            raise ValueError(f"sock must be of type SOCK_DGRAM, not {sock.type!r}")
+        if backend not in (*BACKENDS, "auto"):
+            raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, not {backend!r}")
+        best = default_backend()
+        if backend != "auto" and BACKENDS.index(backend) < BACKENDS.index(best):
+            raise OSError(errno.ENOSYS, f"{os.strerror(errno.ENOSYS)}: {backend}")
+        self._sock = sock
+        # The same socket to a Python that calls at once, and does not wait for it to be ready before: waiting is ours.
+        self._direct = sock
+        if MSG_DONTWAIT:
+            self._direct = socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
+        self.family = int(sock.family)
+        self._backend: Backend = best if backend == "auto" else backend
+        self._forced = backend != "auto"
+        self._local = False
+        self._port = 0
+        self._segments = MAX_SEGMENTS[0] if _LINUX else 1  # how many the host takes in a message, for all that is known
+
+    def close(self) -> None:
+        """Close the socket. A second call does nothing."""
+        self._direct.close()
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """The descriptor, for poll and the like; -1 once it is closed."""
+        return self._sock.fileno()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket, for its options, its name and its timeout."""
+        return self._sock
+
+    @property
+    def backend(self) -> Backend:
+        """How batches are moved: what was forced, or the best that the host has not refused yet."""
+        return self._backend
+
+    @property
+    def max_iov(self) -> int:
+        """The most blocks that one message may have."""
+        return 1 if self._backend == "recvfrom" else UIO_MAXIOV
+
+    @property
+    def local_addr_cap(self) -> bool:
+        """See DatagramEndpoint. IPv4 and IPv6 sockets have local addresses where there is recvmsg."""
+        return self.family in _OVERHEAD and self._backend != "recvfrom"
+
+    @property
+    def local_addr_enabled(self) -> bool:
+        """See DatagramEndpoint."""
+        return self._local
+
+    def set_local_addr_enable(self, enable: bool) -> None:
+        """See DatagramEndpoint. Datagrams that came before it tell their address without the interface, or nothing."""
+        if not self.local_addr_cap:
+            super().set_local_addr_enable(enable)
+            return
+        level, option = (
+            (socket.IPPROTO_IP, IP_PKTINFO) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO)
+        )
+        try:
+            self._sock.setsockopt(level, option, int(enable))
+        except OSError as exc:
+            raise LocalAddressNotAvailableError(f"the host refuses it: {exc}") from exc
+        self._local = enable
+        self._port = self._sock.getsockname()[1]
+
+    @property
+    def mtu(self) -> int | None:
+        """See DatagramEndpoint: the path's if the socket is connected, else the least that IP promises."""
+        if self.family not in _OVERHEAD:
+            return None
+        level, option = (socket.IPPROTO_IP, IP_MTU) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_MTU)
+        try:
+            whole = self._sock.getsockopt(level, option)
+        except OSError:
+            whole = _LEAST_MTU[self.family]
+        return min(whole, _LARGEST) - _OVERHEAD[self.family]
+
+    def pending(self) -> int | None:
+        """See DatagramEndpoint. An error that waits in the socket is kept for the next receive."""
+        try:
+            return self._receive([], MSG_PEEK | MSG_DONTWAIT, 0)[0]
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            self.hold_error(exc)
+            return None
+
+    def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
+        """See DatagramEndpoint. Into blocks that may fault it goes by a copy, and a look first."""
+        self._raise_held()
+        dsts.check_writable("dsts")
+        space = ancbufsize + _PKTINFO_SPACE * self._local
+        if dsts.need_safecopy:
+            return self._recvmsg_safely(dsts, flags, space)
+        length, ancillary, result, peer = self._receive(dsts.views(), flags, space)
+        return self._message(dsts, length, ancillary, result, peer)
+
+    def _recvmsg_safely(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+        bounce = memoryview(bytearray(_LARGEST))
+        length, ancillary, result, peer = self._receive([bounce], flags | MSG_PEEK, space)
+        copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
+        if not flags & MSG_PEEK:
+            self._receive([], flags, 0)
+        if length > dsts.num_bytes:
+            result |= MSG_TRUNC
+        return self._message(dsts, length, ancillary, result, peer)
+
+    def _message(self, dsts: BlockSeq, length: int, ancillary: list[Ancillary], flags: int, peer: Any) -> Message:
+        local = local_of(ancillary, self._port) if self._local else None
+        return Message(dsts.take_first(length), length, flags, peer, local, tuple(ancillary))
+
+    def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
+        """One datagram: its length, control data, flags, peer."""
+        direct = self._direct
+        if self._backend == "recvfrom":
+            if len(views) > 1:
+                raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
+            view = views[0] if views else memoryview(bytearray())
+            n, peer = until_ready(
+                self._sock, flags, POLLIN, lambda flags: direct.recvfrom_into(view, 0, flags | MSG_TRUNC)
+            )
+            return n, [], MSG_TRUNC * (n > len(view)), peer or None
+        n, ancillary, result, peer = until_ready(
+            self._sock, flags, POLLIN, lambda flags: direct.recvmsg_into(views, space, flags | MSG_TRUNC)
+        )
+        return n, ancillary, result, peer or None
+
+    def sendmsg(
+        self,
+        srcs: BlockSeq,
+        peer: Address | None = None,
+        local: Address | None = None,
+        flags: int = 0,
+        ancdata: Iterable[Ancillary] = (),
+    ) -> int:
+        """See DatagramEndpoint. Blocks that may fault are copied first."""
+        ancillary = list(ancdata)
+        if local is not None:
+            if not self._local:
+                raise LocalAddressNotAvailableError(_ENABLE)
+            ancillary.append(pktinfo_of(self.family, local))
+        return self._send_now(srcs, ancillary, flags, peer)
+
+    def _send(
+        self, views: Sequence[ReadableBuffer], ancillary: list[Ancillary], flags: int, peer: Address | None
+    ) -> int:
+        if self._backend != "recvfrom":
+            return self._direct.sendmsg(views, ancillary, flags, *(() if peer is None else (peer,)))
+        data = views[0] if views else b""
+        return self._direct.send(data, flags) if peer is None else self._direct.sendto(data, flags, peer)
+
+    @property
+    def gro(self) -> bool:
+        """Whether the host may join the datagrams that arrive; set it, and see whether it can.
+
+        What is received then may be several datagrams in one: by :meth:`recv_segments` they come apart.
+        """
+        try:
+            return bool(self._sock.getsockopt(socket.IPPROTO_UDP, UDP_GRO))
+        except OSError:
+            return False
+
+    @gro.setter
+    def gro(self, on: bool) -> None:
+        """Ask for it; a host that cannot stays as it is."""
+        with suppress(OSError):
+            self._sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(on))
+
+    @property
+    def gso(self) -> bool:
+        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it has not refused yet."""
+        return self._segments > 1
+
+    def recv_segments(self, dst: memoryview, flags: int = 0) -> Segments:
+        """Receive datagrams that have been joined, or one, into a writable view: 65,535 bytes hold any.
+
+        Raises TypeError if it is read-only; as :meth:`recvmsg`.
+        """
+        self._raise_held()
+        if dst.readonly:
+            raise TypeError("dst must be writable, and is read-only memory")
+        length, ancillary, result, peer = self._receive([dst], flags, GRO_SPACE + _PKTINFO_SPACE * self._local)
+        return cut(dst, length, ancillary, result, peer)
+
+    def send_segments(self, srcs: BlockSeq, segment_size: int, peer: Address | None = None, flags: int = 0) -> int:
+        """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
+
+        The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
+        go; asking again tells why. Raises ValueError for a size below 1; as :meth:`sendmsg` if nothing went.
+        """
+        tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
+        whole = most(segment_size, min(next(tries), self._segments))
+        control = [segment_cmsg(segment_size)]
+        done, total = 0, srcs.num_bytes
+        while done < total:
+            part = min(whole, total - done)
+            try:
+                done += self._send_now(
+                    srcs.drop_first(done).take_first(part), control[: part > segment_size], flags, peer
+                )
+            except OSError as exc:
+                if part > segment_size and exc.errno in REFUSED:
+                    segments = next(tries)
+                    whole = most(segment_size, segments)
+                    # A network card may begin to refuse at any time; a path that is too narrow is no reason for ever.
+                    if exc.errno != errno.EMSGSIZE and (exc.errno != errno.EINVAL or segment_size <= (self.mtu or 0)):
+                        self._segments = segments
+                elif done:
+                    return done
+                else:
+                    raise
+        return done
+
+    def _send_now(self, srcs: BlockSeq, ancillary: list[Ancillary], flags: int, peer: Address | None) -> int:
+        views = [srcs.tobytes()] if srcs.need_safecopy else srcs.views()
+        if self._backend == "recvfrom" and (len(views) > 1 or ancillary):
+            raise ValueError(f"{len(views)} blocks and {len(ancillary)} control data: sendto takes one block alone")
+        try:
+            return until_ready(self._sock, flags, POLLOUT, lambda now: self._send(views, ancillary, now, peer))
+        except OSError as exc:
+            raise self._explained(exc, srcs.num_bytes) from None
+
+    def _explained(self, exc: OSError, length: int) -> OSError:
+        """The same error, with what this package knows of it."""
+        if exc.errno == errno.EMSGSIZE:
+            return DatagramTooLongError(length, self.mtu or _LARGEST)
+        if exc.errno == errno.EDESTADDRREQ:
+            return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
+        return exc
+
+    def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
+        """See DatagramEndpoint."""
+        vlen = self._checked(batch, vlen)
+        if batch.asks_local and not self._local:
+            raise LocalAddressNotAvailableError(_ENABLE)
+        if not self._native(vlen):
+            return super().recvmmsg(batch, vlen, flags)
+        with batch.in_use():
+            self._raise_held()
+            batch.check_writable(vlen)
+            n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
+            if n is not None:
+                batch.filled(n, self._port)
+                return n
+        return self._without(super().recvmmsg(batch, vlen, flags), flags)
+
+    def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
+        """See DatagramEndpoint. Linux sends at most 1,024 messages a call."""
+        vlen = self._checked(batch, vlen)
+        if not self._local:
+            vlen = min(vlen, batch.first_with_local())
+            if not vlen and len(batch):
+                raise LocalAddressNotAvailableError(_ENABLE)
+        if not self._native(vlen):
+            return super().sendmmsg(batch, vlen, flags)
+        with batch.in_use():
+            try:
+                n = self._call("sendmmsg", batch, vlen, flags, POLLOUT)
+            except OSError as exc:
+                raise self._explained(exc, batch.blocks(0).num_bytes) from None
+        return self._without(super().sendmmsg(batch, vlen, flags), flags) if n is None else n
+
+    def _checked(self, batch: MessageBatch, vlen: int | None) -> int:
+        if batch.family != self.family:
+            raise ValueError(f"the batch is for addresses of family {batch.family}, the socket's is {self.family}")
+        return batch.checked_vlen(vlen)
+
+    def _native(self, vlen: int) -> bool:
+        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced)
+
+    def _call(self, name: str, batch: MessageBatch, vlen: int, flags: int, event: int) -> int | None:
+        """recvmmsg or sendmmsg; None if the host refuses it, and it may be another way."""
+        call = load(name)
+        if isinstance(call, OSError):
+            return None
+        batch.headers.prepare(name == "recvmmsg", vlen)
+        address = batch.headers.address
+        try:
+            return until_ready(
+                self._sock, flags, event, lambda flags: call(self._direct.fileno(), address, vlen, flags)
+            )
+        except OSError as exc:
+            if self._forced or exc.errno not in _REFUSED:
+                raise
+            return None
+
+    def _without(self, n: int, flags: int) -> int:
+        """The simpler way did what the host had refused: so it shall be done from now on."""
+        if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
+            self._backend = "recvmsg"
+        return n
