@@ -144,13 +144,13 @@ def test_unnamed_senders() -> None:
 @pytest.mark.parametrize("family", [INET, INET6, UNIX])
 def test_no_names_asked_for(family: int) -> None:
     """None come, and none are written anywhere, however often; but they can be sent."""
-    with sockets(family) as (one, two):
+    with sockets(family, 3) as (one, two, other):
         batch = MessageBatch([room(4), room(4)], family=family, peer=False, control_len=32)
         batch.set_peer(0, two.getsockname())
         batch.set_peer(1, two.getsockname(), None, [(IP, 4711, b"keep this")])
         for _ in range(3):
-            two.sendto(b"x", one.getsockname())
-            two.sendto(b"x", one.getsockname())
+            other.sendto(b"x", one.getsockname())
+            other.sendto(b"x", one.getsockname())
             before = bytes(batch.headers._memory)[batch.headers._offsets[2] :]
             assert receive(one, batch, 2) == 2
             assert bytes(batch.headers._memory)[batch.headers._offsets[2] :] == before
@@ -179,10 +179,18 @@ def test_local_addresses_and_other_control_data() -> None:
         assert batch.local(2) == batch[2].local == ("127.0.0.3", port)
         assert (IP, int(socket.IP_TOS), b"\0") in batch.ancillary(0)
         assert not batch[0].control_truncated
+        for enabled in (0, 1):
+            receiver.setsockopt(IP, IP_PKTINFO, enabled)
+            receiver.setsockopt(IP, socket.IP_RECVTOS, enabled)
+            sender.sendto(b"x", ("127.0.0.1", port))
+            receive(receiver, batch, 1)
+            assert batch.flags() == [0]
+            assert len(batch.ancillary(0)) == 2 * enabled
         small = MessageBatch([room(4)], control_len=8)
         sender.sendto(b"x", ("127.0.0.1", port))
         receive(receiver, small, 1)
         assert small.flags() == [MSG_CTRUNC]
+        assert small.truncated() == []
         assert small[0].control_truncated
         assert small.local(0) is None
 

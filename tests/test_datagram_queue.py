@@ -291,7 +291,9 @@ def test_an_error_keeps_the_buffers() -> None:
     queue = DatagramQueue(endpoint, buffers)
     with pytest.raises(OSError, match="first"):
         queue.dequeue()
-    assert queue.dequeue().data.tobytes() == b"1"
+    message = queue.dequeue()
+    assert message.data.tobytes() == b"1"
+    assert message.buffer is buffers[0]
     with pytest.raises(OSError, match="second"):
         queue.dequeue()
     assert queue.dequeue().data.tobytes() == b"2"

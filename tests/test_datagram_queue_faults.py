@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from queue_endpoint import Fault, PlainSocketEndpoint, ScriptedEndpoint
 from safemem import BlockSeq
-from safemem.datagram import DatagramQueue, NoBufferError, Outcome, SendStatus
+from safemem.datagram import DatagramQueue, DatagramSocket, Endpoint, NoBufferError, Outcome, SendStatus
 from safemem.datagram.flags import MSG_DONTWAIT
 from sample_blocks import blocks, room
 
@@ -145,12 +145,16 @@ def socket_pair(family: int, tmp: str) -> Iterator[tuple[socket.socket, socket.s
         yield one, two
 
 
+@pytest.mark.parametrize("endpoint", [PlainSocketEndpoint, DatagramSocket])
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
-def test_over_sockets(family: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_over_sockets(
+    family: int, endpoint: Callable[[socket.socket], Endpoint], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Messages and their senders arrive; each echo goes back from the buffer that it came in."""
-    with socket_pair(family, str(tmp_path_factory.mktemp("q"))) as (one, two):
-        client = DatagramQueue(PlainSocketEndpoint(one), [room(8) for _ in range(4)], family=family, size=4)
-        server = DatagramQueue(PlainSocketEndpoint(two), on_buffer=lambda: room(3, 5), family=family, size=4)
+    folder = str(tmp_path_factory.mktemp("q"))
+    with socket_pair(family, folder) as (one, two), endpoint(one) as near, endpoint(two) as far:
+        client = DatagramQueue(near, [room(8) for _ in range(4)], family=family, size=4)
+        server = DatagramQueue(far, on_buffer=lambda: room(3, 5), family=family, size=4)
         told: list[SendStatus] = []
         for text in (b"one", b"", b"three33", b"too long: cut"):
             client.queue(
