@@ -8,13 +8,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atomics_tier import forced
 from hostarch import AMD64, S390X, Arch, ByteOrder
 from patchy_io import PatchyIO
 from safemem import AlignmentError, Block, HostFaultError, atomics
@@ -30,6 +31,13 @@ LOAD = {4: atomics.load_uint32, 8: atomics.load_uint64}
 STORE = {4: atomics.store_uint32, 8: atomics.store_uint64}
 
 Operation = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True, scope="module", params=["native", "lock"])
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything here holds in both tiers."""
+    with forced(request.param):
+        yield request.param
 
 
 def operations(size: int) -> list[Operation]:
@@ -267,11 +275,6 @@ def test_threads_swap_without_losing_a_token() -> None:
         thread.join()
     tokens = [token for one in kept for token in one]
     assert sorted([*tokens, atomics.load_uint64(block)]) == list(range(1201))
-
-
-def test_tier_says_what_is_promised() -> None:
-    """Today: atomic against the other operations here, and nothing else."""
-    assert atomics.tier() == "lock"
 
 
 @pytest.mark.parametrize("arch", [AMD64, S390X], ids=lambda arch: arch.name)

@@ -28,9 +28,9 @@ def pause() -> None:
 class Preempted(AddressSpace):
     """The real thing, whose threads lose the processor before and after each step that matters."""
 
-    def _forget_pages(self) -> None:
+    def _forget_pages(self, start: int = 0, end: int | None = None) -> None:
         pause()
-        super()._forget_pages()
+        super()._forget_pages(start, end)
         pause()
 
     def _remember_page(self, addr: int, entry: Entry, writable: bool) -> None:

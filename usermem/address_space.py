@@ -24,7 +24,7 @@ from safemem.buffers import check_int
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
 from usermem.page_cache import Entry, PagedIO
-from usermem.pma import PMASet
+from usermem.pma import WINDOW, PMASet
 from usermem.vma import VMA, MappedObject, VMASet, format_maps
 
 _RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
@@ -125,11 +125,12 @@ class AddressSpace(PagedIO):
             )
             if self._vmas.overlapping(start, end):
                 self._remove(start, end)
-            count = len(self._vmas)
+            before = self._vmas.find(start - 1)
             self._vmas.add(vma)
             self._pmas.reserve(vma)
-            if len(self._vmas) <= count:  # it continues a neighbour, whose cached pages end too early now
-                self._forget_pages()
+            if before is not None and self._vmas.find(start - 1) is not before:
+                # It goes on where its neighbour ended, whose cached pages end too early now.
+                self._forget_pages(max(before.start, (start - 1) & -WINDOW), start)
             return start
 
     def munmap(self, addr: int, length: int) -> int:
@@ -174,8 +175,10 @@ class AddressSpace(PagedIO):
                     stop, code = max(vma.start, addr), errno.EACCES
                     break
             if stop > addr:
+                first = self._vmas.find(addr)
                 self._vmas.protect(addr, stop, prot & _RIGHTS)
-                self._forget_pages()
+                # Before them, too, are pages from which a run reaches into the change; no run is longer than a window.
+                self._forget_pages(max(first.start if first is not None else 0, addr & -WINDOW), stop)
         if stop < end:
             raise _error(code, f"mprotect stopped at {stop:#x}")
         return 0
@@ -323,9 +326,14 @@ class AddressSpace(PagedIO):
     def _remove(self, start: int, end: int) -> None:
         """Unmap, and give up the memory too, with what was placed ahead in the free space around."""
         self._vmas.remove(start, end)
+        low, _ = self._vmas.gap(start, 0, self.arch.max_addr)
+        _, high = self._vmas.gap(end - 1, 0, self.arch.max_addr)
+        # All pages of the places that are cut: their entries would keep what is given up, too.
+        cut = self._pmas.overlapping(low, high)
         self._pmas.remove(*self._vmas.gap(start, 0, self.arch.max_addr))
         self._pmas.remove(*self._vmas.gap(end - 1, 0, self.arch.max_addr))
-        self._forget_pages()
+        if cut:
+            self._forget_pages(cut[0].start, cut[-1].end)
 
     def _check_open(self) -> None:
         if self._closed:

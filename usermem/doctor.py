@@ -26,7 +26,10 @@ def _python() -> tuple[str, str]:
 
 
 def _atomics() -> tuple[str, str]:
-    return atomics.tier(), "atomic against each other in this process, not against plain copies or other processes"
+    promise = (
+        "against everyone" if atomics.tier() == "native" else "against each other in this process, and nothing else"
+    )
+    return atomics.tier(), f"atomic {promise}: {atomics.reason()}"
 
 
 def _safecopy() -> tuple[str, str]:

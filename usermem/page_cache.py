@@ -4,10 +4,10 @@ The cache maps a page number (4 KiB pages, whatever the machine's are) to an ent
 from an address to get an offset in it, the offset where the run of pages ends, and what keeps the memory alive. Pages
 that may be read and pages that may be written have a dict each, so that the permission check is the lookup.
 
-Coherence: ``resolve`` fills the dicts under the lock that map changes hold. A change puts new dicts in place before it
-gives up the lock. Who still holds an old dict or entry overtook the change; after the change has returned, a lookup
-finds only what was filled since. Each lookup loads one dict and one entry, so this needs no lock, with a GIL or
-without.
+Coherence: ``resolve`` fills the dicts under the lock that map changes hold. A change takes out what it makes wrong
+before it gives up the lock. Who still holds an entry overtook the change; after the change has returned, a lookup finds
+only what is right. Each lookup loads one dict and one entry, so this needs no lock, with a GIL or without. Words are
+stored without the lock, so a change puts a new dict in the place of theirs.
 
 Every method here does what ResolvedIO's does, and calls it whenever it cannot be quick. Figures, as ratios to a raw
 slice of the same mmap: ``python tests/benchmarks copy``.
@@ -56,10 +56,21 @@ class PagedIO(ResolvedIO):
         self._words: dict[int, memoryview] = {}
         self._uint32 = Struct("<I" if arch.byte_order == "little" else ">I")
 
-    def _forget_pages(self) -> None:
-        """Called by a map change, under its lock, after the tables have changed. Words last: see copy_uint32_in."""
-        self._readable = {}
-        self._writable = {}
+    def _forget_pages(self, start: int = 0, end: int | None = None) -> None:
+        """Forget the pages that begin in [start, end), all if there is no end.
+
+        Called by a map change, under its lock, after the tables have changed. Words last: see copy_uint32_in.
+        """
+        if end is None:
+            self._readable = {}
+            self._writable = {}
+        else:
+            first, last = start >> 12, -(-end >> 12)
+            for pages in (self._readable, self._writable):
+                few = range(first, last) if last - first < len(pages) else list(pages)
+                for page in few:
+                    if first <= page < last:
+                        pages.pop(page, None)
         self._words = {}
 
     def _remember_page(self, addr: int, entry: Entry, writable: bool) -> None:

@@ -98,19 +98,48 @@ class ResolvedIO(ABC):
     def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.swap_uint32."""
         order = self.arch.byte_order
-        return self._atomic(addr, READ_WRITE, opts, lambda word: atomics.swap_uint32(word, new, order, aligned=False))
+        return self._atomic(
+            addr, 4, READ_WRITE, opts, lambda word: atomics.swap_uint32(word, new, order, aligned=False)
+        )
+
+    def swap_uint64(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """As swap_uint32, for 8 bytes, at a multiple of 8 where addresses must be aligned."""
+        order = self.arch.byte_order
+        return self._atomic(
+            addr, 8, READ_WRITE, opts, lambda word: atomics.swap_uint64(word, new, order, aligned=False)
+        )
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.compare_and_swap_uint32."""
         order = self.arch.byte_order
         return self._atomic(
-            addr, READ_WRITE, opts, lambda word: atomics.compare_and_swap_uint32(word, old, new, order, aligned=False)
+            addr,
+            4,
+            READ_WRITE,
+            opts,
+            lambda word: atomics.compare_and_swap_uint32(word, old, new, order, aligned=False),
+        )
+
+    def compare_and_swap_uint64(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """As compare_and_swap_uint32, for 8 bytes."""
+        order = self.arch.byte_order
+        return self._atomic(
+            addr,
+            8,
+            READ_WRITE,
+            opts,
+            lambda word: atomics.compare_and_swap_uint64(word, old, new, order, aligned=False),
         )
 
     def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
         """See IO.load_uint32."""
         order = self.arch.byte_order
-        return self._atomic(addr, READ, opts, lambda word: atomics.load_uint32(word, order, aligned=False))
+        return self._atomic(addr, 4, READ, opts, lambda word: atomics.load_uint32(word, order, aligned=False))
+
+    def load_uint64(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """As load_uint32, for 8 bytes."""
+        order = self.arch.byte_order
+        return self._atomic(addr, 8, READ, opts, lambda word: atomics.load_uint64(word, order, aligned=False))
 
     def _accessible(
         self, addr: int, length: int, access: AccessType, opts: IOOpts
@@ -174,14 +203,14 @@ class ResolvedIO(ABC):
             raise fault
         return done
 
-    def _atomic(self, addr: int, access: AccessType, opts: IOOpts, operate: Callable[[Block], int]) -> int:
+    def _atomic(self, addr: int, size: int, access: AccessType, opts: IOOpts, operate: Callable[[Block], int]) -> int:
         """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
-        blocks, fault = self._accessible(addr, 4, access, opts)
-        if self._atomics_aligned and addr & 3:
+        blocks, fault = self._accessible(addr, size, access, opts)
+        if self._atomics_aligned and addr & (size - 1):
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         if fault is not None:
             raise FaultError(addr, access, fault.reason)
-        if len(blocks[0]) < 4:  # it straddles two pieces of host memory, which no operation can do at once
+        if len(blocks[0]) < size:  # it straddles two pieces of host memory, which no operation can do at once
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         try:
             return operate(blocks[0])

@@ -87,8 +87,14 @@ class VMASet(SegmentSet[VMA]):
 
     def remove(self, start: int, end: int) -> list[VMA]:
         """See SegmentSet.remove."""
-        self._searched = None
-        return super().remove(start, end)
+        removed = super().remove(start, end)
+        if removed and self._searched is not None:
+            high, length, addr = self._searched
+            # Of the gaps only the one around has changed.
+            low, top = self.gap(removed[0].start, 0, max(high, end))
+            if top > addr and min(top, high) - low >= length:
+                self._searched = high, length, min(top, high)
+        return removed
 
     def add(self, vma: VMA) -> None:
         """Add a mapping where there is none, and merge it with its neighbours."""

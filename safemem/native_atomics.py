@@ -1,0 +1,113 @@
+"""Atomic operations by the processor itself: libatomic, through ctypes.
+
+GCC's libatomic has a function for each operation and size. It is part of GCC's run time and may be missing (slim
+containers); what is found is tried before it is used.
+
+Source: GCC, libatomic; https://gcc.gnu.org/wiki/Atomic/GCCMM/LIbrary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from ctypes.util import find_library
+from typing import Any, Final
+
+_SEQ_CST: Final = 5
+_UINT: Final = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+_PROBE_THREADS, _PROBE_TURNS = 2, 200
+
+
+class NativeAtomics:
+    """The operations on words of 1, 2, 4 and 8 bytes at host addresses that are multiples of their size.
+
+    The caller answers for the addresses: memory that is not there ends the process. Values are unsigned, in the host's
+    byte order.
+    """
+
+    def __init__(self) -> None:
+        """Raises OSError if there is no libatomic, or it does not do what it should."""
+        lib = _load()
+        self._loads: dict[int, Callable[[int, int], int]] = {}
+        self._swaps: dict[int, Callable[[int, int, int], int]] = {}
+        self._adds: dict[int, Callable[[int, int, int], int]] = {}
+        self._compares: dict[int, Callable[..., bool]] = {}
+        try:
+            for size, uint in _UINT.items():
+                self._loads[size] = _function(lib, f"__atomic_load_{size}", uint, ctypes.c_int)
+                self._swaps[size] = _function(lib, f"__atomic_exchange_{size}", uint, uint, ctypes.c_int)
+                self._adds[size] = _function(lib, f"__atomic_fetch_add_{size}", uint, uint, ctypes.c_int)
+                self._compares[size] = _function(
+                    lib, f"__atomic_compare_exchange_{size}", ctypes.c_bool, ctypes.c_void_p, uint, *[ctypes.c_int] * 2
+                )
+        except AttributeError as exc:
+            raise OSError(f"libatomic lacks a function: {exc}") from None
+        self._try()
+
+    def load(self, address: int, size: int) -> int:
+        """The word."""
+        return self._loads[size](address, _SEQ_CST)
+
+    def swap(self, address: int, size: int, new: int) -> int:
+        """Store ``new``; what was there."""
+        return self._swaps[size](address, new, _SEQ_CST)
+
+    def fetch_add(self, address: int, size: int, value: int) -> int:
+        """Add ``value``, modulo the word's size; what was there."""
+        return self._adds[size](address, value, _SEQ_CST)
+
+    def compare_and_swap(self, address: int, size: int, old: int, new: int) -> int:
+        """Store ``new`` if the word is ``old``; what was there."""
+        found = _UINT[size](old)
+        self._compares[size](address, ctypes.addressof(found), new, _SEQ_CST, _SEQ_CST)
+        return int(found.value)
+
+    def _try(self) -> None:
+        """Do each operation once at each size, and some from two threads. Raises OSError if a result is wrong."""
+        for size, uint in _UINT.items():
+            words = (uint * 3)(1, 2, 3)
+            address = ctypes.addressof(words) + size
+            most = (1 << 8 * size) - 1
+            found = [
+                self.load(address, size),
+                self.swap(address, size, most),
+                self.fetch_add(address, size, 3),
+                self.compare_and_swap(address, size, 5, 6),
+                self.compare_and_swap(address, size, 2, 7),
+                *words,
+            ]
+            if found != [2, 2, most, 2, 2, 1, 7, 3]:
+                raise OSError(f"libatomic gives wrong answers for words of {size} bytes")
+        count = ctypes.c_uint64()
+        address = ctypes.addressof(count)
+
+        def add() -> None:
+            for _ in range(_PROBE_TURNS):
+                self.fetch_add(address, 8, 1)
+
+        threads = [threading.Thread(target=add) for _ in range(_PROBE_THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if count.value != _PROBE_THREADS * _PROBE_TURNS:
+            raise OSError("libatomic loses additions")
+
+
+def _load() -> ctypes.PyDLL:
+    # PyDLL keeps the GIL: an operation is shorter than giving it up.
+    for name in ("libatomic.so.1", find_library("atomic")):
+        if name:
+            try:
+                return ctypes.PyDLL(name)
+            except OSError:
+                continue
+    raise OSError("there is no libatomic: install GCC's run time (libatomic1)")
+
+
+def _function(lib: ctypes.PyDLL, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(lib, name)
+    function.restype = result
+    function.argtypes = (ctypes.c_void_p, *arguments)
+    return function
