@@ -296,6 +296,12 @@ def test_no_local_addresses(tmp_path: Path) -> None:
         with pytest.raises(LocalAddressNotAvailableError):
             receiver.set_local_addr_enable(True)
         receiver.set_local_addr_enable(False)
+    with pair("inet", tmp_path) as (_, sender):
+        batch = MessageBatch([one(b"x")])
+        batch.set_peer(0, None, ("127.0.0.1", 0))
+        assert sender.sendmmsg(batch, 0) == 0
+        with pytest.raises(LocalAddressNotAvailableError):
+            sender.sendmmsg(batch)
     with pair("inet", tmp_path, "recvfrom") as (receiver, _):
         assert not receiver.local_addr_cap
         assert receiver.max_iov == 1

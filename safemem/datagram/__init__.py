@@ -13,9 +13,11 @@ from safemem.datagram.errors import (
     BadBlocksError,
     DatagramTooLongError,
     LocalAddressNotAvailableError,
+    NoBufferError,
     PeerAddressNotAvailableError,
 )
-from safemem.datagram.message import Message
+from safemem.datagram.message import Message, Received
+from safemem.datagram.outcome import Outcome, SendStatus
 from safemem.datagram.pair import (
     CAP_HANDLES_DST,
     CAP_HANDLES_SRC,
@@ -26,6 +28,7 @@ from safemem.datagram.pair import (
     MemoryEndpoint,
     datagram_pair,
 )
+from safemem.datagram.queue import DatagramQueue
 from safemem.datagram.reader import DatagramReader, DatagramWriter
 from safemem.datagram.segments import Segments
 from safemem.datagram.sockets import BACKENDS, DatagramSocket
@@ -45,6 +48,7 @@ __all__ = [
     "BadBlocksError",
     "DatagramEndpoint",
     "DatagramPair",
+    "DatagramQueue",
     "DatagramReader",
     "DatagramSocket",
     "DatagramTooLongError",
@@ -56,7 +60,11 @@ __all__ = [
     "MemoryEndpoint",
     "Message",
     "MessageBatch",
+    "NoBufferError",
+    "Outcome",
     "PeerAddressNotAvailableError",
+    "Received",
     "Segments",
+    "SendStatus",
     "datagram_pair",
 ]

@@ -34,13 +34,16 @@ def pack_sockaddr(family: int, address: Any) -> bytes:
             host, port = tuple(address)
             return _FAMILY.pack(family) + _INET.pack(port, socket.inet_pton(family, host)) + bytes(8)
         if family == _AF_INET6:
-            host, port, flow, scope = (*tuple(address), 0, 0)[:4]
-            packed = _INET6.pack(port, flow, socket.inet_pton(family, str(host).partition("%")[0]))
-            return _FAMILY.pack(family) + packed + _SCOPE.pack(scope)
+            host, port, flow, scope = (*address, 0, 0)[: max(4, len(address))]
+            host, _, zone = str(host).partition("%")
+            packed = _INET6.pack(port, flow, socket.inet_pton(family, host))
+            return _FAMILY.pack(family) + packed + _SCOPE.pack(scope or int(zone or 0))
         if family == _AF_UNIX and isinstance(address, str | bytes):
             path = os.fsencode(address)
             if len(path) > 108:
                 raise ValueError(f"a path of {len(path)} bytes")
+            if path[:1] != b"\0" and b"\0" in path:
+                raise ValueError("a zero byte inside the path")
             return _FAMILY.pack(family) + path + (b"" if path[:1] in (b"", b"\0") or len(path) == 108 else b"\0")
     except (OSError, TypeError, ValueError, struct.error) as exc:
         raise ValueError(f"{address!r} is no address of family {family}: {exc}") from None

@@ -43,8 +43,8 @@ class MessageBatch:
     """Room for ``len(batch)`` messages, each a BlockSeq, to receive into or to send.
 
     After a receive the methods tell what came: of the first ``n`` entries, or of as many as the last receive has
-    filled. Entries that it did not reach say what they said before. One call uses a batch at a time: a second one
-    meanwhile is a RuntimeError.
+    filled. Entries that it did not reach say what they said before. (Sending the batch overwrites lengths.) One call
+    uses a batch at a time: a second one meanwhile is a RuntimeError.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class MessageBatch:
             max_iov = max((len(blocks) for blocks in messages), default=1)
         if not 0 <= max_iov <= UIO_MAXIOV:
             raise ValueError(f"max_iov must lie in 0 to {UIO_MAXIOV}, not {max_iov}")
+        if control_len < 0:
+            raise ValueError(f"control_len must not be negative: {control_len}")
         self.family = int(family)
         self.asks_local = local
         self.control_len = control_len + _PKTINFO_SPACE * local
@@ -76,6 +78,7 @@ class MessageBatch:
             len(messages),
             max_iov,
             NAME_SIZE[family] if peer else 0,
+            NAME_SIZE[family],
             self.control_len,
             control_len + _PKTINFO_SPACE,
         )
@@ -119,22 +122,22 @@ class MessageBatch:
             self._least = min(self._capacities)
 
     def bind_ring(self, ring: Sequence[BlockSeq], start: int) -> None:
-        """Have the messages lie in the slots of a ring, from ``start`` on, around its end. Raises as :meth:`bind`."""
+        """Have the messages lie in the slots of a ring, from ``start`` on, around its end.
+
+        Raises as :meth:`bind`, and ValueError if the ring has no slots; nothing is bound then.
+        """
+        if not ring:
+            raise ValueError("the ring has no slots")
         with self.in_use():
-            for i in range(len(self._blocks)):
-                self._bind(i, ring[(start + i) % len(ring)])
+            slots = [ring[(start + i) % len(ring)] for i in range(len(self._blocks))]
+            for i, blocks in enumerate(slots):
+                self.check_blocks(i, blocks)
+            for i, blocks in enumerate(slots):
+                self._bind(i, blocks)
             self._least = min(self._capacities, default=0)
 
     def _bind(self, i: int, blocks: BlockSeq) -> None:
-        count = 0
-        read_only = False
-        for block in blocks:
-            if block.need_safecopy:
-                raise BufferError(f"message {i} lies in memory that may fault: use memory that cannot, and copy")
-            read_only |= block.readonly
-            count += 1
-        if count > self._headers.max_iov:
-            raise ValueError(f"message {i} has {count} blocks, more than max_iov {self._headers.max_iov}")
+        read_only = self.check_blocks(i, blocks)
         self._headers.point(i, blocks)
         self._blocks[i] = blocks
         self._capacities[i] = blocks.num_bytes
@@ -151,8 +154,9 @@ class MessageBatch:
             i = range(len(self._blocks))[i]
             ancillary = tuple(ancdata)
             control = [*ancillary, pktinfo_of(self.family, local)] if local is not None else ancillary
+            name = b"" if peer is None else pack_sockaddr(self.family, peer)
             self._headers.set_control(i, pack_cmsgs(control))
-            self._headers.set_name(i, b"" if peer is None else pack_sockaddr(self.family, peer))
+            self._headers.set_name(i, name)
             self._to[i] = (peer, local, ancillary)
 
     def first_with_local(self) -> int:
@@ -190,13 +194,14 @@ class MessageBatch:
             self.family == _AF_INET
             and headers.name_size
             and not self._told
-            and headers.name_lengths[:n].tolist().count(headers.name_size) == n
+            and headers.got_names[:n].tolist().count(headers.name_size) == n
         ):
             return list(map(self._cache.__getitem__, headers.name_keys[:n].tolist()))
         return [self.peer(i) for i in range(n)]
 
     def peer(self, i: int) -> Address | None:
         """Who sent message i; None if that is not known, or was not asked for."""
+        i = range(len(self._blocks))[i]
         if i in self._told:
             return self._told[i].peer
         name = self._headers.name(i)
@@ -206,12 +211,14 @@ class MessageBatch:
 
     def local(self, i: int) -> Address | None:
         """The address that message i came to; None if that is not known, or was not asked for."""
+        i = range(len(self._blocks))[i]
         if i in self._told:
             return self._told[i].local
         return local_of(self.ancillary(i), self._ports.get(i, 0))
 
     def ancillary(self, i: int) -> tuple[Ancillary, ...]:
         """The control data of message i, its local address too."""
+        i = range(len(self._blocks))[i]
         if i in self._told:
             return self._told[i].ancillary
         return tuple(unpack_cmsgs(self._headers.control(i)))
@@ -245,6 +252,19 @@ class MessageBatch:
             raise ValueError(f"vlen must lie in 0 to {size}, not {vlen}")
         return vlen
 
+    def check_blocks(self, i: int, blocks: BlockSeq) -> bool:
+        """Raise what binding message i to these blocks would; returns whether one is read-only."""
+        count = 0
+        read_only = False
+        for block in blocks:
+            if block.need_safecopy:
+                raise BufferError(f"message {i} lies in memory that may fault: use memory that cannot, and copy")
+            read_only |= block.readonly
+            count += 1
+        if count > self._headers.max_iov:
+            raise ValueError(f"message {i} has {count} blocks, more than max_iov {self._headers.max_iov}")
+        return read_only
+
     def check_writable(self, vlen: int) -> None:
         """Raise TypeError if one of the first messages is read-only memory."""
         if self._read_only and min(self._read_only) < vlen:
@@ -265,6 +285,7 @@ class MessageBatch:
     def filled(self, n: int, port: int) -> None:
         """Note that the headers tell what has been received into the first n messages, by a socket at this port."""
         self.count = n
+        self._headers.note(n)
         if self._told:
             for i in range(n):
                 self._told.pop(i, None)

@@ -24,11 +24,18 @@ _PKTINFO6: Final = struct.Struct("=16sI")
 
 
 def pack_cmsgs(ancillary: Iterable[Ancillary], word: int = 8, order: str = "=") -> bytes:
-    """Control data as the kernel takes it, for a machine with words of ``word`` bytes in a struct byte order."""
+    """Control data as the kernel takes it, for a machine with words of ``word`` bytes in a struct byte order.
+
+    Raises ValueError for a level or type that is no int of 32 bits.
+    """
     header = struct.Struct(order + ("Qii" if word == 8 else "Iii"))
     packed = b""
     for level, kind, data in ancillary:
-        entry = header.pack(header.size + len(data), level, kind) + bytes(data)
+        body = bytes(memoryview(data))
+        try:
+            entry = header.pack(header.size + len(body), level, kind) + body
+        except struct.error as exc:
+            raise ValueError(f"level {level} and type {kind} must be ints of 32 bits: {exc}") from None
         packed += entry + bytes(-len(entry) % word)
     return packed
 

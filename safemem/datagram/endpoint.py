@@ -9,6 +9,7 @@ Source: OpenSSL BIO_sendmmsg(3), BIO_s_dgram_pair(3); recvmmsg(2).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
@@ -112,7 +113,7 @@ class Endpoint(ABC):
     """
 
     def __init__(self) -> None:
-        self._held: BaseException | None = None
+        self._held: deque[BaseException] = deque(maxlen=1)  # its pop is atomic: one of two receivers gets the error
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +170,8 @@ class Endpoint(ABC):
             vlen = batch.checked_vlen(vlen)
             if vlen:
                 batch.check_writable(vlen)
+            else:
+                batch.filled(0, 0)
             for i in range(vlen):
                 try:
                     batch.put(i, self.recvmsg(batch.blocks(i), flags | (MSG_DONTWAIT if i else 0), batch.control_len))
@@ -188,7 +191,7 @@ class Endpoint(ABC):
                 peer, local, ancdata = batch.destination(i)
                 try:
                     self.sendmsg(batch.blocks(i), peer, local, flags, ancdata)
-                except OSError:
+                except Exception:
                     if not i:
                         raise
                     return i
@@ -208,10 +211,12 @@ class Endpoint(ABC):
 
     def hold_error(self, exc: BaseException) -> None:
         """See DatagramEndpoint."""
-        self._held = exc.with_traceback(None)
+        self._held.append(exc.with_traceback(None))
 
     def _raise_held(self) -> None:
-        held = self._held
-        if held is not None:  # also if another thread raises it at this moment
-            self._held = None
+        if self._held:
+            try:
+                held = self._held.pop()
+            except IndexError:
+                return
             raise held

@@ -65,3 +65,13 @@ class PeerAddressNotAvailableError(TransferError):
 
     def _init_args(self) -> tuple[Any, ...]:
         return (self.reason,)
+
+
+class NoBufferError(TransferError):
+    """ENOBUFS: there is no memory to receive into. Nothing has been received."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOBUFS, f"{os.strerror(errno.ENOBUFS)}: recycle a buffer, or give on_buffer")
+
+    def _init_args(self) -> tuple[Any, ...]:
+        return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, field
 
 from safemem.block_seq import BlockSeq
 from safemem.datagram.address import Address
@@ -36,3 +36,10 @@ class Message:
     def control_truncated(self) -> bool:
         """Whether some of its control data found no room, and is gone."""
         return bool(self.flags & MSG_CTRUNC)
+
+
+@define
+class Received(Message):
+    """A message, and ``buffer``, the whole of the memory that it was received into: what to recycle."""
+
+    buffer: BlockSeq = field(kw_only=True)

@@ -40,14 +40,16 @@ def is_native() -> bool:
 class MMsgHeaders:
     """``size`` message headers. Which memory they point to is the caller's to keep alive."""
 
-    def __init__(self, size: int, max_iov: int, name_size: int, control_in: int, control_out: int) -> None:
-        """``name_size`` 0 receives no names; ``control_in`` and ``control_out`` are in bytes."""
+    def __init__(
+        self, size: int, max_iov: int, name_size: int, name_out: int, control_in: int, control_out: int
+    ) -> None:
+        """The sizes are in bytes, for a message, of what comes in and what goes out; 0 receives none."""
         self.max_iov = max_iov
         self.name_size = name_size
         self.control_in = control_in + -control_in % 8
         self.control_out = control_out + -control_out % 8
-        stride_name = name_size + -name_size % 16
-        self._strides = (HEADER, max_iov * _IOVEC.size, stride_name, stride_name, self.control_in, self.control_out)
+        stride_name, stride_out = name_size + -name_size % 16, name_out + -name_out % 16
+        self._strides = (HEADER, max_iov * _IOVEC.size, stride_name, stride_out, self.control_in, self.control_out)
         ends = [0]
         for stride in self._strides:
             ends.append(ends[-1] + size * stride)
@@ -69,12 +71,18 @@ class MMsgHeaders:
         self._controls = longs[4::_LONGS]
         self.control_lengths = longs[5::_LONGS]
         self._name_places = [array("Q", [self._at(part, i) for i in range(size)]) for part in (2, 3)]
+        if not name_size:
+            # Linux stores a name's length even where 0 bytes of it were asked for: the next call would believe it.
+            self._name_places[0] = array("Q", [0]) * size
         self._control_places = [array("Q", [self._at(part, i) for i in range(size)]) for part in (4, 5)]
         self._whole_names = array("I", [name_size]) * size
         self._whole_controls = array("Q", [self.control_in]) * size
         self._send_names = array("I", [0]) * size
         self._send_controls = array("Q", [0]) * size
         self._receiving: bool | None = None
+        # What was received, apart from what the next call is told: a call that fails, or sends, does not change it.
+        self.got_names = memoryview(array("I", [0]) * size)
+        self._got_controls = memoryview(array("Q", [0]) * size)
         for i in range(size):
             _HEAD.pack_into(heads, i * HEADER, 0, 0, self._at(1, i), 0, 0, 0, 0, 0)
         # The first 8 bytes of an IPv4 name are its family, port and address: all that it says.
@@ -96,12 +104,12 @@ class MMsgHeaders:
     def name(self, i: int) -> bytes:
         """The sockaddr that message i came with."""
         at = self._offsets[2] + i * self._strides[2]
-        return bytes(self._memory[at : at + min(self.name_lengths[i], self.name_size)])
+        return bytes(self._memory[at : at + min(self.got_names[i], self.name_size)])
 
     def control(self, i: int) -> bytes:
         """The control data that message i came with."""
         at = self._offsets[4] + i * self._strides[4]
-        return bytes(self._memory[at : at + min(self.control_lengths[i], self.control_in)])
+        return bytes(self._memory[at : at + min(self._got_controls[i], self.control_in)])
 
     def set_name(self, i: int, name: bytes) -> None:
         """Have message i go to a sockaddr, or, if it is empty, where the socket is connected to."""
@@ -132,6 +140,13 @@ class MMsgHeaders:
                 self.name_lengths[:n] = memoryview(self._whole_names)[:n]
             if self.control_in:
                 self.control_lengths[:n] = memoryview(self._whole_controls)[:n]
+
+    def note(self, n: int) -> None:
+        """Keep what a receive has told of the first n names and control data."""
+        if self.name_size:
+            self.got_names[:n] = self.name_lengths[:n]
+        if self.control_in:
+            self._got_controls[:n] = self.control_lengths[:n]
 
 
 Call = Callable[[int, int, int, int], int]

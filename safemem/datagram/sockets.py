@@ -331,9 +331,9 @@ class DatagramSocket(Endpoint):
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """See DatagramEndpoint. Linux sends at most 1,024 messages a call."""
         vlen = self._checked(batch, vlen)
-        if not self._local:
+        if vlen and not self._local:
             vlen = min(vlen, batch.first_with_local())
-            if not vlen and len(batch):
+            if not vlen:
                 raise LocalAddressNotAvailableError(_ENABLE)
         if not self._native(vlen):
             return super().sendmmsg(batch, vlen, flags)
