@@ -188,7 +188,7 @@ class MemoryEndpoint(Endpoint):
         DatagramTooLongError if ``no_trunc`` forbids to cut it; HostFaultError if dsts faults, after ``transferred``
         bytes; TypeError if dsts is read-only. In all of these the datagram stays.
         """
-        if self._held is not None:
+        if self._held:
             self._raise_held()
         queue = self._in.queue
         if queue is None:

@@ -16,7 +16,7 @@ from attrs import define, frozen
 
 from hostarch import WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
-from safemem.datagram import DatagramSocket, MessageBatch
+from safemem.datagram import DatagramSocket, MessageBatch, datagram_pair
 from usermem import AddressSpace
 
 _COUNT = 2048
@@ -217,6 +217,32 @@ def _sending(size: int) -> DatagramRow:
     )
 
 
+def _pair_in_memory() -> DatagramRow:
+    """Sending and receiving one by one, against an AF_UNIX socketpair."""
+    datagram = bytes(64)
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    room = bytearray(64)
+
+    def by_socket() -> None:
+        send, receive = left.send, right.recv_into
+        for _ in range(_COUNT):
+            send(datagram)
+            receive(room)
+
+    here, there = datagram_pair()
+    srcs = BlockSeq.of(Block(datagram))
+    (dsts,) = _guest_blocks(1, 64)
+
+    def in_memory() -> None:
+        send, receive = here.sendmsg, there.recvmsg
+        for _ in range(_COUNT):
+            send(srcs)
+            receive(dsts)
+
+    times = _race({"socketpair": Contender(lambda: None, by_socket), "pair": Contender(lambda: None, in_memory)})
+    return DatagramRow("pair in memory, 64", times["pair"], times["socketpair"] / times["pair"], 2.0)
+
+
 def rows(only: str) -> Iterator[DatagramRow]:
     """Receiving and sending at each size, and the pair in memory; those whose name contains ``only``."""
     for size in _SIZES:
@@ -224,3 +250,5 @@ def rows(only: str) -> Iterator[DatagramRow]:
     for size in _SIZES:
         if only in f"GSO send, {size}":
             yield _sending(size)
+    if only in "pair in memory, 64":
+        yield _pair_in_memory()
