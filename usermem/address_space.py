@@ -19,6 +19,7 @@ from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
 from usermem.advice import AdviceCalls
 from usermem.errors import FaultError, FaultReason
+from usermem.host_file import HostFile
 from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
 from usermem.page_cache import Entry
 from usermem.remapping import Remappings
@@ -101,7 +102,7 @@ class AddressSpace(Remappings, AdviceCalls):
                 if access & ~rights:
                     return FaultReason.PERMISSION
                 end = vma.end
-                if vma.mapped is not None:
+                if vma.mapped is not None and not isinstance(vma.mapped, HostFile):
                     end = min(end, vma.start + self.arch.page_round_up(vma.mapped.size()) - vma.offset)
                     if addr >= end:
                         return FaultReason.BEYOND_FILE

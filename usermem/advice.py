@@ -10,6 +10,7 @@ from typing import Final
 
 from hostarch import mman
 from safemem.buffers import check_int
+from usermem.host_file import FaultyPiece, HostFile
 from usermem.mapping import Mappings, error
 from usermem.pma import WINDOW
 from usermem.vma import VMA
@@ -71,7 +72,12 @@ class AdviceCalls(Mappings):
             raise error(errno.EINVAL, "MADV_FREE is for private anonymous memory")
         if advice == mman.MADV_REMOVE:
             raise error(errno.EINVAL, "MADV_REMOVE is for shared memory that can have holes")
-        if advice in _DROPPING and not vma.shared:
+        if advice in _DROPPING and isinstance(vma.mapped, HostFile) and not vma.shared:
+            for pma in self._pmas.overlapping(start, end):
+                if isinstance(pma.host, FaultyPiece):
+                    at = pma.host.start - pma.start
+                    pma.host.part(max(start, pma.start) + at, min(end, pma.end) + at).drop()
+        elif advice in _DROPPING and not vma.shared:
             self._pmas.remove(start, end)
             self._pmas.reserve_part(vma, start, end)
             # All pages of the places that were cut: their entries would keep what is given up.
@@ -88,6 +94,9 @@ class AdviceCalls(Mappings):
         with self._lock:
             if self._vmas.mapped_up_to(addr, end) < end:
                 raise error(errno.ENOMEM, f"msync: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
+            for pma in self._pmas.overlapping(addr, end):
+                if isinstance(pma.host, FaultyPiece):
+                    pma.host.sync(flags)
         return 0
 
     def mincore(self, addr: int, length: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from hostarch import AMD64, ANY_ACCESS, Arch, mman
 from safemem.buffers import check_int
+from usermem.host_file import HostFile
 from usermem.page_cache import PagedIO
 from usermem.pma import WINDOW, PMASet
 from usermem.shared_memory import SharedMemory
@@ -72,23 +73,34 @@ class Mappings(PagedIO):
             self._forget_pages()
 
     def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
-        """mmap(2): map anonymous memory and return its address.
+        """mmap(2): map anonymous memory, or a file by its descriptor, and return its address.
 
         ``addr`` is a hint, or the place with MAP_FIXED or MAP_FIXED_NOREPLACE. Raises OSError: EINVAL, ENOMEM, EEXIST,
-        EPERM, EOVERFLOW as Linux, EBADF for a file mapping without a file, ENODEV for one with (files cannot be mapped
-        by descriptor yet; see :meth:`map_object`).
+        EPERM, EACCES, EBADF, ENODEV, EOVERFLOW as Linux. A file of the host's may grow, shrink and
+        be written by others meanwhile; where the host cannot copy memory that may fault it is ENODEV.
         """
         self._check_open()
         self._check_offset(offset)
         if not check_int(flags, "flags") & self.arch.map_flags.anonymous:
-            if fd < 0:
-                raise error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
-            raise error(errno.ENODEV, f"fd {fd}: files cannot be mapped by descriptor")
+            return self._map_file(addr, length, prot, flags, check_int(fd, "fd"), offset)
         if flags & mman.MAP_TYPE not in (mman.MAP_SHARED, mman.MAP_PRIVATE):
             # Linux looks at the type after the place; the order shows only in which errno wins.
             self._place(addr, length, flags, offset)
             raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
         return self.map_object(addr, length, prot, flags, None, offset)
+
+    def _map_file(self, addr: int, length: int, prot: int, flags: int, fd: int, offset: int) -> int:
+        if fd < 0:
+            raise error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
+        kind = flags & mman.MAP_TYPE
+        os.fstat(fd)  # EBADF comes before all else
+        self._place(addr, length, flags, offset)
+        if kind not in (mman.MAP_SHARED, mman.MAP_PRIVATE, mman.MAP_SHARED_VALIDATE):
+            raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
+        file = HostFile(fd, kind != mman.MAP_PRIVATE, check_int(prot, "prot"))
+        size = self.arch.page_round_up(length)
+        file.piece(offset, offset + size)  # before anything is unmapped: the host may refuse
+        return self.map_object(addr, length, prot, flags, file, offset, file.max_prot)
 
     def map_object(
         self,

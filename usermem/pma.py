@@ -16,6 +16,7 @@ from typing import Final
 
 from safemem import Block
 from safemem.arena import Arena, HostRange, export
+from usermem.host_file import FaultyPiece, HostFile
 from usermem.segment import SegmentSet
 from usermem.shared_memory import HostPiece, SharedMemory
 from usermem.vma import VMA
@@ -35,7 +36,7 @@ class PMA:
 
     __slots__ = ("_view", "end", "host", "start")
 
-    def __init__(self, start: int, end: int, host: HostRange | HostPiece | None) -> None:
+    def __init__(self, start: int, end: int, host: HostRange | HostPiece | FaultyPiece | None) -> None:
         self.start = start
         self.end = end
         self.host = host
@@ -45,19 +46,23 @@ class PMA:
         """See Segment.split. Who still holds this PMA keeps both parts' memory."""
         if self.host is None:
             return PMA(self.start, at, None), PMA(at, self.end, None)
+        left: HostRange | HostPiece | FaultyPiece
+        right: HostRange | HostPiece | FaultyPiece
         left, right = self.host.split(self.host.start + at - self.start)
         return PMA(self.start, at, left), PMA(at, self.end, right)
 
     def view(self) -> memoryview:
         """All its memory. It, and what is made from it, keeps the memory alive."""
         if self._view is None:
-            if self.host is None:
-                raise ValueError(f"nothing is at {self.start:#x} yet")
+            if self.host is None or isinstance(self.host, FaultyPiece):
+                raise ValueError(f"nothing is at {self.start:#x} yet, or it may fault")
             self._view = export(self.host)
         return self._view
 
     def block(self, addr: int, length: int) -> Block:
         """The memory at [addr, addr + length), which lies inside."""
+        if isinstance(self.host, FaultyPiece):
+            return self.host.block(addr - self.start, length)
         return Block.from_view(self.view(), addr - self.start, length)
 
 
@@ -79,6 +84,10 @@ class PMASet(SegmentSet[PMA]):
         if vma.mapped is None:
             return
         self.remove(start, end)
+        if isinstance(vma.mapped, HostFile):
+            offset = vma.offset + start - vma.start
+            self.insert(PMA(start, end, vma.mapped.piece(offset, offset + end - start)))
+            return
         if isinstance(vma.mapped, SharedMemory):
             offset = vma.offset + start - vma.start
             stop = min(end, start + vma.mapped.size() - offset)

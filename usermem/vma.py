@@ -5,11 +5,13 @@ Source: gVisor pkg/sentry/mm/vma.go; Linux mm/vma.c.
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from attrs import evolve, frozen
 
 from hostarch import AccessType
+from usermem.host_file import HostFile
 from usermem.segment import SegmentSet
 from usermem.shared_memory import SharedMemory
 
@@ -141,7 +143,11 @@ def format_maps(vmas: VMASet, pointer_size: int) -> str:
     lines = []
     for vma in vmas:
         rights = f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}"
-        line = f"{vma.start:08x}-{vma.end:08x} {rights} {vma.offset:08x} 00:00 0 "
-        name = vma.name.replace("\n", "\\012")
+        device, inode, name = "00:00", 0, vma.name
+        if isinstance(vma.mapped, HostFile):
+            device = f"{os.major(vma.mapped.device):02x}:{os.minor(vma.mapped.device):02x}"
+            inode, name = vma.mapped.inode, name or vma.mapped.path
+        line = f"{vma.start:08x}-{vma.end:08x} {rights} {vma.offset:08x} {device} {inode} "
+        name = name.replace("\n", "\\012")
         lines.append(f"{line:<{width}} {name}\n" if name else f"{line}\n")
     return "".join(lines)
