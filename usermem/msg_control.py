@@ -39,7 +39,7 @@ def room_at_endpoint(layout: MsgLayout, room: int) -> int:
     """How many bytes of the endpoint's control data, laid out for 64 bits, ``room`` bytes of the guest's may be."""
     if layout.word == 8:
         return room
-    return room + 8 * (room // header_size(layout) + 1)
+    return room + 8 * -(-room // header_size(layout))
 
 
 def control_of(message: Message | DatagramReader, family: int | None) -> list[Ancillary]:
