@@ -85,9 +85,11 @@ def test_rooms_for_a_name(room: int) -> None:
 def test_no_name() -> None:
     """A sender without one has length 0; a guest that asks for none finds its field as it was."""
     guest = Guest()
-    addr = guest.put([], name=NAME, namelen=16)
-    recvmsg_into_user(guest.space, MemoryEndpoint([Datagram(b"")]), addr)
-    assert guest.get(addr, "namelen") == 0
+    for nobody in (None, "", b""):
+        addr = guest.put([], name=NAME, namelen=16)
+        recvmsg_into_user(guest.space, MemoryEndpoint([Datagram(b"", nobody)], socket.AF_UNIX), addr)
+        assert guest.get(addr, "namelen") == 0
+        assert guest.read(NAME, 1) == b"\xee"
     addr = guest.put([], namelen=77)
     recvmsg_into_user(guest.space, MemoryEndpoint([Datagram(b"", INET)]), addr)
     assert guest.get(addr, "namelen") == 77

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_messages import BASE, CONTROL, DATA, HOLE, NAME, PAGE, Guest
-from hostarch import READ_WRITE, WRITE, mman
+from hostarch import READ_WRITE, WRITE, AddrRangeSeq, mman
 from memory_endpoint import Datagram, MemoryEndpoint
 from patchy_io import PatchyIO
-from safemem import Block
+from safemem import Block, Reader
 from safemem.datagram import Address, BadBlocksError
 from safemem.errors import HostFaultError
-from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, IOOpts, linux_result
+from usermem import DEFAULT_OPTS, FaultError, FaultPlan, FaultReason, FaultyIO, IOOpts, linux_result
 from usermem.recvmsg import recvmsg_into_user
 from watched_io import WatchedIO
 
@@ -123,6 +123,8 @@ def test_beside_the_data(where: str) -> None:
             recvmsg_into_user(guest.space, endpoint, addr, fault_policy="linux")
     assert endpoint.queue == []
     assert guest.read(BASE, 16 * PAGE).count(b"data") == 1
+    if where == "fields":
+        assert guest.get(addr, "controllen") == 40  # it comes behind the flags
 
 
 def test_what_will_not_be_written_need_not_be_writable() -> None:
@@ -166,6 +168,29 @@ def test_memory_that_really_faults() -> None:
         assert isinstance(caught.value.__cause__, HostFaultError)
         assert caught.value.address == 0x900000
         assert len(endpoint.queue) == left
+
+
+class Narrow(WatchedIO):
+    """User memory that ends sooner than its arch says."""
+
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+        """See IO.copy_out_from."""
+        for start, _ in ars.pairs():
+            if start >= HOLE:
+                raise FaultError(start, WRITE, FaultReason.OUTSIDE_RANGE)
+        return super().copy_out_from(ars, reader, opts)
+
+
+@pytest.mark.parametrize("policy", ["keep", "linux"])
+@pytest.mark.parametrize("data", [b"", b"abc"])
+def test_a_range_outside_user_space_receives_nothing(policy: str, data: bytes) -> None:
+    """Not even an empty datagram, nor for an empty range: the ranges come before the queue."""
+    for iov in ([(HOLE, 0)], [(DATA, 5), (HOLE, 0)], [(HOLE, 5)]):
+        guest = Guest()
+        endpoint = MemoryEndpoint([Datagram(data)])
+        with pytest.raises(FaultError):
+            recvmsg_into_user(Narrow(guest.space), endpoint, guest.put(iov), fault_policy=policy)  # type: ignore[arg-type]
+        assert endpoint.calls == []
 
 
 @pytest.mark.parametrize("policy", ["keep", "linux"])

@@ -146,7 +146,7 @@ def test_any_calls(twins: Twins, open_wire: object) -> None:
         lengths = data.draw(st.lists(st.sampled_from(LENGTHS), max_size=6), "lengths")
         headers = data.draw(st.lists(HEADER, min_size=1, max_size=5), "headers")
         # The headers, 64 bytes each, lie where two pages meet.
-        first = twins.page(1) - 32 * data.draw(st.integers(0, 2 * len(headers)), "first")
+        first = twins.page(1) - 8 * data.draw(st.integers(0, 8 * len(headers)), "first")
         twins.put(first, twins.page(TABLE), [placed(twins, header) for header in headers])
         calls: list[tuple[str, tuple[int, ...]]] = []
         for _ in range(data.draw(st.integers(1, 4), "calls")):
@@ -159,7 +159,10 @@ def test_any_calls(twins: Twins, open_wire: object) -> None:
                 signed = flags - ((flags & 0x8000_0000) << 1)
                 vlen = data.draw(st.integers(0, len(headers) - at), "vlen")
                 calls.append(("recvmmsg", (first + 64 * at, vlen, signed, 0)))
-        for page in [*range(DATA, TIME), *data.draw(st.sampled_from([[]] * 4 + [[0], [1], [2]]), "more pages")]:
+        for page in [
+            *range(DATA, TIME),
+            *data.draw(st.sampled_from([[]] * 4 + [[0], [1], [0], [1], [2]]), "more pages"),
+        ]:
             rights = data.draw(RIGHTS, f"rights of page {page}")
             if rights != RW:
                 twins.protect(page, rights)

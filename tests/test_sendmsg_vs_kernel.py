@@ -172,7 +172,7 @@ def test_any_calls(twins: Twins, open_wire: object) -> None:
                 )
                 for header in headers
             ]
-            first = twins.page(1) - 32 * data.draw(st.integers(0, 2 * len(headers)), "first")
+            first = twins.page(1) - 8 * data.draw(st.integers(0, 8 * len(headers)), "first")
             twins.put(first, twins.page(TABLE), placed)
             for page in [*range(DATA, PAGES), *data.draw(st.sampled_from([[]] * 4 + [[0], [1], [2]]), "more pages")]:
                 rights = data.draw(st.sampled_from([RW, RW, RW, mman.PROT_READ, mman.PROT_NONE]), f"page {page}")

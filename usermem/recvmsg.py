@@ -129,12 +129,10 @@ class _Clock:
     def __init__(self, timeout: int | None, policy: TimeoutPolicy) -> None:
         self._end = None if timeout is None else time.monotonic_ns() + timeout
         self.is_deadline = timeout is not None and policy == "deadline"
-        # Linux has no point in time for 0: it is over from the start.
-        self._over = timeout == 0
 
     def left(self) -> int:
         """How many ns are left; 0 without a timeout."""
-        return 0 if self._end is None or self._over else max(0, self._end - time.monotonic_ns())
+        return 0 if self._end is None else max(0, self._end - time.monotonic_ns())
 
     def ends_call(self) -> bool:
         """Whether Linux returns now, behind a datagram."""
@@ -239,7 +237,7 @@ def _receive(
 
     used, cut = put_control(layout, room, control_of(reader, family), write)
     result = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC
-    result |= MSG_CTRUNC * cut | MSG_TRUNC * (reader.msg_len > wanted)
+    result |= MSG_CTRUNC * cut
     if header.name:
         name = pack_name(reader.peer, family, arch_of(io))
         copy_int32_out(io, header.addr + layout.namelen, len(name), opts)
@@ -327,10 +325,8 @@ def _receive_data(
         if not once.called:
             once.read_to_blocks(EMPTY)
     except BadBlocksError as exc:
-        if once.room == ranges.num_bytes:
-            raise
         hole = unwritable(io, ranges.drop_first(once.room), opts)
-        if hole is None:  # somebody has just mapped it
+        if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
             raise
         raise hole from exc
     return reader
