@@ -318,7 +318,8 @@ def _receive_data(
             io.copy_out_from(ranges, once, opts)
         except FaultError as fault:
             if isinstance(once.error, HostFaultError) and fault_policy == "linux":
-                endpoint.recvmsg(EMPTY, flags)  # which endpoints keep, and Linux does not
+                with suppress(BlockingIOError):
+                    endpoint.recvmsg(EMPTY, flags | MSG_DONTWAIT)  # which endpoints keep, and Linux does not
             # Memory that was filled to the hole is fine if the datagram ends there, as is no memory for an empty one.
             if not reader.received and (once.called or fault.reason is FaultReason.OUTSIDE_RANGE):
                 raise

@@ -37,8 +37,8 @@ def sendmsg_from_user(
 
     Raises FaultError; OSError: EINVAL for a negative length, a bad name, bad control data or a forbidden flag,
     EAFNOSUPPORT for a name of another family, EMSGSIZE for more than UIO_MAXIOV iovecs, ENOBUFS for too many control
-    data; BlockingIOError and other errors of the endpoint. Memory that cannot be read comes before a datagram that is
-    too long; in Linux it is the other way round.
+    data; BlockingIOError and other errors of the endpoint. Memory that cannot be read comes before what the endpoint
+    says (no destination, too long); in Linux it is the other way round.
     """
     with whole_messages():
         return _send(io, endpoint, msg_addr, checked_flags(flags, arch_of(io)), 0, opts)[0]
