@@ -1,0 +1,208 @@
+"""The guest's struct msghdr, mmsghdr and timespec: where their fields lie, and what Linux makes of them.
+
+The layout (pointer width, byte order) is that of ``arch_of(io)``. It is the kernel's: where the C library has padding
+of its own in these structs, it keeps to the same places.
+
+Source: Linux include/linux/socket.h (user_msghdr, mmsghdr), include/net/compat.h (compat_msghdr), net/socket.c
+(__copy_msghdr), include/uapi/linux/time_types.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from attrs import field, frozen
+
+from hostarch import READ, WRITE, AddrRangeSeq, Arch
+from safemem import BlockSeq, ReaderFunc, WriterFunc
+from usermem.cstruct import copy_struct_in
+from usermem.errors import FaultError, FaultReason
+from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
+from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+
+NAME_MAX = 128
+"""sizeof(struct sockaddr_storage): of a longer name Linux looks at so many bytes."""
+
+MSG_CMSG_COMPAT = 0x8000_0000
+"""What Linux marks the calls of 32-bit guests with. Nobody else may pass it."""
+
+
+@frozen
+class MsgLayout:
+    """Where the fields of a struct msghdr are, in bytes from its start; ``size`` is the whole, ``entry`` a mmsghdr's.
+
+    ``msg_len`` is the field of the mmsghdr, right behind the msghdr.
+    """
+
+    packed: struct.Struct
+    namelen: int
+    controllen: int
+    flags: int
+    word: int
+    order: str
+
+    @property
+    def size(self) -> int:
+        """sizeof(struct msghdr)."""
+        return self.packed.size
+
+    @property
+    def msg_len(self) -> int:
+        """Where the mmsghdr has its msg_len."""
+        return self.packed.size
+
+    @property
+    def entry(self) -> int:
+        """sizeof(struct mmsghdr)."""
+        return self.packed.size + self.word
+
+
+@cache
+def msg_layout(arch: Arch) -> MsgLayout:
+    """The layout of a machine."""
+    order = "<" if arch.byte_order == "little" else ">"
+    if arch.pointer_size == 8:
+        return MsgLayout(struct.Struct(order + "Qi4xQQQQI4x"), 8, 40, 48, 8, order)
+    return MsgLayout(struct.Struct(order + "IiIIIII"), 4, 20, 24, 4, order)
+
+
+@frozen
+class MsgHeader:
+    """A struct msghdr as the guest passed it: pointers, and lengths in bytes (``iovlen`` in iovecs).
+
+    ``name`` and ``namelen`` are 0 if there is no place for a name, and ``namelen`` is at most NAME_MAX.
+    ``ranges`` are the memory of the data.
+    """
+
+    addr: int
+    layout: MsgLayout
+    name: int
+    namelen: int
+    control: int
+    controllen: int
+    flags: int
+    ranges: AddrRangeSeq = field(repr=False)
+
+
+def copy_in_msghdr(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS, sent_name: bytearray | None = None) -> MsgHeader:
+    """The struct msghdr at addr, checked as Linux does, with its iovecs. ``sent_name`` is filled with the name.
+
+    Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
+    iovecs.
+    """
+    layout = msg_layout(arch_of(io))
+    name, namelen, iov, iovlen, control, controllen, flags = copy_struct_in(io, addr, layout.packed, opts)
+    if not name:
+        namelen = 0
+    if namelen < 0:
+        raise error(errno.EINVAL, f"msg_namelen {namelen}")
+    namelen = min(namelen, NAME_MAX)
+    if sent_name is not None and namelen:
+        sent_name += bytes(namelen)
+        io.copy_in(name, sent_name, opts)
+    if iovlen > UIO_MAXIOV:
+        raise error(errno.EMSGSIZE, f"{iovlen} iovecs")
+    ranges = copy_in_iovecs(io, iov, iovlen, opts)
+    return MsgHeader(addr, layout, name, namelen, control, controllen, flags, ranges)
+
+
+def error(code: int, reason: str) -> OSError:
+    """An OSError with the text of its errno and a reason."""
+    return OSError(code, f"{os.strerror(code)}: {reason}")
+
+
+@contextmanager
+def whole_messages() -> Iterator[None]:
+    """Have errors count no bytes: a message goes whole or not at all, and a part of one is no result of a call."""
+    try:
+        yield
+    except OSError as exc:
+        count_nothing(exc)
+        raise
+
+
+def count_nothing(exc: BaseException) -> BaseException:
+    """The error, counting no bytes."""
+    if getattr(exc, "transferred", 0):
+        exc.transferred = 0  # type: ignore[attr-defined]
+    return exc
+
+
+def checked_flags(flags: int, arch: Arch) -> int:
+    """The flags of a call as an unsigned int. Raises OSError (EINVAL) for the one that Linux keeps for itself."""
+    flags &= 0xFFFF_FFFF
+    if flags & MSG_CMSG_COMPAT and arch.pointer_size == 8:
+        raise error(errno.EINVAL, "flag MSG_CMSG_COMPAT")
+    return flags & ~MSG_CMSG_COMPAT
+
+
+def unwritable(io: IO, ranges: AddrRangeSeq, opts: IOOpts) -> FaultError | None:
+    """What a write to all of these ranges would raise, or None. Nothing is written."""
+    seen = 0
+
+    def look(blocks: BlockSeq) -> int:
+        nonlocal seen
+        seen = blocks.num_bytes
+        return 0
+
+    try:
+        io.copy_out_from(ranges, ReaderFunc(look), opts)
+        if seen == ranges.num_bytes:
+            return None
+        io.copy_out_from(ranges.drop_first(seen), ReaderFunc(lambda blocks: 0), opts)
+    except FaultError as exc:
+        return exc
+    return FaultError(address_at(ranges, seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
+
+
+def unreadable(io: IO, ranges: AddrRangeSeq, done: int, opts: IOOpts) -> FaultError:
+    """What reading on from byte ``done`` of the ranges raises, where no more could be read."""
+    try:
+        io.copy_in_to(ranges.drop_first(done), WriterFunc(lambda blocks: 0), opts)
+    except FaultError as exc:
+        return exc
+    return FaultError(address_at(ranges, done), READ, FaultReason.UNMAPPED)
+
+
+def address_at(ranges: AddrRangeSeq, offset: int) -> int:
+    """The address of a byte of the ranges, counted from their start."""
+    for start, length in ranges.pairs():
+        if offset < length:
+            return start + offset
+        offset -= length
+    raise ValueError(f"offset lies {offset} bytes beyond the ranges")
+
+
+@cache
+def _timespec(arch: Arch, time64: bool) -> struct.Struct:
+    order = "<" if arch.byte_order == "little" else ">"
+    return struct.Struct(order + ("qq" if time64 or arch.pointer_size == 8 else "ii"))
+
+
+def copy_in_timeout(io: IO, addr: int, time64: bool, opts: IOOpts = DEFAULT_OPTS) -> int:
+    """The struct timespec at addr, in ns. Raises FaultError, OSError (EINVAL) if it is no time to wait.
+
+    ``time64``: a 32-bit guest has the struct of 64-bit ones. Linux does not look at the padding in it then.
+    """
+    arch = arch_of(io)
+    sec, nsec = copy_struct_in(io, addr, _timespec(arch, time64), opts)
+    if time64 and arch.pointer_size == 4:
+        nsec &= 0xFFFF_FFFF
+    if sec < 0 or not 0 <= nsec < 1_000_000_000:
+        raise error(errno.EINVAL, f"timeout of {sec} s {nsec} ns")
+    return int(sec * 1_000_000_000 + nsec)
+
+
+def timeout_range(io: IO, addr: int, time64: bool) -> AddrRangeSeq:
+    """The memory of a struct timespec."""
+    return AddrRangeSeq.from_pairs([addr, _timespec(arch_of(io), time64).size])
+
+
+def copy_out_timeout(io: IO, addr: int, left: int, time64: bool, opts: IOOpts = DEFAULT_OPTS) -> None:
+    """Store ``left`` ns as a struct timespec. Raises FaultError."""
+    io.copy_out(addr, _timespec(arch_of(io), time64).pack(*divmod(left, 1_000_000_000)), opts)
