@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics, copy, zero
+from safemem.block_seq import copy_seq
 from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import add_transferred, short_count
 from usermem.errors import FaultError, FaultReason
@@ -51,12 +52,18 @@ class ResolvedIO(ABC):
         check_count(n, "n")
         blocks, fault = self._accessible(addr, n, READ, opts)
         seq = BlockSeq(blocks)
-        try:
+        if not seq.need_safecopy:
             data = seq.tobytes()
-        except HostFaultError as exc:
-            data = seq.take_first(exc.transferred).tobytes()
-            fault = _guest_fault(exc, addr, 0, READ)
-            fault.__cause__ = exc.with_traceback(None)
+        else:
+            buffer = bytearray(seq.num_bytes)
+            moved = len(buffer)
+            try:
+                copy_seq(BlockSeq.of(Block(buffer)), seq)
+            except HostFaultError as exc:
+                moved = exc.transferred
+                fault = _guest_fault(exc, addr, 0, READ)
+                fault.__cause__ = exc.with_traceback(None)
+            data = bytes(buffer[:moved])
         if fault is not None:
             fault.partial = data
             fault.transferred = len(data)
