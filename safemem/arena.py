@@ -149,9 +149,20 @@ _MADV_ZEROES = _madvise_zeroes()
 class Host(Protocol):
     """A part of an mmap object: ``[start, end)`` in ``memory``."""
 
-    memory: mmap.mmap
-    start: int
-    end: int
+    @property
+    def memory(self) -> mmap.mmap | None:
+        """The mmap object; None where there is none, and nothing can be exported."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """The first byte's offset in it."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last byte."""
+        ...
 
 
 def export(host: Host) -> memoryview:
@@ -162,6 +173,8 @@ def export(host: Host) -> memoryview:
     """
     import ctypes
 
+    if host.memory is None:
+        raise ValueError("this memory has no mmap object to be exported")
     array = (ctypes.c_ubyte * (host.end - host.start)).from_buffer(host.memory, host.start)
     array.host_range = host  # type: ignore[attr-defined]
     return memoryview(array).cast("B")

@@ -39,16 +39,19 @@ from usermem.iovec import (
     single_io_sequence,
 )
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of, check_io_range
+from usermem.render import render
 from usermem.resolver import ResolvedIO
+from usermem.shared_memory import SharedMemory
 from usermem.strings import copy_int32_string_in_vec, copy_int32_strings_in_vec, copy_string_in
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
-from usermem.vma import MappedObject
+from usermem.vma import VMA, MappedObject, WritableObject
 
 __all__ = [
     "DEFAULT_OPTS",
     "IO",
     "MAX_RW_COUNT",
     "UIO_MAXIOV",
+    "VMA",
     "AddressSpace",
     "BytesIO",
     "FaultError",
@@ -63,7 +66,9 @@ __all__ = [
     "MappedObject",
     "NameTooLongError",
     "ResolvedIO",
+    "SharedMemory",
     "Signal",
+    "WritableObject",
     "arch_of",
     "bytes_io_sequence",
     "check_io_range",
@@ -95,6 +100,7 @@ __all__ = [
     "hexdump",
     "iovecs_io_sequence",
     "linux_result",
+    "render",
     "single_io_sequence",
     "zero_out_vec",
 ]

@@ -11,19 +11,24 @@ Source: gVisor pkg/sentry/mm (syscalls.go, io.go); Linux mm/mmap.c, mm/mprotect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
-from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, mman
+from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch, mman
 from safemem import Block, BlockSeq
 from usermem.advice import AdviceCalls
 from usermem.errors import FaultError, FaultReason
 from usermem.host_file import HostFile
+from usermem.mapping import MAX_MAP_COUNT
 from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
+from usermem.object_pages import ObjectPages
 from usermem.page_cache import Entry
+from usermem.pma import PMA
 from usermem.remapping import Remappings
-from usermem.vma import format_maps
+from usermem.shared_memory import HostPiece
+from usermem.vma import VMA, format_maps
 
 # The page cache knows what can be read and what can be written, which implies reading.
 _CACHED: Final = (READ, WRITE, READ_WRITE)
@@ -36,10 +41,31 @@ class AddressSpace(Remappings, AdviceCalls):
     raises ValueError.
     """
 
+    on_fault: Callable[[int, AccessType], bool] | None = None
+    """Called without a lock for the first byte that cannot be accessed, with its address and the access. It may map,
+    protect, or fill what is missing, and returns whether to try again, which is done once."""
+
+    def __init__(
+        self,
+        arch: Arch = AMD64,
+        *,
+        max_map_count: int = MAX_MAP_COUNT,
+        address_limit: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """See Mappings."""
+        super().__init__(arch, max_map_count=max_map_count, address_limit=address_limit, seed=seed)
+        self._hook = threading.local()
+
     def maps(self) -> str:
         """The mappings as the text of /proc/PID/maps."""
         with self._lock:
             return format_maps(self._vmas, self.arch.pointer_size)
+
+    def mappings(self) -> list[VMA]:
+        """The mappings as they are now, in the order of their addresses."""
+        with self._lock:
+            return list(self._vmas)
 
     @contextmanager
     def blocks(self, ars: AddrRangeSeq, access: AccessType = READ, opts: IOOpts = DEFAULT_OPTS) -> Iterator[BlockSeq]:
@@ -77,17 +103,33 @@ class AddressSpace(Remappings, AdviceCalls):
         if access in _CACHED and not opts.ignore_permissions:
             cached = self._writable if access & WRITE else self._readable
         blocks: list[Block] = []
+        hooked = -1
         while addr < end:
             entry = cached.get(addr >> 12)
             if entry is None:
                 found = self._find(addr, access, opts.ignore_permissions)
                 if isinstance(found, FaultReason):
+                    if addr != hooked and self._handled(addr + tag, access):
+                        hooked = addr  # once: what faults again there is a fault
+                        cached = self._writable if access & WRITE else self._readable
+                        continue
                     return blocks, FaultError(addr + tag, access, found)
                 entry = found
             stop = min(entry[1] + entry[2], end)
             blocks.append(entry[3].block(addr, stop - addr))
             addr = stop
         return blocks, None
+
+    def _handled(self, addr: int, access: AccessType) -> bool:
+        """Whether the simulator's hook has done something about a fault. What it itself touches is no hook's."""
+        hook = self.on_fault
+        if hook is None or getattr(self._hook, "running", False):
+            return False
+        self._hook.running = True
+        try:
+            return hook(addr, access)
+        finally:
+            self._hook.running = False
 
     def _find(self, addr: int, access: int, ignore_permissions: bool) -> Entry | FaultReason:
         """Where addr's bytes are and how far the run goes, or why it cannot be accessed."""
@@ -110,17 +152,30 @@ class AddressSpace(Remappings, AdviceCalls):
                     pma = self._pmas.find(addr) or self._pmas.place(addr, self.arch.max_addr)
                     if pma.host is not None:
                         base = pma.start - pma.host.start
-                        entry = (pma.host.memory, base, min(end, pma.end) - base, pma)
+                        memory: Any = pma.host.memory  # None where nothing is cached
+                        entry = (memory, base, min(end, pma.end) - base, pma)
                         # An object may shrink at any moment, so its pages are looked up each time.
-                        if access in _CACHED and vma.is_steady and not ignore_permissions:
+                        if access in _CACHED and vma.is_steady and memory and not ignore_permissions:
                             self._remember_page(addr, entry, bool(access & WRITE))
                         return entry
-                    filled = self._pmas.draft(pma, addr, end)
+                    if not isinstance(vma.mapped, ObjectPages):
+                        filled = self._pmas.draft(pma, addr, end)
                 except MemoryError:
                     return FaultReason.NO_MEMORY
             # The object is read without the lock: it is the simulator's code, may be slow, and may map and unmap.
-            if vma.mapped is not None:
+            if isinstance(vma.mapped, ObjectPages):
+                filled = _shared_window(vma.mapped, vma, pma, addr)
+            elif vma.mapped is not None:
                 vma.mapped.read_at(vma.offset + filled.start - vma.start, filled.view())
             with self._lock:
                 if self._pmas.find(addr) is pma and self._vmas.find(addr) is vma:
                     self._pmas.replace(filled)
+
+
+def _shared_window(pages: ObjectPages, vma: VMA, unread: PMA, addr: int) -> PMA:
+    """The part of an unread PMA that lies in one window of an object's shared pages, with them."""
+    offset = vma.offset + addr - vma.start
+    piece = pages.piece(offset)
+    first = addr - offset + pages.window_start(offset)  # where the window begins, in the guest
+    start, end = max(unread.start, first, vma.start), min(unread.end, first + piece.end, vma.end)
+    return PMA(start, end, HostPiece(piece.memory, start - first, end - first))

@@ -97,6 +97,7 @@ class AdviceCalls(Mappings):
             for pma in self._pmas.overlapping(addr, end):
                 if isinstance(pma.host, FaultyPiece):
                     pma.host.sync(flags)
+        self._write_back(addr, end)
         return 0
 
     def mincore(self, addr: int, length: int) -> bytes:

@@ -11,15 +11,20 @@ import errno
 import os
 import threading
 from random import Random
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from hostarch import AMD64, ANY_ACCESS, Arch, mman
 from safemem.buffers import check_int
+from usermem.attached import Attached
 from usermem.host_file import HostFile
+from usermem.object_pages import ObjectPages, shared_pages
 from usermem.page_cache import PagedIO
 from usermem.pma import WINDOW, PMASet
 from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA, MappedObject, VMASet
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
 """The rights a mapping can have."""
@@ -29,6 +34,10 @@ MAX_MAP_COUNT: Final = 65_530
 
 # Linux leaves room for the stack between the mappings and the end of user space: MIN_GAP, arch/x86/mm/mmap.c.
 _STACK_GAP: Final = 128 << 20
+
+
+# What has its bytes in memory of its own, which all mappings of it share without help.
+_OWN_MEMORY: Final = (SharedMemory, HostFile, Attached, ObjectPages)
 
 
 class Mappings(PagedIO):
@@ -66,6 +75,7 @@ class Mappings(PagedIO):
 
     def close(self) -> None:
         """Unmap everything. Blocks and views that were handed out stay valid. A second close does nothing."""
+        self._write_back(0, self.arch.max_addr)
         with self._lock:
             self._closed = True
             self._vmas = VMASet()
@@ -115,9 +125,10 @@ class Mappings(PagedIO):
     ) -> int:
         """Map what a system call cannot say: an object of the simulator's, a limit to mprotect, a name for ``maps``.
 
-        ``mapped`` None is anonymous memory. An object's pages are read when first touched, and written pages are not
-        written back: a shared mapping is private to this space. Raises OSError as :meth:`mmap`,
-        and EACCES if ``prot`` is more than ``max_prot``.
+        ``mapped`` None is anonymous memory. An object's pages are read when first touched. Shared mappings of one
+        object have them in common, in all address spaces of this process; what is written there goes back into the
+        object by msync and munmap, if it has ``write_at``. A SharedMemory is mapped as it is. Raises OSError as
+        :meth:`mmap`, and EACCES if ``prot`` is more than ``max_prot``.
         """
         self._check_open()
         self._check_offset(offset)
@@ -133,6 +144,8 @@ class Mappings(PagedIO):
                 raise error(errno.EACCES, f"prot {prot:#x} is more than max_prot {max_prot:#x}")
             if mapped is None and shared:
                 mapped, offset = SharedMemory(end - start), 0
+            elif mapped is not None and shared and not isinstance(mapped, _OWN_MEMORY):
+                mapped = shared_pages(mapped)
             offset = offset if mapped is not None else 0
             if self._vmas.overlapping(start, end):
                 self._remove(start, end)
@@ -162,9 +175,36 @@ class Mappings(PagedIO):
         end = self.arch.checked_page_round_up(addr + length)
         if not self.arch.is_page_aligned(addr) or length <= 0 or addr < 0 or end is None or end > self.arch.max_addr:
             raise error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
+        self._write_back(addr, end)
         with self._lock:
             self._remove(addr, end)
         return 0
+
+    def attach(self, addr: int, buffer: ReadableBuffer, prot: int = RIGHTS, flags: int = 0, name: str = "") -> int:
+        """Map a buffer of the caller's, without a copy, and return where: both see what either writes.
+
+        Its length must be a multiple of the page size. ``addr`` and ``flags`` are as for mmap; a read-only buffer never
+        becomes writable. It is kept, and cannot be resized or closed, as long as something refers to its pages. Raises
+        OSError as mmap, TypeError if it is no buffer, ValueError for its length.
+        """
+        attached = Attached(buffer)
+        if not attached.size() or not self.arch.is_page_aligned(attached.size()):
+            raise ValueError(f"buffer must be whole pages of {self.arch.page_size} bytes, not {attached.size()}")
+        flags = flags & ~mman.MAP_TYPE | mman.MAP_SHARED
+        prot &= attached.max_prot
+        return self.map_object(addr, attached.size(), prot, flags, attached, 0, attached.max_prot, name)
+
+    def _write_back(self, start: int, end: int) -> None:
+        """Have the simulator's objects behind shared mappings of [start, end) get what was written there.
+
+        Without the lock: it is their code.
+        """
+        with self._lock:
+            found = [vma for vma in self._vmas.overlapping(start, end) if isinstance(vma.mapped, ObjectPages)]
+        for vma in found:
+            if isinstance(vma.mapped, ObjectPages):
+                first, last = max(start, vma.start), min(end, vma.end)
+                vma.mapped.sync(vma.offset + first - vma.start, vma.offset + last - vma.start)
 
     def mprotect(self, addr: int, length: int, prot: int) -> int:
         """mprotect(2): change the rights of all pages in the range and return 0.

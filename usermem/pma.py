@@ -12,13 +12,14 @@ Source: gVisor pkg/sentry/mm/pma.go.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from safemem import Block
-from safemem.arena import Arena, HostRange, export
+from safemem.arena import Arena, Host, export
+from usermem.attached import Attached, AttachedPiece
 from usermem.host_file import FaultyPiece, HostFile
 from usermem.segment import SegmentSet
-from usermem.shared_memory import HostPiece, SharedMemory
+from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA
 
 WINDOW: Final = 1 << 26
@@ -31,12 +32,20 @@ OBJECT_WINDOW: Final = 1 << 20
 _LEAST: Final = 1 << 16
 
 
+class HostMemory(Host, Protocol):
+    """Host memory that can be cut."""
+
+    def split(self, at: int) -> tuple[HostMemory, HostMemory]:
+        """The parts before and from a place strictly inside."""
+        ...
+
+
 class PMA:
     """Guest addresses [start, end) are the host memory ``host``; None where an object has not been read yet."""
 
     __slots__ = ("_view", "end", "host", "start")
 
-    def __init__(self, start: int, end: int, host: HostRange | HostPiece | FaultyPiece | None) -> None:
+    def __init__(self, start: int, end: int, host: HostMemory | None) -> None:
         self.start = start
         self.end = end
         self.host = host
@@ -46,22 +55,20 @@ class PMA:
         """See Segment.split. Who still holds this PMA keeps both parts' memory."""
         if self.host is None:
             return PMA(self.start, at, None), PMA(at, self.end, None)
-        left: HostRange | HostPiece | FaultyPiece
-        right: HostRange | HostPiece | FaultyPiece
         left, right = self.host.split(self.host.start + at - self.start)
         return PMA(self.start, at, left), PMA(at, self.end, right)
 
     def view(self) -> memoryview:
         """All its memory. It, and what is made from it, keeps the memory alive."""
         if self._view is None:
-            if self.host is None or isinstance(self.host, FaultyPiece):
-                raise ValueError(f"nothing is at {self.start:#x} yet, or it may fault")
+            if self.host is None:
+                raise ValueError(f"nothing is at {self.start:#x} yet")
             self._view = export(self.host)
         return self._view
 
     def block(self, addr: int, length: int) -> Block:
         """The memory at [addr, addr + length), which lies inside."""
-        if isinstance(self.host, FaultyPiece):
+        if isinstance(self.host, FaultyPiece | AttachedPiece):
             return self.host.block(addr - self.start, length)
         return Block.from_view(self.view(), addr - self.start, length)
 
@@ -88,7 +95,7 @@ class PMASet(SegmentSet[PMA]):
             offset = vma.offset + start - vma.start
             self.insert(PMA(start, end, vma.mapped.piece(offset, offset + end - start)))
             return
-        if isinstance(vma.mapped, SharedMemory):
+        if isinstance(vma.mapped, SharedMemory | Attached):
             offset = vma.offset + start - vma.start
             stop = min(end, start + vma.mapped.size() - offset)
             if start < stop:

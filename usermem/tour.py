@@ -21,6 +21,7 @@ from usermem.cstruct import copy_pointer_out, copy_uint32_in, copy_uint32_out
 from usermem.errors import FaultError, linux_result
 from usermem.hexdump import hexdump
 from usermem.iovec import copy_in_vector, copy_out_iovecs, iovecs_io_sequence
+from usermem.render import render
 from usermem.strings import copy_string_in
 
 _ANON = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
@@ -80,8 +81,8 @@ def tour(file: Path, say: Say = print) -> int:
     with AddressSpace() as space:
         guest = build_guest(space, len(data))
         say(f"{file}: {guest.size} bytes, SHA-256 {expected[:16]}…")
-        say("\n1. The guest, as in /proc/PID/maps. There is a hole in the heap.\n")
-        say(space.maps())
+        say("\n1. The guest. There is a hole in the heap.\n")
+        say(render(space))
         read_file(guest, file, say)
         read_path(guest, file, say)
         read_argv(guest, file, say)

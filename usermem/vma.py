@@ -11,6 +11,7 @@ from typing import Protocol
 from attrs import evolve, frozen
 
 from hostarch import AccessType
+from usermem.attached import Attached
 from usermem.host_file import HostFile
 from usermem.segment import SegmentSet
 from usermem.shared_memory import SharedMemory
@@ -25,6 +26,14 @@ class MappedObject(Protocol):
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """Fill dst with the bytes at offset and return how many there were; what is left stays zero."""
+        ...
+
+
+class WritableObject(MappedObject, Protocol):
+    """One into which shared mappings are written back."""
+
+    def write_at(self, offset: int, src: memoryview) -> object:
+        """Take the bytes at offset, which lie inside, from src."""
         ...
 
 
@@ -46,9 +55,16 @@ class VMA:
     name: str = ""
 
     @property
+    def label(self) -> str:
+        """What is mapped, for people: its name, or the path of the host's file."""
+        if self.name or not isinstance(self.mapped, HostFile):
+            return self.name
+        return self.mapped.path
+
+    @property
     def is_steady(self) -> bool:
         """Whether what can be accessed changes by calls alone: an object of the simulator's may shrink at any time."""
-        return self.mapped is None or isinstance(self.mapped, SharedMemory)
+        return self.mapped is None or isinstance(self.mapped, SharedMemory | Attached)
 
     def split(self, at: int) -> tuple[VMA, VMA]:
         """See Segment.split."""
@@ -143,10 +159,10 @@ def format_maps(vmas: VMASet, pointer_size: int) -> str:
     lines = []
     for vma in vmas:
         rights = f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}"
-        device, inode, name = "00:00", 0, vma.name
+        device, inode, name = "00:00", 0, vma.label
         if isinstance(vma.mapped, HostFile):
             device = f"{os.major(vma.mapped.device):02x}:{os.minor(vma.mapped.device):02x}"
-            inode, name = vma.mapped.inode, name or vma.mapped.path
+            inode = vma.mapped.inode
         line = f"{vma.start:08x}-{vma.end:08x} {rights} {vma.offset:08x} {device} {inode} "
         name = name.replace("\n", "\\012")
         lines.append(f"{line:<{width}} {name}\n" if name else f"{line}\n")

@@ -1,0 +1,51 @@
+"""render: the mappings of an address space for people to read, with sizes and holes; colour on a terminal.
+
+``AddressSpace.maps`` gives the same to programs, as /proc/PID/maps.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+from hostarch import AccessType
+from usermem.address_space import AddressSpace
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+# By what a mapping allows: writing red, executing green, reading plain, nothing dim.
+_COLOURS: Final = {"w": "31", "x": "32", "r": "39", "-": "2"}
+
+
+def render(space: AddressSpace, colour: bool | None = None) -> str:
+    """A line for each mapping and for each hole between two: addresses, size, rights, what is mapped.
+
+    ``colour`` None is colour if the standard output is a terminal and NO_COLOR is not set.
+    """
+    if colour is None:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = 2 * space.arch.pointer_size
+    lines = []
+    end = None
+    for mapping in space.mappings():
+        if end is not None and mapping.start > end:
+            lines.append(f"{'':{2 * width + 1}}  {human_size(mapping.start - end):>9}  ....  hole\n")
+        rights = f"{AccessType(mapping.prot)}{'s' if mapping.shared else 'p'}"
+        name = mapping.label.replace("\n", "\\012")
+        offset = f" +{mapping.offset:#x}" if mapping.offset else ""
+        size = human_size(mapping.end - mapping.start)
+        line = f"{mapping.start:0{width}x}-{mapping.end:0{width}x}  {size:>9}  {rights}  {name}{offset}".rstrip()
+        kind = next((letter for letter in "wxr" if letter in rights[:3]), "-")
+        lines.append(f"\x1b[{_COLOURS[kind]}m{line}\x1b[0m\n" if colour else f"{line}\n")
+        end = mapping.end
+    return "".join(lines)
+
+
+def human_size(n: int) -> str:
+    """A number of bytes in the largest unit of which there is one, with at most one decimal."""
+    size = float(n)
+    for unit in _UNITS:
+        if size < 1024 or unit == _UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size:.1f}".removesuffix(".0") + f" {unit}"
