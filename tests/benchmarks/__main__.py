@@ -26,7 +26,7 @@ _CONFIG = "OPENSSL_CONF"
 def main() -> int:
     """Measure, print a table, and return 1 if --check is given and a bar is missed."""
     parser = argparse.ArgumentParser(prog="tests/benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=["copy", "walk", "tls", "datagram"])
+    parser.add_argument("suite", choices=["copy", "walk", "tls", "datagram", "mapping"])
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows whose name contains this")
@@ -125,7 +125,17 @@ def _datagram(only: str) -> Iterator[dict[str, Any]]:
         yield {"row": row.name, "ns": row.ns, "ratio": row.ratio, "bar": row.bar, "missed": missed}
 
 
-_SUITES = {"copy": _copy, "walk": _walk, "tls": _tls, "datagram": _datagram}
+def _mapping(only: str) -> Iterator[dict[str, Any]]:
+    import mapping_rows
+
+    print(f"{'row':32}{'ratio':>8}{'bar':>8}")
+    for row in mapping_rows.rows(only):
+        bar = f"{'>=' if row.more else '<='}{row.bar:g}"
+        print(f"{row.name:32}{row.ratio:8.2f}{bar:>8}{'  MISSED' if row.missed else ''}   {row.what}")
+        yield {"row": row.name, "ratio": row.ratio, "bar": row.bar, "missed": row.missed}
+
+
+_SUITES = {"copy": _copy, "walk": _walk, "tls": _tls, "datagram": _datagram, "mapping": _mapping}
 
 if __name__ == "__main__":
     sys.exit(main())

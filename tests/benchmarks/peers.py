@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import mmap
+from collections.abc import Callable
 from typing import Any
 
 
@@ -16,6 +19,22 @@ def unicorn(addr: int, data: bytes) -> Any:
     uc.mem_map(addr, len(data))
     uc.mem_write(addr, data)
     return uc
+
+
+def unicorn_over(memory: mmap.mmap, addr: int, page: int, size: int) -> Callable[[], Callable[[], object]] | None:
+    """What maps memory at addr in a fresh engine, and gives what makes one page of it read-only; or None."""
+    try:
+        module: Any = importlib.import_module("unicorn")
+    except ImportError:
+        return None
+    host = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+    def fresh() -> Callable[[], object]:
+        uc = module.Uc(module.UC_ARCH_X86, module.UC_MODE_64)
+        uc.mem_map_ptr(addr, len(memory), module.UC_PROT_ALL, host)
+        return lambda: uc.mem_protect(page, size, module.UC_PROT_READ)
+
+    return fresh
 
 
 def unicorn_string(uc: Any, addr: int, maxlen: int) -> bytes:
