@@ -123,6 +123,17 @@ def test_ciphertext_that_comes_with_an_error(which: int, cut: int) -> None:
     assert (move(dsts), dsts.tobytes()) == (5, b"first")
 
 
+@pytest.mark.parametrize("which", range(3), ids=["TLSReader", "KernelTLSReader", "SSLObjectReader"])
+def test_a_whole_record_that_comes_with_an_error(which: int) -> None:
+    """The data first, and the error at the next call, once."""
+    move = readers_of(1000)[which]
+    dsts = room(5)
+    assert (move(dsts), dsts.tobytes()) == (5, b"first")
+    with pytest.raises(TimeoutError) as caught:
+        move(dsts)
+    assert not getattr(caught.value, "transferred", 0)
+
+
 def test_a_callback_that_raises_loses_no_other() -> None:
     """A ticket and a key update in one message stream, cut over two records: both callbacks run, the keys change."""
     peer = Sender()

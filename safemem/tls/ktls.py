@@ -71,6 +71,7 @@ class KernelTLSReader:
         self._error: OSError | None = None
         self._expired = False
         self._ended = False
+        self._held: OSError | None = None  # of the transport, for when all before it has been read
         self._suite = info.keys.suite
         self._layer = RecordLayer(engine(engine_name), self._deframer, info.keys)
 
@@ -108,7 +109,9 @@ class KernelTLSReader:
     def readable(self) -> bool:
         """Whether a poll of the guest's must say so without looking at the transport: something is buffered."""
         waits = self._type and (self._type != _DATA or self._plain < self._plain_end)
-        return bool(waits or self._error or self._ended or (not self._expired and self._deframer.whole_record()))
+        return bool(
+            waits or self._error or self._held or self._ended or (not self._expired and self._deframer.whole_record())
+        )
 
     def recvmsg(self, dsts: BlockSeq, has_control: bool = True) -> Received:
         """Fill dsts; an empty sequence is 0 at once. ``has_control`` is whether the guest gave room for control data,
@@ -173,6 +176,9 @@ class KernelTLSReader:
                     self._open(record)
             elif not may_receive:
                 return False
+            elif self._held is not None:
+                held, self._held = self._held, None
+                raise held
             else:
                 self._receive()
         return True
@@ -182,7 +188,9 @@ class KernelTLSReader:
         n, error = receive(self._receive_into, self._deframer.space())
         self._deframer.received(n)
         self._ended = not n
-        if error is not None and not isinstance(error, BlockingIOError):
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+            self._held = error.with_traceback(None)  # what came before it comes first
+        elif error is not None and not isinstance(error, BlockingIOError):
             raise error
 
     def _open(self, record: BorrowedRecord) -> None:

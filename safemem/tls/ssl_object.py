@@ -219,7 +219,9 @@ class SSLObjectReader:
         self._boundaries.follow(self._memory, n)
         with self._lock:
             self._incoming.write(self._buffer[:n])
-        if error is not None and not isinstance(error, BlockingIOError):
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+            self._transport = error.with_traceback(None)  # what came before it comes first
+        elif error is not None and not isinstance(error, BlockingIOError):
             raise error
         return n > 0
 
