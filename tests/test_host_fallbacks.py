@@ -87,6 +87,6 @@ def test_without_mapping_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_report_names_each_tier() -> None:
     """A line for each, with the reason."""
     report = doctor()
-    for name in ("python", "atomics", "safecopy", "datagrams", "AEAD"):
+    for name in ("python", "atomics", "safecopy", "files", "datagrams", "segments", "AEAD"):
         assert any(line.startswith(name) for line in report.splitlines())
     assert atomics.reason() in report

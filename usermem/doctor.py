@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 
 from safemem import HostFaultError, atomics, safecopy
+from usermem.host_file import can_map
 
 
 def doctor() -> str:
@@ -15,8 +16,10 @@ def doctor() -> str:
         ("python", *_python()),
         ("atomics", *_atomics()),
         ("safecopy", *_safecopy()),
+        ("files", *_files()),
         *_tls(),
         ("datagrams", *_datagrams()),
+        ("segments", *_segments()),
     ]
     return "".join(f"{name:10} {tier:14} {why}\n" for name, tier, why in rows)
 
@@ -41,6 +44,29 @@ def _safecopy() -> tuple[str, str]:
     except OSError as exc:
         return "none", f"memory that may fault cannot be copied: {exc.strerror or os.strerror(exc.errno or 0)}"
     return "none", "process_vm_readv does not notice faults"
+
+
+def _files() -> tuple[str, str]:
+    """Whether files of the host's can be mapped."""
+    if can_map():
+        return "mmap", "mapped, and copied by safecopy, so that a file that is cut is a fault and no signal"
+    return "none", "mmap of a descriptor is ENODEV: what may fault cannot be copied here"
+
+
+def _segments() -> tuple[str, str]:
+    """Whether the kernel joins and cuts up datagrams: asked of a socket."""
+    import socket
+
+    from safemem.datagram import DatagramSocket
+
+    try:
+        with DatagramSocket(socket.socket(type=socket.SOCK_DGRAM)) as endpoint:
+            endpoint.gro = True
+            gro, gso = endpoint.gro, endpoint.gso
+    except OSError as exc:
+        return "none", f"there are no UDP sockets: {exc}"
+    found = " and ".join(name for name, here in (("GRO", gro), ("GSO", gso)) if here)
+    return found or "none", "UDP_GRO joins what arrives, UDP_SEGMENT cuts up what is sent"
 
 
 def _datagrams() -> tuple[str, str]:
