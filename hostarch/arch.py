@@ -145,7 +145,7 @@ class Arch:
         return up
 
 
-AMD64 = Arch("amd64", 8, "little", 0x7FFF_FFFF_F000)
+AMD64 = Arch("amd64", 8, "little", 0x7FFF_FFFF_F000, map_flags=mman.AMD64_MAP_FLAGS)
 I386 = Arch("i386", 4, "little", 0xC000_0000, huge_page_shift=22)
 ARM64 = Arch("arm64", 8, "little", 1 << 48, ignores_top_byte=True)
 ARM64_16K = Arch("arm64-16k", 8, "little", 1 << 47, page_shift=14, huge_page_shift=25, ignores_top_byte=True)

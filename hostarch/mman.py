@@ -73,7 +73,7 @@ class MapFlags:
     """The values on one machine of the MAP_* flags that an address space acts on.
 
     ``MAP_SHARED``, ``MAP_PRIVATE`` and ``MAP_TYPE`` are the same on all. The defaults are the generic values, which
-    x86, ARM and RISC-V use.
+    x86, ARM and RISC-V use. ``map_32bit`` is 0 where nothing heeds it: everywhere but on x86-64.
     """
 
     fixed: int = MAP_FIXED
@@ -83,8 +83,10 @@ class MapFlags:
     populate: int = MAP_POPULATE
     stack: int = MAP_STACK
     fixed_noreplace: int = MAP_FIXED_NOREPLACE
+    map_32bit: int = 0
 
 
 GENERIC_MAP_FLAGS = MapFlags()
+AMD64_MAP_FLAGS = MapFlags(map_32bit=MAP_32BIT)
 MIPS_MAP_FLAGS = MapFlags(anonymous=0x0800, growsdown=0x1000, noreserve=0x0400, populate=0x10000, stack=0x40000)
 POWERPC_MAP_FLAGS = MapFlags(noreserve=0x40)

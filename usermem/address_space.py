@@ -20,6 +20,7 @@ from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, A
 from safemem import Block, BlockSeq
 from usermem.advice import AdviceCalls
 from usermem.errors import FaultError, FaultReason
+from usermem.growth import Growth
 from usermem.host_file import HostFile
 from usermem.mapping import MAX_MAP_COUNT
 from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
@@ -34,7 +35,7 @@ from usermem.vma import VMA, format_maps
 _CACHED: Final = (READ, WRITE, READ_WRITE)
 
 
-class AddressSpace(Remappings, AdviceCalls):
+class AddressSpace(Remappings, AdviceCalls, Growth):
     """The memory of one guest. Starts empty; nothing it maps costs host memory until it is touched.
 
     Use it as a context manager, or close it: then it is empty for good, and what would map, unmap or look at memory
@@ -135,7 +136,7 @@ class AddressSpace(Remappings, AdviceCalls):
         """Where addr's bytes are and how far the run goes, or why it cannot be accessed."""
         while True:
             with self._lock:
-                vma = self._vmas.find(addr)
+                vma = self._vmas.find(addr) or self._grow_down(addr)
                 if vma is None:
                     return FaultReason.UNMAPPED
                 rights = vma.max_prot if ignore_permissions else vma.prot

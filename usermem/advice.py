@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from hostarch import mman
+from hostarch import READ, WRITE, AccessType, mman
 from safemem.buffers import check_int
 from usermem.host_file import FaultyPiece, HostFile
 from usermem.mapping import Mappings, error
 from usermem.pma import WINDOW
+from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA
 
 _HINTS: Final = frozenset(
@@ -29,13 +30,15 @@ _HINTS: Final = frozenset(
         mman.MADV_NOHUGEPAGE,
         mman.MADV_DONTDUMP,
         mman.MADV_DODUMP,
+        mman.MADV_WIPEONFORK,
+        mman.MADV_KEEPONFORK,
         mman.MADV_COLD,
         mman.MADV_PAGEOUT,
-        mman.MADV_POPULATE_READ,
-        mman.MADV_POPULATE_WRITE,
     }
 )
 """Advice that changes no byte: it is checked and not followed."""
+
+_POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: WRITE}
 
 _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 
@@ -46,14 +49,18 @@ class AdviceCalls(Mappings):
     def madvise(self, addr: int, length: int, advice: int) -> int:
         """madvise(2): returns 0. MADV_DONTNEED makes private memory what it was when it was mapped.
 
-        MADV_FREE may do so at any time, and does nothing here. Raises OSError as Linux: EINVAL; ENOMEM if a page is not
-        mapped, after the rest was done.
+        MADV_FREE may do so at any time, and does nothing here. MADV_REMOVE makes shared anonymous memory zero, for all
+        who share it. Raises OSError as Linux: EINVAL; EACCES and EOPNOTSUPP of MADV_REMOVE; ENOMEM if a page is not
+        mapped, after the rest was done, but EFAULT or ENOMEM at once of what places memory.
         """
         self._check_open()
         advice = check_int(advice, "advice")
-        if advice not in _HINTS and advice not in (*_DROPPING, mman.MADV_FREE, mman.MADV_REMOVE):
+        if advice not in _HINTS and advice not in (*_DROPPING, *_POPULATING, mman.MADV_FREE, mman.MADV_REMOVE):
             raise error(errno.EINVAL, f"madvise {advice}")
         addr, end = self._range(addr, length, "madvise", errno.EINVAL)
+        if advice in _POPULATING:
+            self._populate(addr, end, _POPULATING[advice])
+            return 0
         with self._lock:
             at = addr
             missing = False
@@ -66,12 +73,28 @@ class AdviceCalls(Mappings):
             raise error(errno.ENOMEM, f"madvise {advice}: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
         return 0
 
+    def _populate(self, start: int, end: int, access: AccessType) -> None:
+        """Touch every page, as the guest would, in mappings with that very right; none grows by it."""
+        with self._lock:
+            stop = self._vmas.mapped_up_to(start, end)
+            # The machine may grant reading with writing, populating does not.
+            denied = next((vma for vma in self._vmas.overlapping(start, stop) if access & ~vma.prot), None)
+        fault = self.resolve(start, (max(denied.start, start) if denied else stop) - start, access)[1]
+        if fault is not None:
+            raise error(errno.EFAULT, f"the page at {fault.address:#x} cannot be placed")
+        if denied is not None:
+            raise error(errno.EINVAL, f"the mapping at {denied.start:#x} does not allow {access}")
+        if stop < end:
+            raise error(errno.ENOMEM, f"nothing is mapped at {stop:#x}")
+
     def _advise(self, vma: VMA, start: int, end: int, advice: int) -> None:
         """Do it for [start, end) of one mapping."""
         if advice == mman.MADV_FREE and (vma.shared or vma.mapped is not None):
             raise error(errno.EINVAL, "MADV_FREE is for private anonymous memory")
+        if advice == mman.MADV_WIPEONFORK and (vma.shared or vma.mapped is not None):
+            raise error(errno.EINVAL, "MADV_WIPEONFORK is for private anonymous memory")
         if advice == mman.MADV_REMOVE:
-            raise error(errno.EINVAL, "MADV_REMOVE is for shared memory that can have holes")
+            self._make_holes(vma, start, end)
         if advice in _DROPPING and isinstance(vma.mapped, HostFile) and not vma.shared:
             for pma in self._pmas.overlapping(start, end):
                 if isinstance(pma.host, FaultyPiece):
@@ -83,6 +106,16 @@ class AdviceCalls(Mappings):
             # All pages of the places that were cut: their entries would keep what is given up.
             self._forget_pages(start & -WINDOW, -(-end // WINDOW) * WINDOW)
 
+    def _make_holes(self, vma: VMA, start: int, end: int) -> None:
+        if vma.mapped is None:
+            raise error(errno.EINVAL, "MADV_REMOVE is for shared memory that can have holes")
+        if not vma.shared or not vma.max_prot & mman.PROT_WRITE:
+            raise error(errno.EACCES, "MADV_REMOVE is for memory that may be written and is shared")
+        if not isinstance(vma.mapped, SharedMemory):
+            raise error(errno.EOPNOTSUPP, "the object behind the mapping cannot have holes")
+        offset = vma.offset - vma.start
+        vma.mapped.zero(start + offset, end + offset)
+
     def msync(self, addr: int, length: int, flags: int) -> int:
         """msync(2): returns 0. Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped."""
         self._check_open()
@@ -90,6 +123,8 @@ class AdviceCalls(Mappings):
         both = mman.MS_ASYNC | mman.MS_SYNC
         if flags & ~(both | mman.MS_INVALIDATE) or flags & both == both:
             raise error(errno.EINVAL, f"msync with flags {flags:#x}")
+        if self.arch.addr_mask - self.arch.page_size < check_int(length, "length") - 1 < self.arch.addr_mask:
+            length = 0  # in whole pages: it wraps, and the kernel does not look
         addr, end = self._range(addr, length, "msync", errno.ENOMEM)
         with self._lock:
             if self._vmas.mapped_up_to(addr, end) < end:
@@ -106,9 +141,9 @@ class AdviceCalls(Mappings):
         Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped.
         """
         self._check_open()
-        if check_int(addr, "addr") >= 0 and not self.arch.is_page_aligned(addr):
-            raise error(errno.EINVAL, f"mincore at {addr:#x}")
         addr, end = self._range(addr, length, "mincore", errno.ENOMEM)
+        if end > self.arch.max_addr:
+            raise error(errno.ENOMEM, f"mincore of {length:#x} bytes at {addr:#x}: beyond user space")
         size = self.arch.page_size
         with self._lock:
             if self._vmas.mapped_up_to(addr, end) < end:

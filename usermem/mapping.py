@@ -13,7 +13,7 @@ import threading
 from random import Random
 from typing import TYPE_CHECKING, Final, Self
 
-from hostarch import AMD64, ANY_ACCESS, Arch, mman
+from hostarch import AMD64, ANY_ACCESS, READ, Arch, mman
 from safemem.buffers import check_int
 from usermem.attached import Attached
 from usermem.host_file import HostFile
@@ -32,8 +32,18 @@ RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
 MAX_MAP_COUNT: Final = 65_530
 """How many mappings Linux allows by default: vm.max_map_count."""
 
+STACK_LIMIT: Final = 8 << 20
+"""How long Linux lets a stack grow by default, in bytes: RLIMIT_STACK."""
+
+GUARD_PAGES: Final = 256
+"""How many pages stay free below what grows down: stack_guard_gap, mm/mmap.c."""
+
 # Linux leaves room for the stack between the mappings and the end of user space: MIN_GAP, arch/x86/mm/mmap.c.
 _STACK_GAP: Final = 128 << 20
+
+# Where MAP_32BIT maps: find_start_end(), arch/x86/kernel/sys_x86_64.c.
+_LOW_START: Final = 0x4000_0000
+_LOW_END: Final = 0x8000_0000
 
 
 # What has its bytes in memory of its own, which all mappings of it share without help.
@@ -49,20 +59,24 @@ class Mappings(PagedIO):
         *,
         max_map_count: int = MAX_MAP_COUNT,
         address_limit: int | None = None,
+        stack_limit: int = STACK_LIMIT,
         seed: int | None = None,
     ) -> None:
         """``max_map_count`` is how many mappings there may be, ``address_limit`` how many bytes (RLIMIT_AS).
+
+        ``stack_limit`` is how long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK).
 
         With a ``seed`` mappings begin at an address that follows from it, as with address space layout randomisation.
         """
         super().__init__(arch)
         self.max_map_count = max_map_count
         self.address_limit = address_limit
+        self.stack_limit = stack_limit
         self._base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
         if seed is not None:
             self._base -= Random(seed).getrandbits(28 if arch.pointer_size == 8 else 8) << arch.page_shift
         self._lock = threading.RLock()
-        self._vmas = VMASet()
+        self._vmas = VMASet(GUARD_PAGES << arch.page_shift)
         self._pmas = PMASet()
         self._closed = False
 
@@ -97,7 +111,10 @@ class Mappings(PagedIO):
             # Linux looks at the type after the place; the order shows only in which errno wins.
             self._place(addr, length, flags, offset)
             raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
-        return self.map_object(addr, length, prot, flags, None, offset)
+        addr = self.map_object(addr, length, prot, flags, None, offset)
+        if flags & self.arch.map_flags.populate:
+            self.resolve(addr, length, READ)  # a fault is nobody's: what cannot be accessed is not placed
+        return addr
 
     def _map_file(self, addr: int, length: int, prot: int, flags: int, fd: int, offset: int) -> int:
         if fd < 0:
@@ -147,7 +164,12 @@ class Mappings(PagedIO):
             elif mapped is not None and shared and not isinstance(mapped, _OWN_MEMORY):
                 mapped = shared_pages(mapped)
             offset = offset if mapped is not None else 0
-            if self._vmas.overlapping(start, end):
+            replaced = self._vmas.overlapping(start, end)
+            there = sum(min(vma.end, end) - max(vma.start, start) for vma in replaced)
+            if not self._may_expand(end - start - there):
+                raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
+            if replaced:
+                self._check_cut(start, end)
                 self._remove(start, end)
             self._add(VMA(start, end, prot & RIGHTS, max_prot, shared, growsdown, mapped, offset, name))
             return start
@@ -161,11 +183,18 @@ class Mappings(PagedIO):
             # It goes on where its neighbour ended, whose cached pages end too early now.
             self._forget_pages(max(before.start, (vma.start - 1) & -WINDOW), vma.start)
 
-    def _has_room(self, count: int, length: int) -> bool:
-        """Whether the limits allow so many more mappings, and bytes."""
-        if len(self._vmas) + count > self.max_map_count:
-            return False
+    def _may_expand(self, length: int) -> bool:
+        """Whether the limit allows so many more bytes."""
         return self.address_limit is None or length <= self.address_limit - sum(v.end - v.start for v in self._vmas)
+
+    def _can_cut(self, start: int, end: int) -> bool:
+        """Whether unmapping [start, end) leaves no more mappings than there may be."""
+        vma = self._vmas.find(start)
+        return len(self._vmas) < self.max_map_count or vma is None or vma.start == start or vma.end <= end
+
+    def _check_cut(self, start: int, end: int) -> None:
+        if not self._can_cut(start, end):
+            raise error(errno.ENOMEM, f"there are {len(self._vmas)} mappings")
 
     def munmap(self, addr: int, length: int) -> int:
         """munmap(2): unmap all pages in the range, mapped or not, and return 0. Raises OSError: EINVAL as Linux."""
@@ -177,6 +206,7 @@ class Mappings(PagedIO):
             raise error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
         self._write_back(addr, end)
         with self._lock:
+            self._check_cut(addr, end)
             self._remove(addr, end)
         return 0
 
@@ -270,6 +300,8 @@ class Mappings(PagedIO):
         if offset < 0 or (offset + size) >> arch.page_shift > arch.addr_mask:
             raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x}")
         fixed = flags & (names.fixed | names.fixed_noreplace)
+        if len(self._vmas) > self.max_map_count:
+            raise error(errno.ENOMEM, f"there are {len(self._vmas)} mappings")
         if size > arch.max_addr or (fixed and not 0 <= addr <= arch.max_addr - size):
             raise error(errno.ENOMEM, f"mmap of {length:#x} bytes at {addr:#x}")
         with self._lock:
@@ -281,20 +313,27 @@ class Mappings(PagedIO):
                 if flags & names.fixed_noreplace and self._vmas.overlapping(addr, addr + size):
                     raise error(errno.EEXIST, f"something is mapped in {size:#x} bytes at {addr:#x}")
                 return addr, addr + size
-            start = self._free_place(addr, size)
+            start = self._free_place(addr, size, bool(flags & names.map_32bit))
             return start, start + size
 
-    def _free_place(self, hint: int, size: int) -> int:
-        """Where ``size`` free bytes are: at the hint if they are there, else as high as can be, below the stack."""
+    def _free_place(self, hint: int, size: int, low_only: bool = False) -> int:
+        """Where ``size`` free bytes are: at the hint if they are there, else as high as can be, below the stack.
+
+        ``low_only`` is for MAP_32BIT: in the first 2 GiB, and as low as can be in the second of them.
+        """
         arch = self.arch
+        end = _LOW_END if low_only else arch.max_addr
         low = arch.page_round_up(arch.min_addr)
         hint = arch.page_round_down(hint)
         if hint > 0:
             hint = max(hint, low)
-            if hint + size <= arch.max_addr and not self._vmas.overlapping(hint, hint + size):
+            if hint + size <= min(end, self._vmas.limit_from(hint)):
                 return hint
-        start = self._vmas.find_gap(size, low, self._base)
-        if start is None:
+        if low_only:
+            start = self._vmas.find_low_gap(size, _LOW_START, _LOW_END)
+        else:
+            start = self._vmas.find_gap(size, low, self._base)
+        if start is None and not low_only:
             start = self._vmas.find_gap(size, low, arch.max_addr)
         if start is None:
             raise error(errno.ENOMEM, f"no {size:#x} bytes are free")

@@ -9,6 +9,8 @@ import mmap
 
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 
+_MADV_REMOVE = getattr(mmap, "MADV_REMOVE", None)
+
 
 class HostPiece:
     """``[start, end)`` in ``memory``, an mmap object that lives as long as this does."""
@@ -49,6 +51,20 @@ class SharedMemory:
         data = self._memory[offset : offset + len(dst)]
         dst[: len(data)] = data
         return len(data)
+
+    def zero(self, start: int, end: int) -> None:
+        """Make [start, end) zero for all who share it; what lies beyond the end is none of it (MADV_REMOVE)."""
+        end = min(end, self._length)
+        if start >= end:
+            return
+        # Where the host can, it gets its memory back. It does so for whole pages of its own.
+        if _MADV_REMOVE is not None and not (start | end) & (mmap.PAGESIZE - 1):
+            try:
+                self._memory.madvise(_MADV_REMOVE, start, end - start)
+                return
+            except OSError:
+                pass
+        self._memory[start:end] = bytes(end - start)
 
     def piece(self, start: int, end: int) -> HostPiece:
         """The host memory of [start, end), page-aligned and inside."""

@@ -88,10 +88,12 @@ class VMA:
 class VMASet(SegmentSet[VMA]):
     """The mappings of an address space, in order, with no two neighbours that could be one."""
 
-    __slots__ = ("_searched",)
+    __slots__ = ("_guard", "_searched")
 
-    def __init__(self) -> None:
+    def __init__(self, guard: int = 0) -> None:
+        """``guard`` is how many bytes find_gap keeps free below what grows down."""
         super().__init__()
+        self._guard = guard
         # (high, length, address): below high, no gap of that length or more ends above the address.
         # Placing n mappings is O(n) then.
         self._searched: tuple[int, int, int] | None = None
@@ -102,9 +104,27 @@ class VMASet(SegmentSet[VMA]):
         if self._searched is not None and self._searched[0] == high and length >= self._searched[1]:
             begin = self._searched[2]
         found = super().find_gap(length, low, begin)
+        while found is not None and found + length > (limit := self.limit_from(found)):
+            found = super().find_gap(length, low, limit)
         if found is not None:
             self._searched = (high, length, found + length)
         return found
+
+    def find_low_gap(self, length: int, low: int, high: int) -> int | None:
+        """As find_gap, as low as possible."""
+        while low + length <= high:
+            vma = self.first_from(low)
+            if vma is None or low + length <= self.limit_from(low):
+                return low
+            low = vma.end
+        return None
+
+    def limit_from(self, addr: int) -> int:
+        """Where the free space that addr lies in should end: at the next mapping, or the guard below one that grows."""
+        vma = self.first_from(addr)
+        if vma is None:
+            return 1 << 64
+        return max(vma.start - self._guard, 0) if vma.growsdown else vma.start
 
     def remove(self, start: int, end: int) -> list[VMA]:
         """See SegmentSet.remove."""
