@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch, mman
+from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
 from usermem.advice import AdviceCalls
 from usermem.errors import FaultError, FaultReason
 from usermem.growth import Growth
 from usermem.host_file import HostFile
-from usermem.mapping import MAX_MAP_COUNT
 from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
 from usermem.object_pages import ObjectPages
 from usermem.page_cache import Entry
@@ -35,6 +34,10 @@ from usermem.vma import VMA, format_maps
 _CACHED: Final = (READ, WRITE, READ_WRITE)
 
 
+# Of which spaces this thread runs a hook now.
+_hooks = threading.local()
+
+
 class AddressSpace(Remappings, AdviceCalls, Growth):
     """The memory of one guest. Starts empty; nothing it maps costs host memory until it is touched.
 
@@ -45,18 +48,6 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
     on_fault: Callable[[int, AccessType], bool] | None = None
     """Called without a lock for the first byte that cannot be accessed, with its address and the access. It may map,
     protect, or fill what is missing, and returns whether to try again, which is done once."""
-
-    def __init__(
-        self,
-        arch: Arch = AMD64,
-        *,
-        max_map_count: int = MAX_MAP_COUNT,
-        address_limit: int | None = None,
-        seed: int | None = None,
-    ) -> None:
-        """See Mappings."""
-        super().__init__(arch, max_map_count=max_map_count, address_limit=address_limit, seed=seed)
-        self._hook = threading.local()
 
     def maps(self) -> str:
         """The mappings as the text of /proc/PID/maps."""
@@ -123,14 +114,14 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
 
     def _handled(self, addr: int, access: AccessType) -> bool:
         """Whether the simulator's hook has done something about a fault. What it itself touches is no hook's."""
-        hook = self.on_fault
-        if hook is None or getattr(self._hook, "running", False):
+        running: set[int] = _hooks.__dict__.setdefault("running", set())
+        if self.on_fault is None or id(self) in running:
             return False
-        self._hook.running = True
+        running.add(id(self))
         try:
-            return hook(addr, access)
+            return self.on_fault(addr, access)
         finally:
-            self._hook.running = False
+            running.remove(id(self))
 
     def _find(self, addr: int, access: int, ignore_permissions: bool) -> Entry | FaultReason:
         """Where addr's bytes are and how far the run goes, or why it cannot be accessed."""
