@@ -72,8 +72,8 @@ class MessageBatch:
         if control_len < 0:
             raise ValueError(f"control_len must not be negative: {control_len}")
         self.family = int(family)
-        self.asks_local = local
-        self.control_len = control_len + _PKTINFO_SPACE * local
+        self.asks_local = bool(local)
+        self.control_len = control_len + _PKTINFO_SPACE * self.asks_local
         self._headers = MMsgHeaders(
             len(messages),
             max_iov,
@@ -86,7 +86,7 @@ class MessageBatch:
         self._blocks = [EMPTY] * len(messages)
         self._capacities = [0] * len(messages)
         self._read_only: set[int] = set()
-        self._least = 0  # the smallest capacity
+        self._least = 0  # no capacity is smaller
         self._to: dict[int, tuple[Address | None, Address | None, tuple[Ancillary, ...]]] = {}
         # What an endpoint told that knows no headers, instead of names and control data in them.
         self._told: dict[int, Message] = {}
@@ -119,7 +119,7 @@ class MessageBatch:
         """
         with self.in_use():
             self._bind(range(len(self._blocks))[i], blocks)
-            self._least = min(self._capacities)
+            self._least = min(self._least, blocks.num_bytes)
 
     def bind_ring(self, ring: Sequence[BlockSeq], start: int) -> None:
         """Have the messages lie in the slots of a ring, from ``start`` on, around its end.
@@ -171,6 +171,7 @@ class MessageBatch:
         """How many bytes arrived in each message."""
         found = self._headers.lengths[: self._first(n)].tolist()
         if found and max(found) > self._least:
+            self._least = min(self._capacities)
             return list(map(min, found, self._capacities))
         return found
 

@@ -174,7 +174,8 @@ class Endpoint(ABC):
                 batch.filled(0, 0)
             for i in range(vlen):
                 try:
-                    batch.put(i, self.recvmsg(batch.blocks(i), flags | (MSG_DONTWAIT if i else 0), batch.control_len))
+                    now = flags | (MSG_DONTWAIT if i else 0)
+                    batch.put(i, self._recv_for_batch(batch.blocks(i), now, batch.control_len))
                 except BaseException as exc:
                     if not i:
                         raise
@@ -182,6 +183,10 @@ class Endpoint(ABC):
                         self.hold_error(exc)
                     return i
             return vlen
+
+    def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
+        """As recvmsg, with room for so much control data, that of the local address included."""
+        return self.recvmsg(dsts, flags, control_len)
 
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """See DatagramEndpoint."""
