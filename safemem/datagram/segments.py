@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from typing import Final
 
 from attrs import frozen
@@ -46,6 +47,15 @@ class Segments:
     peer: Address | None
 
 
+def can_cut(sock: socket.socket) -> bool:
+    """Whether the host knows segments of this socket: those that do not ignore the request, and send one datagram."""
+    try:
+        sock.getsockopt(_UDP, UDP_SEGMENT)
+    except OSError:
+        return False
+    return sys.platform == "linux"
+
+
 def most(segment_size: int, max_segments: int) -> int:
     """How many bytes of segments one message may have. Raises ValueError for a size below 1."""
     if segment_size < 1:
@@ -54,7 +64,7 @@ def most(segment_size: int, max_segments: int) -> int:
 
 
 def segment_cmsg(segment_size: int) -> Ancillary:
-    """What has a message cut up. Raises ValueError for a size that cannot be."""
+    """What has a message cut up into segments of a size, less than 65,536."""
     return _UDP, UDP_SEGMENT, _SIZE.pack(segment_size)
 
 
