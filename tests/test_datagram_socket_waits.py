@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from datagram_ends import FAMILIES, bound, every_backend, one, pair
 from safemem import Block, BlockSeq, HostFaultError
 from safemem.datagram import DatagramSocket, DatagramTooLongError, MessageBatch
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT
 from safemem.datagram.sockets import Backend
 from sample_blocks import room
-from test_datagram_sockets import FAMILIES, bound, every_backend, one, pair
 from usermem.testing.faulty_memory import FaultyMemory
 from usermem.testing.operations import pattern
 

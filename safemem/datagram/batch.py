@@ -14,12 +14,11 @@ from typing import Final
 
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import NAME_SIZE, Address, AddressCache, pack_sockaddr, unpack_sockaddr
-from safemem.datagram.cmsg import Ancillary, local_of, pack_cmsgs, pktinfo_of, unpack_cmsgs
+from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pack_cmsgs, pktinfo_of, unpack_cmsgs
 from safemem.datagram.flags import MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import MMsgHeaders
 
-_PKTINFO_SPACE: Final = 40  # CMSG_SPACE of an in6_pktinfo
 _AF_INET: Final = int(socket.AF_INET)
 
 
@@ -73,14 +72,14 @@ class MessageBatch:
             raise ValueError(f"control_len must not be negative: {control_len}")
         self.family = int(family)
         self.asks_local = bool(local)
-        self.control_len = control_len + _PKTINFO_SPACE * self.asks_local
+        self.control_len = control_len + PKTINFO_SPACE * self.asks_local
         self._headers = MMsgHeaders(
             len(messages),
             max_iov,
             NAME_SIZE[family] if peer else 0,
             NAME_SIZE[family],
             self.control_len,
-            control_len + _PKTINFO_SPACE,
+            control_len + PKTINFO_SPACE,
         )
         self._guard = InUse()
         self._blocks = [EMPTY] * len(messages)

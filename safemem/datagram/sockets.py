@@ -21,7 +21,7 @@ from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import writable_view
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
-from safemem.datagram.cmsg import Ancillary, local_of, pktinfo_of
+from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
 from safemem.datagram.endpoint import Endpoint
 from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
 from safemem.datagram.flags import (
@@ -50,7 +50,6 @@ BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 _ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
-_PKTINFO_SPACE: Final = 40  # CMSG_SPACE of an in6_pktinfo
 _LARGEST: Final = 65_535
 _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
@@ -173,7 +172,7 @@ class DatagramSocket(Endpoint):
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """See DatagramEndpoint. Into blocks that may fault it goes by a copy, and a look first."""
-        return self._recv_for_batch(dsts, flags, ancbufsize + _PKTINFO_SPACE * self._local)
+        return self._recv_for_batch(dsts, flags, ancbufsize + PKTINFO_SPACE * self._local)
 
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, space: int) -> Message:
         self._raise_held()
@@ -273,7 +272,7 @@ class DatagramSocket(Endpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        length, ancillary, result, peer = self._receive([dst], flags, GRO_SPACE + _PKTINFO_SPACE * self._local)
+        length, ancillary, result, peer = self._receive([dst], flags, GRO_SPACE + PKTINFO_SPACE * self._local)
         return cut(dst, length, ancillary, result, peer)
 
     def send_segments(self, srcs: BlockSeq, segment_size: int, peer: Address | None = None, flags: int = 0) -> int:
