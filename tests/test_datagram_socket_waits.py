@@ -238,3 +238,22 @@ def test_another_takes_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(HostFaultError):
             receiver.recvmsg(BlockSeq.of(FaultyMemory("segv").block(30, 20)))
         assert receiver.pending() == 25
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_receives(tmp_path: Path) -> None:
+    """It shares the socket with its parent, and not what the parent's batch tells."""
+    with pair("inet", tmp_path) as (receiver, sender):
+        batch = MessageBatch([room(20) for _ in range(5)])
+        sender.sendmsg(one(b"parent"))
+        assert receiver.recvmmsg(batch) == 1
+        sender.sendmsg(one(b"to the child"))
+        child = os.fork()
+        if not child:
+            try:
+                os._exit(receiver.recvmmsg(batch) != 1 or batch.lengths() != [12])
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (batch.lengths(), batch[0].data.tobytes()) == ([6], b"parent")
+        assert receiver.pending() is None
