@@ -257,3 +257,17 @@ def test_a_child_that_receives(tmp_path: Path) -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert (batch.lengths(), batch[0].data.tobytes()) == ([6], b"parent")
         assert receiver.pending() is None
+
+
+def test_control_data_of_streams(tmp_path: Path) -> None:
+    """A writer sends them with each message, and a reader tells those that it has room for."""
+    tos = (int(socket.IPPROTO_IP), int(socket.IP_TOS), struct.pack("i", 8))
+    with pair("inet", tmp_path) as (receiver, sender):
+        receiver.socket.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        writer = sender.writer(ancdata=(tos,))
+        reader = receiver.reader(ancbufsize=24)
+        for _ in range(2):
+            writer.write_from_blocks(one(b"x"))
+            assert reader.read_to_blocks(room(9)) == 1
+            assert reader.ancillary == ((*tos[:2], b"\x08"),)
+            assert not reader.flags & MSG_CTRUNC

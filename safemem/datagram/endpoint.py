@@ -85,11 +85,19 @@ class DatagramEndpoint(Protocol):
         """
         ...
 
-    def reader(self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep") -> DatagramReader:
+    def reader(
+        self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep", ancbufsize: int = 0
+    ) -> DatagramReader:
         """A Reader of single datagrams. See :class:`DatagramReader`."""
         ...
 
-    def writer(self, peer: Address | None = None, local: Address | None = None, flags: int = 0) -> DatagramWriter:
+    def writer(
+        self,
+        peer: Address | None = None,
+        local: Address | None = None,
+        flags: int = 0,
+        ancdata: tuple[Ancillary, ...] = (),
+    ) -> DatagramWriter:
         """A Writer of single datagrams. See :class:`DatagramWriter`."""
         ...
 
@@ -202,17 +210,25 @@ class Endpoint(ABC):
                     return i
             return vlen
 
-    def reader(self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep") -> DatagramReader:
+    def reader(
+        self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep", ancbufsize: int = 0
+    ) -> DatagramReader:
         """See DatagramEndpoint."""
         from safemem.datagram.reader import DatagramReader
 
-        return DatagramReader(self, flags, wanted, fault_policy)
+        return DatagramReader(self, flags, wanted, fault_policy, ancbufsize)
 
-    def writer(self, peer: Address | None = None, local: Address | None = None, flags: int = 0) -> DatagramWriter:
+    def writer(
+        self,
+        peer: Address | None = None,
+        local: Address | None = None,
+        flags: int = 0,
+        ancdata: tuple[Ancillary, ...] = (),
+    ) -> DatagramWriter:
         """See DatagramEndpoint."""
         from safemem.datagram.reader import DatagramWriter
 
-        return DatagramWriter(self, peer, local, flags)
+        return DatagramWriter(self, peer, local, flags, ancdata)
 
     def hold_error(self, exc: BaseException) -> None:
         """See DatagramEndpoint."""

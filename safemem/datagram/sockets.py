@@ -194,8 +194,10 @@ class DatagramSocket(Endpoint):
         return self._message(dsts, length, ancillary, result, peer)
 
     def _message(self, dsts: BlockSeq, length: int, ancillary: list[Ancillary], flags: int, peer: Any) -> Message:
-        local = local_of(ancillary, self._own_port()) if self._local else None
-        return Message(dsts.take_first(length), length, flags, peer, local, tuple(ancillary))
+        return Message(dsts.take_first(length), length, flags, peer, self._local_of(ancillary), tuple(ancillary))
+
+    def _local_of(self, ancillary: list[Ancillary]) -> Address | None:
+        return local_of(ancillary, self._own_port()) if self._local else None
 
     def _own_port(self) -> int:
         """The port of local addresses. The socket may have got it after they were enabled."""
@@ -228,12 +230,15 @@ class DatagramSocket(Endpoint):
         ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """See DatagramEndpoint. Blocks that may fault are copied first."""
-        ancillary = list(ancdata)
-        if local is not None:
-            if not self._local:
-                raise LocalAddressNotAvailableError(_ENABLE)
-            ancillary.append(pktinfo_of(self.family, local))
-        return self._send_now(srcs, ancillary, flags, peer)
+        return self._send_now(srcs, [*ancdata, *self._from(local)], flags, peer)
+
+    def _from(self, local: Address | None) -> list[Ancillary]:
+        """The control data that send from a local address, if one is given."""
+        if local is None:
+            return []
+        if not self._local:
+            raise LocalAddressNotAvailableError(_ENABLE)
+        return [pktinfo_of(self.family, local)]
 
     def _send(
         self, views: Sequence[ReadableBuffer], ancillary: list[Ancillary], flags: int, peer: Address | None
@@ -265,17 +270,26 @@ class DatagramSocket(Endpoint):
         """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it has not refused yet."""
         return self._segments > 1
 
-    def recv_segments(self, dst: WriteableBuffer, flags: int = 0) -> Segments:
+    def recv_segments(self, dst: WriteableBuffer, flags: int = 0, ancbufsize: int = 0) -> Segments:
         """Receive datagrams that have been joined, or one, into writable memory: 65,535 bytes hold any.
 
         Raises TypeError if it is read-only; as :meth:`recvmsg`.
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        length, ancillary, result, peer = self._receive([dst], flags, GRO_SPACE + PKTINFO_SPACE * self._local)
-        return cut(dst, length, ancillary, result, peer)
+        length, ancillary, result, peer = self._receive(
+            [dst], flags, ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
+        )
+        return cut(dst, length, ancillary, result, peer, self._local_of(ancillary))
 
-    def send_segments(self, srcs: BlockSeq, segment_size: int, peer: Address | None = None, flags: int = 0) -> int:
+    def send_segments(
+        self,
+        srcs: BlockSeq,
+        segment_size: int,
+        peer: Address | None = None,
+        flags: int = 0,
+        local: Address | None = None,
+    ) -> int:
         """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
 
         The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
@@ -283,11 +297,12 @@ class DatagramSocket(Endpoint):
         """
         tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
         whole = most(segment_size, min(next(tries), self._segments))
+        source = self._from(local)
         done, total = 0, srcs.num_bytes
         while done < total:
             part = min(whole, total - done)
             try:
-                control = [segment_cmsg(segment_size)] if part > segment_size else []
+                control = [*source, segment_cmsg(segment_size)] if part > segment_size else source
                 done += self._send_now(srcs.drop_first(done).take_first(part), control, flags, peer)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
