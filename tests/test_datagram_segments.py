@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datagram_ends import bound, one, pair
 from safemem import Block, BlockSeq, HostFaultError
 from safemem.datagram import DatagramSocket, MessageBatch
 from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import MSG_TRUNC, UDP_SEGMENT
 from sample_blocks import room
-from test_datagram_sockets import bound, one, pair
 from usermem.testing.faulty_memory import FaultyMemory
 from usermem.testing.operations import pattern
 

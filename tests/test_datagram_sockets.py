@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datagram_ends import FAMILIES, bound, every_backend, every_family, one, pair, rooms
 from safemem import Block, BlockSeq
 from safemem.datagram import (
     BACKENDS,
@@ -29,49 +28,6 @@ from safemem.datagram.flags import MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC
 from safemem.datagram.mmsg import load
 from safemem.datagram.sockets import Backend
 from sample_blocks import room
-
-FAMILIES = {
-    "inet": socket.AF_INET,
-    "inet6": socket.AF_INET6,
-    "unix": socket.AF_UNIX,
-}
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_family = pytest.mark.parametrize("family", FAMILIES)
-Pair = tuple[DatagramSocket, DatagramSocket]
-
-
-def bound(family: str, folder: Path) -> socket.socket:
-    """A socket with an address; skips the test where there is no IPv6."""
-    sock = socket.socket(FAMILIES[family], socket.SOCK_DGRAM)
-    place: Any = {"inet": ("127.0.0.1", 0), "inet6": ("::1", 0), "unix": str(folder / f"s{sock.fileno()}")}[family]
-    try:
-        sock.bind(place)
-    except OSError as exc:
-        sock.close()
-        pytest.skip(f"no {family} here: {exc}")
-    return sock
-
-
-@contextmanager
-def pair(family: str, folder: Path, backend: Backend | str = "auto") -> Iterator[Pair]:
-    """(one that receives, one that sends to it), which do not wait."""
-    socks = [bound(family, folder), bound(family, folder)]
-    socks[1].connect(socks[0].getsockname())
-    for sock in socks:
-        sock.setblocking(False)
-    ends = [DatagramSocket(sock, backend=backend) for sock in socks]  # type: ignore[arg-type]
-    with ends[0], ends[1]:
-        yield ends[0], ends[1]
-
-
-def one(data: bytes) -> BlockSeq:
-    """A message in one block."""
-    return BlockSeq.of(Block(data))
-
-
-def rooms(*sizes: int) -> list[BlockSeq]:
-    """Messages to receive into, in one block each."""
-    return [room(size) for size in sizes]
 
 
 @every_backend

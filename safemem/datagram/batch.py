@@ -14,12 +14,11 @@ from typing import Final
 
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import NAME_SIZE, Address, AddressCache, pack_sockaddr, unpack_sockaddr
-from safemem.datagram.cmsg import Ancillary, local_of, pack_cmsgs, pktinfo_of, unpack_cmsgs
+from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pack_cmsgs, pktinfo_of, unpack_cmsgs
 from safemem.datagram.flags import MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import MMsgHeaders
 
-_PKTINFO_SPACE: Final = 40  # CMSG_SPACE of an in6_pktinfo
 _AF_INET: Final = int(socket.AF_INET)
 
 
@@ -72,21 +71,21 @@ class MessageBatch:
         if control_len < 0:
             raise ValueError(f"control_len must not be negative: {control_len}")
         self.family = int(family)
-        self.asks_local = local
-        self.control_len = control_len + _PKTINFO_SPACE * local
+        self.asks_local = bool(local)
+        self.control_len = control_len + PKTINFO_SPACE * self.asks_local
         self._headers = MMsgHeaders(
             len(messages),
             max_iov,
             NAME_SIZE[family] if peer else 0,
             NAME_SIZE[family],
             self.control_len,
-            control_len + _PKTINFO_SPACE,
+            control_len + PKTINFO_SPACE,
         )
         self._guard = InUse()
         self._blocks = [EMPTY] * len(messages)
         self._capacities = [0] * len(messages)
         self._read_only: set[int] = set()
-        self._least = 0  # the smallest capacity
+        self._least = 0  # no capacity is smaller
         self._to: dict[int, tuple[Address | None, Address | None, tuple[Ancillary, ...]]] = {}
         # What an endpoint told that knows no headers, instead of names and control data in them.
         self._told: dict[int, Message] = {}
@@ -119,7 +118,7 @@ class MessageBatch:
         """
         with self.in_use():
             self._bind(range(len(self._blocks))[i], blocks)
-            self._least = min(self._capacities)
+            self._least = min(self._least, blocks.num_bytes)
 
     def bind_ring(self, ring: Sequence[BlockSeq], start: int) -> None:
         """Have the messages lie in the slots of a ring, from ``start`` on, around its end.
@@ -171,6 +170,7 @@ class MessageBatch:
         """How many bytes arrived in each message."""
         found = self._headers.lengths[: self._first(n)].tolist()
         if found and max(found) > self._least:
+            self._least = min(self._capacities)
             return list(map(min, found, self._capacities))
         return found
 

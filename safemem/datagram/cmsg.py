@@ -21,6 +21,8 @@ _IPV6: Final = int(socket.IPPROTO_IPV6)
 _AF_INET: Final = int(socket.AF_INET)
 _PKTINFO: Final = struct.Struct("=i4s4s")
 _PKTINFO6: Final = struct.Struct("=16sI")
+PKTINFO_SPACE: Final = 40
+"""CMSG_SPACE of an in6_pktinfo, which is more than that of an in_pktinfo."""
 
 
 def pack_cmsgs(ancillary: Iterable[Ancillary], word: int = 8, order: str = "=") -> bytes:

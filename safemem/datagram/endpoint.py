@@ -85,11 +85,19 @@ class DatagramEndpoint(Protocol):
         """
         ...
 
-    def reader(self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep") -> DatagramReader:
+    def reader(
+        self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep", ancbufsize: int = 0
+    ) -> DatagramReader:
         """A Reader of single datagrams. See :class:`DatagramReader`."""
         ...
 
-    def writer(self, peer: Address | None = None, local: Address | None = None, flags: int = 0) -> DatagramWriter:
+    def writer(
+        self,
+        peer: Address | None = None,
+        local: Address | None = None,
+        flags: int = 0,
+        ancdata: tuple[Ancillary, ...] = (),
+    ) -> DatagramWriter:
         """A Writer of single datagrams. See :class:`DatagramWriter`."""
         ...
 
@@ -174,7 +182,8 @@ class Endpoint(ABC):
                 batch.filled(0, 0)
             for i in range(vlen):
                 try:
-                    batch.put(i, self.recvmsg(batch.blocks(i), flags | (MSG_DONTWAIT if i else 0), batch.control_len))
+                    now = flags | (MSG_DONTWAIT if i else 0)
+                    batch.put(i, self._recv_for_batch(batch.blocks(i), now, batch.control_len))
                 except BaseException as exc:
                     if not i:
                         raise
@@ -182,6 +191,10 @@ class Endpoint(ABC):
                         self.hold_error(exc)
                     return i
             return vlen
+
+    def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
+        """As recvmsg, with room for so much control data, that of the local address included."""
+        return self.recvmsg(dsts, flags, control_len)
 
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """See DatagramEndpoint."""
@@ -197,17 +210,25 @@ class Endpoint(ABC):
                     return i
             return vlen
 
-    def reader(self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep") -> DatagramReader:
+    def reader(
+        self, flags: int = 0, wanted: int | None = None, fault_policy: FaultPolicy = "keep", ancbufsize: int = 0
+    ) -> DatagramReader:
         """See DatagramEndpoint."""
         from safemem.datagram.reader import DatagramReader
 
-        return DatagramReader(self, flags, wanted, fault_policy)
+        return DatagramReader(self, flags, wanted, fault_policy, ancbufsize)
 
-    def writer(self, peer: Address | None = None, local: Address | None = None, flags: int = 0) -> DatagramWriter:
+    def writer(
+        self,
+        peer: Address | None = None,
+        local: Address | None = None,
+        flags: int = 0,
+        ancdata: tuple[Ancillary, ...] = (),
+    ) -> DatagramWriter:
         """See DatagramEndpoint."""
         from safemem.datagram.reader import DatagramWriter
 
-        return DatagramWriter(self, peer, local, flags)
+        return DatagramWriter(self, peer, local, flags, ancdata)
 
     def hold_error(self, exc: BaseException) -> None:
         """See DatagramEndpoint."""

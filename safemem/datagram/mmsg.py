@@ -46,10 +46,11 @@ class MMsgHeaders:
         """The sizes are in bytes, for a message, of what comes in and what goes out; 0 receives none."""
         self.max_iov = max_iov
         self.name_size = name_size
-        self.control_in = control_in + -control_in % 8
+        self.control_in = control_in
         self.control_out = control_out + -control_out % 8
         stride_name, stride_out = name_size + -name_size % 16, name_out + -name_out % 16
-        self._strides = (HEADER, max_iov * _IOVEC.size, stride_name, stride_out, self.control_in, self.control_out)
+        stride_in = control_in + -control_in % 8
+        self._strides = (HEADER, max_iov * _IOVEC.size, stride_name, stride_out, stride_in, self.control_out)
         ends = [0]
         for stride in self._strides:
             ends.append(ends[-1] + size * stride)

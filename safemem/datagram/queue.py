@@ -61,7 +61,7 @@ class DatagramQueue:
         *,
         on_buffer: Callable[[], BlockSeq | None] | None = None,
         size: int = 32,
-        family: int = _AF_INET,
+        family: int | None = None,
         local: bool = False,
         max_iov: int = 8,
     ) -> None:
@@ -69,10 +69,13 @@ class DatagramQueue:
         finds fewer than ``size``, until it returns None; it must not call dequeue.
 
         ``size`` is how many messages one call moves, ``max_iov`` how many blocks a message may have. ``family`` is that
-        of the addresses, ``local`` whether receives ask for local ones. Raises ValueError, and as :meth:`recycle`.
+        of the addresses: the endpoint's if None, or AF_INET if it has none. ``local`` is whether receives ask for local
+        addresses. Raises ValueError, and as :meth:`recycle`.
         """
         if size < 1:
             raise ValueError(f"size must be at least 1, not {size}")
+        if family is None:
+            family = getattr(endpoint, "family", _AF_INET)
         self._endpoint = endpoint
         self._on_buffer = on_buffer
         self._out = MessageBatch([EMPTY] * size, family=family, peer=False, max_iov=max_iov)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from typing import Final
 
 from attrs import frozen
@@ -36,7 +37,7 @@ class Segments:
     """Datagrams that came together, from one sender: ``views`` are their bytes, in the memory that was given.
 
     Each has ``size`` bytes, but the last may have fewer. ``length`` is that of all; ``flags`` has MSG_TRUNC if not all
-    of them found room.
+    of them found room. ``local`` is the address they came to, if that is enabled, ``ancillary`` all control data.
     """
 
     views: list[memoryview]
@@ -44,6 +45,17 @@ class Segments:
     length: int
     flags: int
     peer: Address | None
+    local: Address | None = None
+    ancillary: tuple[Ancillary, ...] = ()
+
+
+def can_cut(sock: socket.socket) -> bool:
+    """Whether the host knows segments of this socket: those that do not ignore the request, and send one datagram."""
+    try:
+        sock.getsockopt(_UDP, UDP_SEGMENT)
+    except OSError:
+        return False
+    return sys.platform == "linux"
 
 
 def most(segment_size: int, max_segments: int) -> int:
@@ -54,11 +66,18 @@ def most(segment_size: int, max_segments: int) -> int:
 
 
 def segment_cmsg(segment_size: int) -> Ancillary:
-    """What has a message cut up. Raises ValueError for a size that cannot be."""
+    """What has a message cut up into segments of a size, less than 65,536."""
     return _UDP, UDP_SEGMENT, _SIZE.pack(segment_size)
 
 
-def cut(view: memoryview, length: int, ancillary: list[Ancillary], flags: int, peer: Address | None) -> Segments:
+def cut(
+    view: memoryview,
+    length: int,
+    ancillary: list[Ancillary],
+    flags: int,
+    peer: Address | None,
+    local: Address | None,
+) -> Segments:
     """A message of ``length`` bytes that was received into a view, as the segments that its control data tell."""
     size = length
     for level, kind, data in ancillary:
@@ -67,4 +86,4 @@ def cut(view: memoryview, length: int, ancillary: list[Ancillary], flags: int, p
     arrived = min(length, len(view))
     views = [view[at : at + size] for at in range(0, arrived - size, size)] if size < length else []
     views.append(view[len(views) * size : arrived])
-    return Segments(views, size, length, flags, peer)
+    return Segments(views, size, length, flags, peer, local, tuple(ancillary))

@@ -12,16 +12,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
+from safemem.buffers import writable_view
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
-from safemem.datagram.cmsg import Ancillary, local_of, pktinfo_of
+from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
 from safemem.datagram.endpoint import Endpoint
 from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
 from safemem.datagram.flags import (
@@ -38,10 +38,10 @@ from safemem.datagram.flags import (
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import load
 from safemem.datagram.ready import POLLIN, POLLOUT, until_ready
-from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, cut, most, segment_cmsg
+from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 Backend = Literal["recvmmsg", "recvmsg", "recvfrom"]
 BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
@@ -50,11 +50,9 @@ BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 _ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
-_PKTINFO_SPACE: Final = 40  # CMSG_SPACE of an in6_pktinfo
 _LARGEST: Final = 65_535
 _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
-_LINUX: Final = sys.platform == "linux"
 _OVERHEAD: Final = {_AF_INET: 28, _AF_INET6: 48}  # of IP and UDP
 _LEAST_MTU: Final = {_AF_INET: 576, _AF_INET6: 1280}
 
@@ -73,7 +71,7 @@ class DatagramSocket(Endpoint):
     """
 
     def __init__(self, sock: socket.socket, *, backend: Backend | Literal["auto"] = "auto") -> None:
-        """Takes over the socket, and closes it. Its options and timeout may be set at any time.
+        """Takes over the socket: close this, and not the socket. Its options and timeout may be set at any time.
 
         ``backend`` forces one way of moving datagrams. Raises ValueError for a socket that has none, and for a backend
         that is unknown; OSError (ENOSYS) if this host does not have it.
@@ -91,15 +89,19 @@ class DatagramSocket(Endpoint):
         self._direct = sock
         if MSG_DONTWAIT:
             self._direct = socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
+            if self._direct.gettimeout() is not None:  # by setdefaulttimeout
+                self._direct.settimeout(None)
+                sock.settimeout(sock.gettimeout())  # the host knows one mode for both
         self.family = int(sock.family)
         self._backend: Backend = best if backend == "auto" else backend
         self._forced = backend != "auto"
         self._local = False
         self._port = 0
-        self._segments = MAX_SEGMENTS[0] if _LINUX else 1  # how many the host takes in a message, for all that is known
+        # How many the host takes in a message, for all that is known.
+        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1
 
     def close(self) -> None:
-        """Close the socket. A second call does nothing."""
+        """Close the socket. A second call does nothing. As with any socket, nobody who waits in it is woken by that."""
         self._direct.close()
         self._sock.close()
 
@@ -144,8 +146,7 @@ class DatagramSocket(Endpoint):
             self._sock.setsockopt(level, option, int(enable))
         except OSError as exc:
             raise LocalAddressNotAvailableError(f"the host refuses it: {exc}") from exc
-        self._local = enable
-        self._port = self._sock.getsockname()[1]
+        self._local = bool(enable)
 
     @property
     def mtu(self) -> int | None:
@@ -171,27 +172,38 @@ class DatagramSocket(Endpoint):
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """See DatagramEndpoint. Into blocks that may fault it goes by a copy, and a look first."""
+        return self._recv_for_batch(dsts, flags, ancbufsize + PKTINFO_SPACE * self._local)
+
+    def _recv_for_batch(self, dsts: BlockSeq, flags: int, space: int) -> Message:
         self._raise_held()
         dsts.check_writable("dsts")
-        space = ancbufsize + _PKTINFO_SPACE * self._local
-        if dsts.need_safecopy:
-            return self._recvmsg_safely(dsts, flags, space)
+        if dsts.need_safecopy or len(dsts) > UIO_MAXIOV:
+            return self._recvmsg_by_copy(dsts, flags, space)
         length, ancillary, result, peer = self._receive(dsts.views(), flags, space)
         return self._message(dsts, length, ancillary, result, peer)
 
-    def _recvmsg_safely(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+    def _recvmsg_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> Message:
         bounce = memoryview(bytearray(_LARGEST))
-        length, ancillary, result, peer = self._receive([bounce], flags | MSG_PEEK, space)
-        copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
-        if not flags & MSG_PEEK:
-            self._receive([], flags, 0)
+        for now in (flags | MSG_PEEK, flags):  # what is taken may be another than was seen, if others receive too
+            length, ancillary, result, peer = self._receive([bounce], now, space)
+            copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
+            if flags & MSG_PEEK:
+                break
         if length > dsts.num_bytes:
             result |= MSG_TRUNC
         return self._message(dsts, length, ancillary, result, peer)
 
     def _message(self, dsts: BlockSeq, length: int, ancillary: list[Ancillary], flags: int, peer: Any) -> Message:
-        local = local_of(ancillary, self._port) if self._local else None
-        return Message(dsts.take_first(length), length, flags, peer, local, tuple(ancillary))
+        return Message(dsts.take_first(length), length, flags, peer, self._local_of(ancillary), tuple(ancillary))
+
+    def _local_of(self, ancillary: list[Ancillary]) -> Address | None:
+        return local_of(ancillary, self._own_port()) if self._local else None
+
+    def _own_port(self) -> int:
+        """The port of local addresses. The socket may have got it after they were enabled."""
+        if self._local and not self._port:
+            self._port = self._sock.getsockname()[1]
+        return self._port
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         """One datagram: its length, control data, flags, peer."""
@@ -218,12 +230,15 @@ class DatagramSocket(Endpoint):
         ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """See DatagramEndpoint. Blocks that may fault are copied first."""
-        ancillary = list(ancdata)
-        if local is not None:
-            if not self._local:
-                raise LocalAddressNotAvailableError(_ENABLE)
-            ancillary.append(pktinfo_of(self.family, local))
-        return self._send_now(srcs, ancillary, flags, peer)
+        return self._send_now(srcs, [*ancdata, *self._from(local)], flags, peer)
+
+    def _from(self, local: Address | None) -> list[Ancillary]:
+        """The control data that send from a local address, if one is given."""
+        if local is None:
+            return []
+        if not self._local:
+            raise LocalAddressNotAvailableError(_ENABLE)
+        return [pktinfo_of(self.family, local)]
 
     def _send(
         self, views: Sequence[ReadableBuffer], ancillary: list[Ancillary], flags: int, peer: Address | None
@@ -255,18 +270,26 @@ class DatagramSocket(Endpoint):
         """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it has not refused yet."""
         return self._segments > 1
 
-    def recv_segments(self, dst: memoryview, flags: int = 0) -> Segments:
-        """Receive datagrams that have been joined, or one, into a writable view: 65,535 bytes hold any.
+    def recv_segments(self, dst: WriteableBuffer, flags: int = 0, ancbufsize: int = 0) -> Segments:
+        """Receive datagrams that have been joined, or one, into writable memory: 65,535 bytes hold any.
 
         Raises TypeError if it is read-only; as :meth:`recvmsg`.
         """
         self._raise_held()
-        if dst.readonly:
-            raise TypeError("dst must be writable, and is read-only memory")
-        length, ancillary, result, peer = self._receive([dst], flags, GRO_SPACE + _PKTINFO_SPACE * self._local)
-        return cut(dst, length, ancillary, result, peer)
+        dst = writable_view(dst, "dst")
+        length, ancillary, result, peer = self._receive(
+            [dst], flags, ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
+        )
+        return cut(dst, length, ancillary, result, peer, self._local_of(ancillary))
 
-    def send_segments(self, srcs: BlockSeq, segment_size: int, peer: Address | None = None, flags: int = 0) -> int:
+    def send_segments(
+        self,
+        srcs: BlockSeq,
+        segment_size: int,
+        peer: Address | None = None,
+        flags: int = 0,
+        local: Address | None = None,
+    ) -> int:
         """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
 
         The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
@@ -274,14 +297,13 @@ class DatagramSocket(Endpoint):
         """
         tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
         whole = most(segment_size, min(next(tries), self._segments))
-        control = [segment_cmsg(segment_size)]
+        source = self._from(local)
         done, total = 0, srcs.num_bytes
         while done < total:
             part = min(whole, total - done)
             try:
-                done += self._send_now(
-                    srcs.drop_first(done).take_first(part), control[: part > segment_size], flags, peer
-                )
+                control = [*source, segment_cmsg(segment_size)] if part > segment_size else source
+                done += self._send_now(srcs.drop_first(done).take_first(part), control, flags, peer)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
                     segments = next(tries)
@@ -296,7 +318,7 @@ class DatagramSocket(Endpoint):
         return done
 
     def _send_now(self, srcs: BlockSeq, ancillary: list[Ancillary], flags: int, peer: Address | None) -> int:
-        views = [srcs.tobytes()] if srcs.need_safecopy else srcs.views()
+        views = [srcs.tobytes()] if srcs.need_safecopy or len(srcs) > UIO_MAXIOV else srcs.views()
         if self._backend == "recvfrom" and (len(views) > 1 or ancillary):
             raise ValueError(f"{len(views)} blocks and {len(ancillary)} control data: sendto takes one block alone")
         try:
@@ -324,7 +346,7 @@ class DatagramSocket(Endpoint):
             batch.check_writable(vlen)
             n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
             if n is not None:
-                batch.filled(n, self._port)
+                batch.filled(n, self._own_port())
                 return n
         return self._without(super().recvmmsg(batch, vlen, flags), flags)
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from attrs import define, frozen
 
+from datagram_peers import asyncio_loop, c_loop
 from hostarch import WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
 from safemem.datagram import DatagramSocket, MessageBatch, datagram_pair
@@ -35,7 +36,7 @@ _SEND_BARS = (4.5, 3.5, 2.5)
 
 @frozen
 class DatagramRow:
-    """How many times as quick as the loop something is, and the least it should be."""
+    """How many times as quick as the loop something is, and the least it should be; 0 for what is shown beside."""
 
     name: str
     ns: float
@@ -203,7 +204,14 @@ def _receiving(size: int) -> Iterator[DatagramRow]:
     joined = _joined(size)
     if joined is not None:
         contenders["GRO, a view per segment"] = joined
+    for name, make in (("asyncio DatagramProtocol", asyncio_loop), ("recvmmsg 64 in C", c_loop)):
+        receiver, sender = _pair()
+        move = make(receiver, _COUNT)
+        if move is not None:
+            contenders[name] = Contender(_sends(sender, size), move)
     times = _race(contenders)
+    for name in [name for name in contenders if name not in _BARS and name != "recvfrom_into"]:
+        yield DatagramRow(f"({name}, {size})", times[name], times["recvfrom_into"] / times[name], 0)
     for name, bars in _BARS.items():
         if name in times:
             bar = bars[_SIZES.index(size)]
