@@ -10,10 +10,8 @@ Source: RFC 8446 sections 5 and 6; the order of work is Zig's reader without its
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from copy import copy as copy_object
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -22,6 +20,7 @@ from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
+from safemem.tls.data_first import DataFirstReader
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import Alert, KeyExpiredError, ReceivedAlertError, TLSError, TruncationError
 from safemem.tls.keys import Keys
@@ -41,12 +40,12 @@ _DATA = int(ContentType.APPLICATION_DATA)
 _TYPE = 1  # the byte behind the content that tells its type
 
 
-class TLSReader:
+class TLSReader(DataFirstReader):
     """A Reader of what the peer sends, from the record that ``keys`` count from on.
 
     Data comes first and its error at the next call; errors are final, but for would-block, the transport's own and
     KeyExpiredError. 0 is the end: the peer's close_notify. One call at a time: a second one meanwhile, from another
-    thread or a callback, is a RuntimeError.
+    thread or a callback, is a RuntimeError. Reads raise TLSError, ReceivedAlertError, TruncationError, KeyExpiredError.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class TLSReader:
         """
         if release not in ("verified", "direct"):
             raise ValueError(f"release must be 'verified' or 'direct', not {release!r}")
+        super().__init__()
         self._receive_into = receiver(source)
         self._engine = engine(engine_name)
         self._deframer = Deframer(buffer_size, received)
@@ -84,14 +84,9 @@ class TLSReader:
         self._on_ticket = on_ticket
         self._on_key_update = on_key_update
         self._post = PostHandshake(server_side)
-        self._lock = threading.Lock()
         # Where in the buffer plaintext lies that has not been delivered.
         self._plain = 0
         self._plain_end = 0
-        self._held: BaseException | None = None  # an error of the transport's, for the next call
-        self._error: TransferError | None = None
-        self._eof = False
-        self._closed = False
         self._layer = RecordLayer(self._engine, self._deframer, keys)
 
     def __enter__(self) -> Self:
@@ -105,7 +100,7 @@ class TLSReader:
 
         Raises RuntimeError while a read is under way, be it that of the callback which calls this.
         """
-        if not self._lock.acquire(blocking=False):
+        if not self._reading.acquire(blocking=False):
             raise RuntimeError("a read is under way")
         try:
             self._layer.forget()
@@ -113,7 +108,7 @@ class TLSReader:
             self._plain = self._plain_end = 0
             self._closed = True
         finally:
-            self._lock.release()
+            self._reading.release()
 
     @property
     def eof(self) -> bool:
@@ -143,70 +138,13 @@ class TLSReader:
         self._layer.use(keys)
         self._error = None
 
-    def read_to_blocks(self, dsts: BlockSeq) -> int:
-        """Fill dsts with what is there; receive only if nothing is, and until something comes.
-
-        Raises TLSError, ReceivedAlertError, TruncationError, KeyExpiredError; BlockingIOError and other errors of the
-        transport; HostFaultError if dsts faults, and then nothing is lost.
-        """
-        return self.read_at_least(dsts, 1)
-
-    def read_at_least(self, dsts: BlockSeq, n: int) -> int:
-        """The same, but until ``n`` bytes, or dsts, are there or the stream ends; with the fewest receives."""
-        if not dsts:
-            return 0
-        dsts.check_writable("dsts")
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("another read is under way")
-        try:
-            if self._closed:
-                raise ValueError("the TLSReader is closed")
-            return self._read(dsts, min(n, dsts.num_bytes))
-        finally:
-            self._lock.release()
-
-    def _read(self, dsts: BlockSeq, least: int) -> int:
-        done = 0
-        try:
-            while True:
-                n = self._deliver(dsts)
-                done += n
-                if done >= max(least, 1):
-                    return done
-                if self._error is not None or self._held is not None or self._eof:
-                    return done or self._nothing()
-                dsts = dsts.drop_first(n)
-                try:
-                    self._receive()
-                except OSError as exc:
-                    if not done:
-                        raise
-                    if not isinstance(exc, BlockingIOError):
-                        self._held = exc.with_traceback(None)
-                    return done
-        except BaseException as exc:
-            add_transferred(exc, done)
-            raise
-
-    def _nothing(self) -> int:
-        """There is nothing to deliver, and this is why."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            raise held
-        if self._error is not None:
-            raise copy_object(self._error)  # which a loop may add its count to
-        return 0
-
     def _receive(self) -> None:
         deframer = self._deframer
         deframer.discard()
         n, error = receive(self._receive_into, deframer.space())
         if n:
             deframer.received(n)
-            if error is not None and not isinstance(error, OSError):
-                raise error
-            if error is not None and not isinstance(error, BlockingIOError):
-                self._held = error.with_traceback(None)
+            self._hold(error)
         elif self._allow_truncation and not deframer.buffered and not self._post.joining:
             self._eof = True
         else:

@@ -12,7 +12,6 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from copy import copy as copy_object
 from typing import TYPE_CHECKING, Any
 
 from safemem.block import Block, copy
@@ -20,6 +19,7 @@ from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred
 from safemem.protocols import Reader
 from safemem.tls.boundaries import Boundaries
+from safemem.tls.data_first import DataFirstReader
 from safemem.tls.errors import TruncationError
 from safemem.tls.ssl_object_writer import SSLObjectWriter
 from safemem.tls.transport import receive, receiver
@@ -31,8 +31,11 @@ _BULK = 1 << 18
 _RECORD = 1 << 14
 
 
-class SSLObjectReader:
-    """A Reader over an SSLObject: data first and its error at the next call, 0 at the peer's close_notify."""
+class SSLObjectReader(DataFirstReader):
+    """A Reader over an SSLObject: data first and its error at the next call, 0 at the peer's close_notify.
+
+    Reads raise ssl.SSLError, TruncationError.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class SSLObjectReader:
         """``incoming`` is the SSLObject's, and holds whole records. ``writer`` sends the answers that what is read may
         call for.
         """
+        super().__init__()
         self._receive_into = receiver(source)
         self._tls = tls
         self._incoming = incoming
@@ -57,12 +61,13 @@ class SSLObjectReader:
         self._buffer = memoryview(self._memory)
         self._boundaries = Boundaries()
         self._early = b""  # decrypted already, and comes before what the SSLObject has
-        self._held: BaseException | None = None
-        self._transport: OSError | None = None  # its error, for the next call
-        self._reading = threading.Lock()
-        self.eof = False
         if writer is not None:
             writer._reader = self
+
+    @property
+    def eof(self) -> bool:
+        """Whether all has been read up to the peer's close_notify, or to a truncation that is allowed."""
+        return self._eof
 
     @property
     def ssl_object(self) -> ssl.SSLObject:
@@ -78,54 +83,9 @@ class SSLObjectReader:
         """Whether a read would have something to tell without a receive: do not wait for the transport then."""
         with self._lock:
             whole_record = self._incoming.pending > self._boundaries.unfinished
-            return bool(self._early or self._tls.pending() or whole_record or self._held or self._transport or self.eof)
+            return bool(self._early or self._tls.pending() or whole_record or self._error or self._held or self._eof)
 
-    def read_to_blocks(self, dsts: BlockSeq) -> int:
-        """Fill dsts with what is there; receive only if nothing is, and until something comes.
-
-        Raises ssl.SSLError, TruncationError, BlockingIOError and other errors of the transport; HostFaultError if dsts
-        faults, and then nothing is lost.
-        """
-        return self.read_at_least(dsts, 1)
-
-    def read_at_least(self, dsts: BlockSeq, n: int) -> int:
-        """The same, but until ``n`` bytes, or dsts, are there or the stream ends; with the fewest receives."""
-        if not dsts:
-            return 0
-        dsts.check_writable("dsts")
-        if not self._reading.acquire(blocking=False):
-            raise RuntimeError("another read is under way")
-        try:
-            return self._read(dsts, max(1, min(n, dsts.num_bytes)))
-        finally:
-            self._reading.release()
-
-    def _read(self, dsts: BlockSeq, least: int) -> int:
-        done = 0
-        try:
-            while True:
-                n = self._decrypt(dsts)
-                done += n
-                stopped = self._held or self._transport
-                if done >= least or self.eof or (done and stopped):
-                    return done
-                if stopped:
-                    self._transport = None
-                    raise copy_object(stopped) if stopped is self._held else stopped  # a loop may add its count to it
-                dsts = dsts.drop_first(n)
-                try:
-                    self._receive()
-                except OSError as exc:
-                    if not done:
-                        raise
-                    if not isinstance(exc, BlockingIOError):
-                        self._transport = exc.with_traceback(None)
-                    return done
-        except BaseException as exc:
-            add_transferred(exc, done)
-            raise
-
-    def _decrypt(self, dsts: BlockSeq) -> int:
+    def _deliver(self, dsts: BlockSeq) -> int:
         """Fill dsts from what has been received. An error, or the end, is kept for when it is all there is."""
         done = 0
         try:
@@ -167,19 +127,19 @@ class SSLObjectReader:
             with self._lock:
                 if self._early:
                     done = self._take_early(view)
-                if self._held is not None or self.eof:
+                if self._error is not None or self._eof:
                     return done
                 while done < size:
                     if not (n := read(size, view[done:])):  # the view says how much
-                        self.eof = True
+                        self._eof = True
                         break
                     done += n
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            self.eof = True
+            self._eof = True
         except ssl.SSLError as exc:
-            self._held = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
+            self._error = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
             if self._writer is not None:
                 self._writer._answer()  # the alert
         return done
@@ -209,9 +169,9 @@ class SSLObjectReader:
         if self._bring():
             return
         if self._allow_truncation and not self._boundaries.inside:
-            self.eof = True
+            self._eof = True
         else:
-            self._held = TruncationError(self._boundaries.inside)
+            self._error = TruncationError(self._boundaries.inside)
 
     def _bring(self) -> bool:
         """Receive once, for the SSLObject; False at the end of the transport."""
@@ -219,10 +179,7 @@ class SSLObjectReader:
         self._boundaries.follow(self._memory, n)
         with self._lock:
             self._incoming.write(self._buffer[:n])
-        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-            self._transport = error.with_traceback(None)  # what came before it comes first
-        elif error is not None and not isinstance(error, BlockingIOError):
-            raise error
+        self._hold(error)
         return n > 0
 
 
