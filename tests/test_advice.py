@@ -54,6 +54,8 @@ def test_private_memory_is_dropped(advice: int) -> None:
     assert space.read_bytes(BASE, 4 * PAGE) == expected[:PAGE] + bytes(2 * PAGE) + expected[3 * PAGE :]
     assert space.copy_out(BASE + 2 * PAGE, b"new") == 3
     assert space.read_bytes(BASE + 2 * PAGE, 4) == b"new\0"
+    assert space.madvise(BASE + 2 * PAGE, PAGE, advice) == 0
+    assert space.read_bytes(BASE + 2 * PAGE, 4) == bytes(4)
     space._check()
 
 
@@ -144,6 +146,7 @@ def test_holes_in_shared_memory() -> None:
     expected = expected[:PAGE] + bytes(2 * PAGE) + expected[3 * PAGE :]
     assert space.read_bytes(twin, 4 * PAGE) == space.read_bytes(BASE, 4 * PAGE) == expected
     # A part of a part: the offset counts.
+    space.munmap(twin, 3 * PAGE)
     at = space.mremap(twin + 3 * PAGE, PAGE, 2 * PAGE, mman.MREMAP_MAYMOVE)
     assert space.madvise(at, 2 * PAGE, mman.MADV_REMOVE) == 0
     assert space.read_bytes(BASE, 4 * PAGE) == expected[:PAGE] + bytes(3 * PAGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import AMD64, ARM64, mman
 from map_rows import rows
 from usermem import AddressSpace, FaultError
+from usermem.host_file import can_map
 
 MAYMOVE, MOVE_TO, DONTUNMAP = mman.MREMAP_MAYMOVE, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED, mman.MREMAP_DONTUNMAP
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
@@ -173,6 +175,15 @@ def test_moving_several() -> None:
     assert [bytes_of(space, page, FAR) for page in (0, 2, 3)] == [old(0), old(2), old(3)]
 
 
+def test_what_is_cut_off_before_a_move_may_be_anything() -> None:
+    """Only what is left must be one mapping: the rest is unmapped, over holes and into what follows."""
+    space = filled()
+    space.mmap(BASE + 5 * PAGE, 3 * PAGE, R, FIXED)
+    assert space.mremap(BASE + PAGE, 6 * PAGE, 2 * PAGE, MOVE_TO, FAR) == FAR
+    assert rows(space) == [(0, 1, "rw-p"), (7, 8, "r--p"), (100, 102, "rw-p")]
+    assert space.read_bytes(FAR, 2 * PAGE) == old(1) + old(2)
+
+
 def test_what_is_kept_is_empty() -> None:
     """MREMAP_DONTUNMAP moves the bytes and leaves zeros, at a hint or a place."""
     space = filled()
@@ -232,6 +243,25 @@ def test_objects_move_with_what_was_written() -> None:
     assert space.mremap(FAR, PAGE, PAGE, MOVE_TO | DONTUNMAP, BASE) == BASE
     assert bytes_of(space, 0) == b"written" + data[PAGE + 7 : 2 * PAGE]
     assert bytes_of(space, 0, FAR) == data[PAGE : 2 * PAGE]
+
+
+@pytest.mark.skipif(not can_map(), reason="the host cannot copy memory that may fault")
+def test_private_files_move_with_what_was_written() -> None:
+    """What was written goes to the new place, and where it was is the file again, if that is kept."""
+    space = AddressSpace()
+    with tempfile.TemporaryFile() as file:
+        file.write(pattern(4 * PAGE))
+        file.flush()
+        space.mmap(BASE, 4 * PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED, file.fileno())
+    space.copy_out(BASE + PAGE, b"written")
+    assert space.mremap(BASE + PAGE, 2 * PAGE, 2 * PAGE, MOVE_TO | DONTUNMAP, FAR) == FAR
+    assert space.read_bytes(FAR, 2 * PAGE) == b"written" + (old(1) + old(2))[7:]
+    assert space.read_bytes(BASE, 4 * PAGE) == pattern(4 * PAGE)
+    space.copy_out(BASE + PAGE, b"again")
+    assert space.read_bytes(FAR, 7) == b"written"
+    assert space.mremap(FAR, PAGE, PAGE, MOVE_TO, FAR + 9 * PAGE) == FAR + 9 * PAGE
+    assert space.read_bytes(FAR + 9 * PAGE, 7) == b"written"
+    space._check()
 
 
 def test_tagged_addresses() -> None:
