@@ -22,8 +22,12 @@ class _Map(ctypes.Structure):
     """struct prctl_mm_map: PR_SET_MM_MAP, prctl(2), needs no privilege."""
 
     _fields_ = (
-        *((name, ctypes.c_uint64) for name in "start_code end_code start_data end_data start_brk brk".split()),
-        *((name, ctypes.c_uint64) for name in "start_stack arg_start arg_end env_start env_end auxv".split()),
+        ("code", ctypes.c_uint64 * 2),
+        ("data", ctypes.c_uint64 * 2),
+        ("heap", ctypes.c_uint64 * 2),
+        ("stack", ctypes.c_uint64),
+        ("args_and_environment", ctypes.c_uint64 * 4),
+        ("auxv", ctypes.c_uint64),
         ("auxv_size", ctypes.c_uint32),
         ("exe_fd", ctypes.c_uint32),
     )
@@ -32,9 +36,10 @@ class _Map(ctypes.Structure):
     def with_heap_at(cls, addr: int) -> _Map:
         """What proc_pid_stat(5) says of this process, but for the heap."""
         # Fields are counted from 1, and the second, which may hold anything, ends with the last parenthesis.
-        field = [0, 0, 0, *Path("/proc/self/stat").read_text().rpartition(")")[2].split()]
-        code, data, stack = (field[26], field[27]), (field[45], field[46]), field[28]
-        return cls(*map(int, (*code, *data, addr, addr, stack, *field[48:52], 0)), 0, (1 << 32) - 1)
+        text = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        field = [0, 0, 0, 0, *map(int, text[1:])]
+        code, data = tuple(field[26:28]), tuple(field[45:47])
+        return cls(code, data, (addr, addr), field[28], tuple(field[48:52]), 0, 0, (1 << 32) - 1)
 
 
 def main() -> None:
