@@ -89,9 +89,9 @@ class AdviceCalls(Mappings):
 
     def _advise(self, vma: VMA, start: int, end: int, advice: int) -> None:
         """Do it for [start, end) of one mapping."""
-        if advice == mman.MADV_FREE and (vma.shared or vma.mapped is not None):
+        if advice == mman.MADV_FREE and vma.mapped is not None:
             raise error(errno.EINVAL, "MADV_FREE is for private anonymous memory")
-        if advice == mman.MADV_WIPEONFORK and (vma.shared or vma.mapped is not None):
+        if advice == mman.MADV_WIPEONFORK and vma.mapped is not None:
             raise error(errno.EINVAL, "MADV_WIPEONFORK is for private anonymous memory")
         if advice == mman.MADV_REMOVE:
             self._make_holes(vma, start, end)

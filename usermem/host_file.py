@@ -76,6 +76,10 @@ class HostFile:
         self._ranges.append(mapping)
         return FaultyPiece(mapping, mapping.address, mapping.address + end - start)
 
+    def let_go(self) -> None:
+        """Have later pieces be mapped anew: what was written to private pages stays with the pieces that there are."""
+        self._ranges.clear()
+
 
 class HostMapping:
     """Part of a file, mapped in this process: unmapped with the last reference to it."""
