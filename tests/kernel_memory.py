@@ -22,6 +22,7 @@ from hostarch import AddrRange, AddrRangeSeq
 from safemem import Reader, Writer
 from safemem.fd import FDReader, FDWriter
 from usermem import AddressSpace, FaultError, IOOpts, IOSequence, linux_result
+from usermem.host_file import HostFile
 
 PAGE = 4096
 BELOW = 640
@@ -31,6 +32,8 @@ WINDOW = 1 << 37, (1 << 37) + (BELOW + 64) * PAGE
 BASE = WINDOW[0] + BELOW * PAGE
 DATA = bytes(1 + 7 * i % 251 for i in range(1 << 16))
 """What is in the file that is read from."""
+FILE = bytes(1 + 11 * i % 241 for i in range(5 * PAGE + 300))
+"""What is at first in the file that is mapped."""
 
 Ranges = Sequence[tuple[int, int]]
 Result = int | str
@@ -72,6 +75,7 @@ class Memory(Protocol):
     """What both sides have."""
 
     def mmap(self, addr: int, length: int, prot: int, flags: int) -> Result: ...
+    def mmap_file(self, addr: int, length: int, prot: int, flags: int, offset: int) -> Result: ...
     def munmap(self, addr: int, length: int) -> Result: ...
     def mprotect(self, addr: int, length: int, prot: int) -> Result: ...
     def mremap(self, addr: int, old: int, new: int, flags: int, to: int) -> Result: ...
@@ -92,6 +96,7 @@ class KernelMemory:
     """System calls on the window, which is empty when this is made and after :meth:`close`."""
 
     def __init__(self) -> None:
+        self.file = new_file(FILE)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._memory = os.open("/proc/self/mem", os.O_RDONLY)
         self.close_window()
@@ -104,6 +109,7 @@ class KernelMemory:
         """Unmap the window and let go of this process's memory."""
         self.close_window()
         os.close(self._memory)
+        os.close(self.file)
 
     def _call(self, name: str, *args: int) -> Result:
         function = getattr(self._libc, name)
@@ -115,6 +121,9 @@ class KernelMemory:
 
     def mmap(self, addr: int, length: int, prot: int, flags: int) -> Result:
         return self._call("mmap", addr, length, prot, flags, -1, 0)
+
+    def mmap_file(self, addr: int, length: int, prot: int, flags: int, offset: int) -> Result:
+        return self._call("mmap", addr, length, prot, flags, self.file, offset)
 
     def munmap(self, addr: int, length: int) -> Result:
         return self._call("munmap", addr, length)
@@ -156,7 +165,7 @@ class KernelMemory:
         for line in re.findall(rf"^{WINDOW[0] >> 24:x}[0-9a-f]{{6}}-.*$", text, re.MULTILINE):
             bounds, rights, offset, _, inode, *_ = line.split()
             start, end = (int(x, 16) for x in bounds.split("-"))
-            what = inode if rights[3] == "s" else None
+            what = inode if inode != "0" else None
             found.append(Row(start, end, rights, int(offset, 16) if what else 0, what))
         return found
 
@@ -175,12 +184,14 @@ class GuestMemory:
     """An AddressSpace, called as a simulator's handlers would call it."""
 
     def __init__(self) -> None:
+        self.file = new_file(FILE)
         limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
         self.space = AddressSpace(stack_limit=limit if limit >= 0 else 1 << 62)
 
     def close(self) -> None:
-        """Close the space."""
+        """Close the space and its file."""
         self.space.close()
+        os.close(self.file)
 
     def _answer(self, call: Callable[[], object]) -> Result:
         try:
@@ -194,6 +205,9 @@ class GuestMemory:
 
     def mmap(self, addr: int, length: int, prot: int, flags: int) -> Result:
         return self._answer(lambda: self.space.mmap(addr, length, prot, flags))
+
+    def mmap_file(self, addr: int, length: int, prot: int, flags: int, offset: int) -> Result:
+        return self._answer(lambda: self.space.mmap(addr, length, prot, flags, self.file, offset))
 
     def munmap(self, addr: int, length: int) -> Result:
         return self._answer(lambda: self.space.munmap(addr, length))
@@ -231,7 +245,9 @@ class GuestMemory:
             bounds, rights, offset = line.split()[:3]
             start, end = (int(x, 16) for x in bounds.split("-"))
             assert (start, end) == (vma.start, vma.end)
-            what = id(vma.mapped) if vma.shared else None
+            what: object = id(vma.mapped) if vma.shared else None
+            if isinstance(vma.mapped, HostFile):
+                what = vma.mapped.inode
             rows.append(Row(start, end, rights, int(offset, 16) if what else 0, what))
         return join(rows)
 

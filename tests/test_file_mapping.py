@@ -227,6 +227,30 @@ def test_moved_and_cut(fd: int) -> None:
         assert space.read_bytes(shared, 4) == b"both"
 
 
+def test_what_was_private_is_gone_with_its_page(fd: int) -> None:
+    """A page that was written, and unmapped, does not come back when the mapping grows over it."""
+    with AddressSpace() as space:
+        addr = space.mmap(0x10_0000, 2 * PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED, fd, 0)
+        space.copy_out(addr + PAGE, b"secret")
+        space.munmap(addr + PAGE, PAGE)
+        assert space.mremap(addr, PAGE, 2 * PAGE) == addr
+        assert space.read_bytes(addr + PAGE, 6) == DATA[PAGE : PAGE + 6]
+
+
+def test_mappings_of_one_file_are_one(fd: int) -> None:
+    """Where one goes on as the other ended, as Linux joins them: mremap takes them together."""
+    with AddressSpace() as space:
+        fixed = mman.MAP_SHARED | mman.MAP_FIXED
+        addr = space.mmap(0x10_0000, PAGE, RW, fixed, fd, 0)
+        space.mmap(addr + PAGE, PAGE, RW, fixed, fd, PAGE)
+        assert space.maps().count("\n") == 1
+        to = space.mremap(addr, 2 * PAGE, 3 * PAGE, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED, 0x20_0000)
+        assert space.read_bytes(to, 3 * PAGE) == DATA[: 3 * PAGE]
+        space.mmap(to + 3 * PAGE, PAGE, RW, fixed, fd, 0)
+        space.mmap(to + 4 * PAGE, PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED, fd, PAGE)
+        assert space.maps().count("\n") == 3
+
+
 def test_maps_names_the_file(fd: int, tmp_path: Path) -> None:
     """Device, inode, offset and path, as /proc/PID/maps does."""
     status = os.fstat(fd)

@@ -28,6 +28,7 @@ if sys.platform == "linux":
         BASE,
         BELOW,
         DATA,
+        FILE,
         PAGE,
         WINDOW,
         GuestMemory,
@@ -149,6 +150,8 @@ def calls() -> st.SearchStrategy[Call]:
 
     reading, writing = call("read", files, ranges), call("write", files, ranges)
     sizes = st.integers(1, 4).map(lambda n: n * PAGE)
+    file_flags = st.sampled_from([mman.MAP_SHARED, mman.MAP_SHARED, mman.MAP_PRIVATE]).map(lambda n: n | mman.MAP_FIXED)
+    offsets = st.integers(0, 6).map(lambda n: n * PAGE)
     both = st.one_of(sizes.map(lambda n: (n, n)), st.tuples(sizes, sizes), st.tuples(st.just(0), sizes))
     to = st.one_of(page(), page(PAGES, 40))
     remapping = st.tuples(page(), both, st.sampled_from([0, 1, 1, 3, 3, 3, 5, 7, 7]), to).map(
@@ -158,6 +161,17 @@ def calls() -> st.SearchStrategy[Call]:
         maps([mman.MAP_FIXED]),
         maps([mman.MAP_FIXED, mman.MAP_FIXED_NOREPLACE, 0]),
         call("mmap", addr, count, PROTS, flags),
+        call(
+            "mmap_file",
+            page(),
+            sizes,
+            PROTS,
+            file_flags,
+            mostly(st.integers(0, 6).map(lambda n: n * PAGE), 1, MAX64 - 4095),
+        ),
+        call("mmap_file", page(), sizes, PROTS, file_flags, st.integers(0, 6).map(lambda n: n * PAGE)),
+        call("truncate", st.integers(0, 7 * PAGE)),
+        call("poke", st.integers(0, 5 * PAGE)),
         call("munmap", addr, few),
         call("mprotect", addr, count, protections),
         remapping,
@@ -185,7 +199,13 @@ class Pair:
     def run(self, call: Call, step: int) -> None:
         """Make the call on both sides, and compare all there is."""
         name, args = call
-        if name in ("read", "write"):
+        if name in ("truncate", "poke"):
+            for side in (self.kernel, self.guest):
+                if name == "truncate":
+                    os.ftruncate(side.file, args[0])  # type: ignore[arg-type]
+                else:
+                    os.pwrite(side.file, b"from outside", args[0])  # type: ignore[arg-type]
+        elif name in ("read", "write"):
             self._transfer(name, str(args[0]), args[1], step)  # type: ignore[arg-type]
         else:
             numbers: tuple[int, ...] = args  # type: ignore[assignment]
@@ -283,6 +303,7 @@ class Pair:
         self.guest.space._check()
         theirs, ours = self.kernel.rows(), self.guest.rows()
         assert [self._visible(row) for row in ours] == [self._visible(row) for row in theirs]
+        assert os.pread(self.guest.file, 1 << 20, 0) == os.pread(self.kernel.file, 1 << 20, 0)
         for row in theirs:
             a, b = self.kernel.content(row.start, row.end), self.guest.content(row.start, row.end)
             if a != b:
@@ -306,6 +327,8 @@ def kernel() -> Iterator[KernelMemory]:
 def run(kernel: KernelMemory, sequence: list[Call]) -> Counter[str]:
     """Make the calls one after the other, from an empty window, and return which rules were used."""
     kernel.close_window()
+    os.ftruncate(kernel.file, 0)
+    os.pwrite(kernel.file, FILE, 0)
     pair = Pair(kernel)
     try:
         for step, call in enumerate(sequence):

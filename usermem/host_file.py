@@ -43,12 +43,17 @@ class HostFile:
         self.device, self.inode = status.st_dev, status.st_ino
         self._host_prot = _READ_WRITE if writable else mman.PROT_READ
         self._fd = os.dup(fd)
-        self._ranges: list[HostMapping] = []
+        self._prepared: HostMapping | None = None
 
     def __del__(self) -> None:
         fd = getattr(self, "_fd", -1)
         if fd >= 0:
             os.close(fd)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What mappings of one file have in common that may be one: Linux joins those, too."""
+        return self.device, self.inode, self.shared, self.max_prot
 
     @property
     def path(self) -> str:
@@ -66,19 +71,19 @@ class HostFile:
         """See MappedObject."""
         return os.preadv(self._fd, [dst], offset)
 
-    def piece(self, start: int, end: int) -> FaultyPiece:
-        """The host memory of bytes [start, end) of the file, page-aligned. Raises OSError if the host refuses."""
-        for mapping in self._ranges:
-            if mapping.offset <= start and end <= mapping.offset + mapping.length:
-                at = mapping.address + start - mapping.offset
-                return FaultyPiece(mapping, at, at + end - start)
-        mapping = HostMapping(self._fd, start, end - start, self._host_prot, self.shared)
-        self._ranges.append(mapping)
-        return FaultyPiece(mapping, mapping.address, mapping.address + end - start)
+    def prepare(self, start: int, end: int) -> None:
+        """Map bytes [start, end) of the file for the next :meth:`piece`. Raises OSError if the host refuses."""
+        self._prepared = HostMapping(self._fd, start, end - start, self._host_prot, self.shared)
 
-    def let_go(self) -> None:
-        """Have later pieces be mapped anew: what was written to private pages stays with the pieces that there are."""
-        self._ranges.clear()
+    def piece(self, start: int, end: int) -> FaultyPiece:
+        """Host memory of bytes [start, end) of the file, page-aligned; private pages are as the file has them.
+
+        Raises OSError if the host refuses.
+        """
+        mapping, self._prepared = self._prepared, None
+        if mapping is None or (mapping.offset, mapping.length) != (start, end - start):
+            mapping = HostMapping(self._fd, start, end - start, self._host_prot, self.shared)
+        return FaultyPiece(mapping, mapping.address, mapping.address + end - start)
 
 
 class HostMapping:

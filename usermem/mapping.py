@@ -126,7 +126,7 @@ class Mappings(PagedIO):
             raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
         file = HostFile(fd, kind != mman.MAP_PRIVATE, check_int(prot, "prot"))
         size = self.arch.page_round_up(length)
-        file.piece(offset, offset + size)  # before anything is unmapped: the host may refuse
+        file.prepare(offset, offset + size)  # before anything is unmapped: the host may refuse
         return self.map_object(addr, length, prot, flags, file, offset, file.max_prot)
 
     def map_object(

@@ -12,7 +12,6 @@ from attrs import evolve
 
 from hostarch import ANY_ACCESS, mman
 from safemem.buffers import check_int
-from usermem.host_file import HostFile
 from usermem.mapping import Mappings, error
 from usermem.pma import WINDOW
 from usermem.shared_memory import SharedMemory
@@ -170,8 +169,6 @@ class Remappings(Mappings):
         if old_len and not keep:
             self._remove(addr, addr + old_len)
         elif old_len:
-            if isinstance(vma.mapped, HostFile) and not vma.shared:
-                vma.mapped.let_go()
             self._pmas.reserve_part(vma, addr, addr + old_len)
         self._add(evolve(vma, start=to, end=to + new_len, offset=offset))
         self._pmas.move(moved, to - addr)

@@ -80,9 +80,16 @@ class VMA:
             and self.shared == right.shared
             and self.growsdown == right.growsdown
             and self.name == right.name
-            and self.mapped is right.mapped
+            and _same(self.mapped, right.mapped)
             and (self.mapped is None or self.offset + self.end - self.start == right.offset)
         )
+
+
+def _same(left: MappedObject | None, right: MappedObject | None) -> bool:
+    """Whether two mappings have the same behind them: of the host's files, those of one file that allow the same."""
+    if isinstance(left, HostFile) and isinstance(right, HostFile):
+        return left.key == right.key
+    return left is right
 
 
 class VMASet(SegmentSet[VMA]):
