@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hostarch import AMD64, mman
+from usermem.host_file import HostFile
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64" or mmap.PAGESIZE != 4096,
@@ -50,7 +51,8 @@ RULES = {
     "hole are not counted, and not sent. Ours moves and counts each byte up to the hole.",
     "first pages": "A privileged process may map the first pages, whatever vm.mmap_min_addr says. It is not made.",
     "looked at ahead": "Ours finds all of a read's memory before it reads, so that a stack grows as far as was asked, "
-    "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows.",
+    "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows, nor one "
+    "that a mapped file may end, since only the copy tells that.",
     "one move for many": "Before Linux 6.17 mremap moves one mapping at a time. Such a call is not made there.",
 }
 """Where we differ, or cannot compare, and why."""
@@ -249,8 +251,10 @@ class Pair:
         return "elsewhere" if outside[0] else theirs, "elsewhere" if outside[1] else ours
 
     def _transfer(self, name: str, kind: str, ranges: Ranges, step: int) -> None:
-        grows = any(vma.growsdown for vma in self.guest.space._vmas)
-        if name == "read" and kind in ("pipe", "socket") and grows and sum(n for _, n in ranges) > _GIVEN:
+        vmas = list(self.guest.space._vmas)
+        grows = any(vma.growsdown for vma in vmas)
+        short = kind in ("pipe", "socket") and sum(n for _, n in ranges) > _GIVEN
+        if name == "read" and grows and (short or any(isinstance(vma.mapped, HostFile) for vma in vmas)):
             self.used["looked at ahead"] += 1
             return
         results: list[Result] = []

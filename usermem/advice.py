@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from hostarch import READ, WRITE, AccessType, mman
+from hostarch import READ, WRITE, mman
 from safemem.buffers import check_int
 from usermem.host_file import FaultyPiece, HostFile
 from usermem.mapping import Mappings, error
@@ -59,7 +59,7 @@ class AdviceCalls(Mappings):
             raise error(errno.EINVAL, f"madvise {advice}")
         addr, end = self._range(addr, length, "madvise", errno.EINVAL)
         if advice in _POPULATING:
-            self._populate(addr, end, _POPULATING[advice])
+            self._populate(addr, end, advice)
             return 0
         with self._lock:
             at = addr
@@ -73,19 +73,34 @@ class AdviceCalls(Mappings):
             raise error(errno.ENOMEM, f"madvise {advice}: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
         return 0
 
-    def _populate(self, start: int, end: int, access: AccessType) -> None:
+    def _populate(self, start: int, end: int, advice: int) -> None:
         """Touch every page, as the guest would, in mappings with that very right; none grows by it."""
+        access = _POPULATING[advice]
         with self._lock:
             stop = self._vmas.mapped_up_to(start, end)
             # The machine may grant reading with writing, populating does not.
             denied = next((vma for vma in self._vmas.overlapping(start, stop) if access & ~vma.prot), None)
-        fault = self.resolve(start, (max(denied.start, start) if denied else stop) - start, access)[1]
+        allowed = max(denied.start, start) if denied else stop
+        fault = self.resolve(start, allowed - start, access)[1]
         if fault is not None:
             raise error(errno.EFAULT, f"the page at {fault.address:#x} cannot be placed")
+        with self._lock:
+            placed = all(piece.populate(advice) for piece in self._file_pieces(start, allowed))
+        if not placed:
+            raise error(errno.EFAULT, f"not all pages from {start:#x} on are in their file")
         if denied is not None:
             raise error(errno.EINVAL, f"the mapping at {denied.start:#x} does not allow {access}")
         if stop < end:
             raise error(errno.ENOMEM, f"nothing is mapped at {stop:#x}")
+
+    def _file_pieces(self, start: int, end: int) -> list[FaultyPiece]:
+        """What of [start, end) lies in files of the host's. Call it under the lock."""
+        found = []
+        for pma in self._pmas.overlapping(start, end):
+            if isinstance(pma.host, FaultyPiece):
+                at = pma.host.start - pma.start
+                found.append(pma.host.part(max(start, pma.start) + at, min(end, pma.end) + at))
+        return found
 
     def _advise(self, vma: VMA, start: int, end: int, advice: int) -> None:
         """Do it for [start, end) of one mapping."""
@@ -96,10 +111,8 @@ class AdviceCalls(Mappings):
         if advice == mman.MADV_REMOVE:
             self._make_holes(vma, start, end)
         if advice in _DROPPING and isinstance(vma.mapped, HostFile) and not vma.shared:
-            for pma in self._pmas.overlapping(start, end):
-                if isinstance(pma.host, FaultyPiece):
-                    at = pma.host.start - pma.start
-                    pma.host.part(max(start, pma.start) + at, min(end, pma.end) + at).drop()
+            for piece in self._file_pieces(start, end):
+                piece.drop()
         elif advice in _DROPPING and not vma.shared:
             self._pmas.remove(start, end)
             self._pmas.reserve_part(vma, start, end)
@@ -111,6 +124,10 @@ class AdviceCalls(Mappings):
             raise error(errno.EINVAL, "MADV_REMOVE is for shared memory that can have holes")
         if not vma.shared or not vma.max_prot & mman.PROT_WRITE:
             raise error(errno.EACCES, "MADV_REMOVE is for memory that may be written and is shared")
+        if isinstance(vma.mapped, HostFile):
+            for piece in self._file_pieces(start, end):
+                piece.remove()
+            return
         if not isinstance(vma.mapped, SharedMemory):
             raise error(errno.EOPNOTSUPP, "the object behind the mapping cannot have holes")
         offset = vma.offset - vma.start
@@ -129,9 +146,8 @@ class AdviceCalls(Mappings):
         with self._lock:
             if self._vmas.mapped_up_to(addr, end) < end:
                 raise error(errno.ENOMEM, f"msync: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
-            for pma in self._pmas.overlapping(addr, end):
-                if isinstance(pma.host, FaultyPiece):
-                    pma.host.sync(flags)
+            for piece in self._file_pieces(addr, end):
+                piece.sync(flags)
         self._write_back(addr, end)
         return 0
 

@@ -133,6 +133,16 @@ class FaultyPiece:
         """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED)."""
         _libc().madvise(self.start, self.end - self.start, mman.MADV_DONTNEED)
 
+    def remove(self) -> None:
+        """Make a hole in the file (MADV_REMOVE). Raises OSError if it cannot have any."""
+        if _libc().madvise(self.start, self.end - self.start, mman.MADV_REMOVE):
+            code = ctypes.get_errno()
+            raise OSError(code, f"{os.strerror(code)}: MADV_REMOVE in a file")
+
+    def populate(self, advice: int) -> bool:
+        """Have the host place its pages (MADV_POPULATE_*); False if one lies beyond the end of the file."""
+        return _libc().madvise(self.start, self.end - self.start, advice) == 0 or ctypes.get_errno() != errno.EFAULT
+
     def sync(self, flags: int) -> None:
         """msync(2)."""
         _libc().msync(self.start, self.end - self.start, flags)
