@@ -51,8 +51,8 @@ RULES = {
     "hole are not counted, and not sent. Ours moves and counts each byte up to the hole.",
     "first pages": "A privileged process may map the first pages, whatever vm.mmap_min_addr says. It is not made.",
     "looked at ahead": "Ours finds all of a read's memory before it reads, so that a stack grows as far as was asked, "
-    "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows, nor one "
-    "that a mapped file may end, since only the copy tells that.",
+    "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows, nor one, "
+    "or a write, that a mapped file may end, since only the copy tells that.",
     "one move for many": "Before Linux 6.17 mremap moves one mapping at a time. Such a call is not made there.",
 }
 """Where we differ, or cannot compare, and why."""
@@ -253,8 +253,8 @@ class Pair:
     def _transfer(self, name: str, kind: str, ranges: Ranges, step: int) -> None:
         vmas = list(self.guest.space._vmas)
         grows = any(vma.growsdown for vma in vmas)
-        short = kind in ("pipe", "socket") and sum(n for _, n in ranges) > _GIVEN
-        if name == "read" and grows and (short or any(isinstance(vma.mapped, HostFile) for vma in vmas)):
+        short = name == "read" and kind in ("pipe", "socket") and sum(n for _, n in ranges) > _GIVEN
+        if grows and (short or any(isinstance(vma.mapped, HostFile) for vma in vmas)):
             self.used["looked at ahead"] += 1
             return
         results: list[Result] = []
