@@ -12,7 +12,6 @@ from hostarch import READ, WRITE, AccessType, mman
 from safemem.buffers import check_int
 from usermem.host_file import FaultyPiece, HostFile
 from usermem.mapping import Mappings, error
-from usermem.pma import WINDOW
 from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA
 
@@ -101,10 +100,11 @@ class AdviceCalls(Mappings):
                     at = pma.host.start - pma.start
                     pma.host.part(max(start, pma.start) + at, min(end, pma.end) + at).drop()
         elif advice in _DROPPING and not vma.shared:
+            # All pages of the places that are cut: their entries would keep what is given up.
+            cut = self._pmas.overlapping(start, end)
             self._pmas.remove(start, end)
             self._pmas.reserve_part(vma, start, end)
-            # All pages of the places that were cut: their entries would keep what is given up.
-            self._forget_pages(start & -WINDOW, -(-end // WINDOW) * WINDOW)
+            self._forget_places(cut)
 
     def _make_holes(self, vma: VMA, start: int, end: int) -> None:
         if vma.mapped is None:

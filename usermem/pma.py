@@ -63,7 +63,7 @@ class PMA:
         if self._view is None:
             if self.host is None:
                 raise ValueError(f"nothing is at {self.start:#x} yet")
-            self._view = export(self.host)
+            self._view = self.host.view() if isinstance(self.host, AttachedPiece) else export(self.host)
         return self._view
 
     def block(self, addr: int, length: int) -> Block:
@@ -94,10 +94,12 @@ class PMASet(SegmentSet[PMA]):
         if isinstance(vma.mapped, HostFile):
             offset = vma.offset + start - vma.start
             self.insert(PMA(start, end, vma.mapped.piece(offset, offset + end - start)))
+            if not vma.shared:
+                vma.mapped.let_go()  # what is mapped here later is the file's bytes again
             return
         if isinstance(vma.mapped, SharedMemory | Attached):
             offset = vma.offset + start - vma.start
-            stop = min(end, start + vma.mapped.size() - offset)
+            stop = min(end, start + vma.mapped.room() - offset)
             if start < stop:
                 self.insert(PMA(start, stop, vma.mapped.piece(offset, offset + stop - start)))
             start = max(start, stop)
