@@ -12,6 +12,7 @@ from hostarch import READ, WRITE, AccessType, mman
 from safemem.buffers import check_int
 from usermem.host_file import FaultyPiece, HostFile
 from usermem.mapping import Mappings, error
+from usermem.residency import resident_pages
 from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA
 
@@ -78,7 +79,7 @@ class AdviceCalls(Mappings):
             stop = self._vmas.mapped_up_to(start, end)
             # The machine may grant reading with writing, populating does not.
             denied = next((vma for vma in self._vmas.overlapping(start, stop) if access & ~vma.prot), None)
-        fault = self.resolve(start, (max(denied.start, start) if denied else stop) - start, access)[1]
+        fault = self._touch(start, (max(denied.start, start) if denied else stop) - start, access)
         if fault is not None:
             raise error(errno.EFAULT, f"the page at {fault.address:#x} cannot be placed")
         if denied is not None:
@@ -136,7 +137,9 @@ class AdviceCalls(Mappings):
         return 0
 
     def mincore(self, addr: int, length: int) -> bytes:
-        """mincore(2): a byte for each page, 1 if it has a place in host memory, which is found by the window.
+        """mincore(2): a byte for each page, 1 if the host holds it in memory.
+
+        Where the host cannot tell, it is 1 if the page has a place, and places are as large as windows.
 
         Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped.
         """
@@ -152,7 +155,8 @@ class AdviceCalls(Mappings):
             for pma in self._pmas.overlapping(addr, end):
                 if pma.host is not None:
                     first, last = max(pma.start, addr), min(pma.end, end)
-                    resident[(first - addr) // size : (last - addr) // size] = b"\1" * ((last - first) // size)
+                    pages = resident_pages(pma, first, last, size)
+                    resident[(first - addr) // size : (last - addr) // size] = pages
         return bytes(resident)
 
     def _range(self, addr: int, length: int, name: str, overflow: int) -> tuple[int, int]:

@@ -13,13 +13,16 @@ import threading
 from random import Random
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from hostarch import AMD64, ANY_ACCESS, READ, Arch, mman
+from hostarch import AMD64, ANY_ACCESS, READ, AccessType, Arch, mman
+from safemem import BlockSeq
 from safemem.buffers import check_int
 from usermem.attached import Attached
+from usermem.errors import FaultError
 from usermem.host_file import HostFile
 from usermem.object_pages import ObjectPages, shared_pages
 from usermem.page_cache import PagedIO
 from usermem.pma import PMA, WINDOW, PMASet
+from usermem.residency import touch
 from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA, MappedObject, VMASet
 
@@ -45,6 +48,9 @@ _STACK_GAP: Final = 128 << 20
 _LOW_START: Final = 0x4000_0000
 _LOW_END: Final = 0x8000_0000
 
+
+# How much is touched at most to populate a mapping: a guest that asks for more does not cost the host more.
+_TOUCHED: Final = 1 << 30
 
 # Where a file of the host's ends at most: MAX_LFS_FILESIZE.
 _LARGEST_FILE: Final = (1 << 63) - 1
@@ -119,8 +125,16 @@ class Mappings(PagedIO):
             raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
         addr = self.map_object(addr, length, prot, flags, None, offset)
         if flags & self.arch.map_flags.populate:
-            self.resolve(addr, length, READ)  # a fault is nobody's: what cannot be accessed is not placed
+            self._touch(addr, length, READ)  # a fault is nobody's: what cannot be accessed is not placed
         return addr
+
+    def _touch(self, addr: int, length: int, access: AccessType) -> FaultError | None:
+        """Place what can be accessed from addr on, have the host hold the first of it, and return what stopped it."""
+        blocks, fault = self.resolve(addr, length, access)
+        for block in BlockSeq(blocks).take_first(_TOUCHED):
+            if not block.need_safecopy:
+                touch(block.view())
+        return fault
 
     def _map_file(self, addr: int, length: int, prot: int, flags: int, fd: int, offset: int) -> int:
         if fd < 0:
