@@ -177,3 +177,24 @@ def test_a_space_is_not_copied(how: Callable[[object], object]) -> None:
     """Two that share their tables would not know of each other's changes."""
     with pytest.raises(TypeError, match="AddressSpace cannot be copied or pickled"):
         how(AddressSpace())
+
+
+@pytest.mark.parametrize("advice", [mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED])
+def test_only_the_pages_that_are_named_are_dropped(advice: int) -> None:
+    """Of a private mapping of a file, the pages around keep what was written."""
+    with tempfile.TemporaryFile(buffering=0) as file, AddressSpace() as space:
+        file.write(b"f" * 3 * PAGE)
+        at = space.mmap(0, 3 * PAGE, RW, mman.MAP_PRIVATE, file.fileno(), 0)
+        space.copy_out(at, b"w" * 3 * PAGE)
+        space.madvise(at + PAGE, PAGE, advice)
+        assert space.read_bytes(at, 3 * PAGE) == b"w" * PAGE + b"f" * PAGE + b"w" * PAGE
+
+
+def test_the_limit_counts_what_is_replaced_only_where_it_is() -> None:
+    """A new mapping over the end of an old one grows the space by what reaches beyond."""
+    space = AddressSpace(address_limit=4 * PAGE)
+    space.mmap(BASE, 3 * PAGE, RW, FIXED)
+    with pytest.raises(OSError, match="may not grow") as caught:
+        space.mmap(BASE + 2 * PAGE, 3 * PAGE, RW, FIXED)
+    assert caught.value.errno == errno.ENOMEM
+    assert space.mmap(BASE + 2 * PAGE, 2 * PAGE, mman.PROT_READ, FIXED) == BASE + 2 * PAGE
