@@ -198,3 +198,49 @@ def test_the_limit_counts_what_is_replaced_only_where_it_is() -> None:
         space.mmap(BASE + 2 * PAGE, 3 * PAGE, RW, FIXED)
     assert caught.value.errno == errno.ENOMEM
     assert space.mmap(BASE + 2 * PAGE, 2 * PAGE, mman.PROT_READ, FIXED) == BASE + 2 * PAGE
+
+
+@pytest.mark.parametrize("flags", [MOVE, mman.MREMAP_MAYMOVE | mman.MREMAP_DONTUNMAP])
+def test_a_move_leaves_room_for_the_mappings_it_may_make(flags: int) -> None:
+    """As Linux, mremap wants five mappings less than there may be, and counts two that it may cut."""
+    for count, expected in ((4, 0), (5, errno.ENOMEM)):
+        space = AddressSpace(max_map_count=10)
+        for i in range(count):
+            space.mmap(BASE + 2 * i * PAGE, PAGE, RW, FIXED)
+        found = 0
+        try:
+            space.mremap(BASE, PAGE, PAGE, flags, BASE + 100 * PAGE)
+        except OSError as exc:
+            found = exc.errno or -1
+        assert found == expected
+
+
+def test_a_hook_may_touch_a_space_with_a_hook() -> None:
+    """Only a space whose hook runs has none for what the hook touches."""
+    inner, outer = AddressSpace(), AddressSpace()
+
+    def fill_inner(addr: int, access: object) -> bool:
+        return bool(inner.mmap(addr & -PAGE, PAGE, RW, FIXED))
+
+    def fill_outer(addr: int, access: object) -> bool:
+        inner.copy_out(addr, b"there")
+        outer.mmap(addr & -PAGE, PAGE, RW, FIXED)
+        return outer.copy_out(addr, inner.read_bytes(addr, 5)) == 5
+
+    inner.on_fault, outer.on_fault = fill_inner, fill_outer
+    assert outer.read_bytes(BASE, 6) == b"there\0"
+
+
+def test_what_was_read_for_a_mapping_that_went_is_dropped() -> None:
+    """read_at may unmap: what takes the place has nothing of the object's."""
+
+    class Vanishing(File):
+        def read_at(self, offset: int, dst: memoryview) -> int:
+            super().read_at(offset, dst)
+            space.munmap(BASE, PAGE)
+            space.mmap(BASE, PAGE, RW, FIXED)
+            return PAGE
+
+    with AddressSpace() as space:
+        space.map_object(BASE, PAGE, RW, FIXED, Vanishing())
+        assert space.read_bytes(BASE, PAGE) == bytes(PAGE)
