@@ -60,8 +60,8 @@ class SharedMemory:
         return len(data)
 
     def zero(self, start: int, end: int) -> None:
-        """Make [start, end) zero for all who share it; what lies beyond the end is none of it (MADV_REMOVE)."""
-        end = min(end, self._length)
+        """Make [start, end) zero for all who share it; what lies beyond the last page is none of it (MADV_REMOVE)."""
+        end = min(end, len(self._memory))
         if start >= end:
             return
         # Where the host can, it gets its memory back. It does so for whole pages of its own.
