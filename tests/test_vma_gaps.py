@@ -68,3 +68,24 @@ def test_a_place_beside_many_costs_no_walk() -> None:
         looks.append(counting.looks)
         vmas._starts = list(counting)
     assert max(looks) < 45  # two bisections of 10,000, and a few
+
+
+def test_places_of_several_lengths_in_turn_cost_no_walk() -> None:
+    """A short one, which fills a hole near the top, does not have the next long one look at all holes again."""
+    vmas = VMASet()
+    top = 1 << 40
+    for i in range(10_000):
+        vmas.add(VMA(top - (2 * i + 2) * PAGE, top - (2 * i + 1) * PAGE, 3, 7, False))
+    looks = []
+    for turn in range(6):
+        vmas._starts = counting = Counting(vmas._starts)
+        for pages in (1, 2):
+            found = vmas.find_gap(pages * PAGE, PAGE, top)
+            assert found is not None
+            vmas.add(VMA(found, found + pages * PAGE, turn % 2, 7, False))
+        looks.append(counting.looks)
+        vmas._starts = list(counting)
+    assert max(looks[1:]) < 250
+    for pages in range(1, 40):
+        vmas.find_gap(pages * PAGE, PAGE, top)
+    assert len(vmas._searched) <= 8

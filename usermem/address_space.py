@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
+from safemem.buffers import check_int
 from usermem.advice import AdviceCalls
 from usermem.errors import FaultError, FaultReason
 from usermem.growth import Growth
@@ -135,11 +136,12 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
                     rights |= mman.PROT_READ
                 if access & ~rights:
                     return FaultReason.PERMISSION
-                end = vma.end
-                if vma.mapped is not None and not isinstance(vma.mapped, HostFile):
-                    end = min(end, vma.start + self.arch.page_round_up(vma.mapped.size()) - vma.offset)
-                    if addr >= end:
-                        return FaultReason.BEYOND_FILE
+            end = self._accessible_end(vma)
+            if addr >= end:
+                return FaultReason.BEYOND_FILE
+            with self._lock:
+                if self._vmas.find(addr) is not vma:
+                    continue
                 try:
                     pma = self._pmas.find(addr) or self._pmas.place(addr, self.arch.max_addr)
                     if pma.host is not None:
@@ -154,7 +156,7 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
                         filled = self._pmas.draft(pma, addr, end)
                 except MemoryError:
                     return FaultReason.NO_MEMORY
-            # The object is read without the lock: it is the simulator's code, may be slow, and may map and unmap.
+            # The object is read without the lock, too.
             if isinstance(vma.mapped, ObjectPages):
                 filled = _shared_window(vma.mapped, vma, pma, addr)
             elif vma.mapped is not None:
@@ -162,6 +164,17 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
             with self._lock:
                 if self._pmas.find(addr) is pma and self._vmas.find(addr) is vma:
                     self._pmas.replace(filled)
+
+    def _accessible_end(self, vma: VMA) -> int:
+        """Where the pages of a mapping end that its object has.
+
+        Call it without the lock: an object is the simulator's code, may be slow, and may map and unmap.
+        """
+        if vma.mapped is None or isinstance(vma.mapped, HostFile):
+            return vma.end
+        size = check_int(vma.mapped.size(), "what size() returned") - vma.offset
+        page = self.arch.page_size
+        return min(vma.end, vma.start + -(-size // page) * page)
 
 
 def _shared_window(pages: ObjectPages, vma: VMA, unread: PMA, addr: int) -> PMA:

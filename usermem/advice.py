@@ -12,7 +12,7 @@ from hostarch import READ, WRITE, mman
 from safemem.buffers import check_int
 from usermem.host_file import FaultyPiece, HostFile
 from usermem.mapping import Mappings, error
-from usermem.pma import WINDOW
+from usermem.residency import resident_pages
 from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA
 
@@ -81,7 +81,7 @@ class AdviceCalls(Mappings):
             # The machine may grant reading with writing, populating does not.
             denied = next((vma for vma in self._vmas.overlapping(start, stop) if access & ~vma.prot), None)
         allowed = max(denied.start, start) if denied else stop
-        fault = self.resolve(start, allowed - start, access)[1]
+        fault = self._touch(start, allowed - start, access)
         if fault is not None:
             raise error(errno.EFAULT, f"the page at {fault.address:#x} cannot be placed")
         with self._lock:
@@ -114,10 +114,11 @@ class AdviceCalls(Mappings):
             for piece in self._file_pieces(start, end):
                 piece.drop()
         elif advice in _DROPPING and not vma.shared:
+            # All pages of the places that are cut: their entries would keep what is given up.
+            cut = self._pmas.overlapping(start, end)
             self._pmas.remove(start, end)
             self._pmas.reserve_part(vma, start, end)
-            # All pages of the places that were cut: their entries would keep what is given up.
-            self._forget_pages(start & -WINDOW, -(-end // WINDOW) * WINDOW)
+            self._forget_places(cut)
 
     def _make_holes(self, vma: VMA, start: int, end: int) -> None:
         if vma.mapped is None:
@@ -152,7 +153,9 @@ class AdviceCalls(Mappings):
         return 0
 
     def mincore(self, addr: int, length: int) -> bytes:
-        """mincore(2): a byte for each page, 1 if it has a place in host memory, which is found by the window.
+        """mincore(2): a byte for each page, 1 if the host holds it in memory.
+
+        Where the host cannot tell, it is 1 if the page has a place, and places are as large as windows.
 
         Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped.
         """
@@ -168,7 +171,8 @@ class AdviceCalls(Mappings):
             for pma in self._pmas.overlapping(addr, end):
                 if pma.host is not None:
                     first, last = max(pma.start, addr), min(pma.end, end)
-                    resident[(first - addr) // size : (last - addr) // size] = b"\1" * ((last - first) // size)
+                    pages = resident_pages(pma, first, last, size)
+                    resident[(first - addr) // size : (last - addr) // size] = pages
         return bytes(resident)
 
     def _range(self, addr: int, length: int, name: str, overflow: int) -> tuple[int, int]:

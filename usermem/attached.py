@@ -40,6 +40,10 @@ class AttachedPiece:
             AttachedPiece(self._view, self.memory, at, self.end),
         )
 
+    def view(self) -> memoryview:
+        """All of it."""
+        return self._view[self.start : self.end]
+
     def block(self, offset: int, length: int) -> Block:
         """A block of it."""
         return Block.from_view(self._view, self.start + offset, length)
@@ -70,6 +74,9 @@ class Attached:
     def size(self) -> int:
         """How many bytes it has, always."""
         return len(self._view)
+
+    room = size
+    """How many bytes there are to be mapped."""
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """See MappedObject."""

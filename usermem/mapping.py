@@ -11,15 +11,18 @@ import errno
 import os
 import threading
 from random import Random
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from hostarch import AMD64, ANY_ACCESS, READ, Arch, mman
+from hostarch import AMD64, ANY_ACCESS, READ, AccessType, Arch, mman
+from safemem import BlockSeq
 from safemem.buffers import check_int
 from usermem.attached import Attached
+from usermem.errors import FaultError
 from usermem.host_file import HostFile
 from usermem.object_pages import ObjectPages, shared_pages
 from usermem.page_cache import PagedIO
-from usermem.pma import WINDOW, PMASet
+from usermem.pma import PMA, WINDOW, PMASet
+from usermem.residency import touch
 from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA, MappedObject, VMASet
 
@@ -45,6 +48,12 @@ _STACK_GAP: Final = 128 << 20
 _LOW_START: Final = 0x4000_0000
 _LOW_END: Final = 0x8000_0000
 
+
+# How much is touched at most to populate a mapping: a guest that asks for more does not cost the host more.
+_TOUCHED: Final = 1 << 30
+
+# Where a file of the host's ends at most: MAX_LFS_FILESIZE.
+_LARGEST_FILE: Final = (1 << 63) - 1
 
 # What has its bytes in memory of its own, which all mappings of it share without help.
 _OWN_MEMORY: Final = (SharedMemory, HostFile, Attached, ObjectPages)
@@ -87,6 +96,9 @@ class Mappings(PagedIO):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: its memory is this process's")
+
     def close(self) -> None:
         """Unmap everything. Blocks and views that were handed out stay valid. A second close does nothing."""
         self._write_back(0, self.arch.max_addr)
@@ -113,8 +125,16 @@ class Mappings(PagedIO):
             raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
         addr = self.map_object(addr, length, prot, flags, None, offset)
         if flags & self.arch.map_flags.populate:
-            self.resolve(addr, length, READ)  # a fault is nobody's: what cannot be accessed is not placed
+            self._touch(addr, length, READ)  # a fault is nobody's: what cannot be accessed is not placed
         return addr
+
+    def _touch(self, addr: int, length: int, access: AccessType) -> FaultError | None:
+        """Place what can be accessed from addr on, have the host hold the first of it, and return what stopped it."""
+        blocks, fault = self.resolve(addr, length, access)
+        for block in BlockSeq(blocks).take_first(_TOUCHED):
+            if not block.need_safecopy:
+                touch(block.view())
+        return fault
 
     def _map_file(self, addr: int, length: int, prot: int, flags: int, fd: int, offset: int) -> int:
         if fd < 0:
@@ -124,6 +144,8 @@ class Mappings(PagedIO):
         self._place(addr, length, flags, offset)
         if kind not in (mman.MAP_SHARED, mman.MAP_PRIVATE, mman.MAP_SHARED_VALIDATE):
             raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
+        if offset + length > _LARGEST_FILE:
+            raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x} of a file")
         file = HostFile(fd, kind != mman.MAP_PRIVATE, check_int(prot, "prot"))
         size = self.arch.page_round_up(length)
         file.prepare(offset, offset + size)  # before anything is unmapped: the host may refuse
@@ -144,14 +166,16 @@ class Mappings(PagedIO):
 
         ``mapped`` None is anonymous memory. An object's pages are read when first touched. Shared mappings of one
         object have them in common, in all address spaces of this process; what is written there goes back into the
-        object by msync and munmap, if it has ``write_at``. A SharedMemory is mapped as it is. Raises OSError as
-        :meth:`mmap`, and EACCES if ``prot`` is more than ``max_prot``.
+        object by msync, and when they are unmapped, if it has ``write_at``. A SharedMemory is mapped as it is. Raises
+        OSError as :meth:`mmap`, and EACCES if ``prot`` is more than ``max_prot``.
         """
         self._check_open()
         self._check_offset(offset)
         prot = check_int(prot, "prot")
         max_prot = check_int(max_prot, "max_prot")
         shared = check_int(flags, "flags") & mman.MAP_TYPE != mman.MAP_PRIVATE
+        if flags & self.arch.map_flags.fixed:
+            self._write_back(*self._place(addr, length, flags, offset))  # it may take an object's place
         with self._lock:
             start, end = self._place(addr, length, flags, offset)
             growsdown = bool(flags & self.arch.map_flags.growsdown)
@@ -182,6 +206,11 @@ class Mappings(PagedIO):
         if before is not None and self._vmas.find(vma.start - 1) is not before:
             # It goes on where its neighbour ended, whose cached pages end too early now.
             self._forget_pages(max(before.start, (vma.start - 1) & -WINDOW), vma.start)
+
+    def _forget_places(self, places: list[PMA]) -> None:
+        """Forget all pages of some places, neighbours in order: a run that is cached may reach as far as its place."""
+        if places:
+            self._forget_pages(places[0].start, places[-1].end)
 
     def _may_expand(self, length: int) -> bool:
         """Whether the limit allows so many more bytes."""
@@ -268,8 +297,10 @@ class Mappings(PagedIO):
             if stop > addr:
                 first = self._vmas.find(addr)
                 self._vmas.protect(addr, stop, prot & RIGHTS)
-                # Before them, too, are pages from which a run reaches into the change; no run is longer than a window.
-                self._forget_pages(max(first.start if first is not None else 0, addr & -WINDOW), stop)
+                # Before them, too, are pages from which a run reaches into the change, as far as its place goes.
+                place = self._pmas.find(addr)
+                begin = max(first.start, place.start) if first is not None and place is not None else addr
+                self._forget_pages(begin, stop)
         if stop < end:
             raise error(code, f"mprotect stopped at {stop:#x}")
         return 0
@@ -348,8 +379,7 @@ class Mappings(PagedIO):
         cut = self._pmas.overlapping(low, high)
         self._pmas.remove(*self._vmas.gap(start, 0, self.arch.max_addr))
         self._pmas.remove(*self._vmas.gap(end - 1, 0, self.arch.max_addr))
-        if cut:
-            self._forget_pages(cut[0].start, cut[-1].end)
+        self._forget_places(cut)
 
     def _check_open(self) -> None:
         if self._closed:

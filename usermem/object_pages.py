@@ -103,5 +103,9 @@ class ObjectPages:
                         continue
                     digest = window.digest(at)
                     if digest != window.digests[at // _PAGE]:
-                        write_at(offset, window.view[at : at + min(_PAGE, size - offset)])
-                        window.digests[at // _PAGE] = digest
+                        before, window.digests[at // _PAGE] = window.digests[at // _PAGE], digest
+                        try:  # it is written back by now: write_at may itself unmap
+                            write_at(offset, window.view[at : at + min(_PAGE, size - offset)])
+                        except BaseException:
+                            window.digests[at // _PAGE] = before
+                            raise

@@ -63,7 +63,7 @@ class PMA:
         if self._view is None:
             if self.host is None:
                 raise ValueError(f"nothing is at {self.start:#x} yet")
-            self._view = export(self.host)
+            self._view = self.host.view() if isinstance(self.host, AttachedPiece) else export(self.host)
         return self._view
 
     def block(self, addr: int, length: int) -> Block:
@@ -97,7 +97,7 @@ class PMASet(SegmentSet[PMA]):
             return
         if isinstance(vma.mapped, SharedMemory | Attached):
             offset = vma.offset + start - vma.start
-            stop = min(end, start + vma.mapped.size() - offset)
+            stop = min(end, start + vma.mapped.room() - offset)
             if start < stop:
                 self.insert(PMA(start, stop, vma.mapped.piece(offset, offset + stop - start)))
             start = max(start, stop)

@@ -13,7 +13,6 @@ from attrs import evolve
 from hostarch import ANY_ACCESS, mman
 from safemem.buffers import check_int
 from usermem.mapping import Mappings, error
-from usermem.pma import WINDOW
 from usermem.shared_memory import SharedMemory
 from usermem.vma import VMA
 
@@ -69,6 +68,10 @@ class Remappings(Mappings):
         fixed, keeps = bool(flags & mman.MREMAP_FIXED), bool(flags & mman.MREMAP_DONTUNMAP)
         old_len, new_len = self._rounded(old_size, "old_size"), self._rounded(new_size, "new_size")
         self._check_arguments(old_addr, old_len, new_len, flags, new_addr)
+        if new_len < old_len:
+            self._write_back(old_addr + new_len, old_addr + old_len)
+        if fixed:
+            self._write_back(new_addr, new_addr + new_len)
         with self._lock:
             if (fixed or keeps) and len(self._vmas) + 2 >= self.max_map_count - 3:
                 raise error(errno.ENOMEM, f"there are {len(self._vmas)} mappings")
@@ -131,6 +134,8 @@ class Remappings(Mappings):
                 raise error(errno.EFAULT, f"nothing is mapped at {addr:#x}")
             vma = found
         if old_len > new_len:
+            if addr + old_len > self.arch.max_addr:  # the target is gone by now, in Linux too
+                raise error(errno.EINVAL, f"{old_len:#x} bytes at {addr:#x} reach beyond user space")
             self._remove(addr + new_len, addr + old_len)
             old_len = new_len
             vma = self._vmas.find(addr) or vma
@@ -164,8 +169,9 @@ class Remappings(Mappings):
         offset = vma.offset + addr - vma.start if vma.mapped is not None else 0
         moved = []
         if old_len and not isinstance(vma.mapped, SharedMemory):
+            cut = self._pmas.overlapping(addr, addr + old_len)
             moved = self._pmas.remove(addr, addr + old_len)
-            self._forget_pages(addr & -WINDOW, -(-(addr + old_len) // WINDOW) * WINDOW)
+            self._forget_places(cut)
         if old_len and not keep:
             self._remove(addr, addr + old_len)
         elif old_len:

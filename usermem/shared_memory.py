@@ -11,6 +11,8 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 
 _MADV_REMOVE = getattr(mmap, "MADV_REMOVE", None)
 
+_GRAIN = 1 << 16  # no smaller than the largest page
+
 
 class HostPiece:
     """``[start, end)`` in ``memory``, an mmap object that lives as long as this does."""
@@ -36,15 +38,20 @@ class SharedMemory:
 
     def __init__(self, length: int) -> None:
         """``length`` in bytes, above 0. Raises OSError or ValueError if the host refuses."""
+        room = -(-length // _GRAIN) * _GRAIN  # the rest of the last page is shared, too
         if hasattr(mmap, "MAP_SHARED"):
-            self._memory = mmap.mmap(-1, length, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            self._memory = mmap.mmap(-1, room, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         else:
-            self._memory = mmap.mmap(-1, length)
+            self._memory = mmap.mmap(-1, room)
         self._length = length
 
     def size(self) -> int:
         """How many bytes it has, always."""
         return self._length
+
+    def room(self) -> int:
+        """How many bytes there are to be mapped: the last page is whole, whatever the machine's pages are."""
+        return len(self._memory)
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """See MappedObject."""
@@ -53,8 +60,8 @@ class SharedMemory:
         return len(data)
 
     def zero(self, start: int, end: int) -> None:
-        """Make [start, end) zero for all who share it; what lies beyond the end is none of it (MADV_REMOVE)."""
-        end = min(end, self._length)
+        """Make [start, end) zero for all who share it; what lies beyond the last page is none of it (MADV_REMOVE)."""
+        end = min(end, len(self._memory))
         if start >= end:
             return
         # Where the host can, it gets its memory back. It does so for whole pages of its own.

@@ -6,7 +6,7 @@ Source: gVisor pkg/sentry/mm/vma.go; Linux mm/vma.c.
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import evolve, frozen
 
@@ -85,6 +85,10 @@ class VMA:
         )
 
 
+# How many searches for gaps are remembered.
+_SEARCHES: Final = 8
+
+
 def _same(left: MappedObject | None, right: MappedObject | None) -> bool:
     """Whether two mappings have the same behind them: of the host's files, those of one file that allow the same."""
     if isinstance(left, HostFile) and isinstance(right, HostFile):
@@ -101,20 +105,24 @@ class VMASet(SegmentSet[VMA]):
         """``guard`` is how many bytes find_gap keeps free below what grows down."""
         super().__init__()
         self._guard = guard
-        # (high, length, address): below high, no gap of that length or more ends above the address.
-        # Placing n mappings is O(n) then.
-        self._searched: tuple[int, int, int] | None = None
+        # Of each (high, length): below high, no gap of that length or more ends above the address.
+        # Placing n mappings is O(n) then, of one length or of some in turn.
+        self._searched: dict[tuple[int, int], int] = {}
 
     def find_gap(self, length: int, low: int, high: int) -> int | None:
         """See SegmentSet.find_gap; remembers where the search may begin next time, as Linux's cached_hole_size did."""
         begin = high
-        if self._searched is not None and self._searched[0] == high and length >= self._searched[1]:
-            begin = self._searched[2]
+        for (top, least), addr in self._searched.items():
+            if top == high and least <= length:
+                begin = min(begin, addr)
         found = super().find_gap(length, low, begin)
         while found is not None and found + length > (limit := self.limit_from(found)):
             found = super().find_gap(length, low, limit)
         if found is not None:
-            self._searched = (high, length, found + length)
+            self._searched.pop((high, length), None)
+            if len(self._searched) >= _SEARCHES:
+                del self._searched[next(iter(self._searched))]
+            self._searched[high, length] = found + length
         return found
 
     def find_low_gap(self, length: int, low: int, high: int) -> int | None:
@@ -136,12 +144,12 @@ class VMASet(SegmentSet[VMA]):
     def remove(self, start: int, end: int) -> list[VMA]:
         """See SegmentSet.remove."""
         removed = super().remove(start, end)
-        if removed and self._searched is not None:
-            high, length, addr = self._searched
+        if removed and self._searched:
             # Of the gaps only the one around has changed.
-            low, top = self.gap(removed[0].start, 0, max(high, end))
-            if top > addr and min(top, high) - low >= length:
-                self._searched = high, length, min(top, high)
+            low, top = self.gap(removed[0].start, 0, 1 << 64)
+            for (high, length), addr in self._searched.items():
+                if top > addr and min(top, high) - low >= length:
+                    self._searched[high, length] = min(top, high)
         return removed
 
     def add(self, vma: VMA) -> None:
