@@ -15,10 +15,13 @@ import platform
 import sys
 from bisect import bisect_left
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 # Not in the mmap module before Python 3.13. Other systems reserve nothing by default, or refuse what is too much.
-_MAP_NORESERVE = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
+MAP_NORESERVE: Final = (
+    0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
+)
+"""What keeps the host from setting memory aside for what nobody has touched; 0 where that is not needed."""
 _MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 _FIRST_CHUNK = 1 << 28
 _LARGEST_CHUNK = 1 << 36
@@ -129,7 +132,7 @@ class Arena:
 
 def _reserve(size: int) -> mmap.mmap:
     if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     return mmap.mmap(-1, size)
 
 

@@ -86,13 +86,23 @@ def _move(name: str, local: int, remote: int, length: int, right: str) -> int:
 
 def _signal_at(address: int, right: str) -> signal.Signals:
     """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end."""
-    with Path("/proc/self/maps").open(encoding="ascii", errors="replace") as maps:
-        for line in maps:
-            bounds, rights = line.split(" ", 2)[:2]
-            start, end = (int(x, 16) for x in bounds.split("-"))
+    found = mapping_at(address)
+    return signal.SIGBUS if found and right in found[1] else signal.SIGSEGV
+
+
+def mapping_at(address: int) -> list[str]:
+    """The fields of the line of /proc/self/maps for a host address: range, rights, offset, device, inode, and a name if
+    it has one. Empty if nothing is mapped there, or the host does not tell."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    with maps.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            fields = line.rstrip("\n").split(maxsplit=5)
+            start, end = (int(x, 16) for x in fields[0].split("-"))
             if start <= address < end:
-                return signal.SIGBUS if right in rights else signal.SIGSEGV
-    return signal.SIGSEGV
+                return fields
+    return []
 
 
 def copy_in(dst: memoryview, src: int) -> int:

@@ -86,6 +86,7 @@ class PlainSocketEndpoint(Endpoint):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
         self.sock = sock
+        self.family = sock.family
 
     @property
     def mtu(self) -> int | None:

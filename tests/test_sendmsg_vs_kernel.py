@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import pytest
@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 
 from hostarch import mman
 from kernel_messages import PAGE, RW, Header, Twins, drain, kernel, needs_linux
-from memory_endpoint import MemoryEndpoint
-from safemem import BlockSeq
-from safemem.datagram import Address, Ancillary
+from queue_endpoint import PlainSocketEndpoint
 from usermem import linux_result
 from usermem.sendmsg import sendmmsg_from_user, sendmsg_from_user
 
@@ -32,25 +30,6 @@ EOR, DONTWAIT, COMPAT = 0x80, 0x40, 0x8000_0000
 OPTMEM = 131072
 # What the socket says before it looks at control data and data; we look at those before we ask the socket.
 OF_THE_SOCKET = (-errno.EDESTADDRREQ, -errno.ENOTCONN, -errno.EINVAL)
-
-
-class SocketSender(MemoryEndpoint):
-    """Sends by a socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(family=sock.family)
-        self._sock = sock
-
-    def sendmsg(
-        self,
-        srcs: BlockSeq,
-        peer: Address | None = None,
-        local: Address | None = None,
-        flags: int = 0,
-        ancdata: Iterable[Ancillary] = (),
-    ) -> int:
-        """See DatagramEndpoint."""
-        return self._sock.sendmsg(srcs.views(), list(ancdata), flags, peer)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +78,7 @@ def unix() -> Iterator[Wire]:
 def compare(twins: Twins, wire: Wire, name: str, *args: int) -> None:
     """One call of both: result, datagrams that arrived, memory."""
     rx, tx, _ = wire
-    endpoint = SocketSender(tx)
+    endpoint = PlainSocketEndpoint(tx)
     theirs = kernel(name, tx, *args)
     arrived = drain(rx)
     call: Callable[..., int] = sendmsg_from_user if name == "sendmsg" else sendmmsg_from_user

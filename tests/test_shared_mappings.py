@@ -273,3 +273,11 @@ def test_an_error_of_the_hooks_passes_through() -> None:
         for _ in range(2):
             with pytest.raises(KeyError):
                 space.read_bytes(0x10_0000, 8)
+
+
+def test_shared_memory_costs_nothing_until_it_is_touched() -> None:
+    """As private memory: the host sets none aside for it."""
+    with AddressSpace() as space:
+        addr = space.mmap(0, 1 << 40, RW, SHARED)
+        space.copy_out(addr + (1 << 39), b"here")
+        assert space.read_bytes(addr + (1 << 39), 4) == b"here"

@@ -7,13 +7,12 @@ not be closed. One that maps a file, which somebody may cut, is only ever copied
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hostarch import mman
 from safemem import Block
 from safemem.buffers import readable_view
-from safemem.safecopy import address_of
+from safemem.safecopy import address_of, mapping_at
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -91,14 +90,5 @@ class Attached:
 
 def _maps_a_file(view: memoryview) -> bool:
     """Whether the memory behind a view is a mapping of a file: then it may become shorter than it looks."""
-    maps = Path("/proc/self/maps")
-    if not view.nbytes or not maps.exists():
-        return False
-    address = address_of(view)
-    for line in maps.read_text(encoding="ascii", errors="replace").splitlines():
-        fields = line.split(maxsplit=5)
-        start, end = (int(bound, 16) for bound in fields[0].split("-"))
-        if start <= address < end:
-            name = fields[5] if len(fields) > 5 else ""
-            return fields[4] != "0" and not name.startswith(_NEVER_CUT)
-    return False
+    found = mapping_at(address_of(view)) if view.nbytes else []
+    return bool(found) and found[4] != "0" and not "".join(found[5:]).startswith(_NEVER_CUT)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+from safemem.arena import MAP_NORESERVE
 
 _MADV_REMOVE = getattr(mmap, "MADV_REMOVE", None)
 
@@ -40,7 +40,7 @@ class SharedMemory:
         """``length`` in bytes, above 0. Raises OSError or ValueError if the host refuses."""
         room = -(-length // _GRAIN) * _GRAIN  # the rest of the last page is shared, too
         if hasattr(mmap, "MAP_SHARED"):
-            self._memory = mmap.mmap(-1, room, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            self._memory = mmap.mmap(-1, room, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         else:
             self._memory = mmap.mmap(-1, room)
         self._length = length

@@ -67,7 +67,6 @@ class KernelTLSReader:
         self._type = 0
         self._plain = 0
         self._plain_end = 0
-        self._whole = False  # the plaintext that waits is all of its record
         self._error: OSError | None = None
         self._expired = False
         self._ended = False
