@@ -215,7 +215,7 @@ def test_views_of_what_may_fault() -> None:
         Memory([(b"ab", False), (b"cd", True)]).seq().views()
 
 
-@pytest.mark.parametrize("seq", [BlockSeq(), BlockSeq.of(Block(b"abc"))], ids=repr)
+@pytest.mark.parametrize("seq", [BlockSeq(), BlockSeq.of(Block(b"abc"))], ids=["empty", "one block"])
 def test_bad_counts(seq: BlockSeq) -> None:
     """A negative count is a ValueError, one that is no int a TypeError; both name the argument."""
     for method in (seq.drop_first, seq.take_first):

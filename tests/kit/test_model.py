@@ -13,11 +13,11 @@ import pytest
 
 from hostarch import AccessType, Arch
 from safemem import Block
-from test_gvisor_vectors import _agrees, _vectors
 from usermem import FaultError, FaultReason, IOOpts, MappedObject
 from usermem.testing import ModelBytes, ModelMemory
 from vectors import replay_io
 from vectors.deviations import expected_answer
+from vectors.recorded import agrees, recordings
 from vectors.replay import answer
 
 
@@ -96,14 +96,14 @@ def test_the_model_answers_as_gvisor(pytestconfig: pytest.Config, monkeypatch: p
     monkeypatch.setattr(replay_io, "AddressSpace", ModelSpace)
     total = 0
     wrong: list[Any] = []
-    for number, vector in enumerate(_vectors(pytestconfig.getoption("--vectors")), 1):
+    for number, vector in enumerate(recordings(pytestconfig.getoption("--vectors")), 1):
         req = vector["req"]
         if req["op"] not in ("bytesio", "mm") or "hang" in vector["res"]:
             continue
         total += 1
         expected, _ = expected_answer(req, vector["res"])
         ours = answer(req)
-        if not _agrees(expected, ours):
+        if not agrees(expected, ours):
             wrong.append((number, req, expected, ours))
     assert total
     assert not wrong, f"{len(wrong)} of {total} differ: {wrong[:2]}"

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("hostarch", "safemem", "usermem")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 NEED_HYPOTHESIS = {Path("usermem/testing/strategies.py"), Path("usermem/testing/machine.py")}

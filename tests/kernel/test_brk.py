@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs a Linux kernel on x86-64 to compare with",
 )
 if sys.platform == "linux":
+    import kernel_brk
     from kernel_memory import BASE, PAGE, GuestMemory
 
 ANON = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
@@ -59,7 +60,7 @@ def test_random_calls() -> None:
     """Eighty sequences, with the same results and maps."""
     rng = random.Random(1)
     sequences = [random_calls(rng) for _ in range(80)]
-    script = Path(__file__).parent / "kernel_brk.py"
+    script = Path(kernel_brk.__file__)
     requests = [[call[:3] if call[0] == "munmap" else call for call in calls] for calls in sequences]
     child = subprocess.run(
         [sys.executable, str(script)], input=json.dumps(requests), capture_output=True, text=True, timeout=120

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-_BENCHMARKS = Path(__file__).parent / "benchmarks"
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.parametrize(("suite", "only", "count"), [("copy", "u32", 2), ("walk", "BlockSeq", 3)])

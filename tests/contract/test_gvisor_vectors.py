@@ -1,4 +1,4 @@
-"""Recorded answers of gVisor itself, replayed: ``pytest tests/test_gvisor_vectors.py --vectors FILE``.
+"""Recorded answers of gVisor itself, replayed: ``pytest tests/contract/test_gvisor_vectors.py --vectors FILE``.
 
 Every vector must agree, but for the rules in ``tests/vectors/deviations.py``. The summary says how many of each kind
 were compared and how many each rule explains.
@@ -6,40 +6,20 @@ were compared and how many each rule explains.
 
 from __future__ import annotations
 
-import gzip
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vectors.deviations import RULES, expected_answer
+from vectors.recorded import HANGS, SUMMARY, agrees, recordings
 from vectors.replay import answer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the blocks that fault are made with Linux calls")
 
-_HANGS = Path(__file__).parent / "vectors" / "hangs.jsonl"
 _SHOWN = 10
-
-
-def _vectors(file: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def _agrees(recorded: Any, ours: Any) -> bool:
-    """Every field of the recording is in ours and equal; a panic is a panic, whatever its text."""
-    if isinstance(recorded, dict):
-        if "panic" in recorded:
-            return isinstance(ours, dict) and "panic" in ours
-        return isinstance(ours, dict) and all(k in ours and _agrees(v, ours[k]) for k, v in recorded.items())
-    if isinstance(recorded, list):
-        return isinstance(ours, list) and len(recorded) == len(ours) and all(map(_agrees, recorded, ours))
-    return type(recorded) is type(ours) and bool(recorded == ours)
 
 
 def _kinds(req: dict[str, Any]) -> list[str]:
@@ -55,7 +35,7 @@ def test_recorded_answers(pytestconfig: pytest.Config) -> None:
     rules: Counter[str] = Counter({rule.name: 0 for rule in RULES})
     wrong: list[str] = []
     total = 0
-    for number, vector in enumerate(_vectors(pytestconfig.getoption("--vectors")), 1):
+    for number, vector in enumerate(recordings(pytestconfig.getoption("--vectors")), 1):
         req = vector["req"]
         ours = answer(req)
         total += 1
@@ -65,7 +45,7 @@ def test_recorded_answers(pytestconfig: pytest.Config) -> None:
         else:
             expected, used = expected_answer(req, vector["res"])
         rules.update(used)
-        if not _agrees(expected, ours):
+        if not agrees(expected, ours):
             wrong.append(f"line {number}: {json.dumps(req)}\n  expected {expected} {used}\n  ours     {ours}")
     pytestconfig.stash[SUMMARY] = [
         f"{total} vectors compared, 0 skipped, {len(wrong)} wrong",
@@ -75,9 +55,6 @@ def test_recorded_answers(pytestconfig: pytest.Config) -> None:
     ]
     assert total, "the file has no vectors"
     assert not wrong, f"{len(wrong)} of {total} differ:\n" + "\n".join(wrong[:_SHOWN])
-
-
-SUMMARY = pytest.StashKey[list[str]]()
 
 
 def _answer_of_a_hang(req: dict[str, Any]) -> dict[str, Any]:
@@ -100,17 +77,17 @@ def _answer_of_a_hang(req: dict[str, Any]) -> dict[str, Any]:
     return {"res": {"ops": [results]}}
 
 
-@pytest.mark.parametrize("vector", list(_vectors(_HANGS)), ids=lambda v: str(v["req"]["ops"][0]["steps"]))
+@pytest.mark.parametrize("vector", list(recordings(HANGS)), ids=lambda v: str(v["req"]["ops"][0]["steps"]))
 def test_requests_that_hang_end(vector: dict[str, Any]) -> None:
     """The requests that never return in gVisor (PROTOCOL section 10, a)."""
     assert vector["res"] == {"hang": True}
-    assert _agrees(_answer_of_a_hang(vector["req"]), answer(vector["req"]))
+    assert agrees(_answer_of_a_hang(vector["req"]), answer(vector["req"]))
 
 
 def test_a_broken_answer_is_seen() -> None:
     """The comparison fails where it should."""
     recorded = {"res": {"n": 3, "err": None, "data": ["61"]}}
-    assert _agrees(recorded, {"res": {"n": 3, "err": None, "data": ["61"], "more": 1}})
+    assert agrees(recorded, {"res": {"n": 3, "err": None, "data": ["61"], "more": 1}})
     for ours in (
         {"panic": "x"},
         {"res": {"n": 4, "err": None, "data": ["61"]}},
@@ -118,4 +95,4 @@ def test_a_broken_answer_is_seen() -> None:
         {"res": {"n": True, "err": None, "data": ["61"]}},
         {"res": {"n": 3, "err": None, "data": ["61", "62"]}},
     ):
-        assert not _agrees(recorded, ours)
+        assert not agrees(recorded, ours)

@@ -1,6 +1,6 @@
 """What the memory of an AddressSpace does: rights are enforced, and contents outlive what should not touch them.
 
-Mapped objects are in test_mapped_objects.py.
+Mapped objects are in test_object_pages.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import tls_peers
 from safemem import BlockSeq, read_full_to_blocks
 from safemem.tls import (
     SUITES,
@@ -120,7 +121,7 @@ def test_suites(suite: object, server_side: bool, tmp_path: Path) -> None:
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(theirs.fileno()), str(not server_side)],
             pass_fds=[theirs.fileno()],
-            env={"OPENSSL_CONF": str(conf), "PYTHONPATH": str(Path(__file__).parent)},
+            env={"OPENSSL_CONF": str(conf), "PYTHONPATH": str(Path(tls_peers.__file__).parent)},
         )
         theirs.close()
         made = connect(ours, server_side)
