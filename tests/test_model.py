@@ -127,7 +127,6 @@ def test_the_model_shares_no_code_with_what_it_judges() -> None:
         "hostarch",
         "safemem",
         "usermem.errors",
-        "usermem.memory_io",
     }
 
 

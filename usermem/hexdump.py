@@ -7,7 +7,7 @@ from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO, arch_of
 
 _ROW = 16
-# Of a whole page, and so of all that a row asks for behind the fault.
+# A fault for one of these reasons holds for the rest of the page, and a row lies in one page.
 _OF_A_PAGE = (FaultReason.UNMAPPED, FaultReason.PERMISSION, FaultReason.BEYOND_FILE, FaultReason.NO_MEMORY)
 
 
