@@ -28,7 +28,7 @@ from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC
 from safemem.datagram.reader import DatagramReader
 from usermem.cstruct import copy_int32_out, copy_pointer_out, copy_uint32_out
 from usermem.errors import FaultError, FaultReason
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+from usermem.memory_io import IO, arch_of
 from usermem.msg_control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
 from usermem.msg_name import family_of, pack_name
 from usermem.msghdr import (
@@ -61,7 +61,7 @@ def recvmsg_into_user(
     flags: int = 0,
     *,
     fault_policy: FaultPolicy = "keep",
-    opts: IOOpts = DEFAULT_OPTS,
+    ignore_permissions: bool = False,
 ) -> int:
     """Receive one datagram by the struct msghdr at ``msg_addr``; returns how many bytes of it were written.
 
@@ -75,8 +75,8 @@ def recvmsg_into_user(
     """
     with whole_messages():
         flags = checked_flags(flags, arch_of(io))
-        header = copy_in_msghdr(io, msg_addr, opts)
-        return _receive(io, endpoint, header, flags, fault_policy, opts)
+        header = copy_in_msghdr(io, msg_addr, ignore_permissions=ignore_permissions)
+        return _receive(io, endpoint, header, flags, fault_policy, ignore_permissions)
 
 
 def recvmmsg_into_user(
@@ -90,7 +90,7 @@ def recvmmsg_into_user(
     fault_policy: FaultPolicy = "keep",
     timeout_policy: TimeoutPolicy = "deadline",
     time64: bool = False,
-    opts: IOOpts = DEFAULT_OPTS,
+    ignore_permissions: bool = False,
 ) -> int:
     """Receive up to ``vlen`` datagrams by the structs mmsghdr at ``msgvec_addr``; returns how many came.
 
@@ -112,14 +112,18 @@ def recvmmsg_into_user(
         flags = checked_flags(flags, arch_of(io))
         left: int | None = None
         if timeout_addr:
-            left = copy_in_timeout(io, timeout_addr, time64, opts)
-            fault = unwritable(io, timeout_range(io, timeout_addr, time64), opts) if fault_policy == "keep" else None
-            if fault is not None:
-                raise fault
+            left = copy_in_timeout(io, timeout_addr, time64, ignore_permissions=ignore_permissions)
+            if fault_policy == "keep":
+                timeout = timeout_range(io, timeout_addr, time64)
+                fault = unwritable(io, timeout, ignore_permissions=ignore_permissions)
+                if fault is not None:
+                    raise fault
         clock = _Clock(left, timeout_policy)
-        done = _receive_many(io, endpoint, msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock, fault_policy, opts)
+        done = _receive_many(
+            io, endpoint, msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock, fault_policy, ignore_permissions
+        )
         if done and timeout_addr:
-            copy_out_timeout(io, timeout_addr, clock.left(), time64, opts)
+            copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
         return done
 
 
@@ -147,7 +151,7 @@ def _receive_many(
     flags: int,
     clock: _Clock,
     fault_policy: FaultPolicy,
-    opts: IOOpts,
+    ignore_permissions: bool,
 ) -> int:
     layout = msg_layout(arch_of(io))
     done = 0
@@ -157,16 +161,16 @@ def _receive_many(
         while done < vlen:
             entry = addr + done * layout.entry
             try:
-                header = copy_in_msghdr(io, entry, opts)
+                header = copy_in_msghdr(io, entry, ignore_permissions=ignore_permissions)
             except OSError:
                 if not done:
                     _raise_held(endpoint)
                 raise
             if clock.is_deadline:
-                length = _receive_by(clock, io, endpoint, header, flags, fault_policy, opts)
+                length = _receive_by(clock, io, endpoint, header, flags, fault_policy, ignore_permissions)
             else:
-                length = _receive(io, endpoint, header, flags, fault_policy, opts, answers=4)
-            copy_uint32_out(io, entry + layout.msg_len, length, opts)
+                length = _receive(io, endpoint, header, flags, fault_policy, ignore_permissions, answers=4)
+            copy_uint32_out(io, entry + layout.msg_len, length, ignore_permissions=ignore_permissions)
             done += 1
             if flags & MSG_WAITFORONE:
                 flags |= MSG_DONTWAIT
@@ -194,13 +198,13 @@ def _receive_by(
     header: MsgHeader,
     flags: int,
     fault_policy: FaultPolicy,
-    opts: IOOpts,
+    ignore_permissions: bool,
 ) -> int:
     """:func:`_receive`, waiting by the clock, whether the endpoint waits or not."""
     pause, longest = _PAUSES
     while True:
         try:
-            return _receive(io, endpoint, header, flags | MSG_DONTWAIT, fault_policy, opts, answers=4)
+            return _receive(io, endpoint, header, flags | MSG_DONTWAIT, fault_policy, ignore_permissions, answers=4)
         except BlockingIOError:
             left = clock.left()
             if flags & MSG_DONTWAIT or not left:
@@ -215,7 +219,7 @@ def _receive(
     header: MsgHeader,
     flags: int,
     fault_policy: FaultPolicy,
-    opts: IOOpts,
+    ignore_permissions: bool,
     answers: int = 0,
 ) -> int:
     """One datagram, and all of the header's fields. ``answers`` bytes behind it will be written by the caller."""
@@ -224,13 +228,15 @@ def _receive(
     passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
     room = min(header.controllen, MOST_RECEIVED) if header.control else 0
     if fault_policy == "keep":
-        _check_answers(io, endpoint, header, room, passed, family, opts, answers)
-    reader = _receive_data(io, endpoint, header, passed, fault_policy, room_at_endpoint(layout, room), opts)
+        _check_answers(io, endpoint, header, room, passed, family, ignore_permissions, answers)
+    reader = _receive_data(
+        io, endpoint, header, passed, fault_policy, room_at_endpoint(layout, room), ignore_permissions
+    )
     wanted = header.ranges.num_bytes
 
     def write(offset: int, data: bytes) -> bool:
         try:
-            io.copy_out(header.control + offset, data, opts)
+            io.copy_out(header.control + offset, data, ignore_permissions=ignore_permissions)
         except FaultError:
             return False
         return True
@@ -240,11 +246,11 @@ def _receive(
     result |= MSG_CTRUNC * cut
     if header.name:
         name = pack_name(reader.peer, family, arch_of(io))
-        copy_int32_out(io, header.addr + layout.namelen, len(name), opts)
+        copy_int32_out(io, header.addr + layout.namelen, len(name), ignore_permissions=ignore_permissions)
         if name[: header.namelen]:
-            io.copy_out(header.name, name[: header.namelen], opts)
-    copy_uint32_out(io, header.addr + layout.flags, result, opts)
-    copy_pointer_out(io, header.addr + layout.controllen, used, opts)
+            io.copy_out(header.name, name[: header.namelen], ignore_permissions=ignore_permissions)
+    copy_uint32_out(io, header.addr + layout.flags, result, ignore_permissions=ignore_permissions)
+    copy_pointer_out(io, header.addr + layout.controllen, used, ignore_permissions=ignore_permissions)
     return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, wanted)
 
 
@@ -255,7 +261,7 @@ def _check_answers(
     room: int,
     flags: int,
     family: int | None,
-    opts: IOOpts,
+    ignore_permissions: bool,
     answers: int,
 ) -> None:
     """Raise the fault that what comes beside the data would meet. The datagram is looked at only if that depends."""
@@ -267,7 +273,7 @@ def _check_answers(
     def fault_of(namelen: int, room: int) -> FaultError | None:
         pairs = [header.name, namelen] if namelen else []
         pairs += [header.control, room] if room else []
-        return unwritable(io, AddrRangeSeq.from_pairs(pairs + fields), opts)
+        return unwritable(io, AddrRangeSeq.from_pairs(pairs + fields), ignore_permissions=ignore_permissions)
 
     if fault_of(header.namelen, room) is None:
         return
@@ -307,7 +313,7 @@ def _receive_data(
     flags: int,
     fault_policy: FaultPolicy,
     ancbufsize: int,
-    opts: IOOpts,
+    ignore_permissions: bool,
 ) -> DatagramReader:
     """One datagram into the header's ranges; returns the reader, which knows the rest about it."""
     ranges = header.ranges
@@ -315,7 +321,7 @@ def _receive_data(
     once = _Once(reader)
     try:
         try:
-            io.copy_out_from(ranges, once, opts)
+            io.copy_out_from(ranges, once, ignore_permissions=ignore_permissions)
         except FaultError as fault:
             if isinstance(once.error, HostFaultError) and fault_policy == "linux":
                 with suppress(BlockingIOError):
@@ -326,7 +332,7 @@ def _receive_data(
         if not once.called:
             once.read_to_blocks(EMPTY)
     except BadBlocksError as exc:
-        hole = unwritable(io, ranges.drop_first(once.room), opts)
+        hole = unwritable(io, ranges.drop_first(once.room), ignore_permissions=ignore_permissions)
         if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
             raise
         raise hole from exc

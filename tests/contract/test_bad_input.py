@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_layouts import BASE, FIXED, IGNORE, PAGE, RW, Crumbs, one, pattern, sink, source, views
+from edge_layouts import BASE, FIXED, PAGE, RW, Crumbs, one, pattern, sink, source, views
 from hostarch import AMD64, ARM64, AddrRange, AddrRangeSeq
 from safemem import Block, BlockSeq, ReaderFunc
 from usermem import (
@@ -132,7 +132,7 @@ def test_counts_that_are_none(kind: str, name: str, call: Call) -> None:
 
 SOURCES: list[tuple[str, str, Call]] = [
     ("copy_out", "src", lambda io, src: io.copy_out(BASE, src)),
-    ("copy_out ignoring rights", "src", lambda io, src: io.copy_out(BASE, src, IGNORE)),
+    ("copy_out ignoring rights", "src", lambda io, src: io.copy_out(BASE, src, ignore_permissions=True)),
     ("write_bytes", "(src|data)", lambda io, src: io.write_bytes(BASE, src)),
     ("copy_out_vec", "src", lambda io, src: copy_out_vec(io, RANGES, src)),
     ("IOSequence.copy_out", "src", lambda io, src: IOSequence(io, RANGES).copy_out(src)),
@@ -144,7 +144,7 @@ SOURCES: list[tuple[str, str, Call]] = [
 ]
 DESTINATIONS: list[tuple[str, str, Call]] = [
     ("copy_in", "dst", lambda io, dst: io.copy_in(BASE, dst)),
-    ("copy_in ignoring rights", "dst", lambda io, dst: io.copy_in(BASE, dst, IGNORE)),
+    ("copy_in ignoring rights", "dst", lambda io, dst: io.copy_in(BASE, dst, ignore_permissions=True)),
     ("copy_in_vec", "dst", lambda io, dst: copy_in_vec(io, RANGES, dst)),
     ("IOSequence.copy_in", "dst", lambda io, dst: IOSequence(io, RANGES).copy_in(dst)),
     ("IOSequenceReadWriter.readinto", "buffer", lambda io, dst: IOSequence(io, RANGES).reader().readinto(dst)),

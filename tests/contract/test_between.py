@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq, mman
 from patchy_io import PatchyIO
 from safemem import Block
-from usermem import AddressSpace, BytesIO, FaultError, FaultReason, IOOpts, copy_between, linux_result
+from usermem import AddressSpace, BytesIO, FaultError, FaultReason, copy_between, linux_result
 from usermem.testing.faulty_memory import FaultyMemory
 from watched_io import WatchedIO
 
@@ -115,12 +115,10 @@ def test_the_shorter_side_bounds_the_copy() -> None:
 def test_one_access_a_side_with_its_own_options() -> None:
     """Each side is asked once, for all of its ranges, with the options given for it."""
     src, dst = WatchedIO(BytesIO(TEXT)), WatchedIO(BytesIO(bytearray(8)))
-    mine, yours = IOOpts(ignore_permissions=True), IOOpts()
-    assert copy_between(dst, ranges((0, 2), (4, 8)), src, ranges((1, 4), (4, 7)), yours, mine) == 6
+    assert copy_between(dst, ranges((0, 2), (4, 8)), src, ranges((1, 4), (4, 7)), src_ignore_permissions=True) == 6
     assert src.accesses == [("copy_in_to", -1, 6)]
     assert dst.accesses == [("copy_out_from", -1, 6)]
-    assert src.options[0] is mine
-    assert dst.options[0] is yours
+    assert (src.ignored, dst.ignored) == ([True], [False])
 
 
 def test_ranges_outside_user_space() -> None:
@@ -164,17 +162,23 @@ def test_permissions_of_both_sides() -> None:
         one.mprotect(src + 4096, 4096, mman.PROT_NONE)
         two.mprotect(dst + 4096, 4096, mman.PROT_READ)
         ars = {one: ranges((src + 4092, src + 4100)), two: ranges((dst + 4090, dst + 4098))}
-        ignoring = IOOpts(ignore_permissions=True)
-        for dst_opts, src_opts, moved, address in (
-            (IOOpts(), IOOpts(), 4, src + 4096),
-            (ignoring, IOOpts(), 4, src + 4096),
-            (IOOpts(), ignoring, 6, dst + 4096),
+        for ignore_dst, ignore_src, moved, address in (
+            (False, False, 4, src + 4096),
+            (True, False, 4, src + 4096),
+            (False, True, 6, dst + 4096),
         ):
             with pytest.raises(FaultError) as caught:
-                copy_between(two, ars[two], one, ars[one], dst_opts, src_opts)
+                copy_between(
+                    two,
+                    ars[two],
+                    one,
+                    ars[one],
+                    dst_ignore_permissions=ignore_dst,
+                    src_ignore_permissions=ignore_src,
+                )
             fault = caught.value
             assert (fault.transferred, fault.address, fault.reason) == (moved, address, FaultReason.PERMISSION)
-        assert copy_between(two, ars[two], one, ars[one], ignoring, ignoring) == 8
+        assert copy_between(two, ars[two], one, ars[one], dst_ignore_permissions=True, src_ignore_permissions=True) == 8
         assert two.read_bytes(dst + 4090, 8) == TEXT
 
 

@@ -16,7 +16,6 @@ from usermem import (
     BytesIO,
     FaultError,
     FaultReason,
-    IOOpts,
     copy_int32_in,
     copy_int32_out,
     copy_int64_in,
@@ -168,15 +167,14 @@ def test_in_an_address_space(arch: Arch, copy_in: In, copy_out: Out, code: str) 
             copy_in(space, base + 2 * page - number.size + 1)
         assert (caught.value.address, caught.value.transferred) == (base + 2 * page, number.size - 1)
         space.mprotect(base, page, mman.PROT_NONE)
-        ignoring = IOOpts(ignore_permissions=True)
         with pytest.raises(FaultError) as caught:
             copy_in(space, base)
         assert (caught.value.reason, caught.value.address) == (FaultReason.PERMISSION, base)
         with pytest.raises(FaultError) as caught:
             copy_out(space, base, value)
         assert (caught.value.reason, caught.value.address) == (FaultReason.PERMISSION, base)
-        assert copy_out(space, base, value, opts=ignoring) == number.size
-        assert copy_in(space, base, ignoring) == value
+        assert copy_out(space, base, value, ignore_permissions=True) == number.size
+        assert copy_in(space, base, ignore_permissions=True) == value
 
 
 @pytest.mark.parametrize("addr", [-1, -4, -4096, 1 << 64, 1 << 70, (1 << 64) - 1, 0x7FFF_FFFF_F000])

@@ -1,4 +1,4 @@
-"""Who says nothing about options gets the ones that respect what the guest forbade."""
+"""Who says nothing about options gets an access that respects what the guest forbade, and options are keywords."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pkgutil
 from collections.abc import Callable, Iterator
 
 import usermem
-from usermem import DEFAULT_OPTS, IOOpts
+from usermem import IO, ResolvedIO
+
+NAME = "ignore_permissions"
 
 
 def functions() -> Iterator[tuple[str, Callable[..., object]]]:
@@ -23,18 +25,35 @@ def functions() -> Iterator[tuple[str, Callable[..., object]]]:
                     yield f"{found.name}.{function.__qualname__}", function
 
 
-def test_the_default_ignores_nothing() -> None:
-    """Options that say nothing are the default ones, and respect permissions."""
-    assert DEFAULT_OPTS == IOOpts() == IOOpts(ignore_permissions=False)
+def test_every_option_is_a_keyword_that_ignores_nothing() -> None:
+    """No default is any other than False, and no public function takes the option by position, but for PagedIO's.
 
-
-def test_every_default_is_the_default() -> None:
-    """No function's own default for its options is any other; None stands for it."""
-    defaults = {
-        f"{name}, {parameter.name}": parameter.default
+    Those are quicker for it, as it says.
+    """
+    options = [
+        (f"{name}, {parameter.name}", function.__name__, parameter)
         for name, function in functions()
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.name.endswith("opts") and parameter.default is not parameter.empty
+        if parameter.name.endswith(NAME)
+    ]
+    assert len(options) > 80
+    for where, name, parameter in options:
+        assert parameter.default in (False, parameter.empty), where
+        if ".PagedIO." not in where and (name == "__init__" or not name.startswith("_")):
+            assert parameter.kind is parameter.KEYWORD_ONLY, where
+
+
+def test_every_call_of_an_io_has_the_option() -> None:
+    """The Protocol's, and all that ResolvedIO offers beside them; so has whatever stands for the same in a subclass."""
+    calls = {
+        name: member
+        for kind in (IO, ResolvedIO)
+        for name, member in vars(kind).items()
+        if inspect.isfunction(member) and not name.startswith("_") and name != "range_fault"
     }
-    assert len(defaults) > 50
-    assert {name for name, default in defaults.items() if default not in (None, DEFAULT_OPTS)} == set()
+    assert len(calls) >= 14
+    for name, function in functions():
+        if function.__name__ in calls and "." in function.__qualname__ and "Sequence" not in name:
+            option = inspect.signature(function).parameters.get(NAME)
+            assert option is not None, name
+            assert option.default is False, name

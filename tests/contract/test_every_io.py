@@ -18,11 +18,9 @@ from hostarch import AMD64, ARM64_64K, I386, MIPS, PPC64, READ, WRITE, AccessTyp
 from patchy_io import PatchyIO
 from safemem import BlockSeq, ReaderFunc, WriterFunc
 from usermem import (
-    DEFAULT_OPTS,
     AddressSpace,
     FaultError,
     FaultReason,
-    IOOpts,
     ResolvedIO,
     copy_in_vec,
     copy_out_vec,
@@ -34,10 +32,10 @@ from usermem.testing.faulty_memory import FaultyMemory
 ZEROING = ("zero_out", "zero_out_vec")
 
 
-def read_bytes(io: ResolvedIO, addr: int, dst: memoryview, opts: IOOpts) -> int:
+def read_bytes(io: ResolvedIO, addr: int, dst: memoryview, ignored: bool) -> int:
     """ResolvedIO.read_bytes, whose bytes before a fault are in ``partial``."""
     try:
-        found = io.read_bytes(addr, len(dst), opts)
+        found = io.read_bytes(addr, len(dst), ignore_permissions=ignored)
     except FaultError as fault:
         dst[: len(fault.partial)] = fault.partial
         raise
@@ -45,21 +43,35 @@ def read_bytes(io: ResolvedIO, addr: int, dst: memoryview, opts: IOOpts) -> int:
     return len(found)
 
 
-WRITES: dict[str, Callable[[ResolvedIO, int, bytes, IOOpts], int]] = {
-    "copy_out": lambda io, addr, data, opts: io.copy_out(addr, data, opts),
-    "write_bytes": lambda io, addr, data, opts: io.write_bytes(addr, data, opts),
-    "zero_out": lambda io, addr, data, opts: io.zero_out(addr, len(data), opts),
-    "copy_out_vec": lambda io, addr, data, opts: copy_out_vec(io, pieces(addr, len(data)), data, opts),
-    "zero_out_vec": lambda io, addr, data, opts: zero_out_vec(io, pieces(addr, len(data)), len(data), opts),
-    "copy_out_from": lambda io, addr, data, opts: io.copy_out_from(one(addr, len(data)), source(data), opts),
-    "copy_out_from pieces": lambda io, addr, data, opts: io.copy_out_from(pieces(addr, len(data)), source(data), opts),
+WRITES: dict[str, Callable[[ResolvedIO, int, bytes, bool], int]] = {
+    "copy_out": lambda io, addr, data, ignored: io.copy_out(addr, data, ignore_permissions=ignored),
+    "write_bytes": lambda io, addr, data, ignored: io.write_bytes(addr, data, ignore_permissions=ignored),
+    "zero_out": lambda io, addr, data, ignored: io.zero_out(addr, len(data), ignore_permissions=ignored),
+    "copy_out_vec": lambda io, addr, data, ignored: copy_out_vec(
+        io, pieces(addr, len(data)), data, ignore_permissions=ignored
+    ),
+    "zero_out_vec": lambda io, addr, data, ignored: zero_out_vec(
+        io, pieces(addr, len(data)), len(data), ignore_permissions=ignored
+    ),
+    "copy_out_from": lambda io, addr, data, ignored: io.copy_out_from(
+        one(addr, len(data)), source(data), ignore_permissions=ignored
+    ),
+    "copy_out_from pieces": lambda io, addr, data, ignored: io.copy_out_from(
+        pieces(addr, len(data)), source(data), ignore_permissions=ignored
+    ),
 }
-READS: dict[str, Callable[[ResolvedIO, int, memoryview, IOOpts], int]] = {
-    "copy_in": lambda io, addr, dst, opts: io.copy_in(addr, dst, opts),
+READS: dict[str, Callable[[ResolvedIO, int, memoryview, bool], int]] = {
+    "copy_in": lambda io, addr, dst, ignored: io.copy_in(addr, dst, ignore_permissions=ignored),
     "read_bytes": read_bytes,
-    "copy_in_vec": lambda io, addr, dst, opts: copy_in_vec(io, pieces(addr, len(dst)), dst, opts),
-    "copy_in_to": lambda io, addr, dst, opts: io.copy_in_to(one(addr, len(dst)), sink(dst), opts),
-    "copy_in_to pieces": lambda io, addr, dst, opts: io.copy_in_to(pieces(addr, len(dst)), sink(dst), opts),
+    "copy_in_vec": lambda io, addr, dst, ignored: copy_in_vec(
+        io, pieces(addr, len(dst)), dst, ignore_permissions=ignored
+    ),
+    "copy_in_to": lambda io, addr, dst, ignored: io.copy_in_to(
+        one(addr, len(dst)), sink(dst), ignore_permissions=ignored
+    ),
+    "copy_in_to pieces": lambda io, addr, dst, ignored: io.copy_in_to(
+        pieces(addr, len(dst)), sink(dst), ignore_permissions=ignored
+    ),
 }
 
 
@@ -83,13 +95,13 @@ def test_writing_faults_at_byte_k(make: Callable[[], Layout], name: str) -> None
         expected = bytes(len(data)) if name in ZEROING else data
         untouched = pattern(layout.size)[: layout.size - k]
         with pytest.raises(FaultError) as caught:
-            WRITES[name](layout.io, start, data, layout.opts)
+            WRITES[name](layout.io, start, data, layout.ignore_permissions)
         check_fault(caught.value, layout, k, WRITE)
         assert layout.content() == untouched + expected[:k]
         assert layout.sentinel == b"\xee" * len(layout.sentinel)
         io = layout.repair()
-        assert WRITES[name](io, start + k, data[k:], layout.opts) == layout.behind
-        assert io.read_bytes(start, len(data), layout.opts) == expected
+        assert WRITES[name](io, start + k, data[k:], layout.ignore_permissions) == layout.behind
+        assert io.read_bytes(start, len(data), ignore_permissions=layout.ignore_permissions) == expected
         assert layout.content() == untouched + expected[:k]
 
 
@@ -102,14 +114,16 @@ def test_reading_faults_at_byte_k(make: Callable[[], Layout], name: str) -> None
         start = layout.edge - k
         dst = memoryview(bytearray(b"\xee" * (k + layout.behind)))
         with pytest.raises(FaultError) as caught:
-            READS[name](layout.io, start, dst, layout.opts)
+            READS[name](layout.io, start, dst, layout.ignore_permissions)
         check_fault(caught.value, layout, k, READ)
         assert dst == pattern(layout.size)[layout.size - k :] + b"\xee" * layout.behind
         assert layout.content() == pattern(layout.size)
         dst[k:] = b"\x55" * layout.behind
         io = layout.repair()
-        assert READS[name](io, start + k, dst[k:], layout.opts) == layout.behind
-        assert dst == pattern(layout.size)[layout.size - k :] + io.read_bytes(start + k, layout.behind, layout.opts)
+        assert READS[name](io, start + k, dst[k:], layout.ignore_permissions) == layout.behind
+        assert dst == pattern(layout.size)[layout.size - k :] + io.read_bytes(
+            start + k, layout.behind, ignore_permissions=layout.ignore_permissions
+        )
         assert b"\x55" not in dst[k:].tobytes()
 
 
@@ -128,16 +142,16 @@ def refuse(blocks: BlockSeq) -> int:
 def test_zero_lengths_are_no_access(make: Callable[[], Layout]) -> None:
     """Nothing copied is 0 bytes and no fault wherever it is, mapped or not, and nobody is called for it."""
     layout = make()
-    io, opts = layout.io, layout.opts
+    io, ignored = layout.io, layout.ignore_permissions
     for addr in (0, 1, layout.edge - 1, layout.edge, layout.edge + 1, layout.edge + PAGE):
         for write in WRITES.values():
-            assert write(io, addr, b"", opts) == 0
+            assert write(io, addr, b"", ignored) == 0
         for read in READS.values():
-            assert read(io, addr, memoryview(bytearray()), opts) == 0
+            assert read(io, addr, memoryview(bytearray()), ignored) == 0
         empty = AddrRangeSeq([AddrRange(addr, addr)] * 3)
         for ranges in (empty, AddrRangeSeq(), one(layout.edge - 8, 16).take_first(0)):
-            assert io.copy_out_from(ranges, ReaderFunc(refuse), opts) == 0
-            assert io.copy_in_to(ranges, WriterFunc(refuse), opts) == 0
+            assert io.copy_out_from(ranges, ReaderFunc(refuse), ignore_permissions=ignored) == 0
+            assert io.copy_in_to(ranges, WriterFunc(refuse), ignore_permissions=ignored) == 0
     assert layout.content() == pattern(layout.size)
 
 
@@ -196,10 +210,10 @@ def test_ranges_that_end_at_the_top(arch: Arch) -> None:
     for n in (0, 1, 3, 4, 8, PAGE, arch.page_size):
         for name, write in WRITES.items():
             data = bytes(n) if name in ZEROING else pattern(n)
-            assert write(space, top - n, data, DEFAULT_OPTS) == n
+            assert write(space, top - n, data, False) == n
             for read in READS.values():
                 dst = memoryview(bytearray(b"\xee" * n))
-                assert read(space, top - n, dst, DEFAULT_OPTS) == n
+                assert read(space, top - n, dst, False) == n
                 assert dst == data
     space.copy_out(top - 4, b"end\0")
     assert copy_string_in(space, top - 4, 1 << 20) == b"end"

@@ -53,7 +53,11 @@ def test_a_reader_gets_the_prefix_once(make: Callable[[], Layout]) -> None:
             return source(b"\xaa" * dsts.num_bytes).read_to_blocks(dsts)
 
         with pytest.raises(FaultError) as caught:
-            layout.io.copy_out_from(pieces(layout.edge - k, k + layout.behind), ReaderFunc(fill), layout.opts)
+            layout.io.copy_out_from(
+                pieces(layout.edge - k, k + layout.behind),
+                ReaderFunc(fill),
+                ignore_permissions=layout.ignore_permissions,
+            )
         assert (caught.value.transferred, caught.value.address) == (k, layout.edge)
         assert calls == ([k] if k else [])
         assert layout.content() == pattern(layout.size)[: layout.size - k] + b"\xaa" * k
@@ -71,7 +75,11 @@ def test_a_writer_gets_the_prefix_once(make: Callable[[], Layout]) -> None:
             return srcs.num_bytes
 
         with pytest.raises(FaultError) as caught:
-            layout.io.copy_in_to(pieces(layout.edge - k, k + layout.behind), WriterFunc(take), layout.opts)
+            layout.io.copy_in_to(
+                pieces(layout.edge - k, k + layout.behind),
+                WriterFunc(take),
+                ignore_permissions=layout.ignore_permissions,
+            )
         assert (caught.value.transferred, caught.value.address) == (k, layout.edge)
         assert calls == ([pattern(layout.size)[layout.size - k :]] if k else [])
 
@@ -82,10 +90,13 @@ def test_a_stream_that_ends_before_the_edge_is_no_fault(make: Callable[[], Layou
     """A reader with fewer bytes than are accessible gives a short count, and 0 at its end."""
     layout = make()
     reader = source(b"\xaa" * given)
-    assert layout.io.copy_out_from(one(layout.edge - 20, 40), reader, layout.opts) == given
+    assert (
+        layout.io.copy_out_from(one(layout.edge - 20, 40), reader, ignore_permissions=layout.ignore_permissions)
+        == given
+    )
     expected = pattern(layout.size)[: layout.size - 20] + b"\xaa" * given + pattern(layout.size)[given - 20 :]
     assert layout.content() == expected
-    assert layout.io.copy_out_from(one(layout.edge - 20, 40), reader, layout.opts) == 0
+    assert layout.io.copy_out_from(one(layout.edge - 20, 40), reader, ignore_permissions=layout.ignore_permissions) == 0
     assert layout.content() == expected
 
 
@@ -95,7 +106,9 @@ def test_a_writer_that_takes_less_is_no_fault(make: Callable[[], Layout], taken:
     """A writer that takes fewer bytes than are accessible gives a short count."""
     layout = make()
     writer = WriterFunc(lambda srcs: taken)
-    assert layout.io.copy_in_to(one(layout.edge - 20, 40), writer, layout.opts) == taken
+    assert (
+        layout.io.copy_in_to(one(layout.edge - 20, 40), writer, ignore_permissions=layout.ignore_permissions) == taken
+    )
 
 
 class BrokenError(Exception):
@@ -116,12 +129,14 @@ def test_own_errors_pass_through(make: Callable[[], Layout], done: int) -> None:
 
     layout = make()
     with pytest.raises(BrokenError) as caught:
-        layout.io.copy_in_to(one(layout.edge - 20, 40), WriterFunc(move), layout.opts)
+        layout.io.copy_in_to(one(layout.edge - 20, 40), WriterFunc(move), ignore_permissions=layout.ignore_permissions)
     assert caught.value is error
     assert error.transferred == done
     if WRITE in layout.accesses:
         with pytest.raises(BrokenError) as caught:
-            layout.io.copy_out_from(one(layout.edge - 20, 40), ReaderFunc(move), layout.opts)
+            layout.io.copy_out_from(
+                one(layout.edge - 20, 40), ReaderFunc(move), ignore_permissions=layout.ignore_permissions
+            )
         assert caught.value is error
         assert error.transferred == done
 
@@ -159,10 +174,17 @@ def test_would_block_is_a_count_or_itself(make: Callable[[], Layout]) -> None:
 
     layout = make()
     with pytest.raises(BlockingIOError) as caught:
-        layout.io.copy_out_from(one(layout.edge - 20, 40), ReaderFunc(move), layout.opts)
+        layout.io.copy_out_from(
+            one(layout.edge - 20, 40), ReaderFunc(move), ignore_permissions=layout.ignore_permissions
+        )
     assert caught.value is error
     error.transferred = 7  # type: ignore[attr-defined]
-    assert layout.io.copy_out_from(one(layout.edge - 20, 40), ReaderFunc(move), layout.opts) == 7
+    assert (
+        layout.io.copy_out_from(
+            one(layout.edge - 20, 40), ReaderFunc(move), ignore_permissions=layout.ignore_permissions
+        )
+        == 7
+    )
 
 
 @pytest.mark.parametrize("count", [-1, 21])
@@ -206,17 +228,19 @@ def test_a_file_loses_nothing_at_the_edge(make: Callable[[], Layout], reader: st
             stream = READERS[reader](file.fileno())
             start = layout.edge - k
             with pytest.raises(FaultError) as caught:
-                layout.io.copy_out_from(one(start, k + layout.behind), stream, layout.opts)
+                layout.io.copy_out_from(
+                    one(start, k + layout.behind), stream, ignore_permissions=layout.ignore_permissions
+                )
             assert caught.value.transferred == k
             assert layout.content()[layout.size - k :] == data[:k]
             io = layout.repair()
             rest = one(start + k, layout.behind)
             while rest.num_bytes:
-                n = io.copy_out_from(rest, stream, layout.opts)
+                n = io.copy_out_from(rest, stream, ignore_permissions=layout.ignore_permissions)
                 assert n > 0
                 rest = rest.drop_first(n)
-            assert io.read_bytes(start, k + layout.behind, layout.opts) == data[:-1]
-            assert io.copy_out_from(one(start, 9), stream, layout.opts) == 1
+            assert io.read_bytes(start, k + layout.behind, ignore_permissions=layout.ignore_permissions) == data[:-1]
+            assert io.copy_out_from(one(start, 9), stream, ignore_permissions=layout.ignore_permissions) == 1
 
 
 def faulty_guest(fault: Fault, k: int) -> tuple[ResolvedIO, AddrRangeSeq, FaultyMemory]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_layouts import BASE, FIXED, IGNORE, PAGE, RW, pattern
-from hostarch import AMD64, I386, mman
-from usermem import AddressSpace, BytesIO, hexdump
+from edge_layouts import BASE, FIXED, PAGE, RW, pattern
+from hostarch import AMD64, I386, AccessType, mman
+from safemem import Block
+from usermem import AddressSpace, BytesIO, FaultError, FaultPlan, FaultReason, FaultyIO, hexdump
 from watched_io import WatchedIO
 
 LINE = re.compile(r"([0-9a-f]{8,16})  (.{23})  (.{23})  \|(.{16})\|\n")
@@ -72,7 +74,7 @@ def test_a_fault_is_shown() -> None:
     ]
     space.mprotect(BASE, PAGE, mman.PROT_NONE)
     assert set(parse(hexdump(space, BASE, 20)).values()) == {"--"}
-    assert "--" not in parse(hexdump(space, BASE, 20, IGNORE)).values()
+    assert "--" not in parse(hexdump(space, BASE, 20, ignore_permissions=True)).values()
 
 
 def test_the_edges_of_addresses() -> None:
@@ -91,6 +93,59 @@ def test_only_what_was_asked_for_is_read() -> None:
     hexdump(io, 10, 50)
     touched = [at for method, addr, n in io.accesses for at in range(addr, addr + n) if method == "copy_in"]
     assert sorted(touched) == list(range(10, 60))
+
+
+class HolesIO(BytesIO):
+    """A BytesIO of which some bytes cannot be read, each for itself, by an injected fault."""
+
+    def __init__(self, size: int, holes: set[int]) -> None:
+        super().__init__(pattern(size))
+        self.holes = holes
+
+    def resolve(
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
+    ) -> tuple[list[Block], FaultError | None]:
+        """See ResolvedIO."""
+        hole = min((at for at in self.holes if addr <= at < addr + length), default=None)
+        if hole is None:
+            return super().resolve(addr, length, access)
+        blocks, fault = super().resolve(addr, hole - addr, access)
+        return blocks, fault or FaultError(hole, access, FaultReason.INJECTED)
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(0, 40), st.integers(0, 40))
+def test_holes_of_single_bytes(holes: set[int], addr: int, n: int) -> None:
+    """Wherever a row has its holes, each is shown, and nothing else."""
+    data = pattern(50)
+    expected = {at: "--" if at in holes or at >= 50 else f"{data[at]:02x}" for at in range(addr, addr + n)}
+    assert parse(hexdump(HolesIO(50, holes), addr, n)) == expected
+
+
+@pytest.mark.parametrize("hit", [0, 3, 15])
+def test_a_planned_fault_is_one_byte(hit: int) -> None:
+    """It hits one byte of the second row; the access to the bytes behind it passes."""
+    io = FaultyIO(BytesIO(pattern(64)), FaultPlan([None, hit]))
+    assert [at for at, cell in parse(hexdump(io, 0, 64)).items() if cell == "--"] == [16 + hit]
+
+
+def test_one_access_a_row(tmp_path: Path) -> None:
+    """Where all of a row can be read, and where none can, for whatever reason; only where a buffer ends, a few."""
+    space = AddressSpace()
+    space.mmap(BASE, 3 * PAGE, RW, FIXED)
+    space.mprotect(BASE + PAGE, PAGE, mman.PROT_NONE)
+    space.munmap(BASE + 2 * PAGE, PAGE)
+    with (tmp_path / "file").open("wb+", buffering=0) as file:
+        file.write(b"x")
+        flags = mman.MAP_PRIVATE | mman.MAP_FIXED
+        space.mmap(BASE + 3 * PAGE, 2 * PAGE, mman.PROT_READ, flags, file.fileno(), 0)
+    for page, missing in enumerate((False, True, True, False, True)):
+        for start, n, rows in ((0, PAGE, PAGE // 16), (7, 30, 3), (PAGE - 40, 40, 3)):
+            io = WatchedIO(space)
+            assert hexdump(io, BASE + page * PAGE + start, n).count("--") == n * missing
+            assert len(io.accesses) == rows, page
+    io = WatchedIO(BytesIO(pattern(100)))
+    hexdump(io, 0, 1000)
+    assert len(io.accesses) <= 63 + 16
 
 
 def test_a_negative_count() -> None:

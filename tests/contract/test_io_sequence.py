@@ -11,9 +11,7 @@ from patchy_io import PatchyIO
 from safemem import BlockSeqReader, BlockSeqWriter
 from sample_blocks import blocks, room
 from usermem import (
-    DEFAULT_OPTS,
     BytesIO,
-    IOOpts,
     IOSequence,
     bytes_io_sequence,
 )
@@ -102,11 +100,11 @@ def test_reading_a_cut_sequence_ends() -> None:
 
 def test_options_are_handed_on() -> None:
     """Every operation, and every sequence made from this one, uses its options; the default ones if it has none."""
-    opts = IOOpts(ignore_permissions=True)
     watched = WatchedIO(BytesIO(bytearray(8)))
-    for made, expected in ((IOSequence(watched, ranges((0, 8))), DEFAULT_OPTS), (None, opts)):
-        seq = (made or IOSequence(watched, ranges((0, 8)), opts)).take_first(7).drop_first(1)
-        watched.options.clear()
+    for made, expected in ((IOSequence(watched, ranges((0, 8))), False), (None, True)):
+        seq = made or IOSequence(watched, ranges((0, 8)), ignore_permissions=True)
+        seq = seq.take_first(7).drop_first(1)
+        watched.ignored.clear()
         watched.accesses.clear()
         seq.copy_in(bytearray(2))
         seq.copy_out(b"12")
@@ -116,7 +114,7 @@ def test_options_are_handed_on() -> None:
         assert [name for name, _, _ in watched.accesses] == [
             "copy_in", "copy_out", "zero_out", "copy_out_from", "copy_in_to",
         ]  # fmt: skip
-        assert watched.options == [expected] * 5
+        assert watched.ignored == [expected] * 5
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)).map(lambda p: (p[0], p[0] + p[1])), max_size=6)

@@ -20,7 +20,6 @@ from usermem import (
     BytesIO,
     FaultError,
     FaultReason,
-    IOOpts,
     IOReadWriter,
     IOSequence,
     IOSequenceReadWriter,
@@ -231,10 +230,10 @@ def test_an_error_of_the_ios_own() -> None:
     """What is no fault is treated alike: the short count first, then the error, for as long as it is there."""
 
     class Broken(WatchedIO):
-        def copy_in(self, addr: int, dst: Any, opts: IOOpts = IOOpts()) -> int:  # noqa: B008 (a constant)
+        def copy_in(self, addr: int, dst: Any, *, ignore_permissions: bool = False) -> int:
             if addr >= 4:
                 raise OSError(errno.EIO, "a memory that broke")
-            return super().copy_in(addr, dst, opts)
+            return super().copy_in(addr, dst, ignore_permissions=ignore_permissions)
 
     file = IOSequence(Broken(BytesIO(b"abcdefgh")), ranges((0, 4), (4, 8))).reader()
     assert (file.read(8), file.num_bytes) == (b"abcd", 4)
@@ -261,12 +260,11 @@ def test_the_position_of_an_address_file(hole: tuple[AddressSpace, int]) -> None
 
 def test_options_of_an_address_file() -> None:
     """Each access is made with the options of the file."""
-    opts = IOOpts(ignore_permissions=True)
     watched = WatchedIO(BytesIO(bytearray(8)))
-    file = IOReadWriter(watched, 1, opts)
+    file = IOReadWriter(watched, 1, ignore_permissions=True)
     assert (file.read(2), file.write(b"ab")) == (b"\0\0", 2)
     assert watched.accesses == [("copy_in", 1, 2), ("copy_out", 3, 2)]
-    assert watched.options == [opts, opts]
+    assert watched.ignored == [True, True]
 
 
 def test_an_address_file_at_the_top() -> None:

@@ -18,7 +18,6 @@ from usermem import (
     BytesIO,
     FaultError,
     FaultReason,
-    IOOpts,
     check_io_range,
     copy_in_iovecs,
     copy_out_iovecs,
@@ -249,14 +248,13 @@ def test_ranges_that_do_not_fit_the_layout() -> None:
 
 def test_options_and_io_of_the_sequences() -> None:
     """The table is read, and the sequence made, with the options of the call."""
-    opts = IOOpts(ignore_permissions=True)
     io = WatchedIO(BytesIO(bytearray(table(AMD64, [(0, 2), (20, 3)]) + bytes(8))))
-    seq = iovecs_io_sequence(io, 0, 2, opts)
-    assert (seq.io, seq.opts, io.options) == (io, opts, [opts])
+    seq = iovecs_io_sequence(io, 0, 2, ignore_permissions=True)
+    assert (seq.io, seq.ignore_permissions, io.ignored) == (io, True, [True])
     assert seq.copy_out_from(BlockSeqReader(blocks(b"abcdefgh"))) == 5
-    assert single_io_sequence(io, 0, 2, opts).opts == opts
-    assert copy_out_iovecs(io, 0, sequence([(1, 1)]), opts) == 16
-    assert io.options == [opts] * 3
+    assert single_io_sequence(io, 0, 2, ignore_permissions=True).ignore_permissions is True
+    assert copy_out_iovecs(io, 0, sequence([(1, 1)]), ignore_permissions=True) == 16
+    assert io.ignored == [True] * 3
 
 
 @each_arch

@@ -15,13 +15,11 @@ from hostarch import mman
 from patchy_io import PatchyIO
 from safemem import TransferError
 from usermem import (
-    DEFAULT_OPTS,
     IO,
     AddressSpace,
     BytesIO,
     FaultError,
     FaultReason,
-    IOOpts,
     NameTooLongError,
     copy_string_in,
     linux_result,
@@ -221,14 +219,14 @@ def test_permissions_and_options() -> None:
             with pytest.raises(FaultError) as caught:
                 copy_string_in(watched, 0x10FFE, 9)
             assert (caught.value.partial, caught.value.reason) == (b"pa", FaultReason.PERMISSION)
-            assert copy_string_in(watched, 0x10FFE, 9, IOOpts(ignore_permissions=True)) == b"path"
+            assert copy_string_in(watched, 0x10FFE, 9, ignore_permissions=True) == b"path"
 
 
 def test_an_error_that_is_no_fault_passes() -> None:
     """What an IO raises of its own is not swallowed, nor taken for the absence of a quick way."""
 
     class Broken(BytesIO):
-        def copy_string_in(self, addr: int, maxlen: int, opts: IOOpts = IOOpts()) -> bytes:  # noqa: B008
+        def copy_string_in(self, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
             raise AttributeError("a bug of its own")
 
     with pytest.raises(AttributeError, match="of its own"):
@@ -236,7 +234,7 @@ def test_an_error_that_is_no_fault_passes() -> None:
     error = TransferError(errno.EIO, "Input/output error", 2)
 
     class Failing(BytesIO):
-        def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
             raise error
 
     with pytest.raises(TransferError) as caught:

@@ -14,12 +14,10 @@ from hostarch import AddrRange, AddrRangeSeq, mman
 from patchy_io import PatchyIO
 from safemem import TransferError
 from usermem import (
-    DEFAULT_OPTS,
     AddressSpace,
     BytesIO,
     FaultError,
     InvalidIntegerError,
-    IOOpts,
     copy_int32_string_in_vec,
     copy_int32_strings_in_vec,
     linux_result,
@@ -180,7 +178,7 @@ def test_an_error_that_is_no_fault_passes() -> None:
     error = TransferError(errno.EIO, "Input/output error", 2)
 
     class Failing(BytesIO):
-        def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+        def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
             raise error
 
     with pytest.raises(TransferError) as caught:
@@ -198,9 +196,8 @@ def test_options_are_handed_on() -> None:
         ars = AddrRangeSeq([AddrRange(addr, addr + 5)])
         with pytest.raises(FaultError):
             copy_int32_strings_in_vec(space, ars, 2)
-        opts = IOOpts(ignore_permissions=True)
-        assert copy_int32_strings_in_vec(space, ars, 2, opts) == (5, [41, 42])
-        assert copy_int32_string_in_vec(space, ars, opts) == (3, 41)
+        assert copy_int32_strings_in_vec(space, ars, 2, ignore_permissions=True) == (5, [41, 42])
+        assert copy_int32_string_in_vec(space, ars, ignore_permissions=True) == (3, 41)
 
 
 def test_empty_ranges_in_bad_places() -> None:

@@ -17,7 +17,6 @@ from usermem import (
     BytesIO,
     FaultError,
     FaultReason,
-    IOOpts,
     ResolvedIO,
     copy_in_vec,
     copy_out_vec,
@@ -153,18 +152,17 @@ def test_empty_ranges_in_bad_places(move: Move, access: object) -> None:
 def test_options_are_handed_on(move: Move, access: object) -> None:
     """Every access is made with the options of the call, and by the IO's own methods, one a range."""
     io, base = _space()
-    opts = IOOpts(ignore_permissions=True)
     watched = WatchedIO(io)
     calls: dict[str, Callable[[], int]] = {
-        "copy_in": lambda: copy_in_vec(watched, at(base, (0, 2), (4, 5)), bytearray(9), opts),
-        "copy_out": lambda: copy_out_vec(watched, at(base, (0, 2), (4, 5)), b"xyz", opts),
-        "zero_out": lambda: zero_out_vec(watched, at(base, (0, 2), (4, 5)), 3, opts),
+        "copy_in": lambda: copy_in_vec(watched, at(base, (0, 2), (4, 5)), bytearray(9), ignore_permissions=True),
+        "copy_out": lambda: copy_out_vec(watched, at(base, (0, 2), (4, 5)), b"xyz", ignore_permissions=True),
+        "zero_out": lambda: zero_out_vec(watched, at(base, (0, 2), (4, 5)), 3, ignore_permissions=True),
     }
     for name, call in calls.items():
         watched.accesses.clear()
         assert call() == 3
         assert watched.accesses == [(name, base, 2), (name, base + 4, 1)]
-    assert set(map(id, watched.options)) == {id(opts)}
+    assert set(watched.ignored) == {True}
 
 
 def test_permissions() -> None:
@@ -172,16 +170,16 @@ def test_permissions() -> None:
     io, base = _space()
     assert isinstance(io, AddressSpace)
     io.mprotect(base & -PAGE, PAGE, mman.PROT_NONE)
-    calls: list[Callable[[IOOpts], int]] = [
-        lambda opts: copy_in_vec(io, at(base, (0, 2), (2, 4)), bytearray(4), opts),
-        lambda opts: copy_out_vec(io, at(base, (0, 2), (2, 4)), b"wxyz", opts),
-        lambda opts: zero_out_vec(io, at(base, (0, 2), (2, 4)), 4, opts),
+    calls: list[Callable[[bool], int]] = [
+        lambda ignored: copy_in_vec(io, at(base, (0, 2), (2, 4)), bytearray(4), ignore_permissions=ignored),
+        lambda ignored: copy_out_vec(io, at(base, (0, 2), (2, 4)), b"wxyz", ignore_permissions=ignored),
+        lambda ignored: zero_out_vec(io, at(base, (0, 2), (2, 4)), 4, ignore_permissions=ignored),
     ]
     for call in calls:
         with pytest.raises(FaultError) as caught:
-            call(IOOpts())
+            call(False)
         assert (caught.value.reason, caught.value.address) == (FaultReason.PERMISSION, base)
-        assert call(IOOpts(ignore_permissions=True)) == 4
+        assert call(True) == 4
 
 
 def test_arguments_that_are_none(ten: tuple[ResolvedIO, int]) -> None:
@@ -208,7 +206,7 @@ def test_an_error_that_is_no_fault_passes() -> None:
     """An AttributeError of an IO's own copy_in_vec comes out, and is not taken for the absence of one."""
 
     class Broken(BytesIO):
-        def copy_in_vec(self, ars: AddrRangeSeq, dst: object, opts: IOOpts) -> int:
+        def copy_in_vec(self, ars: AddrRangeSeq, dst: object, *, ignore_permissions: bool = False) -> int:
             raise AttributeError("a bug of its own")
 
     with pytest.raises(AttributeError, match="of its own"):

@@ -154,7 +154,7 @@ def test_a_fault_is_a_cut(data: st.DataObject) -> None:
         if len(io.injected) > before:
             n = io.injected[-1].transferred
             assert found == f"FaultError at {operation.addr + n:#x} after {n} bytes (-w-, injected)"
-            done = CopyOut(operation.addr, operation.src[:n], operation.opts)
+            done = CopyOut(operation.addr, operation.src[:n], ignore_permissions=operation.ignore_permissions)
             assert outcome(done, model) == n
         else:
             assert found == outcome(done, model)

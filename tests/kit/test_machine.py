@@ -11,12 +11,11 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 
 from hostarch import AMD64, ARM64_16K, MIPS, READ, READ_WRITE, AddrRangeSeq, mman
 from safemem import Reader
-from usermem import DEFAULT_OPTS, AddressSpace, BytesIO, IOOpts
+from usermem import AddressSpace, BytesIO
 from usermem.testing import Layout, Mapping, ModelBytes, ModelMemory, check_memory
 from usermem.testing.machine import GuestMachine
 
 FIXED = mman.MAP_PRIVATE | mman.MAP_FIXED | mman.MAP_ANONYMOUS
-IGNORE = IOOpts(ignore_permissions=True)
 
 TestAddressSpace = GuestMachine.TestCase
 TestAddressSpace.settings = settings(stateful_step_count=30)
@@ -81,8 +80,10 @@ class MapKeepsOldBytes(AddressSpace):
 class StreamCopiesOneRange(AddressSpace):
     """copy_out_from stops after its first range."""
 
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
-        return super().copy_out_from(ars.take_first(ars.head().length) if ars else ars, reader, opts)
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
+        return super().copy_out_from(
+            ars.take_first(ars.head().length) if ars else ars, reader, ignore_permissions=ignore_permissions
+        )
 
 
 BROKEN = [
@@ -142,7 +143,7 @@ def test_rules_of_ones_own() -> None:
 LAYOUT = Layout(AMD64, (Mapping(0x10000, 8192, READ_WRITE), Mapping(0x14000, 4096, READ)))
 CHANGES: dict[str, Callable[[AddressSpace], object]] = {
     "a byte": lambda space: space.copy_out(0x11FFF, b"x"),
-    "a byte of a page that is read-only": lambda space: space.copy_out(0x14000, b"x", IGNORE),
+    "a byte of a page that is read-only": lambda space: space.copy_out(0x14000, b"x", ignore_permissions=True),
     "more rights": lambda space: space.mprotect(0x14000, 4096, 3),
     "less rights": lambda space: space.mprotect(0x11000, 4096, 1),
     "no rights": lambda space: space.mprotect(0x10000, 4096, 0),

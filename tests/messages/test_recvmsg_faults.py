@@ -16,7 +16,7 @@ from patchy_io import PatchyIO
 from safemem import Block, Reader
 from safemem.datagram import Address, BadBlocksError
 from safemem.errors import HostFaultError
-from usermem import DEFAULT_OPTS, FaultError, FaultPlan, FaultReason, FaultyIO, IOOpts, linux_result
+from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, linux_result
 from usermem.recvmsg import recvmsg_into_user
 from watched_io import WatchedIO
 
@@ -173,12 +173,12 @@ def test_memory_that_really_faults() -> None:
 class Narrow(WatchedIO):
     """User memory that ends sooner than its arch says."""
 
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out_from."""
         for start, _ in ars.pairs():
             if start >= HOLE:
                 raise FaultError(start, WRITE, FaultReason.OUTSIDE_RANGE)
-        return super().copy_out_from(ars, reader, opts)
+        return super().copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
 
 
 @pytest.mark.parametrize("policy", ["keep", "linux"])
@@ -214,9 +214,8 @@ def test_ignored_permissions() -> None:
     guest.space.mprotect(BASE, 16 * PAGE, mman.PROT_NONE)
     io = WatchedIO(guest.space)
     endpoint = MemoryEndpoint([Datagram(b"abc", INET, None, ((1, 2, b"four"),))] * 2)
-    opts = IOOpts(ignore_permissions=True)
-    assert recvmsg_into_user(io, endpoint, addr, opts=opts) == 3
-    assert set(io.options) == {opts}
+    assert recvmsg_into_user(io, endpoint, addr, ignore_permissions=True) == 3
+    assert set(io.ignored) == {True}
 
 
 FAULT_STEPS = st.lists(st.none() | st.integers(0, 60), max_size=14).map(tuple)
@@ -262,12 +261,12 @@ def test_keeping_differs_only_in_that(
         addr = guest.put([(BASE + places[0], sizes[0]), (BASE + places[1], sizes[1])], **fields)
         for i, right in enumerate(rights):
             guest.space.mprotect(BASE + (i + 2) * PAGE, PAGE, int(right))
-        before = guest.space.read_bytes(BASE, 16 * PAGE, IOOpts(ignore_permissions=True))
+        before = guest.space.read_bytes(BASE, 16 * PAGE, ignore_permissions=True)
         try:
             result = recvmsg_into_user(guest.space, endpoint, addr, fault_policy=policy)
         except FaultError as exc:
             result = linux_result(exc)
-        after = guest.space.read_bytes(BASE, 16 * PAGE, IOOpts(ignore_permissions=True))
+        after = guest.space.read_bytes(BASE, 16 * PAGE, ignore_permissions=True)
         outcomes.append((result, after))
         if result < 0 and policy == "keep":
             assert endpoint.queue == [datagram]

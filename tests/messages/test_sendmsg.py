@@ -11,7 +11,7 @@ from guest_messages import ARCHES, BASE, CONTROL, DATA, HOLE, NAME, PAGE, Guest
 from hostarch import AMD64, I386, MIPS, READ, S390X, Arch, mman
 from memory_endpoint import Datagram, MemoryEndpoint
 from safemem.datagram import Address, Ancillary
-from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, IOOpts, linux_result
+from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, linux_result
 from usermem.sendmsg import sendmmsg_from_user, sendmsg_from_user
 from watched_io import WatchedIO
 
@@ -296,7 +296,6 @@ def test_options_go_to_every_access() -> None:
     guest.space.copy_out(CONTROL, cmsg(AMD64, 16, b""))
     batch(guest, 1, name=NAME, namelen=16, control=CONTROL, controllen=16)
     guest.space.mprotect(BASE, 16 * PAGE, mman.PROT_NONE)
-    opts = IOOpts(ignore_permissions=True)
     io = WatchedIO(guest.space)
-    assert sendmmsg_from_user(io, MemoryEndpoint(), BASE, 1, opts=opts) == 1
-    assert set(io.options) == {opts}
+    assert sendmmsg_from_user(io, MemoryEndpoint(), BASE, 1, ignore_permissions=True) == 1
+    assert set(io.ignored) == {True}

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from edge_layouts import ANON, BASE, FIXED, IGNORE, PAGE, RW, one, pattern, sink, source
+from edge_layouts import ANON, BASE, FIXED, PAGE, RW, one, pattern, sink, source
 from hostarch import (
     ANY_ACCESS,
     ARM64_64K,
@@ -89,8 +89,8 @@ def test_rights(prot: int, read: bool, write: bool) -> None:
     for _ in range(2):  # the second time the page may be remembered
         assert can_read(space) is read
         assert can_write(space) is write
-    assert space.copy_out(BASE, b"debug", IGNORE) == 5
-    assert space.read_bytes(BASE, 5, IGNORE) == b"debug"
+    assert space.copy_out(BASE, b"debug", ignore_permissions=True) == 5
+    assert space.read_bytes(BASE, 5, ignore_permissions=True) == b"debug"
     assert can_read(space) is read
     assert can_write(space) is write
 
@@ -114,8 +114,8 @@ def test_ignored_rights_end_at_the_limit(limit: int) -> None:
     space = AddressSpace()
     space.map_object(BASE, PAGE, NONE, FIXED, None, max_prot=limit)
     for allowed, call in (
-        (limit, partial(space.read_bytes, BASE, 1, IGNORE)),
-        (limit & W, partial(space.copy_out, BASE, b"w", IGNORE)),
+        (limit, partial(space.read_bytes, BASE, 1, ignore_permissions=True)),
+        (limit & W, partial(space.copy_out, BASE, b"w", ignore_permissions=True)),
     ):
         if allowed:
             call()
@@ -140,8 +140,8 @@ def test_resolving_asks_for_every_right(access: AccessType, allowed: bool, warm:
     blocks, fault = space.resolve(BASE, 8, access)
     assert (fault is None, bool(blocks)) == (allowed, allowed)
     if not allowed:
-        with pytest.raises(FaultError) as caught, space.blocks(one(BASE, 8), access):
-            pass
+        with pytest.raises(FaultError) as caught:
+            space.blocks(one(BASE, 8), access)
         assert (caught.value.access, caught.value.reason) == (access, FaultReason.PERMISSION)
 
 
@@ -158,7 +158,7 @@ def test_contents_outlive_changes_of_rights() -> None:
     space = mapped(RW, 4)
     for prot, start, pages in ((NONE, 1, 2), (R, 0, 4), (X, 2, 1), (W, 3, 1), (RW, 0, 4)):
         space.mprotect(BASE + start * PAGE, pages * PAGE, prot)
-        assert space.read_bytes(BASE, 4 * PAGE, IGNORE) == pattern(4 * PAGE)
+        assert space.read_bytes(BASE, 4 * PAGE, ignore_permissions=True) == pattern(4 * PAGE)
         space._check()
 
 
@@ -246,7 +246,7 @@ def closed_calls(space: AddressSpace) -> dict[str, Callable[[], object]]:
         "compare and swap": partial(space.compare_and_swap_uint32, BASE, 0, 1),
         "uint32": partial(copy_uint32_in, space, BASE),
         "string": partial(copy_string_in, space, BASE, 9),
-        "blocks": space.blocks(one(BASE, 1)).__enter__,
+        "blocks": partial(space.blocks, one(BASE, 1)),
         "resolve": partial(space.resolve, BASE, 1, READ),
     }
 
@@ -266,6 +266,6 @@ def test_a_closed_space(name: str) -> None:
 def test_blocks_outlive_a_closed_space() -> None:
     """What was handed out before the space was closed stays readable."""
     space = mapped()
-    with space.blocks(one(BASE, 9)) as blocks:
-        space.close()
-        assert blocks.tobytes() == pattern(9)
+    blocks = space.blocks(one(BASE, 9))
+    space.close()
+    assert blocks.tobytes() == pattern(9)

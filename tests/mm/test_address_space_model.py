@@ -13,14 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edge_layouts import ANON, IGNORE, PAGE, RW, pieces, sink, source
+from edge_layouts import ANON, PAGE, RW, pieces, sink, source
 from hostarch import AccessType, mman
 from usermem import (
-    DEFAULT_OPTS,
     AddressSpace,
     FaultError,
     FaultReason,
-    IOOpts,
     NameTooLongError,
     copy_in_vec,
     copy_out_vec,
@@ -112,13 +110,13 @@ class SpaceAgainstPages(RuleBasedStateMachine):
         for page in changed:
             page.prot = prot
 
-    def _fault(self, addr: int, length: int, right: int, opts: IOOpts) -> tuple[int, FaultReason | None]:
+    def _fault(self, addr: int, length: int, right: int, ignore_permissions: bool) -> tuple[int, FaultReason | None]:
         """How many bytes can be accessed, and why no more."""
         for at, _ in parts(addr, length):
             page = self.pages.get(at // PAGE)
             if page is None:
                 return at - addr, FaultReason.UNMAPPED
-            if not AccessType(page.limit if opts.ignore_permissions else page.prot).effective() & right:
+            if not AccessType(page.limit if ignore_permissions else page.prot).effective() & right:
                 return at - addr, FaultReason.PERMISSION
         return length, None
 
@@ -132,18 +130,23 @@ class SpaceAgainstPages(RuleBasedStateMachine):
     @rule(addr=places, length=lengths, value=st.integers(0, 255), way=ways, ignore=st.booleans())
     def write(self, addr: int, length: int, value: int, way: str, ignore: bool) -> None:
         """Bytes arrive up to the first that may not be written, by every way of writing; 0 is zeroed."""
-        opts = IGNORE if ignore else DEFAULT_OPTS
-        expected = self._fault(addr, length, mman.PROT_WRITE, opts)
+        expected = self._fault(addr, length, mman.PROT_WRITE, ignore)
         data = bytes([value]) * length
         n = length
         try:
             if way == "stream":
-                n = self.space.copy_out_from(pieces(addr, length), source(data), opts)
+                n = self.space.copy_out_from(pieces(addr, length), source(data), ignore_permissions=ignore)
             elif way == "vec":
                 ranges = pieces(addr, length)
-                n = copy_out_vec(self.space, ranges, data, opts) if value else zero_out_vec(self.space, ranges, n, opts)
+                n = (
+                    copy_out_vec(self.space, ranges, data, ignore_permissions=ignore)
+                    if value
+                    else zero_out_vec(self.space, ranges, n, ignore_permissions=ignore)
+                )
+            elif value:
+                n = self.space.copy_out(addr, data, ignore_permissions=ignore)
             else:
-                n = self.space.copy_out(addr, data, opts) if value else self.space.zero_out(addr, n, opts)
+                n = self.space.zero_out(addr, n, ignore_permissions=ignore)
             assert (n, None) == expected
         except FaultError as fault:
             self._check(fault, addr, expected)
@@ -153,16 +156,15 @@ class SpaceAgainstPages(RuleBasedStateMachine):
     @rule(addr=places, length=lengths, way=ways, ignore=st.booleans())
     def read(self, addr: int, length: int, way: str, ignore: bool) -> None:
         """The bytes up to the first that may not be read, and no other, by every way of reading."""
-        opts = IGNORE if ignore else DEFAULT_OPTS
-        expected = self._fault(addr, length, mman.PROT_READ, opts)
+        expected = self._fault(addr, length, mman.PROT_READ, ignore)
         dst = bytearray(b"\xee" * length)
         try:
             if way == "stream":
-                n = self.space.copy_in_to(pieces(addr, length), sink(memoryview(dst)), opts)
+                n = self.space.copy_in_to(pieces(addr, length), sink(memoryview(dst)), ignore_permissions=ignore)
             elif way == "vec":
-                n = copy_in_vec(self.space, pieces(addr, length), dst, opts)
+                n = copy_in_vec(self.space, pieces(addr, length), dst, ignore_permissions=ignore)
             else:
-                n = self.space.copy_in(addr, dst, opts)
+                n = self.space.copy_in(addr, dst, ignore_permissions=ignore)
             assert (n, None) == expected
         except FaultError as fault:
             self._check(fault, addr, expected)
@@ -172,7 +174,7 @@ class SpaceAgainstPages(RuleBasedStateMachine):
     @rule(addr=places, maxlen=lengths)
     def string(self, addr: int, maxlen: int) -> None:
         """Up to the first NUL, the first fault or the limit, whichever comes first."""
-        n, reason = self._fault(addr, maxlen, mman.PROT_READ, DEFAULT_OPTS)
+        n, reason = self._fault(addr, maxlen, mman.PROT_READ, False)
         before, nul, _ = self._content(addr, n).partition(b"\0")
         try:
             found = copy_string_in(self.space, addr, maxlen)

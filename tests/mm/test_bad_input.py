@@ -70,7 +70,7 @@ def test_a_closed_space_says_so_first() -> None:
         lambda: space.mmap(0, PAGE, RW, ANON, -1, 5),
         lambda: space.mmap(0, PAGE, RW, mman.MAP_PRIVATE),
         lambda: space.munmap(1, 0),
-        lambda: space.blocks(AddrRangeSeq()).__enter__(),
+        lambda: space.blocks(AddrRangeSeq()),
         space.__enter__,
     ]
     for call in calls:

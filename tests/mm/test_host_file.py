@@ -128,10 +128,10 @@ def test_every_kind_of_copy(fd: int) -> None:
         with pytest.raises(FaultError) as caught:
             space.copy_in_to(one(end - 4, 10), FromIOWriter(sink))
         assert (caught.value.transferred, sink.getvalue()) == (4, b"0123")
-        with space.blocks(one(addr, 10), READ) as blocks:
-            assert isinstance(blocks, BlockSeq)
-            assert blocks.need_safecopy
-            assert blocks.tobytes() == space.read_bytes(addr, 10)
+        blocks = space.blocks(one(addr, 10), READ)
+        assert isinstance(blocks, BlockSeq)
+        assert blocks.need_safecopy
+        assert blocks.tobytes() == space.read_bytes(addr, 10)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,7 @@ def test_nothing_is_left_behind(fd: int) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     space = AddressSpace()
     addr = space.mmap(0, PAGE, RW, mman.MAP_SHARED, fd, 0)
-    with space.blocks(one(addr, 4), READ) as blocks:
-        pass
+    blocks = space.blocks(one(addr, 4), READ)
     space.munmap(addr, PAGE)
     assert blocks.tobytes() == DATA[:4]
     for _ in range(50):

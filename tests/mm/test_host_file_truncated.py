@@ -203,10 +203,10 @@ def test_blocks_of_it_only_copy(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb+", buffering=0) as file, AddressSpace() as space:
         file.truncate(2 * PAGE)
         addr = space.mmap(0, 2 * PAGE, mman.PROT_READ, mman.MAP_SHARED, file.fileno(), 0)
-        with space.blocks(one(addr, 2 * PAGE), READ) as blocks:
-            file.truncate(PAGE)
-            with pytest.raises(BufferError):
-                blocks.views()
-            with pytest.raises(HostFaultError) as caught:
-                blocks.tobytes()
-            assert caught.value.transferred == PAGE
+        blocks = space.blocks(one(addr, 2 * PAGE), READ)
+        file.truncate(PAGE)
+        with pytest.raises(BufferError):
+            blocks.views()
+        with pytest.raises(HostFaultError) as caught:
+            blocks.tobytes()
+        assert caught.value.transferred == PAGE

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_layouts import ANON, BASE, FIXED, IGNORE, PAGE, RW, one, source
+from edge_layouts import ANON, BASE, FIXED, PAGE, RW, one, source
 from hostarch import AddrRangeSeq, mman
 from safemem import Block, BlockSeq, ReaderFunc
 from usermem import AddressSpace, BytesIO, FaultError
@@ -44,8 +44,7 @@ def host_mappings() -> int:
 
 def host_address(space: AddressSpace, addr: int) -> int:
     """Where in host memory a guest's byte is."""
-    with space.blocks(one(addr, 1)) as blocks:
-        return blocks.head().address
+    return space.blocks(one(addr, 1)).head().address
 
 
 def test_a_tebibyte_of_reservation_costs_nothing() -> None:
@@ -60,7 +59,7 @@ def test_a_tebibyte_of_reservation_costs_nothing() -> None:
             space.copy_out(at, b"x")
     assert host_mappings() <= mappings + 1
     assert resident() - before < 4 * MIB
-    assert space.read_bytes(addr + (1 << 39), 8, IGNORE) == bytes(8)
+    assert space.read_bytes(addr + (1 << 39), 8, ignore_permissions=True) == bytes(8)
     assert resident() - before < 4 * MIB
 
 
@@ -107,8 +106,7 @@ def test_what_is_contiguous_for_the_guest_is_here() -> None:
         for i in order:
             space.mmap(BASE + i * PAGE, PAGE, RW, FIXED)
             space.copy_out(BASE + i * PAGE, b"\x01")
-        with space.blocks(one(BASE, 200 * PAGE)) as blocks:
-            assert len(blocks) == 1
+        assert len(space.blocks(one(BASE, 200 * PAGE))) == 1
 
 
 def test_unmapped_memory_goes_back() -> None:
@@ -159,11 +157,11 @@ def test_pinned_memory_is_not_reused(name: str) -> None:
     space = AddressSpace()
     space.mmap(BASE, 4 * PAGE, RW, FIXED)
     space.copy_out(BASE + PAGE, b"keep" * (PAGE // 4))
-    with space.blocks(one(BASE + PAGE, PAGE)) as blocks:
-        pinned = blocks.head().address
-        view_of_all = bytes(blocks.head().view())
-        holder: object = HOLDERS[name](blocks)
-        watched = ctypes.string_at(pinned, PAGE)
+    blocks = space.blocks(one(BASE + PAGE, PAGE))
+    pinned = blocks.head().address
+    view_of_all = bytes(blocks.head().view())
+    holder: object = HOLDERS[name](blocks)
+    watched = ctypes.string_at(pinned, PAGE)
     del blocks
     gc.collect()
     assert watched == view_of_all == b"keep" * (PAGE // 4)
@@ -191,12 +189,12 @@ def test_blocks_of_several_ranges() -> None:
     space.mmap(BASE, 2 * PAGE, RW, FIXED)
     space.copy_out(BASE + PAGE - 2, b"seam")
     ranges = AddrRangeSeq([*one(BASE + PAGE, 2), *one(BASE, 0), *one(BASE + PAGE - 2, 4)])
-    with space.blocks(ranges) as blocks:
-        assert blocks.tobytes() == b"amseam"
-        blocks.head().view()[:] = b"AM"
-        assert space.read_bytes(BASE + PAGE - 2, 4) == b"seAM"
-    with pytest.raises(FaultError) as caught, space.blocks(one(BASE, 2 * PAGE + 1)):
-        pass
+    blocks = space.blocks(ranges)
+    assert blocks.tobytes() == b"amseam"
+    blocks.head().view()[:] = b"AM"
+    assert space.read_bytes(BASE + PAGE - 2, 4) == b"seAM"
+    with pytest.raises(FaultError) as caught:
+        space.blocks(one(BASE, 2 * PAGE + 1))
     assert caught.value.address == BASE + 2 * PAGE
 
 

@@ -71,8 +71,8 @@ def test_a_buffer_that_is_read_only() -> None:
         for _ in range(2):
             assert space.read_bytes(at, 4) == bytes(4)
             assert space.copy_uint32_in(at) == 0
-            with space.blocks(AddrRangeSeq.of(AddrRange(at, at + 10))) as blocks:
-                assert blocks.tobytes() == bytes(10)
+            blocks = space.blocks(AddrRangeSeq.of(AddrRange(at, at + 10)))
+            assert blocks.tobytes() == bytes(10)
             assert space.copy_in(at, bytearray(PAGE)) == PAGE
         with pytest.raises(FaultError, match="permission"):
             space.copy_out(at, b"x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_layouts import BASE, FIXED, IGNORE, PAGE, RW, GrowingObject, pattern
+from edge_layouts import BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import mman
 from usermem import AddressSpace, FaultError, FaultReason
 
@@ -23,7 +23,7 @@ def test_an_object_shows_its_bytes() -> None:
     assert (fault.partial, fault.address, fault.reason) == (b"tail", BASE + 3 * PAGE, FaultReason.BEYOND_FILE)
     assert data == pattern(3 * PAGE + 10)
     with pytest.raises(FaultError) as caught:
-        space.read_bytes(BASE + 3 * PAGE, 1, IGNORE)
+        space.read_bytes(BASE + 3 * PAGE, 1, ignore_permissions=True)
     assert caught.value.reason is FaultReason.BEYOND_FILE
 
 

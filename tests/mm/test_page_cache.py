@@ -15,7 +15,7 @@ import pytest
 
 from edge_layouts import BASE, FIXED, PAGE, RW, one, pattern, source
 from hostarch import AMD64, MIPS, MIPSEL, Arch, mman
-from usermem import AddressSpace, FaultError, IOOpts, copy_in_vec, copy_string_in, copy_uint32_in, page_cache
+from usermem import AddressSpace, FaultError, copy_in_vec, copy_string_in, copy_uint32_in, page_cache
 from usermem.errors import FaultReason
 from usermem.page_cache import Entry
 
@@ -82,11 +82,11 @@ class FilledLate(AddressSpace):
 class WordsTakenLate(AddressSpace):
     """Naive: a page's words are stored in the dict that is there after the page was looked up."""
 
-    def copy_uint32_in(self, addr: int, opts: IOOpts | None = None) -> int:
+    def copy_uint32_in(self, addr: int, ignore_permissions: bool = False) -> int:
         """The right order is the other way round."""
         entry = self._readable.get(addr >> 12)
         if entry is None or addr >> 12 in self._words:
-            return super().copy_uint32_in(addr, opts)
+            return super().copy_uint32_in(addr, ignore_permissions=ignore_permissions)
         pause()
         start = addr - entry[3].start
         self._words[addr >> 12] = entry[3].view()[start : start + PAGE].cast("I")

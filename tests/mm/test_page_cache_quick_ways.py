@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_layouts import BASE, FIXED, IGNORE, PAGE, RW, pattern, views
+from edge_layouts import BASE, FIXED, PAGE, RW, pattern, views
 from hostarch import AMD64, ARM64, AccessType, AddrRange, AddrRangeSeq, Arch, mman
 from safemem import Block, BlockSeq, ReaderFunc, WriterFunc, copy_seq
-from usermem import DEFAULT_OPTS, AddressSpace, FaultError, IOOpts, ResolvedIO, copy_uint32_in
+from usermem import AddressSpace, FaultError, ResolvedIO, copy_uint32_in
 from usermem.cstruct import copy_struct_in
 from usermem.strings import copy_string_in_chunks
 from usermem.vec import copy_in_ranges
@@ -35,10 +35,10 @@ class SlowWay(ResolvedIO):
         return self.space.range_fault(addr, length, access)
 
     def resolve(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """See ResolvedIO."""
-        return self.space.resolve(addr, length, access, opts)
+        return self.space.resolve(addr, length, access, ignore_permissions=ignore_permissions)
 
 
 def sample_space(warm: bool, arch: Arch = AMD64) -> tuple[AddressSpace, list[memoryview]]:
@@ -100,7 +100,7 @@ addresses = st.one_of(
     st.sampled_from([0, -1, AMD64.max_addr - 1, AMD64.max_addr, 1 << 64, -(1 << 70), 1 << 200]),
 )
 sizes = st.one_of(st.integers(0, 20), st.sampled_from([2047, 2048, 2049, PAGE, PAGE + 1, 3 * PAGE]))
-option = st.sampled_from([None, DEFAULT_OPTS, IOOpts(), IGNORE])
+option = st.sampled_from([False, False, True])
 
 
 def raw_bytes(buffer: object) -> bytes:
@@ -112,10 +112,8 @@ def raw_bytes(buffer: object) -> bytes:
 
 
 @given(addresses, sizes, st.sampled_from(sorted(BUFFERS)), option, st.booleans(), st.booleans())
-@example(BASE + PAGE - 2, 4, "bytearray", None, True, False)
-def test_copies_answer_as_the_slow_way(
-    addr: int, n: int, kind: str, opts: IOOpts | None, warm: bool, out: bool
-) -> None:
+@example(BASE + PAGE - 2, 4, "bytearray", False, True, False)
+def test_copies_answer_as_the_slow_way(addr: int, n: int, kind: str, ignored: bool, warm: bool, out: bool) -> None:
     """copy_in and copy_out: the same count or error, the same bytes in the buffer and in memory, for any buffer."""
     quick, quick_memory = sample_space(warm)
     slow_space, slow_memory = sample_space(warm)
@@ -126,29 +124,29 @@ def test_copies_answer_as_the_slow_way(
         quick_copy, slow_copy = quick.copy_out, slow.copy_out
     else:
         quick_copy, slow_copy = quick.copy_in, slow.copy_in  # type: ignore[assignment]
-    got = outcome(lambda: quick_copy(addr, quick_buffer, *([] if opts is None else [opts])))  # type: ignore[arg-type]
-    assert got == outcome(lambda: slow_copy(addr, slow_buffer, opts or DEFAULT_OPTS))  # type: ignore[arg-type]
+    got = outcome(lambda: quick_copy(addr, quick_buffer, ignore_permissions=ignored))  # type: ignore[arg-type]
+    assert got == outcome(lambda: slow_copy(addr, slow_buffer, ignore_permissions=ignored))  # type: ignore[arg-type]
     assert raw_bytes(quick_buffer) == raw_bytes(slow_buffer)
     assert quick_memory == slow_memory
 
 
 @given(addresses, st.one_of(sizes, st.sampled_from([-1, 1 << 70])), option, st.booleans())
-@example(BASE + 40, 9, None, True)
-@example(BASE + 39, 9, None, True)
-@example(BASE + 3 * PAGE - 9, 20, None, True)
-@example(BASE + 6 * PAGE + 1, 2 * PAGE, None, True)
-def test_reads_answer_as_the_slow_way(addr: int, n: int, opts: IOOpts | None, warm: bool) -> None:
+@example(BASE + 40, 9, False, True)
+@example(BASE + 39, 9, False, True)
+@example(BASE + 3 * PAGE - 9, 20, False, True)
+@example(BASE + 6 * PAGE + 1, 2 * PAGE, False, True)
+def test_reads_answer_as_the_slow_way(addr: int, n: int, ignored: bool, warm: bool) -> None:
     """read_bytes, copy_string_in and copy_uint32_in: the same value or the same error."""
     quick, _ = sample_space(warm)
     slow = SlowWay(sample_space(warm)[0])
-    some: list[IOOpts] = [] if opts is None else [opts]
-    given_opts = opts or DEFAULT_OPTS
-    assert outcome(lambda: quick.read_bytes(addr, n, *some)) == outcome(lambda: slow.read_bytes(addr, n, given_opts))
-    assert outcome(lambda: quick.copy_string_in(addr, n, *some)) == outcome(
-        lambda: copy_string_in_chunks(slow, addr, n, given_opts)
+    assert outcome(lambda: quick.read_bytes(addr, n, ignore_permissions=ignored)) == outcome(
+        lambda: slow.read_bytes(addr, n, ignore_permissions=ignored)
     )
-    assert outcome(lambda: quick.copy_uint32_in(addr, *some)) == outcome(
-        lambda: copy_struct_in(slow, addr, Struct("<I"), given_opts)[0]
+    assert outcome(lambda: quick.copy_string_in(addr, n, ignore_permissions=ignored)) == outcome(
+        lambda: copy_string_in_chunks(slow, addr, n, ignore_permissions=ignored)
+    )
+    assert outcome(lambda: quick.copy_uint32_in(addr, ignore_permissions=ignored)) == outcome(
+        lambda: copy_struct_in(slow, addr, Struct("<I"), ignore_permissions=ignored)[0]
     )
 
 
@@ -159,15 +157,15 @@ def test_reads_answer_as_the_slow_way(addr: int, n: int, opts: IOOpts | None, wa
     option,
     st.booleans(),
 )
-@example([(BASE + 5 * PAGE, 4), (BASE + 3 * PAGE, 4)], 0, "bytearray", None, True)
-@example([(BASE + 5 * PAGE, 4), (BASE + 4 * PAGE, 4)], 0, "bytearray", None, True)
+@example([(BASE + 5 * PAGE, 4), (BASE + 3 * PAGE, 4)], 0, "bytearray", False, True)
+@example([(BASE + 5 * PAGE, 4), (BASE + 4 * PAGE, 4)], 0, "bytearray", False, True)
 @example(
-    [(BASE + PAGE, 4), (BASE + 2 * PAGE - 4, 4), (BASE + PAGE - 2, 9), (BASE, 2 * PAGE)], 0, "bytearray", None, True
+    [(BASE + PAGE, 4), (BASE + 2 * PAGE - 4, 4), (BASE + PAGE - 2, 9), (BASE, 2 * PAGE)], 0, "bytearray", False, True
 )
-@example([(BASE, PAGE), (BASE + 7 * PAGE, 0), (BASE, PAGE)], 0, "bytearray", None, True)
-@example([(BASE + 7 * PAGE - 2, 4), (BASE, 4)], 0, "bytearray", None, True)
+@example([(BASE, PAGE), (BASE + 7 * PAGE, 0), (BASE, PAGE)], 0, "bytearray", False, True)
+@example([(BASE + 7 * PAGE - 2, 4), (BASE, 4)], 0, "bytearray", False, True)
 def test_gathers_answer_as_the_slow_way(
-    ranges: list[tuple[int, int]], more: int, kind: str, opts: IOOpts | None, warm: bool
+    ranges: list[tuple[int, int]], more: int, kind: str, ignored: bool, warm: bool
 ) -> None:
     """copy_in_vec: the same count or error and the same bytes, also where the buffer is not as long as the ranges."""
     quick, _ = sample_space(warm)
@@ -176,9 +174,8 @@ def test_gathers_answer_as_the_slow_way(
     size = max(ars.num_bytes + more, 0)
     quick_buffer: object = BUFFERS[kind](size)
     slow_buffer: object = BUFFERS[kind](size)
-    some: list[IOOpts] = [] if opts is None else [opts]
-    got = outcome(lambda: quick.copy_in_vec(ars, quick_buffer, *some))  # type: ignore[arg-type]
-    assert got == outcome(lambda: copy_in_ranges(slow, ars, slow_buffer, opts or DEFAULT_OPTS))  # type: ignore[arg-type]
+    got = outcome(lambda: quick.copy_in_vec(ars, quick_buffer, ignore_permissions=ignored))  # type: ignore[arg-type]
+    assert got == outcome(lambda: copy_in_ranges(slow, ars, slow_buffer, ignore_permissions=ignored))  # type: ignore[arg-type]
     assert raw_bytes(quick_buffer) == raw_bytes(slow_buffer)
 
 
@@ -194,18 +191,18 @@ TAG = 0x5A << 56
     st.tuples(st.integers(0, 30), st.integers(0, 3 * PAGE)),
     st.booleans(),
 )
-@example([(BASE, 4), (BASE + TAG + 8, 4), (BASE + 20, 4)], None, True, True, ARM64, (0, PAGE), False)
-@example([(BASE + 2 * PAGE, 4), (BASE + 2 * PAGE - 4, 8)], None, True, True, AMD64, (0, PAGE), False)
-@example([(BASE + 2 * PAGE - 4, 4), (BASE + 2 * PAGE, 0), (BASE, 9)], None, True, True, AMD64, (0, PAGE), False)
-@example([(BASE + 2 * PAGE - 4, 4), (BASE + 2 * PAGE, 1)], None, True, True, AMD64, (0, PAGE), False)
-@example([(BASE + 2 * PAGE, 4), (BASE + 2 * PAGE + 9, 4)], None, True, False, AMD64, (0, PAGE), False)
-@example([(BASE + PAGE + 9, 4), (BASE + PAGE, 4), (BASE, 4)], None, True, True, AMD64, (0, PAGE), False)
-@example([(BASE + 3 * PAGE, 4), (BASE, 4)], IGNORE, True, True, AMD64, (0, PAGE), False)
-@example([(BASE, 4), (AMD64.max_addr, 0), (AMD64.max_addr, 1)], None, True, True, AMD64, (0, PAGE), False)
-@example([(BASE, 4)], None, True, True, AMD64, (0, PAGE), True)
+@example([(BASE, 4), (BASE + TAG + 8, 4), (BASE + 20, 4)], False, True, True, ARM64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE, 4), (BASE + 2 * PAGE - 4, 8)], False, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE - 4, 4), (BASE + 2 * PAGE, 0), (BASE, 9)], False, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE - 4, 4), (BASE + 2 * PAGE, 1)], False, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 2 * PAGE, 4), (BASE + 2 * PAGE + 9, 4)], False, True, False, AMD64, (0, PAGE), False)
+@example([(BASE + PAGE + 9, 4), (BASE + PAGE, 4), (BASE, 4)], False, True, True, AMD64, (0, PAGE), False)
+@example([(BASE + 3 * PAGE, 4), (BASE, 4)], True, True, True, AMD64, (0, PAGE), False)
+@example([(BASE, 4), (AMD64.max_addr, 0), (AMD64.max_addr, 1)], False, True, True, AMD64, (0, PAGE), False)
+@example([(BASE, 4)], False, True, True, AMD64, (0, PAGE), True)
 def test_streams_answer_as_the_slow_way(
     ranges: list[tuple[int, int]],
-    opts: IOOpts | None,
+    ignored: bool,
     warm: bool,
     out: bool,
     arch: Arch,
@@ -231,11 +228,10 @@ def test_streams_answer_as_the_slow_way(
 
         if closed:
             space.close()
-        given_opts = opts or DEFAULT_OPTS
         if out:
-            got = outcome(lambda: io.copy_out_from(ars, ReaderFunc(read), given_opts))  # noqa: B023
+            got = outcome(lambda: io.copy_out_from(ars, ReaderFunc(read), ignore_permissions=ignored))  # noqa: B023
         else:
-            got = outcome(lambda: io.copy_in_to(ars, WriterFunc(write), given_opts))  # noqa: B023
+            got = outcome(lambda: io.copy_in_to(ars, WriterFunc(write), ignore_permissions=ignored))  # noqa: B023
         found.append((got, asked, [bytes(view) for view in memory]))
     assert found[0] == found[1]
 
@@ -261,9 +257,9 @@ def test_ranges_of_remembered_pages_are_not_resolved(monkeypatch: pytest.MonkeyP
     resolved: list[int] = []
     right = space.resolve
 
-    def counted(addr: int, *args: Any) -> Any:
+    def counted(addr: int, *args: Any, **options: Any) -> Any:
         resolved.append(addr)
-        return right(addr, *args)
+        return right(addr, *args, **options)
 
     monkeypatch.setattr(space, "resolve", counted)
     known = AddrRangeSeq.from_pairs([BASE, 4, BASE + PAGE, 9, BASE + PAGE - 4, 8, BASE + 5 * PAGE, 0])

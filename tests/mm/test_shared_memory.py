@@ -58,8 +58,7 @@ def test_two_processes_count_in_guest_memory() -> None:
     turns = 20_000
     space = AddressSpace()
     addr = space.mmap(0, PAGE, RW, SHARED)
-    with space.blocks(one(addr, 8), WRITE) as blocks:
-        word = blocks.head()
+    word = space.blocks(one(addr, 8), WRITE).head()
     child = os.fork()
     for _ in range(turns):
         atomics.fetch_add_uint64(word, 1)

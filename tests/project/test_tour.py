@@ -13,7 +13,7 @@ import pytest
 import usermem.tour
 from hostarch import AddrRangeSeq
 from safemem import Reader
-from usermem import DEFAULT_OPTS, AddressSpace, IOOpts
+from usermem import AddressSpace
 from usermem.__main__ import main
 from usermem.tour import tour
 
@@ -71,10 +71,10 @@ def test_the_default_file(capsys: pytest.CaptureFixture[str]) -> None:
 class LosesAByte(AddressSpace):
     """Memory that changes the last byte of what a stream wrote."""
 
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out_from."""
         try:
-            return super().copy_out_from(ars, reader, opts)
+            return super().copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
         finally:
             first = ars.head().start
             self.copy_out(first, bytes([self.read_bytes(first, 1)[0] ^ 1]))
@@ -83,9 +83,9 @@ class LosesAByte(AddressSpace):
 class LosesCounts(AddressSpace):
     """Memory in which a counter does not stay what it was."""
 
-    def copy_uint32_in(self, addr: int, opts: IOOpts | None = None) -> int:
+    def copy_uint32_in(self, addr: int, ignore_permissions: bool = False) -> int:
         """One less than is there, but never negative."""
-        return max(super().copy_uint32_in(addr, opts) - 1, 0)
+        return max(super().copy_uint32_in(addr, ignore_permissions=ignore_permissions) - 1, 0)
 
 
 @pytest.mark.parametrize(("broken", "word"), [(LosesAByte, "NOT THE SAME"), (LosesCounts, "WRONG")])

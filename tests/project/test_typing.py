@@ -47,8 +47,7 @@ def test_results_have_the_types_they_are_annotated_with() -> None:
     assert isinstance(assert_type(IOSequence(space, ars).num_bytes, int), int)
     raw: io.RawIOBase = IOReadWriter(space, addr)
     assert raw.readable()
-    with space.blocks(ars) as blocks:
-        assert isinstance(assert_type(blocks.head(), Block), Block)
+    assert isinstance(assert_type(space.blocks(ars), BlockSeq).head(), Block)
 
 
 def test_an_object_of_a_simulator_can_be_mapped() -> None:

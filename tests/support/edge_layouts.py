@@ -12,13 +12,12 @@ from attrs import field, frozen
 
 from hostarch import AMD64, ANY_ACCESS, READ, WRITE, AccessType, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq, BlockSeqReader, BlockSeqWriter
-from usermem import DEFAULT_OPTS, AddressSpace, BytesIO, FaultError, FaultReason, IOOpts, ResolvedIO
+from usermem import AddressSpace, BytesIO, FaultError, FaultReason, ResolvedIO
 
 PAGE = 4096
 RW = mman.PROT_READ | mman.PROT_WRITE
 ANON = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
 FIXED = ANON | mman.MAP_FIXED
-IGNORE = IOOpts(ignore_permissions=True)
 BASE = 0x20_0000
 _TAIL = 24
 
@@ -68,7 +67,7 @@ class Layout:
     behind: int
     reason: FaultReason
     repair: Callable[[], ResolvedIO]
-    opts: IOOpts = DEFAULT_OPTS
+    ignore_permissions: bool = False
     accesses: tuple[AccessType, ...] = (READ, WRITE)
     size: int = field(init=False)
 
@@ -90,8 +89,7 @@ class Layout:
 
 def views(space: AddressSpace, addr: int, n: int) -> list[memoryview]:
     """The host memory behind guest addresses, which stays where it is whatever becomes of the rights."""
-    with space.blocks(one(addr, n), READ, IGNORE) as blocks:
-        return blocks.views()
+    return space.blocks(one(addr, n), READ, ignore_permissions=True).views()
 
 
 def _space(pages: int) -> AddressSpace:
@@ -109,7 +107,8 @@ def _edge_of(
     reason: FaultReason,
     repair: Callable[[], object],
     behind: int = _TAIL,
-    opts: IOOpts = DEFAULT_OPTS,
+    *,
+    ignore_permissions: bool = False,
     accesses: tuple[AccessType, ...] = (READ, WRITE),
     sentinel: memoryview | None = None,
 ) -> Layout:
@@ -119,7 +118,9 @@ def _edge_of(
 
     edge = BASE + pages * PAGE
     before = views(space, BASE, pages * PAGE)
-    return Layout(space, edge, before, sentinel or memoryview(b""), behind, reason, repaired, opts, accesses)
+    return Layout(
+        space, edge, before, sentinel or memoryview(b""), behind, reason, repaired, ignore_permissions, accesses
+    )
 
 
 def bytes_io() -> Layout:
@@ -171,10 +172,11 @@ def read_only() -> Layout:
 def split_run() -> Layout:
     """Three pages in two VMAs, the middle one from another place in host memory, then a hole."""
     space = _space(3)
-    with space.blocks(one(BASE + PAGE, PAGE)):
-        space.munmap(BASE + PAGE, PAGE)
-        space.mmap(BASE + PAGE, PAGE, RW, FIXED)
-        space.copy_out(BASE + PAGE, pattern(3 * PAGE)[PAGE : 2 * PAGE])
+    pinned = space.blocks(one(BASE + PAGE, PAGE))  # so that its host memory is not used again at once
+    space.munmap(BASE + PAGE, PAGE)
+    space.mmap(BASE + PAGE, PAGE, RW, FIXED)
+    space.copy_out(BASE + PAGE, pattern(3 * PAGE)[PAGE : 2 * PAGE])
+    del pinned
     space.mprotect(BASE + 2 * PAGE, PAGE, RW | mman.PROT_EXEC)
     space.munmap(BASE + 3 * PAGE, 2 * PAGE)
     return _edge_of(space, 3, FaultReason.UNMAPPED, lambda: space.mmap(BASE + 3 * PAGE, PAGE, RW, FIXED))
@@ -223,7 +225,7 @@ def ignored_rights() -> Layout:
         FaultReason.UNMAPPED,
         lambda: space.mmap(BASE + PAGE, PAGE, mman.PROT_NONE, FIXED),
         PAGE + _TAIL,
-        IGNORE,
+        ignore_permissions=True,
         sentinel=sentinel,
     )
 
@@ -237,7 +239,7 @@ def ignored_rights_limit() -> Layout:
     def allow() -> None:
         space.map_object(BASE + PAGE, PAGE, mman.PROT_NONE, FIXED, None, max_prot=ANY_ACCESS)
 
-    return _edge_of(space, 1, FaultReason.PERMISSION, allow, opts=IGNORE)
+    return _edge_of(space, 1, FaultReason.PERMISSION, allow, ignore_permissions=True)
 
 
 class Crumbs(ResolvedIO):
@@ -250,7 +252,7 @@ class Crumbs(ResolvedIO):
         self.end = end
 
     def resolve(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """See ResolvedIO.resolve."""
         stop = min(addr + length, self.end) if self._base <= addr <= self.end else addr

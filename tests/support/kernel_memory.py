@@ -21,7 +21,7 @@ from attrs import frozen
 from hostarch import AddrRange, AddrRangeSeq
 from safemem import Reader, Writer
 from safemem.fd import FDReader, FDWriter
-from usermem import AddressSpace, FaultError, IOOpts, IOSequence, linux_result
+from usermem import AddressSpace, FaultError, IOSequence, linux_result
 from usermem.host_file import HostFile
 
 PAGE = 4096
@@ -37,7 +37,6 @@ FILE = bytes(1 + 11 * i % 241 for i in range(5 * PAGE + 300))
 
 Ranges = Sequence[tuple[int, int]]
 Result = int | str
-IGNORE = IOOpts(ignore_permissions=True)
 
 
 @frozen
@@ -254,7 +253,7 @@ class GuestMemory:
     def content(self, start: int, end: int) -> bytes:
         """The bytes up to the first that cannot be had, whatever the rights."""
         try:
-            return self.space.read_bytes(start, end - start, IGNORE)
+            return self.space.read_bytes(start, end - start, ignore_permissions=True)
         except FaultError as exc:
             assert isinstance(exc.partial, bytes)
             return exc.partial

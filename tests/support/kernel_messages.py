@@ -20,7 +20,7 @@ import pytest
 from attrs import frozen
 
 from hostarch import AMD64, mman
-from usermem import AddressSpace, IOOpts
+from usermem import AddressSpace
 
 PAGE = 4096
 needs_linux = pytest.mark.skipif(
@@ -30,7 +30,6 @@ needs_linux = pytest.mark.skipif(
 RW = mman.PROT_READ | mman.PROT_WRITE
 _ENTRY = struct.Struct("=QiIQQQQIIII")
 _IOVEC = struct.Struct("=QQ")
-_FORCED = IOOpts(ignore_permissions=True)
 
 
 @cache
@@ -107,7 +106,7 @@ class Twins:
         found = []
         for i in range(self.pages):
             theirs = ctypes.string_at(self.page(i), PAGE)
-            ours = self.space.read_bytes(self.page(i), PAGE, _FORCED)
+            ours = self.space.read_bytes(self.page(i), PAGE, ignore_permissions=True)
             if theirs != ours:
                 at = next(k for k in range(PAGE) if theirs[k] != ours[k]) & ~7
                 found.append((i * PAGE + at, theirs[at : at + 24], ours[at : at + 24]))

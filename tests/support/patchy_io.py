@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hostarch import AMD64, AccessType, Arch
 from safemem import Block
-from usermem import DEFAULT_OPTS, FaultError, FaultReason, IOOpts, ResolvedIO
+from usermem import FaultError, FaultReason, ResolvedIO
 
 
 class PatchyIO(ResolvedIO):
@@ -20,7 +20,7 @@ class PatchyIO(ResolvedIO):
         self._pieces = {addr: piece if isinstance(piece, Block) else Block(piece) for addr, piece in pieces.items()}
 
     def resolve(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """See ResolvedIO.resolve."""
         found: list[Block] = []
