@@ -39,12 +39,16 @@ from usermem.iovec import (
     single_io_sequence,
 )
 from usermem.memory_io import IO, arch_of, check_io_range
+from usermem.mm.backing.mapped_object import MappedObject, WritableObject
+from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.change import ChangeKind
+from usermem.mm.host_runs import GuestRun
+from usermem.mm.memory_map import Limits
+from usermem.mm.vma import VMA
 from usermem.render import render
 from usermem.resolver import ResolvedIO
-from usermem.shared_memory import SharedMemory
 from usermem.strings import copy_int32_string_in_vec, copy_int32_strings_in_vec, copy_string_in
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
-from usermem.vma import VMA, MappedObject, WritableObject
 
 __all__ = [
     "IO",
@@ -53,14 +57,17 @@ __all__ = [
     "VMA",
     "AddressSpace",
     "BytesIO",
+    "ChangeKind",
     "FaultError",
     "FaultPlan",
     "FaultReason",
     "FaultyIO",
+    "GuestRun",
     "IOReadWriter",
     "IOSequence",
     "IOSequenceReadWriter",
     "InvalidIntegerError",
+    "Limits",
     "MappedObject",
     "NameTooLongError",
     "ResolvedIO",

@@ -1,44 +1,50 @@
 """AddressSpace: guest memory that system calls map, and everything else copies.
 
-Mapping calls take the arguments, constants and errnos of Linux's, so that a simulator's handler is one line. Two
-tables hold the state: what the guest asked for (:mod:`usermem.vma`) and where its bytes are (:mod:`usermem.pma`).
+This is the face. How it works is told in :mod:`usermem.mm`: what is mapped and where its bytes are
+(:mod:`usermem.mm.memory_map`), the calls that change it (a module each), and why a short copy is quick
+(:mod:`usermem.mm.page_cache`). Mapping calls take the arguments, constants and errnos of Linux's, so that a simulator's
+handler is one line.
 
-Threads: map changes and the lookup of a page that is not cached hold a lock; copies do not. A copy sees each range
-once, and may still land after a change that overtook it; the memory it lands in is not reused before it ends.
+Threads: map changes hold a lock; copies and lookups do not. A copy sees each range once, and may still land after a
+change that overtook it; the memory it lands in is not reused before it ends.
 
-Source: gVisor pkg/sentry/mm (syscalls.go, io.go); Linux mm/mmap.c, mm/mprotect.c.
+Source: gVisor pkg/sentry/mm; Linux mm/.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, mman
+from attrs import evolve
+
+from hostarch import AMD64, ANY_ACCESS, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch, mman
 from safemem import Block, BlockSeq
 from safemem.buffers import check_int
-from usermem.advice import AdviceCalls
 from usermem.errors import FaultError, FaultReason
-from usermem.growth import Growth
-from usermem.host_file import HostFile
 from usermem.memory_io import check_io_range
-from usermem.object_pages import ObjectPages
-from usermem.page_cache import Entry
-from usermem.pma import PMA
-from usermem.remapping import Remappings
-from usermem.shared_memory import HostPiece
-from usermem.vma import VMA, format_maps
+from usermem.mm import brk, host_runs, madvise, maps, mincore, mmap, mprotect, mremap, msync
+from usermem.mm.backing.caller_buffer import CallerBuffer
+from usermem.mm.backing.mapped_object import MappedObject
+from usermem.mm.backing.object_pages import write_back_released
+from usermem.mm.host_runs import GuestRun
+from usermem.mm.memory_map import MAX_MAP_COUNT, STACK_LIMIT, Limits, Listener, MemoryMap
+from usermem.mm.mmap import RIGHTS
+from usermem.mm.page_cache import GONE, PagedIO, Stretch
+from usermem.mm.vma import VMA
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # The page cache knows what can be read and what can be written, which implies reading.
 _CACHED: Final = (READ, WRITE, READ_WRITE)
-
 
 # Of which spaces this thread runs a hook now.
 _hooks = threading.local()
 
 
-class AddressSpace(Remappings, AdviceCalls, Growth):
+class AddressSpace(PagedIO):
     """The memory of one guest. Starts empty; nothing it maps costs host memory until it is touched.
 
     Use it as a context manager, or close it: then it is empty for good, and what would map, unmap or look at memory
@@ -49,15 +55,82 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
     """Called without a lock for the first byte that cannot be accessed, with its address and the access. It may map,
     protect, or fill what is missing, and returns whether to try again, which is done once."""
 
+    def __init__(
+        self,
+        arch: Arch = AMD64,
+        *,
+        max_map_count: int = MAX_MAP_COUNT,
+        address_limit: int | None = None,
+        stack_limit: int = STACK_LIMIT,
+        seed: int | None = None,
+    ) -> None:
+        """``max_map_count`` is how many mappings there may be, ``address_limit`` how many bytes (RLIMIT_AS).
+
+        ``stack_limit`` is how long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK).
+
+        With a ``seed`` mappings begin at an address that follows from it, as with address space layout randomisation.
+        """
+        super().__init__(arch)
+        self._map = MemoryMap(arch, Limits(max_map_count, address_limit, stack_limit), self._cache, seed)
+
+    def __enter__(self) -> Self:
+        self._map.check_open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: its memory is this process's")
+
+    def close(self) -> None:
+        """Unmap everything. Blocks and views that were handed out stay valid. A second close does nothing.
+
+        Raises what an object raised that was to take what the guest wrote to it; the space is closed all the same.
+        """
+        self._map.close()
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the guest, which may be changed: RLIMIT_AS, RLIMIT_STACK and vm.max_map_count."""
+        return self._map.limits
+
+    @property
+    def on_change(self) -> Listener | None:
+        """A function ``(start, end, kind)`` that is called for each change of the map, for emulators and caches.
+
+        ``kind`` is a :class:`ChangeKind`: mapped, unmapped, protected, moved, or the host memory behind the addresses
+        is another. It is called after the change and before the call returns that made it, without a lock, in the
+        order of the changes. It may map and unmap itself. What it raises comes out of a mapping call, whose change is
+        made. The promise: until it is called, the host addresses that :meth:`host_runs` gave stay what they are.
+        """
+        return self._map.on_change
+
+    @on_change.setter
+    def on_change(self, listener: Listener | None) -> None:
+        self._map.on_change = listener
+
+    def host_runs(self, start: int, end: int, *, copy_files: bool = False) -> list[GuestRun]:
+        """Where the memory of [start, end) is in this process, in order of addresses, holes left out.
+
+        For an emulator that aliases it. What has no host memory yet gets some, untouched. Each run keeps its memory
+        alive; its address stays true until :attr:`on_change` tells of a change.
+
+        Memory of a file that somebody can truncate must not be aliased: touching it beyond the file's end kills the
+        process with SIGBUS. Raises ValueError, naming the mapping, if the range has any; with ``copy_files`` such runs
+        are copies of what the file holds now. Raises MemoryError if the host has no address space left, and what the
+        code of a mapped object raises.
+        """
+        return host_runs.host_runs(self._map, start, end, copy_files)
+
     def maps(self) -> str:
         """The mappings as the text of /proc/PID/maps."""
-        with self._lock:
-            return format_maps(self._vmas, self.arch.pointer_size)
+        return maps.format_maps(self._map.tables, self.arch.pointer_size)
 
     def mappings(self) -> list[VMA]:
-        """The mappings as they are now, in the order of their addresses."""
-        with self._lock:
-            return list(self._vmas)
+        """The mappings as they are now, in the order of their addresses, each with its name as in :meth:`maps`."""
+        tables = self._map.tables
+        return [evolve(vma, name=maps.name_of(vma, tables)) for vma in tables.vmas]
 
     def blocks(self, ars: AddrRangeSeq, access: AccessType = READ, *, ignore_permissions: bool = False) -> BlockSeq:
         """The host memory behind all of ars, for hashing, NumPy, an emulator. Raises FaultError if a byte is missing.
@@ -65,7 +138,7 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
         Memory that is unmapped meanwhile stays readable through the blocks, and is reused only when the last block,
         view or array made from them is gone.
         """
-        self._check_open()
+        self._map.check_open()
         found, fault = self._resolve_seq(ars, access, ignore_permissions)
         if fault is not None:
             raise fault
@@ -75,7 +148,7 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
         """See ResolvedIO.range_fault."""
         if 0 <= addr <= addr + length <= self.arch.max_addr:
             return None
-        self._check_open()
+        self._map.check_open()
         try:
             check_io_range(addr, length, self.arch)
         except FaultError as exc:
@@ -86,28 +159,28 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
         self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """See ResolvedIO.resolve. Fills the page cache."""
-        self._check_open()
+        self._map.check_open()
+        write_back_released()
         tag = addr - self.arch.untagged(addr) if self.arch.ignores_top_byte else 0
         addr -= tag
         end = addr + length
-        cached: dict[int, Entry] = {}
+        cached: dict[int, Stretch] = {}
         if access in _CACHED and not ignore_permissions:
             cached = self._writable if access & WRITE else self._readable
         blocks: list[Block] = []
         hooked = -1
         while addr < end:
-            entry = cached.get(addr >> 12)
-            if entry is None:
-                found = self._find(addr, access, ignore_permissions)
+            _, base, limit, run = cached.get(addr >> 12, GONE)
+            if limit < 0:
+                found = self._map.locate(addr, access, ignore_permissions)
                 if isinstance(found, FaultReason):
                     if addr != hooked and self._handled(addr + tag, access):
                         hooked = addr  # once: what faults again there is a fault
-                        cached = self._writable if access & WRITE else self._readable
                         continue
                     return blocks, FaultError(addr + tag, access, found)
-                entry = found
-            stop = min(entry[1] + entry[2], end)
-            blocks.append(entry[3].block(addr, stop - addr))
+                _, base, limit, run = found
+            stop = min(base + limit, end)
+            blocks.append(run.block(addr - base - run.start, stop - addr))
             addr = stop
         return blocks, None
 
@@ -122,63 +195,133 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
         finally:
             running.remove(id(self))
 
-    def _find(self, addr: int, access: int, ignore_permissions: bool) -> Entry | FaultReason:
-        """Where addr's bytes are and how far the run goes, or why it cannot be accessed."""
-        while True:
-            with self._lock:
-                vma = self._vmas.find(addr) or self._grow_down(addr)
-                if vma is None:
-                    return FaultReason.UNMAPPED
-                rights = vma.max_prot if ignore_permissions else vma.prot
-                if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
-                    rights |= mman.PROT_READ
-                if access & ~rights:
-                    return FaultReason.PERMISSION
-            end = self._accessible_end(vma)
-            if addr >= end:
-                return FaultReason.BEYOND_FILE
-            with self._lock:
-                if self._vmas.find(addr) is not vma:
-                    continue
-                try:
-                    pma = self._pmas.find(addr) or self._pmas.place(addr, self.arch.max_addr)
-                    if pma.host is not None:
-                        base = pma.start - pma.host.start
-                        memory: Any = pma.host.memory  # None where nothing is cached
-                        entry = (memory, base, min(end, pma.end) - base, pma)
-                        # An object may shrink at any moment, so its pages are looked up each time.
-                        if access in _CACHED and vma.is_steady and memory and not ignore_permissions:
-                            self._remember_page(addr, entry, bool(access & WRITE))
-                        return entry
-                    if not isinstance(vma.mapped, ObjectPages):
-                        filled = self._pmas.draft(pma, addr, end)
-                except MemoryError:
-                    return FaultReason.NO_MEMORY
-            # The object is read without the lock, too.
-            if isinstance(vma.mapped, ObjectPages):
-                filled = _shared_window(vma.mapped, vma, pma, addr)
-            elif vma.mapped is not None:
-                vma.mapped.read_at(vma.offset + filled.start - vma.start, filled.view())
-            with self._lock:
-                if self._pmas.find(addr) is pma and self._vmas.find(addr) is vma:
-                    self._pmas.replace(filled)
+    def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
+        """mmap(2): map anonymous memory, or a file by its descriptor, and return its address.
 
-    def _accessible_end(self, vma: VMA) -> int:
-        """Where the pages of a mapping end that its object has.
-
-        Call it without the lock: an object is the simulator's code, may be slow, and may map and unmap.
+        ``addr`` is a hint, or the place with MAP_FIXED or MAP_FIXED_NOREPLACE. Raises OSError: EINVAL, ENOMEM, EEXIST,
+        EPERM, EACCES, EBADF, ENODEV, EOVERFLOW as Linux; then nothing has changed. A file of the host's may grow,
+        shrink and be written by others meanwhile; where the host cannot copy memory that may fault it is ENODEV.
         """
-        if vma.mapped is None or isinstance(vma.mapped, HostFile):
-            return vma.end
-        size = check_int(vma.mapped.size(), "what size() returned") - vma.offset
-        page = self.arch.page_size
-        return min(vma.end, vma.start + -(-size // page) * page)
+        self._map.check_open()
+        return mmap.mmap(self._map, addr, length, prot, flags, (fd, offset))
 
+    def map_object(
+        self,
+        addr: int,
+        length: int,
+        prot: int,
+        flags: int,
+        mapped: MappedObject | None,
+        offset: int = 0,
+        max_prot: int = ANY_ACCESS,
+        name: str = "",
+    ) -> int:
+        """Map what a system call cannot say: an object of the simulator's, a limit to mprotect, a name for ``maps``.
 
-def _shared_window(pages: ObjectPages, vma: VMA, unread: PMA, addr: int) -> PMA:
-    """The part of an unread PMA that lies in one window of an object's shared pages, with them."""
-    offset = vma.offset + addr - vma.start
-    piece = pages.piece(offset)
-    first = addr - offset + pages.window_start(offset)  # where the window begins, in the guest
-    start, end = max(unread.start, first, vma.start), min(unread.end, first + piece.end, vma.end)
-    return PMA(start, end, HostPiece(piece.memory, start - first, end - first))
+        ``mapped`` None is anonymous memory. An object's pages are read when first touched. Shared mappings of one
+        object have them in common, in all address spaces of this process; what is written there goes back into the
+        object by msync, and when they are unmapped, if it has ``write_at``. What the object refuses then is told by
+        the next msync or by close. A SharedMemory is mapped as it is. Raises OSError as :meth:`mmap`, and EACCES if
+        ``prot`` is more than ``max_prot``.
+        """
+        self._map.check_open()
+        mmap.check_offset(self._map, offset)
+        prot = check_int(prot, "prot") & RIGHTS
+        what = VMA(0, 0, prot, check_int(max_prot, "max_prot"), False, self._map.anonymous, offset, 0, name)
+        return mmap.map_object(self._map, addr, length, flags, mapped, what)
+
+    def attach(self, addr: int, buffer: ReadableBuffer, prot: int = RIGHTS, flags: int = 0, name: str = "") -> int:
+        """Map a buffer of the caller's, without a copy, and return where: both see what either writes.
+
+        Its length must be a multiple of the page size. ``addr`` and ``flags`` are as for mmap; a read-only buffer never
+        becomes writable. It is kept, and cannot be resized or closed, as long as something refers to its pages. Raises
+        OSError as mmap, TypeError if it is no buffer, ValueError for its length.
+        """
+        attached = CallerBuffer(buffer)
+        if not attached.size() or not self.arch.is_page_aligned(attached.size()):
+            raise ValueError(f"buffer must be whole pages of {self.arch.page_size} bytes, not {attached.size()}")
+        flags = flags & ~mman.MAP_TYPE | mman.MAP_SHARED
+        prot &= attached.max_prot
+        return self.map_object(addr, attached.size(), prot, flags, attached, 0, attached.max_prot, name)
+
+    def munmap(self, addr: int, length: int) -> int:
+        """munmap(2): unmap all pages in the range, mapped or not, and return 0. Raises OSError: EINVAL as Linux."""
+        self._map.check_open()
+        return mmap.munmap(self._map, addr, length)
+
+    def mprotect(self, addr: int, length: int, prot: int) -> int:
+        """mprotect(2): change the rights of all pages in the range and return 0.
+
+        Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped and EACCES if a right cannot be granted, each
+        after the pages before it were changed.
+        """
+        self._map.check_open()
+        return mprotect.mprotect(self._map, addr, length, prot)
+
+    def set_name(self, addr: int, length: int, name: str | None) -> int:
+        """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME): name anonymous memory for :meth:`maps`, or unname it, and return 0.
+
+        Raises OSError as Linux: EINVAL for the name or the range; EBADF if a file is mapped there and ENOMEM if a page
+        is not mapped, each after the rest was done as far as Linux does it.
+        """
+        self._map.check_open()
+        return mprotect.set_name(self._map, addr, length, name)
+
+    def mremap(self, old_addr: int, old_size: int, new_size: int, flags: int = 0, new_addr: int = 0) -> int:
+        """mremap(2): resize or move what is mapped, and return where it is now.
+
+        ``old_size`` 0 maps shared memory a second time. With MREMAP_FIXED and no change of size there may be several
+        mappings in the range, with holes between them, as since Linux 6.17. Raises OSError as Linux: EINVAL; EFAULT if
+        nothing is mapped at ``old_addr``, or the range is not one mapping; ENOMEM if it cannot grow where it is and may
+        not move, nothing is free, or a limit is reached. After an error nothing has changed.
+        """
+        self._map.check_open()
+        return mremap.mremap(self._map, old_addr, old_size, new_size, flags, new_addr)
+
+    def set_brk(self, start: int) -> None:
+        """Let the heap begin at ``start``, empty, as a program's loader does. What was heap before stays mapped.
+
+        Raises ValueError if it lies below ``arch.min_addr`` or above ``arch.max_addr``.
+        """
+        self._map.check_open()
+        brk.set_brk(self._map, start)
+
+    def brk(self, addr: int) -> int:
+        """brk(2), the system call: let the heap end at addr if that can be, and return where it ends now.
+
+        A page stays free between the heap and what is mapped above it. Without :meth:`set_brk` there is no heap, and
+        the answer is 0.
+        """
+        self._map.check_open()
+        return brk.brk(self._map, addr)
+
+    def madvise(self, addr: int, length: int, advice: int) -> int:
+        """madvise(2): returns 0. MADV_DONTNEED makes private memory what it was when it was mapped.
+
+        MADV_FREE may do so at any time, and does nothing here. MADV_REMOVE makes shared memory zero, for all who share
+        it. Raises OSError as Linux: EINVAL; EACCES and EOPNOTSUPP of MADV_REMOVE; ENOMEM if a page is not mapped,
+        after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
+        """
+        self._map.check_open()
+        return madvise.madvise(self._map, addr, length, advice)
+
+    def msync(self, addr: int, length: int, flags: int) -> int:
+        """msync(2): returns 0. Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped.
+
+        Raises too what a mapped object raises, now or when it was last unmapped.
+        """
+        self._map.check_open()
+        return msync.msync(self._map, addr, length, flags)
+
+    def mincore(self, addr: int, length: int) -> bytes:
+        """mincore(2): a byte for each page, 1 if the host holds it in memory.
+
+        Where the host cannot tell, it is 1 if the page has a place, and places are as large as windows. Raises OSError
+        as Linux: EINVAL; ENOMEM if a page is not mapped.
+        """
+        self._map.check_open()
+        return mincore.mincore(self._map, addr, length)
+
+    def _check(self) -> None:
+        """Raise AssertionError if the tables contradict each other: for stress tests."""
+        self._map.check()

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hostarch import AMD64, mman
-from usermem.host_file import HostFile
+from usermem.mm.backing.host_file import HostFile
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64" or mmap.PAGESIZE != 4096,

@@ -14,7 +14,7 @@ from edge_layouts import BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import AMD64, ARM64, READ, mman
 from map_rows import rows
 from usermem import AddressSpace, FaultError
-from usermem.shared_memory import SharedMemory
+from usermem.mm.backing.shared_memory import SharedMemory
 
 R, W = mman.PROT_READ, mman.PROT_WRITE
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED

@@ -75,7 +75,7 @@ def test_a_host_that_cannot_tell(monkeypatch: pytest.MonkeyPatch, answer: object
 
 def test_populating_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that populates very much costs the host no more than some."""
-    monkeypatch.setattr("usermem.mapping._TOUCHED", 2 * PAGE)
+    monkeypatch.setattr("usermem.mm.madvise._TOUCHED", 2 * PAGE)
     with AddressSpace() as space:
         space.mmap(BASE, 4 * PAGE, RW, SHARED | mman.MAP_POPULATE)
         assert space.mincore(BASE, 4 * PAGE) == b"\1\1\0\0"

@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edge_layouts import GrowingObject
 from hostarch import ANY_ACCESS, READ
 from usermem import pma as pma_module
-from usermem.pma import PMA, PMASet
-from usermem.segment import SegmentSet
-from usermem.vma import VMA, VMASet
+from usermem.mm.pma import PMA, PMASet
+from usermem.mm.segment import SegmentSet
+from usermem.mm.vma import VMA, VMASet
 
 PAGE = 4096
 PAGES = 24

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usermem.segment import SegmentSet
-from usermem.vma import VMA, VMASet
+from usermem.mm.segment import SegmentSet
+from usermem.mm.vma import VMA, VMASet
 
 PAGE = 4096
 PAGES = 40

@@ -22,7 +22,7 @@ from hostarch import AddrRange, AddrRangeSeq
 from safemem import Reader, Writer
 from safemem.fd import FDReader, FDWriter
 from usermem import AddressSpace, FaultError, IOSequence, linux_result
-from usermem.host_file import HostFile
+from usermem.mm.backing.host_file import HostFile
 
 PAGE = 4096
 BELOW = 640

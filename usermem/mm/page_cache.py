@@ -1,30 +1,35 @@
-"""PagedIO: an IO that remembers where pages are, so that a short copy costs one dict lookup and one slice.
+"""PageCache and PagedIO: remember where pages are, so that a short copy costs one dict lookup and one slice.
 
-The cache maps a page number (4 KiB pages, whatever the machine's are) to an entry: the host memory, what to subtract
-from an address to get an offset in it, the offset where the run of pages ends, and what keeps the memory alive. Pages
-that may be read and pages that may be written have a dict each, so that the permission check is the lookup.
+Pages that may be read and pages that may be written have a dict each, from the page number (4 KiB pages, whatever the
+machine's are) to a *stretch*; so the permission check is the lookup. A stretch is the longest run of addresses around
+a page that lies in one mapping and in one piece of host memory: a list of
 
-Coherence: ``resolve`` fills the dicts under the lock that map changes hold. A change takes out what it makes wrong
-before it gives up the lock. Who still holds an entry overtook the change; after the change has returned, a lookup finds
-only what is right. Each lookup loads one dict and one entry, so this needs no lock, with a GIL or without. Words are
-stored without the lock, so a change puts a new dict in the place of theirs.
+    [memory, base, limit, run]    the mmap object; what to subtract from an address to get an offset in it; the offset
+                                  where the stretch ends; the HostRun that keeps the memory alive
 
-Every method here does what ResolvedIO's does, and calls it whenever it cannot be quick. Figures, as ratios to a raw
-slice of the same mmap: ``python tests/benchmarks copy``.
+All cached pages of a stretch share the one list. So a change of the map forgets them all by one store, which makes the
+list ``[None, 0, -1, None]``: nothing fits into it any more, and the next access to such a page finds its place anew.
+The stretches of a piece of host memory are found by ``PMA.cached``, from their first address (plus 1 for writing).
+
+Coherence: a stretch is remembered under the lock that changes hold. A change drops the stretches that it makes wrong
+before it publishes its tables, and while it is at it nothing is remembered. A thread that already holds a stretch
+counts as having run before the change. Each lookup loads one list, so this needs no lock, with a GIL or without. Words
+are remembered without the lock, so a change puts a new dict in the place of theirs.
+
+Every method of PagedIO does what ResolvedIO's does, and calls it whenever it cannot be quick. Figures, as ratios to a
+raw slice of the same mmap: ``python tests/benchmarks copy``.
 """
 
 from __future__ import annotations
 
-import mmap
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hostarch import HOST_BYTE_ORDER, READ, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block
 from safemem.buffers import check_int
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, NameTooLongError
-from usermem.pma import PMA
 from usermem.resolver import ResolvedIO
 from usermem.strings import copy_string_in_chunks
 from usermem.vec import copy_in_ranges
@@ -32,7 +37,14 @@ from usermem.vec import copy_in_ranges
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-Entry = tuple[mmap.mmap, int, int, PMA]
+    from usermem.mm.change import Tables
+    from usermem.mm.pma import PMA
+
+Stretch = list[Any]
+"""``[memory, base, limit, run]``, see above."""
+
+GONE: Stretch = [None, 0, -1, None]
+"""A stretch that nothing fits into."""
 
 _MAX_ENTRIES = 1 << 16
 # Up to this size, joining the slices of many ranges beats filling a view range by range.
@@ -40,6 +52,55 @@ _JOIN_MAX = 1 << 14
 # Where in a page of 32-bit words an address is, by its last 12 bits; out of it for an address that is not aligned.
 # A lookup here and one in a cast view take 2.1x of Struct.unpack_from, an entry and unpack_from 3.3x.
 _WORD_INDEX = tuple(offset >> 2 if offset & 3 == 0 else 1 << 12 for offset in range(1 << 12))
+
+
+class PageCache:
+    """The pages that an address space remembers. Its owner is the MemoryMap; a PagedIO reads it."""
+
+    __slots__ = ("frozen", "readable", "words", "writable")
+
+    def __init__(self) -> None:
+        self.readable: dict[int, Stretch] = {}
+        self.writable: dict[int, Stretch] = {}
+        self.words: dict[int, memoryview] = {}
+        self.frozen = False
+        """Whether a change is between dropping what it makes wrong and publishing: then nothing is remembered."""
+
+    def remember(self, addr: int, pma: PMA, first: int, end: int, writable: bool) -> Stretch:
+        """The stretch [first, end) of host memory, from now on found by addr's page. Call it under the map's lock."""
+        if self.frozen:
+            return pma.stretch(end)
+        key = first + writable
+        stretch = pma.cached.get(key)
+        if stretch is None:
+            stretch = pma.cached[key] = pma.stretch(end)
+        if len(self.readable) + len(self.writable) >= _MAX_ENTRIES:
+            self.readable.clear()
+            self.writable.clear()
+            self.words = {}
+        (self.writable if writable else self.readable)[addr >> 12] = stretch
+        return stretch
+
+    def forget(self, cached: dict[int, Stretch], firsts: list[int]) -> None:
+        """Drop the stretches that begin at some addresses, out of a PMA's ``cached``."""
+        for first in firsts:
+            for key in (first, first + 1):
+                stretch = cached.get(key)
+                if stretch is not None:
+                    stretch[:] = GONE
+                    del cached[key]
+
+    def check(self, tables: Tables) -> None:
+        """Raise AssertionError if a page is remembered that the tables do not have, or with other rights."""
+        for pages, right in ((self.readable, READ), (self.writable, WRITE)):
+            for page, (_, base, limit, run) in pages.items():
+                if limit < 0:
+                    continue
+                vma, pma = tables.vmas.find(page << 12), tables.pmas.find(page << 12)
+                assert vma is not None and pma is not None, f"page {page:#x} is cached and not mapped"
+                assert pma.run is run and base == pma.start - run.start, f"page {page:#x} has moved"
+                assert base + limit <= min(vma.end, pma.end), f"page {page:#x} is cached with too much"
+                assert right & (vma.prot | READ * (vma.prot != 0)), f"page {page:#x} is cached with other rights"
 
 
 class PagedIO(ResolvedIO):
@@ -51,33 +112,11 @@ class PagedIO(ResolvedIO):
 
     def __init__(self, arch: Arch) -> None:
         self.arch = arch
-        self._readable: dict[int, Entry] = {}
-        self._writable: dict[int, Entry] = {}
-        self._words: dict[int, memoryview] = {}
+        self._cache = PageCache()
+        # The dicts are the cache's for good, and one load nearer here.
+        self._readable = self._cache.readable
+        self._writable = self._cache.writable
         self._uint32 = Struct("<I" if arch.byte_order == "little" else ">I")
-
-    def _forget_pages(self, start: int = 0, end: int | None = None) -> None:
-        """Forget the pages that begin in [start, end), all if there is no end.
-
-        Called by a map change, under its lock, after the tables have changed. Words last: see copy_uint32_in.
-        """
-        if end is None:
-            self._readable = {}
-            self._writable = {}
-        else:
-            first, last = start >> 12, -(-end >> 12)
-            for pages in (self._readable, self._writable):
-                few = range(first, last) if last - first < len(pages) else list(pages)
-                for page in few:
-                    if first <= page < last:
-                        pages.pop(page, None)
-        self._words = {}
-
-    def _remember_page(self, addr: int, entry: Entry, writable: bool) -> None:
-        """Called by resolve, under the lock."""
-        if len(self._readable) + len(self._writable) >= _MAX_ENTRIES:
-            self._forget_pages()
-        (self._writable if writable else self._readable)[addr >> 12] = entry
 
     def read_bytes(self, addr: int, n: int, ignore_permissions: bool = False) -> bytes:
         """See ResolvedIO.read_bytes."""
@@ -85,7 +124,8 @@ class PagedIO(ResolvedIO):
             memory, base, limit, _ = self._readable[addr >> 12]
             start = addr - base
             if n >= 0 and (stop := start + n) <= limit and not ignore_permissions:
-                return memory[start:stop]
+                found: bytes = memory[start:stop]
+                return found
         except (KeyError, TypeError):
             pass
         return super().read_bytes(addr, n, ignore_permissions=ignore_permissions)
@@ -108,15 +148,15 @@ class PagedIO(ResolvedIO):
         # Of all buffers only these two can be trusted to take a slice assignment byte for byte.
         if (type(dst) is memoryview and dst.c_contiguous) or type(dst) is bytearray:
             try:
-                memory, base, limit, pma = self._readable[addr >> 12]
+                memory, base, limit, run = self._readable[addr >> 12]
                 start = addr - base
                 n = len(dst)
                 if (stop := start + n) <= limit and not ignore_permissions:
                     if n <= 2048:
                         dst[:] = memory[start:stop]
                     else:  # a copy between views makes no bytes object on the way
-                        start = addr - pma.start
-                        memoryview(dst)[:] = pma.view()[start : start + n]
+                        start -= run.start
+                        memoryview(dst)[:] = run.view()[start : start + n]
                     return n
             except (KeyError, TypeError, ValueError, NotImplementedError):
                 pass  # not cached, read-only or of another format: nothing was written
@@ -133,10 +173,11 @@ class PagedIO(ResolvedIO):
             try:
                 for addr, n in ars.pairs():
                     if addr < low or addr + n > limit:
-                        _, base, stop, pma = pages[addr >> 12]
-                        low, limit, first, view = addr, base + stop, pma.start, pma.view()
+                        _, base, stop, run = pages[addr >> 12]
+                        low, limit = addr, base + stop
                         if addr + n > limit:
                             break
+                        first, view = base + run.start, run.view()
                     blocks.append(Block.from_view(view, addr - first, n))
                 else:
                     return blocks, None
@@ -146,20 +187,20 @@ class PagedIO(ResolvedIO):
 
     def copy_uint32_in(self, addr: int, ignore_permissions: bool = False) -> int:
         """The uint32 at addr in the guest's byte order, at any alignment; not atomic. Raises FaultError."""
-        words = self._words
+        words = self._cache.words
         if not ignore_permissions:
             try:
                 return words[addr >> 12][_WORD_INDEX[addr & 0xFFF]]
             except (KeyError, IndexError, TypeError):
                 addr = check_int(addr, "addr")
         # After words was taken: a change in between leaves what is stored here in a dict that nobody asks any more.
-        entry = self._readable.get(addr >> 12)
-        if entry is not None and not ignore_permissions:
-            memory, base, limit, pma = entry
-            if addr >> 12 not in words and self.arch.byte_order == HOST_BYTE_ORDER:
-                start = (addr & -4096) - pma.start
-                words[addr >> 12] = pma.view()[start : start + 4096].cast("I")
+        stretch = self._readable.get(addr >> 12)
+        if stretch is not None and not ignore_permissions:
+            memory, base, limit, run = stretch
             if addr - base + 4 <= limit:
+                if addr >> 12 not in words and self.arch.byte_order == HOST_BYTE_ORDER:
+                    start = (addr & -4096) - base - run.start
+                    words[addr >> 12] = run.view()[start : start + 4096].cast("I")
                 return int(self._uint32.unpack_from(memory, addr - base)[0])
         return int(copy_struct_in(self, addr, self._uint32, ignore_permissions=ignore_permissions)[0])
 
@@ -173,15 +214,15 @@ class PagedIO(ResolvedIO):
                 nul = memory.find(b"\0", start, stop if stop <= limit else limit)
                 # Another thread may write meanwhile: what was copied counts, not what was seen before.
                 if nul >= 0:
-                    string = memory[start:nul]
+                    string: bytes = memory[start:nul]
                     return string if 0 not in string else string[: string.find(0)]
                 if stop <= limit:
                     string = memory[start:stop]
                     if (end := string.find(0)) >= 0:
                         return string[:end]
                     raise NameTooLongError(string)
-        except (KeyError, TypeError):
-            pass
+        except (KeyError, TypeError, AttributeError):
+            pass  # not cached, or no longer
         return copy_string_in_chunks(self, addr, maxlen, ignore_permissions=ignore_permissions)
 
     def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, ignore_permissions: bool = False) -> int:
@@ -197,6 +238,8 @@ class PagedIO(ResolvedIO):
                     try:
                         memory, base, limit, _ = pages[addr >> 12]
                     except KeyError:
+                        break
+                    if memory is None:
                         break
                     start = low = addr - base
                     stop = start + n

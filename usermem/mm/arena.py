@@ -1,0 +1,220 @@
+"""Arena: host memory for guest pages, from few large reservations.
+
+An arena maps host memory in big NORESERVE chunks (the host allows about 65,530 mappings a process) and hands out
+page-aligned :class:`HostRun` pieces of it, all zero. Reserved memory costs nothing until it is touched. Nobody
+else can see or truncate it, so plain slices are safe.
+
+A piece is given back when the last reference to its memory is gone: a table's, a copy's in flight, or that of any
+view. Its content then becomes zero and its pages return to the host. Cutting a run cuts the lease below it, so that
+each part is given back on its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import platform
+import sys
+from collections import deque
+from typing import Final
+
+from safemem.fork import fork_safe_lock
+from usermem.mm.host_run import HostRun, mmap_address
+
+# Not in the mmap module before Python 3.13. Other systems reserve nothing by default, or refuse what is too much.
+MAP_NORESERVE: Final = (
+    0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
+)
+"""MAP_NORESERVE of this host: reserve no swap for untouched pages; 0 where that is the default."""
+
+_MADV_DONTNEED: Final = getattr(mmap, "MADV_DONTNEED", None)
+_FIRST_CHUNK: Final = 1 << 28
+_LARGEST_CHUNK: Final = 1 << 36
+# Chunks are this far apart in the free list, and no longer: pieces of two are never neighbours.
+_CHUNK_SHIFT: Final = 56
+
+
+class FreeList:
+    """Free ranges of integers, neighbours joined. ``take`` finds one among ranges of about the size: O(1) of them."""
+
+    __slots__ = ("_bins", "_ends", "_starts")
+
+    def __init__(self) -> None:
+        self._ends: dict[int, int] = {}  # of each free range: start -> end
+        self._starts: dict[int, int] = {}  # and end -> start
+        self._bins: list[dict[int, None]] = [{} for _ in range(65)]  # the starts, by the bit length of the length
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def give(self, start: int, end: int) -> None:
+        """Add [start, end), which is not free yet, and join it with its neighbours."""
+        if end in self._ends:
+            end = self._remove(end)
+        if start in self._starts:
+            before = self._starts[start]
+            self._remove(before)
+            start = before
+        self._ends[start] = end
+        self._starts[end] = start
+        self._bins[(end - start).bit_length()][start] = None
+
+    def take(self, length: int) -> int | None:
+        """The start of ``length`` free numbers, no longer free; None if no range is certain to be long enough."""
+        first = (length - 1).bit_length()  # from the next bin on every range is long enough
+        for size in range(first, len(self._bins)):
+            for start in list(self._bins[size])[-1:] if size > first else self._fitting(size, length):
+                end = self._remove(start)
+                if end - start > length:
+                    self.give(start + length, end)
+                return start
+        return None
+
+    def _fitting(self, size: int, length: int) -> list[int]:
+        """A range of a bin whose ranges may be too short: of its last few, for the search must not be O(n)."""
+        recent = [start for start, _ in zip(reversed(self._bins[size]), range(8), strict=False)]
+        return [start for start in recent if self._ends[start] - start >= length][:1]
+
+    def _remove(self, start: int) -> int:
+        """Take out a free range and return its end. Interrupted anywhere, it may be lost and is never free twice."""
+        end = self._ends[start]
+        self._bins[(end - start).bit_length()].pop(start, None)
+        del self._starts[end]
+        del self._ends[start]
+        return end
+
+
+class _Atom:
+    """``[start, end)`` of a chunk: given back when the last reference to this object is gone."""
+
+    __slots__ = ("_arena", "_chunk", "_owns", "_parts", "end", "start")
+
+    def __init__(self, arena: Arena, chunk: int, start: int, end: int, owns: bool) -> None:
+        self._arena = arena
+        self._chunk = chunk
+        self._owns = owns
+        self._parts: tuple[_Atom, _Atom] | None = None
+        self.start = start
+        self.end = end
+
+    def parts(self, at: int) -> tuple[_Atom, _Atom]:
+        """The two parts it is made of from now on: those before and from ``at``, if it was not cut before.
+
+        Whoever holds the whole holds its parts. They are not handed out before the duty to give the memory back is
+        theirs: an interrupt on the way may lose memory, but cannot give it back twice.
+        """
+        if self._parts is None:
+            left = _Atom(self._arena, self._chunk, self.start, at, owns=False)
+            self._parts = (left, _Atom(self._arena, self._chunk, at, self.end, owns=False))
+        left, right = self._parts
+        if self._owns:
+            self._owns, left._owns, right._owns = False, True, True
+        return left, right
+
+    def __del__(self) -> None:
+        if self._owns:
+            self._arena.give_back(self._chunk, self.start, self.end)
+
+
+class _Lease:
+    """The keeper of a run: the atoms that cover it, in order."""
+
+    __slots__ = ("_atoms",)
+
+    def __init__(self, atoms: list[_Atom]) -> None:
+        self._atoms = atoms
+
+    def part(self, start: int, end: int) -> _Lease:
+        """The lease of [start, end) alone: atoms that reach over a bound are cut there, for good."""
+        todo = self._atoms[::-1]
+        found = []
+        while todo:
+            atom = todo.pop()
+            if start <= atom.start and atom.end <= end:
+                found.append(atom)
+            elif atom.start < end and start < atom.end:
+                todo += reversed(atom.parts(start if atom.start < start else end))
+        return _Lease(found)
+
+
+class Arena:
+    """A source of zeroed, page-aligned host memory. Safe to use from any thread, and in a child after a fork."""
+
+    def __init__(self) -> None:
+        self.chunks: list[mmap.mmap] = []
+        self._addresses: list[int] = []
+        self._lock = fork_safe_lock()
+        self._free = FreeList()
+        # Pieces come back from __del__, which may run in any thread at any moment: an append is atomic.
+        self._returned: deque[tuple[int, int]] = deque()
+        self._next_chunk = _FIRST_CHUNK
+        self._madvise_zeroes = _MADV_ZEROES
+
+    def allocate(self, length: int) -> HostRun:
+        """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises MemoryError if the host has none left."""
+        with self._lock:
+            while self._returned:
+                self._free.give(*self._returned.popleft())
+            at = self._free.take(length)
+            if at is None:
+                self._grow(length)
+                at = self._free.take(length)
+            if at is None:
+                raise MemoryError(f"the host has no {length:#x} bytes of address space left")
+        chunk, start = at >> _CHUNK_SHIFT, at & (1 << _CHUNK_SHIFT) - 1
+        atom = _Atom(self, chunk, start, start + length, owns=True)
+        return HostRun(self.chunks[chunk], self._addresses[chunk], start, start + length, _Lease([atom]))
+
+    def give_back(self, chunk: int, start: int, end: int) -> None:
+        """Take back a range that nothing refers to any more: zero it, and let the host have its pages."""
+        self._zero(self.chunks[chunk], start, end)
+        self._returned.append((chunk << _CHUNK_SHIFT | start, chunk << _CHUNK_SHIFT | end))
+
+    def zero(self, run: HostRun) -> None:
+        """Zero a run of this arena where it is, and let the host have its pages back."""
+        if isinstance(run.memory, mmap.mmap):
+            self._zero(run.memory, run.start, run.end)
+
+    def _zero(self, memory: mmap.mmap, start: int, end: int) -> None:
+        # Guest pages may be smaller than the host's: only whole host pages can be given up.
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._madvise_zeroes and _MADV_DONTNEED is not None and first < last:
+            memory.madvise(_MADV_DONTNEED, first, last - first)
+            memory[start:first] = bytes(first - start)
+            memory[last:end] = bytes(end - last)
+        else:
+            memory[start:end] = bytes(end - start)
+
+    def _grow(self, length: int) -> None:
+        size = max(self._next_chunk, length)
+        while True:
+            try:
+                memory = reserve(size)
+                break
+            except (OSError, ValueError, OverflowError) as exc:
+                if size == length:
+                    raise MemoryError(f"the host has no {length:#x} bytes of address space left") from exc
+                size = max(size // 2, length)
+        self._next_chunk = min(size * 2, _LARGEST_CHUNK)
+        self._addresses.append(mmap_address(memory))
+        self.chunks.append(memory)
+        self._free.give(len(self.chunks) - 1 << _CHUNK_SHIFT, (len(self.chunks) - 1 << _CHUNK_SHIFT) + size)
+
+
+def reserve(size: int) -> mmap.mmap:
+    """``size`` bytes of private host memory, none of it set aside. Raises OSError if the host refuses."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    return mmap.mmap(-1, size)
+
+
+def _madvise_zeroes() -> bool:
+    """Whether MADV_DONTNEED makes private pages zero here, as on Linux and not elsewhere."""
+    if _MADV_DONTNEED is None:
+        return False
+    with reserve(mmap.PAGESIZE) as memory:
+        memory[0] = 1
+        memory.madvise(_MADV_DONTNEED)
+        return memory[0] == 0
+
+
+_MADV_ZEROES = _madvise_zeroes()

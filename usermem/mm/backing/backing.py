@@ -1,0 +1,95 @@
+"""Backing: what lies behind a mapping, and answers for itself.
+
+Nobody outside this folder asks which kind it is. A mapping holds a backing and an offset into it; the calls ask the
+backing for memory, for its limits, and to do what only it knows how to do.
+
+Source: gVisor pkg/sentry/memmap (Mappable), Linux's vm_operations_struct.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from hostarch import ANY_ACCESS
+
+if TYPE_CHECKING:
+    from usermem.mm.host_run import HostRun
+
+
+class Backing:
+    """What a mapping shows. Offsets are in bytes, from the backing's start; each method here is a sound default.
+
+    Methods are called without a lock, for they may be the simulator's code, be slow, or map and unmap. They may be
+    called by several threads at once.
+    """
+
+    anonymous = False
+    """Private memory that begins as zeros: its offsets are guest addresses, and neighbours merge."""
+
+    steady = True
+    """Whether only calls to us change which of its bytes can be accessed, so that its pages may be cached."""
+
+    max_prot: int = ANY_ACCESS
+    """The rights that mprotect may grant at most."""
+
+    label = ""
+    """Its name in /proc/PID/maps, if the mapping has none of its own."""
+
+    device = 0
+    """The device number of the file behind it, as st_dev."""
+
+    inode = 0
+    """The inode number of the file behind it."""
+
+    name_format: str | None = None
+    """How PR_SET_VMA_ANON_NAME's name is shown, with ``{}``; None where the call is EBADF."""
+
+    @property
+    def key(self) -> object:
+        """Neighbouring mappings merge only if the keys of their backings are equal."""
+        return self
+
+    @property
+    def mapped(self) -> object:
+        """The object that was mapped, as the simulator knows it; None for private anonymous memory."""
+        return self
+
+    def accessible(self, page: int) -> int | None:
+        """How many bytes can be accessed now, where pages are ``page`` bytes long; None if all that is mapped."""
+        return None
+
+    def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
+        """Host memory in which the byte at ``offset`` lies, and the offset of its first byte.
+
+        The caller uses what lies in [low, high), page-aligned offsets around ``offset``, and nothing else; more may be
+        returned if that costs nothing. Raises MemoryError if the host has no memory left, OSError if it refuses, and
+        whatever the simulator's code raises.
+        """
+        raise NotImplementedError
+
+    def private(self) -> Backing:
+        """What a MAP_PRIVATE mapping shows: the same bytes, but its own once they are written."""
+        raise NotImplementedError
+
+    def discard(self, run: HostRun) -> bool:
+        """Make private memory what it was when it was mapped (MADV_DONTNEED).
+
+        False if the map must forget the run instead, so that :meth:`run` gives the bytes anew.
+        """
+        return False
+
+    def populate(self, run: HostRun, advice: int) -> bool:
+        """Have the host hold the pages of memory that may fault (MADV_POPULATE_*); False if one is not in its file."""
+        return True
+
+    def punch(self, start: int, end: int) -> None:
+        """Make [start, end) zero for all who share it (MADV_REMOVE). Raises OSError where there can be no holes."""
+        raise OSError(errno.EOPNOTSUPP, f"{os.strerror(errno.EOPNOTSUPP)}: MADV_REMOVE of what cannot have holes")
+
+    def sync(self, run: HostRun, flags: int) -> None:
+        """msync(2) of host memory in which a mapping of a host's file lies."""
+
+    def write_back(self, start: int, end: int) -> None:
+        """Give the simulator's object the bytes of [start, end) that were written. Raises what the object raises."""

@@ -1,0 +1,245 @@
+"""HostFile: a file of the host's behind guest mappings, coherent with it, and safe from whoever truncates it.
+
+The host maps the file too, a window at a time when it is touched, and copies go by safecopy: a page beyond the file's
+end is a fault with an exact count, and no signal. All shared mappings of a file have its windows in common; a private
+one has windows of its own, in which the host's copy-on-write keeps what it writes.
+
+One descriptor serves all mappings of one file (device and inode, and whether it may be written). Closing any descriptor
+of a file drops the POSIX record locks that the process holds on it (fcntl(2)), and mmap(2) must not: so a descriptor is
+closed only when nobody has a lock on the file, and waits otherwise.
+
+Source: mmap(2); Linux mm/filemap.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+import sys
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Final
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from hostarch import mman
+from safemem import HostFaultError, safecopy
+from usermem.mm import host_calls
+from usermem.mm.backing.backing import Backing
+from usermem.mm.host_calls import READ_WRITE, Held, HostMapping
+from usermem.mm.host_run import HostRun
+
+_WINDOW: Final = 1 << 26
+# Where a file ends at most: MAX_LFS_FILESIZE.
+_LARGEST_FILE: Final = (1 << 63) - 1
+
+_FLOCK: Final = "hhqqi4x"  # struct flock: type, whence, start, length, pid
+
+_Key = tuple[int, int, bool]
+
+
+class _OpenFile:
+    """A descriptor that all mappings of one file share, and the windows of it that are mapped now."""
+
+    def __init__(self, key: _Key, fd: int) -> None:
+        self.key = key
+        self.fd = fd
+        self.windows: WeakValueDictionary[tuple[int, int], HostMapping] = WeakValueDictionary()
+
+    def __del__(self) -> None:
+        _unused.append((self.key, self.fd))
+        _close_unused()
+
+    @property
+    def host_prot(self) -> int:
+        """The rights of shared host mappings."""
+        return READ_WRITE if self.key[2] else mman.PROT_READ
+
+
+_open_files: WeakValueDictionary[_Key, _OpenFile] = WeakValueDictionary()
+_unused: deque[tuple[_Key, int]] = deque()
+
+
+def _open_file(fd: int, status: os.stat_result, writable: bool) -> _OpenFile:
+    """The open file that a descriptor's mappings share. Raises OSError if the host has no descriptor left."""
+    key = (status.st_dev, status.st_ino, writable)
+    file = _open_files.get(key)
+    if file is not None:
+        return file
+    for _ in range(len(_unused)):
+        found = _unused.popleft()
+        if found[0] == key:
+            return _open_files.setdefault(key, _OpenFile(*found))
+        _unused.append(found)
+    _close_unused()
+    return _open_files.setdefault(key, _OpenFile(key, os.dup(fd)))
+
+
+def _close_unused() -> None:
+    """Close descriptors that serve no mapping, of files that nobody has locked: two at most, lest many make it slow."""
+    for _ in range(min(2, len(_unused))):
+        try:
+            key, fd = _unused.popleft()
+        except IndexError:
+            return
+        if _is_locked(fd):
+            _unused.append((key, fd))
+        else:
+            os.close(fd)
+
+
+def _is_locked(fd: int) -> bool:
+    """Whether a process has a record lock on the file, this one included: to an open file description all are others.
+
+    Asked of the host (F_OFD_GETLK); where it cannot tell, the answer is yes.
+    """
+    try:
+        import fcntl
+
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # what a lock on all of the file would meet
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+    except (ImportError, AttributeError, OSError):
+        return True
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+class HostFile(Backing):
+    """A mapping of a file, shared with it or private."""
+
+    def __init__(self, file: _OpenFile, shared: bool, max_prot: int, page: int) -> None:
+        """Use :func:`host_file`. ``page`` is the guest's page size."""
+        self._file = file
+        self._shared = shared
+        self.max_prot = max_prot
+        self.device, self.inode, _ = file.key
+        # For guests whose pages are larger than the host's: the mappings they use, and the zeros put into each.
+        self._page = page if page > mmap.PAGESIZE else 0
+        self._tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
+
+    @property
+    def key(self) -> object:
+        """Linux merges neighbours of one file that have the same rights."""
+        return self._file.key, self._shared, self.max_prot
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        """What the host calls the file now, as in /proc/PID/maps."""
+        try:
+            return str(Path(f"/proc/self/fd/{self._file.fd}").readlink())
+        except OSError:
+            return ""
+
+    def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
+        """The window around ``offset``. See Backing.run."""
+        start = offset & -_WINDOW
+        if self._shared:
+            mapping = self._file.windows.get((start, self._page))
+            if mapping is None:
+                length = min(_WINDOW, _LARGEST_FILE - start + 1)
+                mapping = HostMapping(self._file.fd, start, length, self._file.host_prot, mman.MAP_SHARED)
+                mapping = self._file.windows.setdefault((start, self._page), mapping)
+        else:
+            start, end = max(start, low), min(start + _WINDOW, high)
+            mapping = HostMapping(self._file.fd, start, end - start, READ_WRITE, mman.MAP_PRIVATE)
+        if self._page:
+            self._tails.setdefault(mapping, (0, 0))
+            self.accessible(self._page)
+        return start, mapping.run(0, mapping.length, Held(self._file, mapping))
+
+    def private(self) -> HostFile:
+        """See Backing.private."""
+        return HostFile(self._file, False, self.max_prot, self._page)
+
+    def discard(self, run: HostRun) -> bool:
+        """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED)."""
+        host_calls.advise(run, mman.MADV_DONTNEED)
+        return True
+
+    def punch(self, start: int, end: int) -> None:
+        """Make a hole in the file (MADV_REMOVE). Raises OSError if it cannot have any."""
+        host_calls.punch_hole(self._file.fd, start, end)
+
+    def populate(self, run: HostRun, advice: int) -> bool:
+        """See Backing.populate."""
+        try:
+            host_calls.advise(run, advice)
+        except OSError as exc:
+            return exc.errno != errno.EFAULT
+        return True
+
+    def sync(self, run: HostRun, flags: int) -> None:
+        """msync(2). Raises what the host raises."""
+        host_calls.sync(run, flags)
+
+    def accessible(self, page: int) -> int | None:
+        """None where pages are the host's: it finds the file's end, to the byte, when it is touched.
+
+        Larger pages of the guest's are whole behind the file's end, and zero there, as on a host that has such pages.
+        """
+        if page <= mmap.PAGESIZE:
+            return None
+        size = os.fstat(self._file.fd).st_size
+        end = -(-size // page) * page
+        tail = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, end
+        for mapping, zeros in list(self._tails.items()):
+            if zeros != tail:
+                self._move_zeros(mapping, zeros, tail)
+                self._tails[mapping] = tail
+        return end
+
+    def _move_zeros(self, mapping: HostMapping, old: tuple[int, int], new: tuple[int, int]) -> None:
+        """Show the file again where the zeros behind its end were, and put them where they belong now."""
+        low, high = mapping.offset, mapping.offset + mapping.length
+        flags = (mman.MAP_SHARED if self._shared else mman.MAP_PRIVATE) | mman.MAP_FIXED
+        prot = self._file.host_prot if self._shared else READ_WRITE
+        if low <= old[0] < old[1] <= high:
+            address = mapping.address + old[0] - low
+            host_calls.map_file(self._file.fd, old[0], old[1] - old[0], prot, flags, address)
+        if low <= new[0] < new[1] <= high:
+            host_calls.map_zeros(mapping.address + new[0] - low, new[1] - new[0], prot)
+
+
+def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostFile:
+    """What a mapping of a descriptor shows; ``prot`` is what the mapping is to have at first,
+    ``page`` the guest's page size.
+
+    Raises OSError: EBADF, EACCES, EPERM, ENODEV as Linux; ENODEV too where the host cannot copy memory that may fault;
+    EMFILE if no descriptor is left for a file that is not mapped yet.
+    """
+    status = os.fstat(fd)
+    mode = _access_mode(fd)
+    writable = not shared or mode == os.O_RDWR
+    if mode == os.O_WRONLY or (prot & mman.PROT_WRITE and not writable):
+        raise OSError(errno.EACCES, f"{os.strerror(errno.EACCES)}: fd {fd} is not open for that")
+    if not can_map():
+        raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: this host cannot copy memory that may fault")
+    # A page is mapped for a moment: what the host refuses, it refuses now and not when the guest touches it.
+    flags = mman.MAP_SHARED if shared else mman.MAP_PRIVATE
+    host_prot = READ_WRITE if writable else mman.PROT_READ
+    host_calls.unmap(host_calls.map_file(fd, offset & -mmap.PAGESIZE, mmap.PAGESIZE, host_prot, flags), mmap.PAGESIZE)
+    file = _open_file(fd, status, mode == os.O_RDWR)
+    return HostFile(file, shared, mman.PROT_READ | mman.PROT_EXEC | mman.PROT_WRITE * writable, page)
+
+
+def _access_mode(fd: int) -> int:
+    try:
+        import fcntl
+    except ImportError:
+        return os.O_RDONLY
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
+
+
+@cache
+def can_map() -> bool:
+    """Whether this host can copy memory that may fault, which is what file mappings are."""
+    if sys.platform != "linux":
+        return False
+    try:
+        safecopy.copy_in(memoryview(bytearray(1)), 0)
+    except HostFaultError:
+        return True
+    except OSError:
+        pass
+    return False

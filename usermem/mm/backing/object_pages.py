@@ -1,0 +1,158 @@
+"""ObjectPages: the pages of a simulator's object that shared mappings have in common, and their way back into it.
+
+All shared mappings of one object, in all address spaces of this process, see the same pages. Pages are read when they
+are first touched; those that have changed since are written back by msync and when they are unmapped, if the object
+has ``write_at``.
+
+The object's code is called without a lock: two threads may both read a window, and the first to come keeps its copy.
+
+A copy that is in flight when the last mapping goes may still write. So the pages are looked at once more when nothing
+refers to them any longer; and because that may be anywhere, in any thread, they wait in a queue until somebody calls
+:func:`write_back_released`: each mapping call and each access to memory that is not cached does.
+
+Source: mmap(2), MAP_SHARED; gVisor pkg/sentry/fsutil (CachingInodeOperations); Linux's errseq_t for what failed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections import deque
+from hashlib import blake2b
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from safemem.buffers import check_int
+from usermem.mm.backing.backing import Backing
+from usermem.mm.backing.mapped_object import MappedObject
+from usermem.mm.backing.private_object import PrivateObject
+from usermem.mm.host_calls import Held
+from usermem.mm.host_run import HostRun, mmap_address
+
+WINDOW: Final = 1 << 18
+"""How much of an object is read at a time, in bytes."""
+
+_PAGE: Final = 4096  # the unit that is written back
+
+
+class _Window:
+    """Some pages, and a digest of each as it was when the object last had it."""
+
+    __slots__ = ("digests", "failed", "memory", "view")
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory = memory
+        self.failed: set[int] = set()  # the pages that the object did not take when it was last asked
+        self.view = memoryview(memory)
+        self.digests = [self.digest(at) for at in range(0, len(memory), _PAGE)]
+
+    def digest(self, at: int) -> bytes:
+        """The digest of the page at an offset."""
+        return blake2b(self.view[at : at + _PAGE], digest_size=16).digest()
+
+
+class ObjectPages(Backing):
+    """The pages of an object that shared mappings see. Use :func:`object_pages`."""
+
+    steady = False  # the object may shrink at any time
+
+    def __init__(self, mapped: MappedObject) -> None:
+        self._mapped = mapped
+        self._windows: dict[int, _Window] = {}
+
+    def __del__(self) -> None:
+        if self._windows and getattr(self._mapped, "write_at", None) is not None:
+            _released.append((self._mapped, self._windows))
+
+    @property
+    def mapped(self) -> object:
+        """The object."""
+        return self._mapped
+
+    def accessible(self, page: int) -> int:
+        """The object's size in whole pages. See Backing.accessible."""
+        return -(-check_int(self._mapped.size(), "what size() returned") // page) * page
+
+    def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
+        """The window around ``offset``, read if it is touched for the first time. See Backing.run."""
+        start = offset // WINDOW * WINDOW
+        window = self._windows.get(start)
+        if window is None:
+            memory = mmap.mmap(-1, WINDOW)
+            self._mapped.read_at(start, memoryview(memory))
+            window = self._windows.setdefault(start, _Window(memory))
+        return start, HostRun(window.memory, mmap_address(window.memory), 0, WINDOW, Held(self))
+
+    def private(self) -> PrivateObject:
+        """The object's own bytes. See Backing.private."""
+        return PrivateObject(self._mapped)
+
+    def write_back(self, start: int, end: int) -> None:
+        """Write back the pages of [start, end) that have changed, as far as the object reaches now."""
+        _write_back(self._mapped, self._windows, start, end)
+
+
+def _write_back(mapped: Any, windows: dict[int, _Window], start: int, end: int) -> None:
+    """Give the object all pages that changed. One that fails stays changed; the first error is raised at the end."""
+    write_at = getattr(mapped, "write_at", None)
+    if write_at is None or not windows:
+        return
+    end = min(end, check_int(mapped.size(), "what size() returned"))
+    bases = range(start // WINDOW * WINDOW, end, WINDOW)
+    failed: Exception | None = None
+    for base in bases if len(bases) < len(windows) else sorted(windows):
+        window = windows.get(base)
+        if window is None:
+            continue
+        for offset in range(max(base, start // _PAGE * _PAGE), min(base + WINDOW, end), _PAGE):
+            at = offset - base
+            digest = window.digest(at)
+            if digest == window.digests[at // _PAGE]:
+                continue
+            before, window.digests[at // _PAGE] = window.digests[at // _PAGE], digest
+            try:  # noted before: write_at may itself unmap
+                write_at(offset, window.view[at : at + min(_PAGE, end - offset)])
+            except BaseException as exc:
+                window.digests[at // _PAGE] = before
+                window.failed.add(at)
+                if not isinstance(exc, Exception):
+                    raise
+                failed = failed or exc
+            else:
+                window.failed.discard(at)
+    if failed is not None:
+        raise failed
+
+
+_known: WeakValueDictionary[int, ObjectPages] = WeakValueDictionary()
+_released: deque[tuple[MappedObject, dict[int, _Window]]] = deque()
+
+
+def object_pages(mapped: MappedObject) -> ObjectPages:
+    """The pages of an object: the same as long as somebody has them mapped."""
+    write_back_released()
+    pages = _known.get(id(mapped))
+    if pages is None:
+        pages = _known.setdefault(id(mapped), ObjectPages(mapped))
+    return pages
+
+
+def write_back_released() -> None:
+    """Write back what was written to pages after their last mapping was gone, by copies that were in flight then.
+
+    Nobody waits for the outcome, so an error goes to sys.unraisablehook, as an error of a destructor does. A page that
+    the object refused before is given up: that was told.
+    """
+    while _released:
+        try:
+            mapped, windows = _released.popleft()
+        except IndexError:
+            return
+        for window in windows.values():
+            for at in window.failed:
+                window.digests[at // _PAGE] = window.digest(at)
+        try:
+            _write_back(mapped, windows, 0, 1 << 64)
+        except Exception as exc:
+            what = (type(exc), exc, exc.__traceback__, "writing back a mapped object", mapped)
+            sys.unraisablehook(sys.UnraisableHookArgs(what))  # type: ignore[misc, call-arg]

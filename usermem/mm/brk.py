@@ -1,0 +1,51 @@
+"""brk(2): the heap.
+
+Source: Linux mm/mmap.c (brk), mm/vma.c (do_brk_flags).
+"""
+
+from __future__ import annotations
+
+from hostarch import ANY_ACCESS, mman
+from safemem.buffers import check_int
+from usermem.mm.change import Change
+from usermem.mm.memory_map import MemoryMap
+from usermem.mm.vma import VMA
+
+
+def set_brk(mm: MemoryMap, start: int) -> None:
+    """See AddressSpace.set_brk."""
+    start = check_int(start, "start")
+    if not mm.arch.min_addr <= start <= mm.arch.max_addr:
+        low, high = mm.arch.min_addr, mm.arch.max_addr
+        raise ValueError(f"start must be an address from min_addr {low:#x} to max_addr {high:#x}, not {start:#x}")
+
+    def build(change: Change) -> None:
+        change.brk_start = change.brk = start
+
+    mm.change(build)
+
+
+def brk(mm: MemoryMap, addr: int) -> int:
+    """See AddressSpace.brk."""
+    addr = check_int(addr, "addr")
+
+    def build(change: Change) -> int:
+        first, last = change.brk_start, change.brk
+        old, new = (mm.arch.checked_page_round_up(end) for end in (last, addr))
+        if not first or addr < first or old is None or new is None or new > mm.arch.max_addr:
+            return last
+        vmas = change.vmas
+        if new < old:
+            if not vmas.overlapping(new, old) or not mm.can_cut(vmas, new, old):
+                return last
+            change.unmap(new, old)
+        elif new > old:
+            room = vmas.limit_from(old) - mm.arch.page_size  # a page stays free between the heap and what is above
+            if new > room or not mm.may_expand(vmas, new - old) or len(vmas) > mm.limits.max_map_count:
+                return last
+            rights = mman.PROT_READ | mman.PROT_WRITE
+            change.add(VMA(old, new, rights, ANY_ACCESS, False, mm.anonymous))
+        change.brk = addr
+        return addr
+
+    return mm.change(build)

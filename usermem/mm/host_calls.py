@@ -1,0 +1,164 @@
+"""The host's own memory calls that the standard library lacks, by ctypes: on host addresses and whole host pages.
+
+Source: mmap(2), madvise(2), msync(2), mincore(2), fallocate(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap as host_mmap
+import os
+from functools import cache
+from typing import Any, Final
+
+from hostarch import mman
+from usermem.mm.arena import MAP_NORESERVE, reserve
+from usermem.mm.host_run import HostRun, Whole, mmap_address
+
+READ_WRITE: Final = mman.PROT_READ | mman.PROT_WRITE
+
+_FAILED: Final = ctypes.c_void_p(-1).value
+_PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+
+# The host allows 65,530 mappings by default (vm.max_map_count), and needs some for itself: threads, malloc, libraries.
+_MOST_MAPPINGS: Final = 1 << 15
+
+_live: set[int] = set()
+
+
+class HostMapping(Whole):
+    """Part of a file, mapped in this process: unmapped when the last reference to it is gone.
+
+    ``memory`` is an mmap object over it if it was asked for, for memory that nobody can truncate; else None.
+    """
+
+    __slots__ = ("address", "length", "memory", "offset")
+
+    def __init__(self, fd: int, offset: int, length: int, prot: int, flags: int, plain: bool = False) -> None:
+        """Map ``length`` bytes at ``offset``, both in host pages; ``flags`` is MAP_SHARED or MAP_PRIVATE.
+
+        Raises MemoryError if the host has no address space or no mapping left for guests, OSError if it refuses.
+        """
+        self.offset = offset
+        self.length = length
+        self.address = 0
+        self.memory: host_mmap.mmap | None = None
+        if len(_live) >= _MOST_MAPPINGS:
+            raise MemoryError(f"guests hold {len(_live)} mappings of the host's; it has to keep some for itself")
+        if plain:
+            try:  # an mmap object of the module's own would keep a descriptor each
+                memory = reserve(length)
+            except OSError as exc:
+                raise MemoryError(f"the host has no {length:#x} bytes of address space left") from exc
+            map_file(fd, offset, length, prot, flags | mman.MAP_FIXED, mmap_address(memory))
+            self.memory = memory
+            self.address = mmap_address(memory)
+        else:
+            self.address = map_file(fd, offset, length, prot, flags)
+        _live.add(id(self))
+
+    def run(self, start: int, end: int, keeper: Whole | None = None) -> HostRun:
+        """Bytes [start, end) of it, counted from its first. ``keeper`` keeps the mapping, if it is not the keeper."""
+        if self.memory is not None:
+            return HostRun(self.memory, self.address, start, end, keeper or self)
+        return HostRun(None, self.address, start, end, keeper or self)
+
+    def __del__(self) -> None:
+        _live.discard(id(self))
+        if self.memory is None and self.address:
+            _libc().munmap(self.address, self.length)
+
+
+class Held(Whole):
+    """A keeper that keeps several things alive."""
+
+    __slots__ = ("things",)
+
+    def __init__(self, *things: object) -> None:
+        self.things = things
+
+
+def map_file(fd: int, offset: int, length: int, prot: int, flags: int, address: int | None = None) -> int:
+    """mmap(2) of a file, none of it reserved; ``address`` is for MAP_FIXED. Raises OSError."""
+    if flags & mman.MAP_PRIVATE:
+        flags |= MAP_NORESERVE
+    found: int | None = _libc().mmap(address, length, prot, flags, fd, offset)
+    if found is None or found == _FAILED:
+        raise _error(f"mmap of {length:#x} bytes at {offset:#x} of a file")
+    return found
+
+
+def map_zeros(address: int, length: int, prot: int) -> None:
+    """Put private zeros in the place of host pages that are ours. Raises OSError."""
+    flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED | MAP_NORESERVE
+    if _libc().mmap(address, length, prot, flags, -1, 0) == _FAILED:
+        raise _error(f"mmap of {length:#x} bytes of zeros")
+
+
+def unmap(address: int, length: int) -> None:
+    """munmap(2) of host pages that are ours. Raises OSError."""
+    if _libc().munmap(address, length):
+        raise _error(f"munmap of {length:#x} bytes")
+
+
+def advise(run: HostRun, advice: int) -> None:
+    """madvise(2). Raises OSError."""
+    if _libc().madvise(run.address, len(run), advice):
+        raise _error(f"madvise {advice}")
+
+
+def sync(run: HostRun, flags: int) -> None:
+    """msync(2). Raises OSError."""
+    if _libc().msync(run.address, len(run), flags):
+        raise _error("msync")
+
+
+def punch_hole(fd: int, start: int, end: int) -> None:
+    """Make [start, end) of a file zero and give its blocks back. Raises OSError."""
+    if _libc().fallocate(fd, _PUNCH_HOLE, start, end - start):
+        raise _error("MADV_REMOVE in a file")
+
+
+def resident(address: int, length: int, page: int) -> bytes | None:
+    """A byte for each guest page of ``page`` bytes, from a host address on: 1 if one of its host pages is in memory.
+
+    None if the host cannot tell.
+    """
+    size = host_mmap.PAGESIZE
+    low = address & -size
+    vector = ctypes.create_string_buffer(-(-(address + length - low) // size))
+    mincore = _mincore()
+    if mincore is None or mincore(low, address + length - low, vector):
+        return None
+    bits = bytes(byte & 1 for byte in vector.raw)
+    if page == size and low == address:
+        return bits
+    ends = range(address + page, address + length + page, page)
+    return bytes(any(bits[(at - page - low) // size : -(-(at - low) // size)]) for at in ends)
+
+
+def _error(what: str) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, f"{os.strerror(code)}: {what}")
+
+
+@cache
+def _mincore() -> Any:
+    try:
+        function: Any = ctypes.CDLL(None).mincore
+    except (AttributeError, OSError, TypeError):
+        return None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+    return function
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    libc.mmap.restype = pointer
+    libc.mmap.argtypes = (pointer, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+    libc.munmap.argtypes = (pointer, size)
+    libc.madvise.argtypes = libc.msync.argtypes = (pointer, size, ctypes.c_int)
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return libc

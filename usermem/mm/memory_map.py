@@ -1,0 +1,368 @@
+"""MemoryMap: what is mapped in an address space, and where its bytes are.
+
+It owns the lock, the tables and the limits, and nobody else changes them. The calls (mmap, mremap, brk, madvise, ...)
+are functions over it: they check what Linux checks, and then say what changes by a function over a :class:`Change`,
+which :meth:`MemoryMap.change` runs and publishes.
+
+Who may overtake whom:
+
+- A reader takes ``tables`` once, without a lock, and sees one moment of the address space, whole.
+- Changes exclude each other by the lock. A signal handler, a weakref callback or a destructor that changes the same
+  space in the middle of a change of its own thread is let in, and goes first: it publishes, and the change that it
+  interrupted is built again over its outcome.
+- Cached pages that a change makes wrong are dropped before it publishes, and nothing is cached in between. So an
+  exception at any line leaves the old tables with a few cached pages less, or the new ones.
+- Listeners, hooks, and the code of mapped objects run without the lock.
+
+Source: gVisor pkg/sentry/mm (MemoryManager).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Final, TypeVar
+
+from attrs import define
+
+from hostarch import Arch, mman
+from safemem.buffers import check_int
+from safemem.fork import fork_safe_lock
+from usermem.errors import FaultReason
+from usermem.mm.backing.anonymous import Anonymous
+from usermem.mm.backing.backing import Backing
+from usermem.mm.backing.object_pages import write_back_released
+from usermem.mm.change import Change, ChangeKind, Tables
+from usermem.mm.host_run import HostRun
+from usermem.mm.page_cache import PageCache, Stretch
+from usermem.mm.pma import PMA, PMASet
+from usermem.mm.vma import VMA, VMASet
+
+Listener = Callable[[int, int, ChangeKind], object]
+
+MAX_MAP_COUNT: Final = 65_530
+"""How many mappings Linux allows by default: vm.max_map_count."""
+
+STACK_LIMIT: Final = 8 << 20
+"""How long Linux lets a stack grow by default, in bytes: RLIMIT_STACK."""
+
+# How many pages stay free below a mapping that grows down: stack_guard_gap, mm/mmap.c.
+_GUARD_PAGES: Final = 256
+
+# Linux leaves room for the stack between the mappings and the end of user space: MIN_GAP, arch/x86/mm/mmap.c.
+_STACK_GAP: Final = 128 << 20
+
+# How many neighbours a window of anonymous memory may cover, so that placing one costs no more beside many.
+_NEIGHBOURS: Final = 8
+
+T = TypeVar("T")
+
+
+@define
+class Limits:
+    """What the owner of an address space allows its guest."""
+
+    max_map_count: int = MAX_MAP_COUNT
+    """How many mappings there may be (vm.max_map_count)."""
+    address_limit: int | None = None
+    """How many bytes may be mapped (RLIMIT_AS); None for any number."""
+    stack_limit: int = STACK_LIMIT
+    """How long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK)."""
+
+
+class MemoryMap:
+    """The tables of one address space, and the only one to change them."""
+
+    def __init__(self, arch: Arch, limits: Limits, cache: PageCache, seed: int | None = None) -> None:
+        """With a ``seed`` mappings begin at an address that follows from it (address space layout randomisation)."""
+        self.arch = arch
+        self.limits = limits
+        self.tables = Tables(VMASet(), PMASet())
+        self.anonymous = Anonymous()
+        self.guard = _GUARD_PAGES << arch.page_shift
+        self.base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
+        if seed is not None:
+            self.base -= Random(seed).getrandbits(28 if arch.pointer_size == 8 else 8) << arch.page_shift
+        self.on_change: Listener | None = None
+        self.failed_write_back: Exception | None = None
+        self._cache = cache
+        self._lock = fork_safe_lock()
+        self._events: deque[_Event] = deque()
+
+    def check_open(self) -> None:
+        """Raise ValueError if the space is closed."""
+        if self.tables.closed:
+            raise ValueError("the address space is closed")
+
+    def change(self, build: Callable[[Change], T]) -> T:
+        """Have ``build`` make new tables, publish them, tell the listener, and return what it returned.
+
+        It may run more than once, and must change nothing but the Change. What it raises passes through, and nothing
+        has changed. Raises ValueError if the space is closed.
+        """
+        with self._lock:
+            while True:
+                old = self.tables
+                self.check_open()
+                change = Change(old)
+                result = build(change)
+                new = change.tables()
+                try:
+                    self._cache.frozen = True
+                    self._forget(old, new, change.touched)
+                    # One line, so that no handler can run between the look and the store.
+                    self.tables = new if self.tables is old else self.tables
+                finally:
+                    self._cache.frozen = False
+                if self.tables is new:
+                    break
+            events = [_Event(told) for told in change.told] if self.on_change is not None else []
+            self._events += events
+        self._write_back(change.dropped)
+        if events:
+            self._tell(events)
+        return result
+
+    def _forget(self, old: Tables, new: Tables, touched: list[tuple[int, int]]) -> None:
+        """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
+        for start, end in touched:
+            for pma in old.pmas.overlapping(start - 1, end + 1):
+                if not pma.cached:
+                    continue
+                if new.pmas.find(pma.start) is not pma:
+                    self._cache.forget(pma.cached, list(pma.cached))
+                    continue
+                low, high = max(start - 1, pma.start), min(end + 1, pma.end)
+                firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
+                self._cache.forget(pma.cached, firsts)
+        if touched:
+            self._cache.words = {}
+
+    def _tell(self, own: list[_Event]) -> None:
+        """Call the listener for all changes that wait, in their order, and return when the own ones were told.
+
+        No lock is held: a listener may map, and wait for other threads that map.
+        """
+        while self._events:
+            try:
+                event = self._events.popleft()
+            except IndexError:
+                break
+            try:
+                if self.on_change is not None:
+                    self.on_change(*event.told)
+            finally:
+                event.done.set()
+        for event in own:
+            event.done.wait()
+
+    def locate(self, addr: int, access: int, ignore_permissions: bool) -> Stretch | FaultReason:
+        """Where addr's bytes are and how far the run goes, or why they cannot be accessed.
+
+        A change that overtakes it is not seen. Raises what the code of a mapped object raises.
+        """
+        tables = self.tables
+        vma = tables.vmas.find(addr)
+        if vma is None:
+            if not self._grow_down(addr):
+                return FaultReason.UNMAPPED
+            tables = self.tables
+            vma = tables.vmas.find(addr)
+            if vma is None:
+                return FaultReason.UNMAPPED
+        rights = vma.max_prot if ignore_permissions else vma.prot
+        if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
+            rights |= mman.PROT_READ
+        if access & ~rights:
+            return FaultReason.PERMISSION
+        end = self.accessible_end(vma)
+        if addr >= end:
+            return FaultReason.BEYOND_FILE
+        pma = tables.pmas.find(addr)
+        if pma is None:
+            try:
+                pma = self.fill(vma, addr, end)
+            except MemoryError:
+                return FaultReason.NO_MEMORY
+        start, end = max(vma.start, pma.start), min(end, pma.end)
+        if ignore_permissions or not vma.backing.steady or not pma.run.is_quick:
+            return pma.stretch(end)
+        with self._lock:
+            now = self.tables
+            if now.pmas.find(addr) is pma and now.vmas.find(addr) is vma:
+                return self._cache.remember(addr, pma, start, end, bool(access & mman.PROT_WRITE))
+        return pma.stretch(end)
+
+    def accessible_end(self, vma: VMA) -> int:
+        """Where the pages of a mapping end that its backing has. Call it without the lock: it may be slow."""
+        accessible = vma.backing.accessible(self.arch.page_size)
+        return vma.end if accessible is None else min(vma.end, vma.start + accessible - vma.offset)
+
+    def fill(self, vma: VMA, addr: int, end: int) -> PMA:
+        """Memory for the page at addr, which has none, up to ``end`` at most. Raises what Backing.run does."""
+        tables = self.tables
+        low, high = self._room(tables.vmas, tables.pmas, vma, addr)
+        if not vma.backing.anonymous:
+            high = min(high, end)
+        distance = 0 if vma.backing.anonymous else vma.start - vma.offset
+        offset, run = vma.backing.run(addr - distance, low - distance, high - distance)
+        start = offset + distance
+        low, high = max(low, start), min(high, start + len(run))
+        filled = PMA(start, run)
+
+        def place(change: Change) -> PMA:
+            now, there = change.vmas.find(addr), change.pmas.find(addr)
+            if now is None or now.backing.key != vma.backing.key or now.offset_at(addr) != vma.offset_at(addr):
+                return filled.cut(low, high)  # overtaken: this access goes where it was going
+            if there is not None:
+                return there
+            first, last = self._room(change.vmas, change.pmas, now, addr)
+            pma = filled.cut(max(first, low), min(last, high))
+            change.place(pma)
+            return pma
+
+        return self.change(place)
+
+    @staticmethod
+    def _room(vmas: VMASet, pmas: PMASet, vma: VMA, addr: int) -> tuple[int, int]:
+        """The addresses around addr that have no memory yet, and whose memory may be one run with addr's.
+
+        For anonymous memory they reach over anonymous neighbours and free space, for what is mapped there later.
+        """
+        low, high = pmas.gap(addr, 0, 1 << 64)
+        if not vma.backing.anonymous:
+            return max(low, vma.start), min(high, vma.end)
+        first = last = vma
+        for _ in range(_NEIGHBOURS):
+            before = vmas.last_before(first.start) if first.start > low else None
+            if before is None or not before.backing.anonymous:
+                low = max(low, before.end) if before is not None else low
+                break
+            first = before
+        else:
+            low = max(low, first.start)
+        for _ in range(_NEIGHBOURS):
+            after = vmas.first_from(last.end) if last.end < high else None
+            if after is None or not after.backing.anonymous:
+                high = min(high, after.start) if after is not None else high
+                break
+            last = after
+        else:
+            high = min(high, last.end)
+        return low, high
+
+    @staticmethod
+    def runs(tables: Tables, start: int, end: int) -> list[tuple[int, HostRun]]:
+        """The host memory behind [start, end) so far, as (first address, run), in order; without what has none yet."""
+        found = []
+        for pma in tables.pmas.overlapping(start, end):
+            first, last = max(pma.start, start), min(pma.end, end)
+            found.append((first, pma.run.part(first - pma.start, last - pma.start)))
+        return found
+
+    def may_expand(self, vmas: VMASet, length: int) -> bool:
+        """Whether the limit allows so many more bytes."""
+        limit = self.limits.address_limit
+        return limit is None or vmas.num_bytes + length <= limit
+
+    def can_cut(self, vmas: VMASet, start: int, end: int) -> bool:
+        """Whether unmapping [start, end) leaves no more mappings than there may be."""
+        vma = vmas.find(start)
+        return len(vmas) < self.limits.max_map_count or vma is None or vma.start == start or vma.end <= end
+
+    def check_cut(self, vmas: VMASet, start: int, end: int) -> None:
+        """Raise ENOMEM if unmapping [start, end) would leave too many mappings."""
+        if not self.can_cut(vmas, start, end):
+            raise error(errno.ENOMEM, f"there are {len(vmas)} mappings")
+
+    def _grow_down(self, addr: int) -> bool:
+        """Have the mapping above addr grow down to it if it may (Linux's expand_downwards, acct_stack_growth)."""
+        vma = self.tables.vmas.first_from(addr)
+        if vma is None or not vma.growsdown:
+            return False
+
+        def grow(change: Change) -> bool:
+            vma = change.vmas.first_from(addr)
+            if vma is None or vma.start <= addr or not vma.growsdown:
+                return vma is not None and vma.start <= addr
+            start = self.arch.page_round_down(addr)
+            too_long = vma.end - start > self.limits.stack_limit
+            if start < self.arch.min_addr or too_long or not self.may_expand(change.vmas, vma.start - start):
+                return False
+            before = change.vmas.last_before(start)
+            # A mapping that grows down itself, or that cannot be accessed, may be nearer.
+            if before is not None and before.prot and not before.growsdown and start - before.end < self.guard:
+                return False
+            change.add(vma.over(start, vma.start, vma.prot))
+            return True
+
+        return self.change(grow)
+
+    def _write_back(self, dropped: list[tuple[Backing, int, int]]) -> None:
+        """Have backings take what was written to parts that are unmapped now.
+
+        As in Linux the unmapping call does not tell what failed: the next msync does, or close.
+        """
+        for backing, start, end in dropped:
+            try:
+                backing.write_back(start, end)
+            except Exception as exc:
+                self.failed_write_back = self.failed_write_back or exc
+
+    def close(self) -> None:
+        """See AddressSpace.close."""
+
+        def build(change: Change) -> None:
+            change.unmap(0, 1 << 64)
+            change.closed = True
+
+        if not self.tables.closed:
+            self.change(build)
+            self._cache.readable.clear()
+            self._cache.writable.clear()
+            write_back_released()
+            self.raise_failed_write_back()
+
+    def raise_failed_write_back(self) -> None:
+        """Raise, once, the first error of writing back memory that was unmapped."""
+        failed, self.failed_write_back = self.failed_write_back, None
+        if failed is not None:
+            raise failed
+
+    def check(self) -> None:
+        """Raise AssertionError if the tables contradict each other: for stress tests."""
+        tables = self.tables
+        tables.vmas._check()
+        tables.pmas._check()
+        self._cache.check(tables)
+
+
+class _Event:
+    """A change that a listener is told, and whether it was."""
+
+    __slots__ = ("done", "told")
+
+    def __init__(self, told: tuple[int, int, ChangeKind]) -> None:
+        self.told = told
+        self.done = threading.Event()
+
+
+def page_range(arch: Arch, addr: int, length: int, name: str, overflow: int) -> tuple[int, int]:
+    """[addr, end) in whole pages. Raises OSError: EINVAL if addr is not page-aligned, ``overflow`` for too much."""
+    addr = arch.untagged(check_int(addr, "addr"))
+    length = check_int(length, "length")
+    if not arch.is_page_aligned(addr):
+        raise error(errno.EINVAL, f"{name} at {addr:#x}")
+    end = arch.checked_page_round_up(addr + length)
+    if addr < 0 or length < 0 or end is None:
+        raise error(overflow, f"{name} of {length:#x} bytes at {addr:#x}")
+    return addr, end
+
+
+def error(code: int, what: str) -> OSError:
+    """The OSError of a system call."""
+    return OSError(code, f"{os.strerror(code)}: {what}")

@@ -1,0 +1,46 @@
+"""mincore(2): which pages of the guest's the host holds in memory.
+
+Source: Linux mm/mincore.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from usermem.mm import host_calls
+from usermem.mm.host_run import HostRun
+from usermem.mm.memory_map import MemoryMap, error, page_range
+
+_CHUNK: Final = 1 << 16  # pages that the host is asked for at a time
+
+
+def mincore(mm: MemoryMap, addr: int, length: int) -> bytes:
+    """See AddressSpace.mincore."""
+    addr, end = page_range(mm.arch, addr, length, "mincore", errno.ENOMEM)
+    if end > mm.arch.max_addr:
+        raise error(errno.ENOMEM, f"mincore of {length:#x} bytes at {addr:#x}: beyond user space")
+    size = mm.arch.page_size
+    tables = mm.tables
+    if tables.vmas.covered_up_to(addr, end) < end:
+        raise error(errno.ENOMEM, f"mincore: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
+    resident = bytearray((end - addr) // size)
+    for start, run in mm.runs(tables, addr, end):
+        first = (start - addr) // size
+        resident[first : first + len(run) // size] = _resident_pages(run, size)
+    return bytes(resident)
+
+
+def _resident_pages(run: HostRun, page: int) -> bytes:
+    """A byte for each guest page of a run: 1 if one of the host's pages in it is in memory.
+
+    Where the host cannot tell, all pages that have a place are.
+    """
+    found = bytearray()
+    step = page * _CHUNK
+    for at in range(run.address, run.address + len(run), step):
+        part = host_calls.resident(at, min(step, run.address + len(run) - at), page)
+        if part is None:
+            return b"\1" * (len(run) // page)
+        found += part
+    return bytes(found)

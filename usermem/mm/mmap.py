@@ -1,0 +1,184 @@
+"""mmap(2) and munmap(2), with Linux's arguments, order of checks and errnos.
+
+Source: gVisor pkg/sentry/mm/syscalls.go; Linux mm/mmap.c (do_mmap), mm/vma.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from hostarch import READ, mman
+from safemem.buffers import check_int
+from usermem.mm.backing import object_backing
+from usermem.mm.backing.backing import Backing
+from usermem.mm.backing.host_file import host_file
+from usermem.mm.backing.mapped_object import MappedObject
+from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.change import Change
+from usermem.mm.madvise import populate
+from usermem.mm.memory_map import MemoryMap, error
+from usermem.mm.vma import VMA, VMASet
+
+RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
+"""The rights that a mapping can have."""
+
+# Where MAP_32BIT maps: find_start_end(), arch/x86/kernel/sys_x86_64.c.
+_LOW_START: Final = 0x4000_0000
+_LOW_END: Final = 0x8000_0000
+
+# Where a file of the host's ends at most: MAX_LFS_FILESIZE.
+_LARGEST_FILE: Final = (1 << 63) - 1
+
+
+def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tuple[int, int]) -> int:
+    """See AddressSpace.mmap. ``file`` is the descriptor and the offset."""
+    fd, offset = file
+    names = mm.arch.map_flags
+    check_offset(mm, offset)
+    prot, kind = check_int(prot, "prot"), check_int(flags, "flags") & mman.MAP_TYPE
+    anonymous = bool(flags & names.anonymous)
+    if not anonymous and check_int(fd, "fd") < 0:
+        raise error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
+    if not anonymous:
+        os.fstat(fd)  # EBADF comes before all else
+    kinds = (mman.MAP_SHARED, mman.MAP_PRIVATE) + (mman.MAP_SHARED_VALIDATE,) * (not anonymous)
+    if kind not in kinds or not anonymous:
+        find_place(mm, mm.tables.vmas, addr, length, flags, offset)  # its errors come first
+    if kind not in kinds:
+        raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
+    shared = kind != mman.MAP_PRIVATE
+    backing: Backing
+    if not anonymous:
+        if offset + length > _LARGEST_FILE:
+            raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x} of a file")
+        backing = host_file(fd, shared, prot, offset, mm.arch.page_size)
+    else:
+        backing = _anonymous(mm, shared, length)
+    template = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
+    start = map_backing(mm, addr, length, flags, template, offset)
+    if flags & names.populate and anonymous:
+        populate(mm, start, start + mm.arch.page_round_up(length), READ)  # best effort
+    return start
+
+
+def map_object(
+    mm: MemoryMap, addr: int, length: int, flags: int, mapped: MappedObject | Backing | None, template: VMA
+) -> int:
+    """See AddressSpace.map_object: ``template`` has its rights, offset and name."""
+    shared = check_int(flags, "flags") & mman.MAP_TYPE != mman.MAP_PRIVATE
+    template.shared = shared
+    offset = template.offset
+    if mapped is None:
+        template.backing, template.offset = _anonymous(mm, shared, length), 0
+    else:
+        template.backing = object_backing(mapped, shared)
+    return map_backing(mm, addr, length, flags, template, offset)
+
+
+def _anonymous(mm: MemoryMap, shared: bool, length: int) -> Backing:
+    if not shared or check_int(length, "length") <= 0:
+        return mm.anonymous
+    try:
+        return SharedMemory(mm.arch.checked_page_round_up(length) or length)
+    except (MemoryError, OverflowError):
+        raise error(errno.ENOMEM, f"the host has no {length:#x} bytes of shared memory") from None
+
+
+def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, template: VMA, offset: int) -> int:
+    """Map what ``template`` says where ``addr`` and ``flags`` say, and return the address."""
+    guard = mm.guard if flags & mm.arch.map_flags.growsdown else 0
+
+    def build(change: Change) -> int:
+        start, end = find_place(mm, change.vmas, addr, length, flags, offset)
+        if guard and not template.backing.anonymous:
+            raise error(errno.EINVAL, "only private anonymous memory grows down")
+        if template.prot & ~template.max_prot:
+            raise error(errno.EACCES, f"prot {template.prot:#x} is more than max_prot {template.max_prot:#x}")
+        there = sum([vma.end - vma.start for vma in change.vmas.within(start, end)])
+        if not mm.may_expand(change.vmas, end - start - there):
+            raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
+        mm.check_cut(change.vmas, start, end)
+        vma = template.placed(start, end)
+        vma.guard = guard
+        change.add(vma)
+        return start
+
+    return mm.change(build)
+
+
+def munmap(mm: MemoryMap, addr: int, length: int) -> int:
+    """See AddressSpace.munmap."""
+    arch = mm.arch
+    addr = arch.untagged(check_int(addr, "addr"))
+    length = check_int(length, "length")
+    end = arch.checked_page_round_up(addr + length)
+    if not arch.is_page_aligned(addr) or length <= 0 or addr < 0 or end is None or end > arch.max_addr:
+        raise error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
+
+    def build(change: Change) -> None:
+        mm.check_cut(change.vmas, addr, end)
+        change.unmap(addr, end)
+
+    mm.change(build)
+    return 0
+
+
+def check_offset(mm: MemoryMap, offset: int) -> None:
+    """Raise EINVAL if an offset into a file is not page-aligned."""
+    if not mm.arch.is_page_aligned(check_int(offset, "offset")):
+        raise error(errno.EINVAL, f"offset {offset:#x} is not page-aligned")
+
+
+def find_place(mm: MemoryMap, vmas: VMASet, addr: int, length: int, flags: int, offset: int) -> tuple[int, int]:
+    """Where a new mapping goes, with the checks of Linux's do_mmap in its order."""
+    arch, names = mm.arch, mm.arch.map_flags
+    addr = check_int(addr, "addr")
+    length = check_int(length, "length")
+    if not length:
+        raise error(errno.EINVAL, "mmap of length 0")
+    size = arch.checked_page_round_up(length)
+    if size is None or length < 0:
+        raise error(errno.ENOMEM, f"mmap of {length:#x} bytes")
+    if offset < 0 or (offset + size) >> arch.page_shift > arch.addr_mask:
+        raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x}")
+    fixed = flags & (names.fixed | names.fixed_noreplace)
+    if len(vmas) > mm.limits.max_map_count:
+        raise error(errno.ENOMEM, f"there are {len(vmas)} mappings")
+    if size > arch.max_addr or (fixed and not 0 <= addr <= arch.max_addr - size):
+        raise error(errno.ENOMEM, f"mmap of {length:#x} bytes at {addr:#x}")
+    if not fixed:
+        start = free_place(mm, vmas, addr, size, bool(flags & names.map_32bit))
+        return start, start + size
+    if not arch.is_page_aligned(addr):
+        raise error(errno.EINVAL, f"address {addr:#x} is not page-aligned")
+    if addr < arch.min_addr:
+        raise error(errno.EPERM, f"address {addr:#x} is below {arch.min_addr:#x}")
+    if flags & names.fixed_noreplace and vmas.overlapping(addr, addr + size):
+        raise error(errno.EEXIST, f"something is mapped in {size:#x} bytes at {addr:#x}")
+    return addr, addr + size
+
+
+def free_place(mm: MemoryMap, vmas: VMASet, hint: int, size: int, low_only: bool = False) -> int:
+    """Where ``size`` free bytes are: at the hint if they are there, else as high as can be, below the stack.
+
+    ``low_only`` is for MAP_32BIT: in the first 2 GiB, and as low as can be in the second of them.
+    """
+    arch = mm.arch
+    end = _LOW_END if low_only else arch.max_addr
+    low = arch.page_round_up(arch.min_addr)
+    hint = arch.page_round_down(hint)
+    if hint > 0:
+        hint = max(hint, low)
+        if hint + size <= min(end, vmas.limit_from(hint)):
+            return hint
+    if low_only:
+        start = vmas.lowest_gap(size, _LOW_START, _LOW_END)
+    else:
+        start = vmas.highest_gap(size, low, mm.base)
+        if start is None:
+            start = vmas.highest_gap(size, low, arch.max_addr)
+    if start is None:
+        raise error(errno.ENOMEM, f"no {size:#x} bytes are free")
+    return start

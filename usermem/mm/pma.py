@@ -1,0 +1,59 @@
+"""PMAs (physical-memory areas): where the guest's bytes are.
+
+A table of its own beside the VMAs, because the two differ: memory gets a place when it is first touched, one place
+may serve several mappings, and rights change without the bytes moving.
+
+Anonymous memory gets its place a window at a time, and the window reaches past the mapping into free space: what is
+mapped there later is then contiguous with it in host memory too. So PMAs may cover unmapped addresses, and what they
+hold there is zero.
+
+Source: gVisor pkg/sentry/mm/pma.go.
+"""
+
+from __future__ import annotations
+
+from usermem.mm.host_run import HostRun
+from usermem.mm.page_cache import Stretch
+from usermem.mm.segment import SegmentSet
+
+
+class PMA:
+    """Guest addresses [start, end) are the host memory ``run``. A value, but for ``cached``.
+
+    ``cached`` has the stretches of it that the page cache refers to: see :mod:`usermem.mm.page_cache`.
+    """
+
+    __slots__ = ("cached", "end", "run", "start")
+
+    def __init__(self, start: int, run: HostRun) -> None:
+        self.start = start
+        self.end = start + run.end - run.start
+        self.run = run
+        self.cached: dict[int, Stretch] = {}
+
+    @property
+    def floor(self) -> int:
+        """See Segment.floor."""
+        return self.start
+
+    def cut(self, start: int, end: int) -> PMA:
+        """The part in [start, end); the rest is not kept alive by it."""
+        return PMA(start, self.run.cut(start - self.start, end - self.start))
+
+    def stretch(self, end: int) -> Stretch:
+        """The stretch of it that ends at an address inside, as the page cache has them."""
+        base = self.start - self.run.start
+        return [self.run.memory, base, end - base, self.run]
+
+    def moved(self, distance: int) -> PMA:
+        """The same memory, ``distance`` addresses further up."""
+        return PMA(self.start + distance, self.run)
+
+    def __repr__(self) -> str:
+        return f"<PMA [{self.start:#x}-{self.end:#x}) {self.run}>"
+
+
+class PMASet(SegmentSet[PMA]):
+    """The host memory behind an address space, in the order of guest addresses. Immutable."""
+
+    __slots__ = ()

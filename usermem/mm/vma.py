@@ -1,0 +1,118 @@
+"""VMAs (virtual memory areas): the guest's mappings. They merge and split as Linux's do.
+
+Source: gVisor pkg/sentry/mm/vma.go; Linux mm/vma.c.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from attrs import define
+
+from usermem.mm.segment import SegmentSet
+
+if TYPE_CHECKING:
+    from usermem.mm.backing.backing import Backing
+
+
+@define(eq=False)
+class VMA:
+    """One mapping, [start, end), page-aligned. A value: what changes a mapping puts another VMA in its place.
+
+    ``max_prot`` is the most that mprotect may grant. ``backing`` is what lies behind the mapping; its byte ``offset``
+    is at ``start`` (0 for private anonymous memory). A mapping that grows down keeps ``guard`` bytes free below it.
+    ``name`` is its name in /proc/PID/maps, if it has one of its own.
+    """
+
+    start: int
+    end: int
+    prot: int
+    max_prot: int
+    shared: bool
+    backing: Backing
+    offset: int = 0
+    guard: int = 0
+    name: str = ""
+
+    @property
+    def growsdown(self) -> bool:
+        """Whether an access below it makes it grow (MAP_GROWSDOWN)."""
+        return self.guard > 0
+
+    @property
+    def floor(self) -> int:
+        """Where the free space below it ends for new mappings: ``start``, or the end of its guard."""
+        return max(self.start - self.guard, 0)
+
+    @property
+    def label(self) -> str:
+        """What is mapped, for people: its name, or the path of the host's file."""
+        return self.name or self.backing.label
+
+    def offset_at(self, addr: int) -> int:
+        """The offset into the backing of an address, inside or not."""
+        return addr if self.backing.anonymous else self.offset + addr - self.start
+
+    def cut(self, start: int, end: int) -> VMA:
+        """The part in [start, end)."""
+        return self.over(start, end, self.prot)
+
+    def over(self, start: int, end: int, prot: int) -> VMA:
+        """The same mapping over other addresses, which may reach beyond it, with other rights."""
+        offset = 0 if self.backing.anonymous else self.offset + start - self.start
+        return VMA(start, end, prot, self.max_prot, self.shared, self.backing, offset, self.guard, self.name)
+
+    def placed(self, start: int, end: int) -> VMA:
+        """The same mapping elsewhere: its backing from the same offset on."""
+        return VMA(start, end, self.prot, self.max_prot, self.shared, self.backing, self.offset, self.guard, self.name)
+
+    def can_merge(self, right: VMA) -> bool:
+        """Whether the next mapping says the same and continues this one."""
+        return (
+            self.end == right.start
+            and self.prot == right.prot
+            and self.max_prot == right.max_prot
+            and self.shared == right.shared
+            and self.guard == right.guard
+            and self.name == right.name
+            and (self.backing is right.backing or self.backing.key == right.backing.key)
+            and (self.backing.anonymous or self.offset + self.end - self.start == right.offset)
+        )
+
+
+class VMASet(SegmentSet[VMA]):
+    """The mappings of an address space, in order, with no two neighbours that could be one. Immutable."""
+
+    __slots__ = ()
+
+    def put(self, start: int, end: int, vmas: list[VMA]) -> VMASet:
+        """The set with ``vmas`` in the place of [start, end), each merged with its neighbours where they can be one."""
+        before, after = self.find(start - 1), self.find(end)
+        if before is not None and before.end > start:
+            before = before.cut(before.start, start)
+        if after is not None and after.start < end:
+            after = after.cut(end, after.end)
+        merged: list[VMA] = []
+        for vma in (before, *vmas, after):
+            if vma is None:
+                continue
+            if merged and merged[-1].can_merge(vma):
+                left = merged.pop()
+                merged.append(left.over(left.start, vma.end, left.prot))
+            else:
+                merged.append(vma)
+        low = before.start if before is not None else start
+        high = after.end if after is not None else end
+        return self.replace(low, high, merged)
+
+    def limit_from(self, addr: int) -> int:
+        """Where the free space that addr lies in should end: at the next mapping, or the guard below one that grows."""
+        vma = self.first_from(addr)
+        return 1 << 64 if vma is None else vma.floor
+
+    def _check(self) -> None:
+        super()._check()
+        vmas = list(self)
+        for left, right in itertools.pairwise(vmas):
+            assert not left.can_merge(right), f"{left} and {right} should be one"
