@@ -108,6 +108,7 @@ class AddressSpace(PagedIO):
 
     @on_change.setter
     def on_change(self, listener: Listener | None) -> None:
+        """Set the listener; None for none."""
         self._map.on_change = listener
 
     def host_runs(self, start: int, end: int, *, copy_files: bool = False) -> list[GuestRun]:
@@ -172,7 +173,7 @@ class AddressSpace(PagedIO):
         while addr < end:
             _, base, limit, run = cached.get(addr >> 12, GONE)
             if limit < 0:
-                found = self._map.locate(addr, access, ignore_permissions)
+                found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
                 if isinstance(found, FaultReason):
                     if addr != hooked and self._handled(addr + tag, access):
                         hooked = addr  # once: what faults again there is a fault

@@ -251,10 +251,10 @@ class Pair:
         return "elsewhere" if outside[0] else theirs, "elsewhere" if outside[1] else ours
 
     def _transfer(self, name: str, kind: str, ranges: Ranges, step: int) -> None:
-        vmas = list(self.guest.space._vmas)
+        vmas = self.guest.space.mappings()
         grows = any(vma.growsdown for vma in vmas)
         short = name == "read" and kind in ("pipe", "socket") and sum(n for _, n in ranges) > _GIVEN
-        if grows and (short or any(isinstance(vma.mapped, HostFile) for vma in vmas)):
+        if grows and (short or any(isinstance(vma.backing, HostFile) for vma in vmas)):
             self.used["looked at ahead"] += 1
             return
         results: list[Result] = []

@@ -22,7 +22,6 @@ from hostarch import AddrRange, AddrRangeSeq
 from safemem import Reader, Writer
 from safemem.fd import FDReader, FDWriter
 from usermem import AddressSpace, FaultError, IOSequence, linux_result
-from usermem.mm.backing.host_file import HostFile
 
 PAGE = 4096
 BELOW = 640
@@ -240,13 +239,11 @@ class GuestMemory:
 
     def rows(self) -> list[Row]:
         rows = []
-        for vma, line in zip(self.space._vmas, self.space.maps().splitlines(), strict=True):
+        for vma, line in zip(self.space.mappings(), self.space.maps().splitlines(), strict=True):
             bounds, rights, offset = line.split()[:3]
             start, end = (int(x, 16) for x in bounds.split("-"))
             assert (start, end) == (vma.start, vma.end)
-            what: object = id(vma.mapped) if vma.shared else None
-            if isinstance(vma.mapped, HostFile):
-                what = vma.mapped.inode
+            what: object = vma.backing.inode or (id(vma.backing) if vma.shared else None)
             rows.append(Row(start, end, rights, int(offset, 16) if what else 0, what))
         return join(rows)
 

@@ -6,8 +6,9 @@ import ctypes
 import gc
 import mmap
 
-from safemem import safecopy
 from safemem.arena import Arena, HostRange
+
+from safemem import safecopy
 
 PAGE = mmap.PAGESIZE
 CHUNK = 16 * PAGE

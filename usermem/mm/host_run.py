@@ -93,6 +93,10 @@ class HostRun:
             if isinstance(self.memory, memoryview):
                 self._view = self.memory[self.start : self.end]
             else:
+                whole = memoryview(self.memory)
+                if whole.readonly:  # a caller's: it keeps itself alive
+                    self._view = whole[self.start : self.end]
+                    return self._view
                 array = _array_type(self.end - self.start).from_buffer(self.memory, self.start)
                 array.run = HostRun(self.memory, self.base, self.start, self.end, self.keeper)  # not self: no cycle
                 self._view = memoryview(array).cast("B")

@@ -101,7 +101,7 @@ def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | N
     """Place the pages of [start, end), have the host hold the first of them, and return where that stopped, if so."""
     budget = _TOUCHED
     while start < end:
-        stretch = mm.locate(start, access, False)
+        stretch = mm.locate(start, access, ignore_permissions=False)
         if isinstance(stretch, FaultReason):
             return start
         _, base, limit, run = stretch

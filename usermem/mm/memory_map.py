@@ -59,6 +59,12 @@ _STACK_GAP: Final = 128 << 20
 # How many neighbours a window of anonymous memory may cover, so that placing one costs no more beside many.
 _NEIGHBOURS: Final = 8
 
+# How often an access whose mapping others change begins anew, before it goes where it was going.
+_ATTEMPTS: Final = 8
+
+# The page cache knows what can be read and what can be written, which implies reading.
+_CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRITE)
+
 T = TypeVar("T")
 
 
@@ -160,20 +166,36 @@ class MemoryMap:
         for event in own:
             event.done.wait()
 
-    def locate(self, addr: int, access: int, ignore_permissions: bool) -> Stretch | FaultReason:
+    def locate(self, addr: int, access: int, *, ignore_permissions: bool) -> Stretch | FaultReason:
         """Where addr's bytes are and how far the run goes, or why they cannot be accessed.
 
-        A change that overtakes it is not seen. Raises what the code of a mapped object raises.
+        What the code of a mapped object changes while it is asked counts; so does what other threads change meanwhile,
+        up to a point, lest they hold the access up for ever. Raises what that code raises.
         """
+        for _ in range(_ATTEMPTS):
+            found = self._look(addr, access, ignore_permissions)
+            if isinstance(found, FaultReason):
+                return found
+            vma, pma, end = found
+            if self.tables.vmas.find(addr) is vma:
+                break
+        end = min(end, pma.end)
+        if access in _CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
+            with self._lock:
+                now = self.tables
+                if now.pmas.find(addr) is pma and now.vmas.find(addr) is vma:
+                    start = max(vma.start, pma.start)
+                    self._cache.remember(addr, pma, start, end, bool(access & mman.PROT_WRITE))
+        return pma.stretch(end)
+
+    def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
+        """The mapping that addr lies in, its memory there, and where what can be accessed ends; or why it cannot."""
         tables = self.tables
+        if tables.vmas.find(addr) is None and self._grow_down(addr):
+            tables = self.tables
         vma = tables.vmas.find(addr)
         if vma is None:
-            if not self._grow_down(addr):
-                return FaultReason.UNMAPPED
-            tables = self.tables
-            vma = tables.vmas.find(addr)
-            if vma is None:
-                return FaultReason.UNMAPPED
+            return FaultReason.UNMAPPED
         rights = vma.max_prot if ignore_permissions else vma.prot
         if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
             rights |= mman.PROT_READ
@@ -182,20 +204,10 @@ class MemoryMap:
         end = self.accessible_end(vma)
         if addr >= end:
             return FaultReason.BEYOND_FILE
-        pma = tables.pmas.find(addr)
-        if pma is None:
-            try:
-                pma = self.fill(vma, addr, end)
-            except MemoryError:
-                return FaultReason.NO_MEMORY
-        start, end = max(vma.start, pma.start), min(end, pma.end)
-        if ignore_permissions or not vma.backing.steady or not pma.run.is_quick:
-            return pma.stretch(end)
-        with self._lock:
-            now = self.tables
-            if now.pmas.find(addr) is pma and now.vmas.find(addr) is vma:
-                return self._cache.remember(addr, pma, start, end, bool(access & mman.PROT_WRITE))
-        return pma.stretch(end)
+        try:
+            return vma, tables.pmas.find(addr) or self.fill(vma, addr, end), end
+        except MemoryError:
+            return FaultReason.NO_MEMORY
 
     def accessible_end(self, vma: VMA) -> int:
         """Where the pages of a mapping end that its backing has. Call it without the lock: it may be slow."""

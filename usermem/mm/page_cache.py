@@ -66,10 +66,10 @@ class PageCache:
         self.frozen = False
         """Whether a change is between dropping what it makes wrong and publishing: then nothing is remembered."""
 
-    def remember(self, addr: int, pma: PMA, first: int, end: int, writable: bool) -> Stretch:
-        """The stretch [first, end) of host memory, from now on found by addr's page. Call it under the map's lock."""
+    def remember(self, addr: int, pma: PMA, first: int, end: int, writable: bool) -> None:
+        """Let addr's page find the stretch [first, end) of host memory. Call it under the map's lock."""
         if self.frozen:
-            return pma.stretch(end)
+            return
         key = first + writable
         stretch = pma.cached.get(key)
         if stretch is None:
@@ -79,7 +79,6 @@ class PageCache:
             self.writable.clear()
             self.words = {}
         (self.writable if writable else self.readable)[addr >> 12] = stretch
-        return stretch
 
     def forget(self, cached: dict[int, Stretch], firsts: list[int]) -> None:
         """Drop the stretches that begin at some addresses, out of a PMA's ``cached``."""
