@@ -172,7 +172,7 @@ class AddressSpace(PagedIO):
         hooked = -1
         while addr < end:
             _, base, limit, run = cached.get(addr >> 12, GONE)
-            if limit < 0:
+            if base + limit <= addr:
                 found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
                 if isinstance(found, FaultReason):
                     if addr != hooked and self._handled(addr + tag, access):

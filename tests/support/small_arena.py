@@ -6,9 +6,8 @@ import ctypes
 import gc
 import mmap
 
-from safemem.arena import Arena, HostRange
-
-from safemem import safecopy
+from usermem.mm.arena import Arena
+from usermem.mm.host_run import HostRun
 
 PAGE = mmap.PAGESIZE
 CHUNK = 16 * PAGE
@@ -25,10 +24,9 @@ class SmallArena(Arena):
         self._next_chunk = CHUNK
 
 
-def place(host: HostRange) -> Place:
+def place(host: HostRun) -> Place:
     """Where in this process a piece is: the addresses of its first byte and past its last."""
-    start = safecopy.address_of(memoryview(host.memory)) + host.start
-    return start, start + host.end - host.start
+    return host.address, host.address + len(host)
 
 
 def overlap(a: Place, b: Place) -> bool:
@@ -36,14 +34,14 @@ def overlap(a: Place, b: Place) -> bool:
     return a[0] < b[1] and b[0] < a[1]
 
 
-def fill(host: HostRange, byte: int = 0xEE) -> None:
+def fill(host: HostRun, byte: int = 0xEE) -> None:
     """Write something into all of a piece."""
-    host.memory[host.start : host.end] = bytes([byte]) * (host.end - host.start)
+    host.view()[:] = bytes([byte]) * len(host)
 
 
-def content(host: HostRange) -> bytes:
+def content(host: HostRun) -> bytes:
     """All bytes of a piece."""
-    return host.memory[host.start : host.end]
+    return host.view().tobytes()
 
 
 def resident(at: Place) -> int:
@@ -59,7 +57,7 @@ def is_free(arena: Arena, at: Place) -> bool:
     """Whether the arena hands the place out again: it is asked for single pages until it needs a new chunk."""
     gc.collect()
     chunks = len(arena.chunks)
-    got: list[HostRange] = []
+    got: list[HostRun] = []
     while len(arena.chunks) == chunks:
         got.append(arena.allocate(PAGE))
     pages = {place(host)[0] for host in got[:-1]}

@@ -11,9 +11,11 @@ each part is given back on its own.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import platform
 import sys
+import threading
 from collections import deque
 from typing import Final
 
@@ -60,25 +62,21 @@ class FreeList:
 
     def take(self, length: int) -> int | None:
         """The start of ``length`` free numbers, no longer free; None if no range is certain to be long enough."""
-        first = (length - 1).bit_length()  # from the next bin on every range is long enough
-        for size in range(first, len(self._bins)):
-            for start in list(self._bins[size])[-1:] if size > first else self._fitting(size, length):
-                end = self._remove(start)
-                if end - start > length:
-                    self.give(start + length, end)
-                return start
+        for size in range(length.bit_length(), len(self._bins)):
+            # In the first bin a range may be too short: the last few are tried, for the search must not be O(n).
+            for start in itertools.islice(reversed(self._bins[size]), 8):
+                if self._ends[start] - start >= length:
+                    end = self._remove(start)
+                    if end - start > length:
+                        self.give(start + length, end)
+                    return start
         return None
-
-    def _fitting(self, size: int, length: int) -> list[int]:
-        """A range of a bin whose ranges may be too short: of its last few, for the search must not be O(n)."""
-        recent = [start for start, _ in zip(reversed(self._bins[size]), range(8), strict=False)]
-        return [start for start in recent if self._ends[start] - start >= length][:1]
 
     def _remove(self, start: int) -> int:
         """Take out a free range and return its end. Interrupted anywhere, it may be lost and is never free twice."""
         end = self._ends[start]
         self._bins[(end - start).bit_length()].pop(start, None)
-        del self._starts[end]
+        self._starts.pop(end, None)
         del self._ends[start]
         return end
 
@@ -140,9 +138,11 @@ class Arena:
     """A source of zeroed, page-aligned host memory. Safe to use from any thread, and in a child after a fork."""
 
     def __init__(self) -> None:
-        self.chunks: list[mmap.mmap] = []
-        self._addresses: list[int] = []
+        self.chunks: dict[int, tuple[mmap.mmap, int]] = {}
+        """The reservations, each with its host address, by numbers that begin at 0."""
+        self._numbers = itertools.count()
         self._lock = fork_safe_lock()
+        self._owner = 0  # the thread that is at the free list
         self._free = FreeList()
         # Pieces come back from __del__, which may run in any thread at any moment: an append is atomic.
         self._returned: deque[tuple[int, int]] = deque()
@@ -151,22 +151,34 @@ class Arena:
 
     def allocate(self, length: int) -> HostRun:
         """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises MemoryError if the host has none left."""
-        with self._lock:
-            while self._returned:
-                self._free.give(*self._returned.popleft())
-            at = self._free.take(length)
-            if at is None:
-                self._grow(length)
-                at = self._free.take(length)
-            if at is None:
-                raise MemoryError(f"the host has no {length:#x} bytes of address space left")
+        at = self._take(length)
+        if at is None:
+            raise MemoryError(f"the host has no {length:#x} bytes of address space left")
         chunk, start = at >> _CHUNK_SHIFT, at & (1 << _CHUNK_SHIFT) - 1
         atom = _Atom(self, chunk, start, start + length, owns=True)
-        return HostRun(self.chunks[chunk], self._addresses[chunk], start, start + length, _Lease([atom]))
+        return HostRun(*self.chunks[chunk], start, start + length, _Lease([atom]))
+
+    def _take(self, length: int) -> int | None:
+        me = threading.get_ident()
+        with self._lock:
+            if self._owner == me:
+                # A signal handler, say, in the middle of our own look at the free list: it gets a chunk of its own.
+                return self._reserve(length) << _CHUNK_SHIFT
+            self._owner = me
+            try:
+                while self._returned:
+                    self._free.give(*self._returned.popleft())
+                at = self._free.take(length)
+                if at is None:
+                    self._grow(length)
+                    at = self._free.take(length)
+                return at
+            finally:
+                self._owner = 0
 
     def give_back(self, chunk: int, start: int, end: int) -> None:
         """Take back a range that nothing refers to any more: zero it, and let the host have its pages."""
-        self._zero(self.chunks[chunk], start, end)
+        self._zero(self.chunks[chunk][0], start, end)
         self._returned.append((chunk << _CHUNK_SHIFT | start, chunk << _CHUNK_SHIFT | end))
 
     def zero(self, run: HostRun) -> None:
@@ -188,16 +200,21 @@ class Arena:
         size = max(self._next_chunk, length)
         while True:
             try:
-                memory = reserve(size)
+                number = self._reserve(size)
                 break
             except (OSError, ValueError, OverflowError) as exc:
                 if size == length:
                     raise MemoryError(f"the host has no {length:#x} bytes of address space left") from exc
                 size = max(size // 2, length)
         self._next_chunk = min(size * 2, _LARGEST_CHUNK)
-        self._addresses.append(mmap_address(memory))
-        self.chunks.append(memory)
-        self._free.give(len(self.chunks) - 1 << _CHUNK_SHIFT, (len(self.chunks) - 1 << _CHUNK_SHIFT) + size)
+        self._free.give(number << _CHUNK_SHIFT, (number << _CHUNK_SHIFT) + size)
+
+    def _reserve(self, size: int) -> int:
+        """A new chunk, none of it free, and its number. Raises OSError, ValueError or OverflowError."""
+        memory = reserve(size)
+        number = next(self._numbers)
+        self.chunks[number] = memory, mmap_address(memory)
+        return number
 
 
 def reserve(size: int) -> mmap.mmap:

@@ -43,10 +43,11 @@ def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[Gue
     mm.check_open()
     start, end = check_int(start, "start"), check_int(end, "end")
     found: list[GuestRun] = []
-    for vma in mm.tables.vmas.overlapping(start, end):
+    tables = mm.tables
+    for vma in tables.vmas.overlapping(start, end):
         at, stop = max(vma.start, start), min(vma.end, end, mm.accessible_end(vma))
         while at < stop:
-            pma = mm.tables.pmas.find(at) or mm.fill(vma, at, stop)
+            pma = tables.pmas.find(at) or mm.fill(tables, vma, at, stop)
             last = min(pma.end, stop)
             run = pma.run.part(at - pma.start, last - pma.start)
             if run.may_fault and not copy_files:
@@ -55,7 +56,7 @@ def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[Gue
                     "and touching it then kills the process. Ask for copies (copy_files=True)"
                 )
             _append(found, _copied(vma, at, run) if run.may_fault else _run(vma, at, run))
-            at = last
+            at, tables = last, mm.tables
     return found
 
 

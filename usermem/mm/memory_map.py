@@ -110,27 +110,33 @@ class MemoryMap:
         It may run more than once, and must change nothing but the Change. What it raises passes through, and nothing
         has changed. Raises ValueError if the space is closed.
         """
-        with self._lock:
-            while True:
-                old = self.tables
-                self.check_open()
-                change = Change(old)
-                result = build(change)
-                new = change.tables()
-                try:
-                    self._cache.frozen = True
-                    self._forget(old, new, change.touched)
-                    # One line, so that no handler can run between the look and the store.
-                    self.tables = new if self.tables is old else self.tables
-                finally:
-                    self._cache.frozen = False
-                if self.tables is new:
-                    break
-            events = [_Event(told) for told in change.told] if self.on_change is not None else []
-            self._events += events
-        self._write_back(change.dropped)
-        if events:
-            self._tell(events)
+        published = False
+        try:
+            with self._lock:
+                while not published:
+                    old = self.tables
+                    self.check_open()
+                    change = Change(old)
+                    result = build(change)
+                    new = change.tables()
+                    events = [_Event(told) for told in change.told] if self.on_change is not None else []
+                    try:
+                        self._cache.frozen = True
+                        self._forget(old, new, change.touched)
+                        # One line without a call: no handler can run between the look and the store.
+                        self.tables = outcome = new if self.tables is old else self.tables
+                        published = outcome is new
+                    finally:
+                        self._cache.frozen = False
+                        if published:
+                            self._events += events
+        finally:
+            if published:
+                dropped = change.dropped
+                del change, old, new  # with them what is unmapped now, if no copy is in flight
+                self._write_back(dropped)
+                if events:
+                    self._tell(events)
         return result
 
     def _forget(self, old: Tables, new: Tables, touched: list[tuple[int, int]]) -> None:
@@ -183,9 +189,13 @@ class MemoryMap:
         if access in _CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
             with self._lock:
                 now = self.tables
-                if now.pmas.find(addr) is pma and now.vmas.find(addr) is vma:
-                    start = max(vma.start, pma.start)
-                    self._cache.remember(addr, pma, start, end, bool(access & mman.PROT_WRITE))
+                if now.pmas.find(addr) is pma and now.vmas.find(addr) is vma and not self._cache.frozen:
+                    start, writable = max(vma.start, pma.start), bool(access & mman.PROT_WRITE)
+                    stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
+                    if self.tables is now:  # a signal handler may have changed them before a change could find it
+                        self._cache.remember(addr, stretch, writable)
+                    else:
+                        self._cache.forget(pma.cached, [start])
         return pma.stretch(end)
 
     def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
@@ -205,7 +215,7 @@ class MemoryMap:
         if addr >= end:
             return FaultReason.BEYOND_FILE
         try:
-            return vma, tables.pmas.find(addr) or self.fill(vma, addr, end), end
+            return vma, tables.pmas.find(addr) or self.fill(tables, vma, addr, end), end
         except MemoryError:
             return FaultReason.NO_MEMORY
 
@@ -214,9 +224,8 @@ class MemoryMap:
         accessible = vma.backing.accessible(self.arch.page_size)
         return vma.end if accessible is None else min(vma.end, vma.start + accessible - vma.offset)
 
-    def fill(self, vma: VMA, addr: int, end: int) -> PMA:
-        """Memory for the page at addr, which has none, up to ``end`` at most. Raises what Backing.run does."""
-        tables = self.tables
+    def fill(self, tables: Tables, vma: VMA, addr: int, end: int) -> PMA:
+        """Memory for the page at addr, which has none there, up to ``end`` at most. Raises what Backing.run does."""
         low, high = self._room(tables.vmas, tables.pmas, vma, addr)
         if not vma.backing.anonymous:
             high = min(high, end)
@@ -319,11 +328,14 @@ class MemoryMap:
 
         As in Linux the unmapping call does not tell what failed: the next msync does, or close.
         """
-        for backing, start, end in dropped:
+        while dropped:
+            backing, start, end = dropped.pop(0)
             try:
                 backing.write_back(start, end)
             except Exception as exc:
                 self.failed_write_back = self.failed_write_back or exc
+            del backing
+        write_back_released()
 
     def close(self) -> None:
         """See AddressSpace.close."""
@@ -350,7 +362,16 @@ class MemoryMap:
         tables = self.tables
         tables.vmas._check()
         tables.pmas._check()
-        self._cache.check(tables)
+        for pages, right in ((self._cache.readable, mman.PROT_READ), (self._cache.writable, mman.PROT_WRITE)):
+            for page, (_, base, limit, run) in pages.items():
+                addr = page << 12
+                if base + limit <= addr:
+                    continue
+                vma, pma = tables.vmas.find(addr), tables.pmas.find(addr)
+                assert vma is not None and pma is not None, f"{addr:#x} is cached and not mapped"
+                assert pma.run is run and base == pma.start - run.start, f"{addr:#x} has moved"
+                assert base + limit <= min(vma.end, pma.end), f"{addr:#x} is cached with too much"
+                assert right & (vma.prot | (mman.PROT_READ if vma.prot else 0)), f"{addr:#x} has other rights"
 
 
 class _Event:

@@ -8,8 +8,9 @@ a page that lies in one mapping and in one piece of host memory: a list of
                                   where the stretch ends; the HostRun that keeps the memory alive
 
 All cached pages of a stretch share the one list. So a change of the map forgets them all by one store, which makes the
-list ``[None, 0, -1, None]``: nothing fits into it any more, and the next access to such a page finds its place anew.
-The stretches of a piece of host memory are found by ``PMA.cached``, from their first address (plus 1 for writing).
+list ``[None, 0, -1, None]``: nothing fits into it any more. The next access to one of the pages finds out what is there
+now, and if that stretch begins where the old one did, in the same host memory, fills the list again: for all of them.
+The list of a stretch is found by ``PMA.cached``, from its first address (plus 1 for writing), and is never replaced.
 
 Coherence: a stretch is remembered under the lock that changes hold. A change drops the stretches that it makes wrong
 before it publishes its tables, and while it is at it nothing is remembered. A thread that already holds a stretch
@@ -37,9 +38,6 @@ from usermem.vec import copy_in_ranges
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from usermem.mm.change import Tables
-    from usermem.mm.pma import PMA
-
 Stretch = list[Any]
 """``[memory, base, limit, run]``, see above."""
 
@@ -66,14 +64,18 @@ class PageCache:
         self.frozen = False
         """Whether a change is between dropping what it makes wrong and publishing: then nothing is remembered."""
 
-    def remember(self, addr: int, pma: PMA, first: int, end: int, writable: bool) -> None:
-        """Let addr's page find the stretch [first, end) of host memory. Call it under the map's lock."""
-        if self.frozen:
-            return
-        key = first + writable
-        stretch = pma.cached.get(key)
-        if stretch is None:
-            stretch = pma.cached[key] = pma.stretch(end)
+    def stretch(self, cached: dict[int, Stretch], first: int, fresh: Stretch, writable: bool) -> Stretch:
+        """The list of the stretch that begins at ``first``, filled from ``fresh`` if it is gone.
+
+        Changes find it from now on, in a PMA's ``cached``. Call it under the map's lock.
+        """
+        stretch = cached.setdefault(first + writable, GONE.copy())
+        if stretch[2] < 0:
+            stretch[:] = fresh
+        return stretch
+
+    def remember(self, addr: int, stretch: Stretch, writable: bool) -> None:
+        """Let addr's page find a stretch. Call it under the map's lock."""
         if len(self.readable) + len(self.writable) >= _MAX_ENTRIES:
             self.readable.clear()
             self.writable.clear()
@@ -81,25 +83,12 @@ class PageCache:
         (self.writable if writable else self.readable)[addr >> 12] = stretch
 
     def forget(self, cached: dict[int, Stretch], firsts: list[int]) -> None:
-        """Drop the stretches that begin at some addresses, out of a PMA's ``cached``."""
+        """Drop the stretches that begin at some addresses, of a PMA's ``cached``: they stay there, gone."""
         for first in firsts:
             for key in (first, first + 1):
                 stretch = cached.get(key)
                 if stretch is not None:
                     stretch[:] = GONE
-                    del cached[key]
-
-    def check(self, tables: Tables) -> None:
-        """Raise AssertionError if a page is remembered that the tables do not have, or with other rights."""
-        for pages, right in ((self.readable, READ), (self.writable, WRITE)):
-            for page, (_, base, limit, run) in pages.items():
-                if limit < 0:
-                    continue
-                vma, pma = tables.vmas.find(page << 12), tables.pmas.find(page << 12)
-                assert vma is not None and pma is not None, f"page {page:#x} is cached and not mapped"
-                assert pma.run is run and base == pma.start - run.start, f"page {page:#x} has moved"
-                assert base + limit <= min(vma.end, pma.end), f"page {page:#x} is cached with too much"
-                assert right & (vma.prot | READ * (vma.prot != 0)), f"page {page:#x} is cached with other rights"
 
 
 class PagedIO(ResolvedIO):

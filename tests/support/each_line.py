@@ -1,0 +1,58 @@
+"""Something that happens in the middle of a call: once before each line that the call runs in some files.
+
+As a signal handler's: it may raise, or use what the call is in the middle of.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Collection
+from dis import opname
+from types import FrameType, ModuleType
+from typing import Any
+
+
+class Event:
+    """``act`` happens once, before line number ``at`` (from 1) that is run in the files; never if it is 0."""
+
+    def __init__(self, modules: Collection[ModuleType], at: int = 0, act: Callable[[], object] = bool) -> None:
+        self._files = {module.__file__ for module in modules}
+        self._at = at
+        self._act = act
+        self.lines = 0
+        """How many lines were run; those after the event are not counted."""
+        self.where = ""
+        """The line that the event came before."""
+
+    def during(self, call: Callable[[], object]) -> None:
+        """Make the call."""
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+
+    def _enter(self, frame: FrameType, event: str, arg: object) -> Any:
+        return self._line if frame.f_code.co_filename in self._files else None
+
+    def _line(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "line" and not _leaves_with(frame):
+            self.lines += 1
+            if self.lines == self._at:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+                sys.settrace(None)
+                self._act()
+        return self._line
+
+
+def _leaves_with(frame: FrameType) -> bool:
+    """Whether a with block is about to call __exit__: no handler runs between its last line and that."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return line.lstrip().startswith("with ") and opname[frame.f_code.co_code[frame.f_lasti]] == "LOAD_CONST"
+
+
+def interrupt() -> None:
+    """As Ctrl-C."""
+    raise KeyboardInterrupt
