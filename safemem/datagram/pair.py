@@ -1,6 +1,6 @@
 """Endpoints in memory: :func:`datagram_pair`, two halves that talk to each other, and :class:`MemoryDatagram`.
 
-There is no lock: see :mod:`safemem.datagram.direction`. So nothing can deadlock, in a signal handler or a finalizer
+There is no lock: see :mod:`safemem.datagram.memory_queue`. So nothing can deadlock, in a signal handler or a finalizer
 either, and it is quick: to send and receive 64 bytes takes 0.75 µs, and a lock for the senders alone would add 0.2. The
 price: threads that send from one half at the same instant may each get past the last free bytes, and a receive that
 fails puts its datagram back in front, though other threads may have taken later ones meanwhile.
@@ -21,15 +21,6 @@ from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.datagram.address import Address
 from safemem.datagram.cmsg import Ancillary
-from safemem.datagram.direction import (
-    DATAGRAM_OVERHEAD,
-    DEFAULT_MTU,
-    DEFAULT_WRITE_BUF_SIZE,
-    Direction,
-    checked_mtu,
-    ends,
-    put_back,
-)
 from safemem.datagram.endpoint import Endpoint
 from safemem.datagram.errors import (
     DatagramTooLongError,
@@ -37,6 +28,15 @@ from safemem.datagram.errors import (
     PeerAddressNotAvailableError,
 )
 from safemem.datagram.flags import MSG_PEEK, MSG_TRUNC
+from safemem.datagram.memory_queue import (
+    DATAGRAM_OVERHEAD,
+    DEFAULT_MTU,
+    DEFAULT_WRITE_BUF_SIZE,
+    MemoryQueue,
+    checked_mtu,
+    ends,
+    put_back,
+)
 from safemem.datagram.message import Message
 from safemem.errors import TransferError, would_block
 
@@ -81,7 +81,7 @@ class MemoryEndpoint(Endpoint):
     always in the Message. Only addresses go along with the bytes, no other control data.
     """
 
-    def __init__(self, incoming: Direction, outgoing: Direction) -> None:
+    def __init__(self, incoming: MemoryQueue, outgoing: MemoryQueue) -> None:
         super().__init__()
         self._in = incoming
         self._out = outgoing
@@ -128,7 +128,7 @@ class MemoryEndpoint(Endpoint):
     @property
     def effective_caps(self) -> int:
         """The ``caps`` of whoever receives what this end sends; 0 if nobody does any more."""
-        return self._out.reader_caps if self._out.queue is not None else 0
+        return self._out.reader_caps if self._out.entries is not None else 0
 
     @property
     def local_addr_cap(self) -> bool:
@@ -153,11 +153,11 @@ class MemoryEndpoint(Endpoint):
     @property
     def eof(self) -> bool:
         """Whether nothing can ever be received again: an end is closed. An empty queue is no end."""
-        return self._in.queue is None
+        return self._in.entries is None
 
     def write_guarantee(self) -> int:
         """How long a datagram surely can be sent now; 0 if that is less than :attr:`mtu`."""
-        queue = self._out.queue
+        queue = self._out.entries
         if queue is None:
             return 0
         free = self._out.limit - ends(queue)[1] - DATAGRAM_OVERHEAD
@@ -166,20 +166,20 @@ class MemoryEndpoint(Endpoint):
     def pending(self) -> int | None:
         """The length of the datagram that comes next, which may be 0; None if there is none."""
         try:
-            return len(self._in.queue[0][0]) if self._in.queue else None
+            return len(self._in.entries[0][0]) if self._in.entries else None
         except (IndexError, TypeError):  # taken, or closed, at this moment
             return None
 
     def reset(self) -> None:
         """Drop what this end has sent and nobody has received yet."""
-        queue = self._out.queue
+        queue = self._out.entries
         if queue is not None:
             queue.clear()
 
     def close(self) -> None:
         """Close both directions and drop what is queued in them. A second call does nothing."""
         self._closed = True
-        self._in.queue = self._out.queue = None
+        self._in.entries = self._out.entries = None
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """Receive one datagram into dsts. MSG_TRUNC in the Message says that some found no room and is gone.
@@ -190,7 +190,7 @@ class MemoryEndpoint(Endpoint):
         """
         if self._held:
             self._raise_held()
-        queue = self._in.queue
+        queue = self._in.entries
         if queue is None:
             raise self._gone()
         peek = flags & MSG_PEEK
@@ -251,8 +251,8 @@ class MemoryEndpoint(Endpoint):
         address that cannot go along (see :attr:`caps`); TransferError (EINVAL) for control data; HostFaultError if
         srcs faults, after ``transferred`` bytes. In all of these nothing is sent.
         """
-        direction = self._out
-        queue = direction.queue
+        out = self._out
+        queue = out.entries
         if queue is None:
             raise self._gone()
         if local is not None or peer is not None or ancdata:
@@ -270,9 +270,9 @@ class MemoryEndpoint(Endpoint):
         else:
             data = b""
         end, used = ends(queue) if queue else (0, 0)
-        if used + n + DATAGRAM_OVERHEAD > direction.limit:
-            if n + DATAGRAM_OVERHEAD > direction.limit:
-                raise DatagramTooLongError(n, direction.limit - DATAGRAM_OVERHEAD)
+        if used + n + DATAGRAM_OVERHEAD > out.limit:
+            if n + DATAGRAM_OVERHEAD > out.limit:
+                raise DatagramTooLongError(n, out.limit - DATAGRAM_OVERHEAD)
             raise would_block()
         queue.append((data, self._default_source if local is None else local, peer, end))
         return n
@@ -321,7 +321,7 @@ def datagram_pair(
     Each datagram takes its length and DATAGRAM_OVERHEAD. Keep both: a half that is dropped is closed. Raises ValueError
     if a size is not positive. (OpenSSL's BIO_new_bio_dgram_pair.)
     """
-    there, back = Direction(write_buf_size, mtu), Direction(write_buf_size, mtu)
+    there, back = MemoryQueue(write_buf_size, mtu), MemoryQueue(write_buf_size, mtu)
     return DatagramPair(back, there), DatagramPair(there, back)
 
 
@@ -336,8 +336,8 @@ class MemoryDatagram(MemoryEndpoint):
 
         Raises ValueError if a size is not positive.
         """
-        direction = Direction(write_buf_size, mtu)
-        super().__init__(direction, direction)
+        queue = MemoryQueue(write_buf_size, mtu)
+        super().__init__(queue, queue)
 
     def _gone(self) -> BrokenPipeError:
         return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: this is closed: make a new one")

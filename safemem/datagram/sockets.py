@@ -37,8 +37,8 @@ from safemem.datagram.flags import (
 )
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import load
-from safemem.datagram.ready import POLLIN, POLLOUT, until_ready
 from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
+from safemem.datagram.wait import POLLIN, POLLOUT, until_ready
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from safemem.errors import add_transferred
-from safemem.tls.aead import Engine
 from safemem.tls.deframer import BorrowedRecord, Deframer
+from safemem.tls.engines.engine import Engine
 from safemem.tls.errors import Alert, TLSError
 from safemem.tls.keys import Keys
 from safemem.tls.record import HEADER, MAX_SEQ, TAG, ContentType

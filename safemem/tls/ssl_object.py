@@ -18,9 +18,9 @@ from safemem.block import Block, copy
 from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred
 from safemem.protocols import Reader
-from safemem.tls.boundaries import Boundaries
-from safemem.tls.data_first import DataFirstReader
 from safemem.tls.errors import TruncationError
+from safemem.tls.ordered_reader import OrderedReader
+from safemem.tls.record_boundaries import RecordBoundaries
 from safemem.tls.ssl_object_writer import SSLObjectWriter
 from safemem.tls.transport import receive, receiver
 
@@ -31,7 +31,7 @@ _BULK = 1 << 18
 _RECORD = 1 << 14
 
 
-class SSLObjectReader(DataFirstReader):
+class SSLObjectReader(OrderedReader):
     """A Reader over an SSLObject: data first and its error at the next call, 0 at the peer's close_notify.
 
     Reads raise ssl.SSLError, TruncationError.
@@ -59,7 +59,7 @@ class SSLObjectReader(DataFirstReader):
         self._allow_truncation = allow_truncation
         self._memory = bytearray(_BULK)
         self._buffer = memoryview(self._memory)
-        self._boundaries = Boundaries()
+        self._boundaries = RecordBoundaries()
         self._early = b""  # decrypted already, and comes before what the SSLObject has
         if writer is not None:
             writer._reader = self

@@ -19,7 +19,8 @@ from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Writer
-from safemem.tls.aead import Sealer, engine
+from safemem.tls.aead import engine
+from safemem.tls.engines.engine import Sealer
 from safemem.tls.errors import Alert
 from safemem.tls.keys import Keys
 from safemem.tls.record import HEADER, MAX_CONTENT, MAX_SEQ, TAG, ContentType

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from safemem.tls.aead import Open, Opener, Seal, Sealer
+from safemem.tls.engines.engine import Open, Opener, Seal, Sealer
 from safemem.tls.errors import EngineError
 from safemem.tls.keys import RecordKeys
 from safemem.tls.record import TAG
 
 
 class CryptographyEngine:
-    """See aead.Engine."""
+    """See engine.Engine."""
 
     name = "cryptography"
 
@@ -30,7 +30,7 @@ class CryptographyEngine:
         self._version = str(cryptography.__version__)
 
     def version(self) -> str:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return f"cryptography {self._version}"
 
     def _cipher(self, keys: RecordKeys) -> Any:
@@ -38,16 +38,16 @@ class CryptographyEngine:
         return (self._aead.ChaCha20Poly1305 if chacha else self._aead.AESGCM)(keys.key)
 
     def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return CryptographyOpener(self._cipher(keys), self._invalid, keys, buffer)
 
     def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return CryptographySealer(self._cipher(keys), keys, buffer)
 
 
 class CryptographyOpener:
-    """See aead.Opener."""
+    """See engine.Opener."""
 
     def __init__(self, cipher: Any, invalid: type[Exception], keys: RecordKeys, buffer: memoryview) -> None:
         decrypt_into = cipher.decrypt_into
@@ -68,16 +68,16 @@ class CryptographyOpener:
         self.open: Open = open_record
 
     def target(self, view: memoryview) -> memoryview:
-        """See aead.Opener."""
+        """See engine.Opener."""
         return view
 
     def close(self) -> None:
-        """See aead.Opener. The key itself is the package's, and goes with it."""
+        """See engine.Opener. The key itself is the package's, and goes with it."""
         self.open = _closed
 
 
 class CryptographySealer:
-    """See aead.Sealer."""
+    """See engine.Sealer."""
 
     def __init__(self, cipher: Any, keys: RecordKeys, buffer: memoryview) -> None:
         encrypt_into = cipher.encrypt_into
@@ -91,11 +91,11 @@ class CryptographySealer:
         self.seal: Seal = seal
 
     def source(self, view: memoryview) -> memoryview:
-        """See aead.Sealer."""
+        """See engine.Sealer."""
         return view
 
     def close(self) -> None:
-        """See aead.Sealer."""
+        """See engine.Sealer."""
         self.seal = _closed
 
 

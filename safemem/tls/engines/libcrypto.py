@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from safemem.safecopy import address_of
-from safemem.tls.aead import Open, Opener, Seal, Sealer
+from safemem.tls.engines.engine import Open, Opener, Seal, Sealer
 from safemem.tls.errors import EngineError
 from safemem.tls.keys import RecordKeys
 from safemem.tls.record import HEADER, TAG
@@ -88,7 +88,7 @@ def _load() -> ctypes.PyDLL:
 
 
 class LibcryptoEngine:
-    """See aead.Engine."""
+    """See engine.Engine."""
 
     name = "libcrypto"
 
@@ -100,17 +100,17 @@ class LibcryptoEngine:
             raise EngineError("this Python has no ssl module, so its libcrypto cannot be found") from None
 
     def version(self) -> str:
-        """See aead.Engine."""
+        """See engine.Engine."""
         self._lib.OpenSSL_version.restype = ctypes.c_char_p
         version: bytes = self._lib.OpenSSL_version(0)
         return version.decode("ascii", "replace")
 
     def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return LibcryptoOpener(self._lib, keys, buffer)
 
     def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return LibcryptoSealer(self._lib, keys, buffer)
 
 
@@ -176,7 +176,7 @@ def _beginning(
 
 
 class LibcryptoOpener:
-    """See aead.Opener."""
+    """See engine.Opener."""
 
     def __init__(self, lib: ctypes.PyDLL, keys: RecordKeys, buffer: memoryview) -> None:
         self._context = context = _Context(lib, keys, encrypt=False)
@@ -214,16 +214,16 @@ class LibcryptoOpener:
         self.open: Open = open_record
 
     def target(self, view: memoryview) -> int:
-        """See aead.Opener."""
+        """See engine.Opener."""
         return address_of(view)
 
     def close(self) -> None:
-        """See aead.Opener."""
+        """See engine.Opener."""
         self._context.wipe()
 
 
 class LibcryptoSealer:
-    """See aead.Sealer."""
+    """See engine.Sealer."""
 
     def __init__(self, lib: ctypes.PyDLL, keys: RecordKeys, buffer: memoryview) -> None:
         self._context = context = _Context(lib, keys, encrypt=True)
@@ -262,9 +262,9 @@ class LibcryptoSealer:
         self.seal: Seal = seal
 
     def source(self, view: memoryview) -> int:
-        """See aead.Sealer."""
+        """See engine.Sealer."""
         return address_of(view)
 
     def close(self) -> None:
-        """See aead.Sealer."""
+        """See engine.Sealer."""
         self._context.wipe()
