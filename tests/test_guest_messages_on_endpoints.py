@@ -18,8 +18,7 @@ from safemem.datagram.cmsg import pktinfo_of, unpack_cmsgs
 from safemem.datagram.flags import IP_PKTINFO, MSG_DONTWAIT
 from sample_blocks import room
 from usermem import AddressSpace, FaultError
-from usermem.recvmsg import recvmmsg_into_user, recvmsg_into_user
-from usermem.sendmsg import sendmmsg_from_user, sendmsg_from_user
+from usermem.messages import recvmmsg_into_user, recvmsg_into_user, sendmmsg_from_user, sendmsg_from_user
 
 MSGHDR = struct.Struct("<QI4xQQQQI4xI4x")
 KINDS = ["inet", "inet6", "unix", "recvfrom", "pair", "memory"]

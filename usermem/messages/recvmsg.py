@@ -29,9 +29,8 @@ from safemem.datagram.reader import DatagramReader
 from usermem.cstruct import copy_int32_out, copy_pointer_out, copy_uint32_out
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
-from usermem.msg_control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
-from usermem.msg_name import family_of, pack_name
-from usermem.msghdr import (
+from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
+from usermem.messages.header import (
     MsgHeader,
     checked_flags,
     copy_in_msghdr,
@@ -43,6 +42,7 @@ from usermem.msghdr import (
     unwritable,
     whole_messages,
 )
+from usermem.messages.name import family_of, pack_name
 
 if TYPE_CHECKING:
     from safemem.datagram.endpoint import DatagramEndpoint, FaultPolicy

@@ -17,9 +17,9 @@ from safemem.datagram.flags import UIO_MAXIOV
 from safemem.datagram.reader import DatagramWriter
 from usermem.cstruct import copy_uint32_out
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
-from usermem.msg_control import copy_in_control, parse_control
-from usermem.msg_name import family_of, unpack_name
-from usermem.msghdr import checked_flags, copy_in_msghdr, msg_layout, unreadable, whole_messages
+from usermem.messages.control import copy_in_control, parse_control
+from usermem.messages.header import checked_flags, copy_in_msghdr, msg_layout, unreadable, whole_messages
+from usermem.messages.name import family_of, unpack_name
 
 if TYPE_CHECKING:
     from safemem.datagram.endpoint import DatagramEndpoint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hostarch import Arch
 from hostarch.arch import HOST_BYTE_ORDER
 from safemem.datagram.address import Address, pack_sockaddr, unpack_sockaddr
-from usermem.msghdr import error
+from usermem.messages.header import error
 
 if TYPE_CHECKING:
     from safemem.datagram.endpoint import DatagramEndpoint
