@@ -8,7 +8,7 @@ from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.callbacks import Outcome, SendStatus
 from safemem.datagram.cmsg import Ancillary
-from safemem.datagram.endpoint import DatagramEndpoint, Endpoint, FaultPolicy
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import (
     BadBlocksError,
     DatagramTooLongError,
@@ -29,7 +29,7 @@ from safemem.datagram.pair import (
     datagram_pair,
 )
 from safemem.datagram.queue import DatagramQueue
-from safemem.datagram.reader import DatagramReader, DatagramWriter
+from safemem.datagram.reader import DatagramReader, DatagramWriter, FaultPolicy
 from safemem.datagram.segments import Segments
 from safemem.datagram.sockets import BACKENDS, DatagramSocket
 
@@ -53,7 +53,6 @@ __all__ = [
     "DatagramSocket",
     "DatagramTooLongError",
     "DatagramWriter",
-    "Endpoint",
     "FaultPolicy",
     "LocalAddressNotAvailableError",
     "MemoryDatagram",

@@ -15,13 +15,14 @@ import os
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.datagram.address import Address
+from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import Ancillary
-from safemem.datagram.endpoint import Endpoint
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import (
     DatagramTooLongError,
     LocalAddressNotAvailableError,
@@ -39,9 +40,6 @@ from safemem.datagram.memory_queue import (
 )
 from safemem.datagram.message import Message
 from safemem.errors import TransferError, would_block
-
-if TYPE_CHECKING:
-    from safemem.datagram.batch import MessageBatch
 
 CAP_HANDLES_SRC: Final = 1
 """This end makes use of the source addresses of what it receives."""
@@ -74,7 +72,7 @@ def _spread(dsts: BlockSeq, data: bytes) -> None:
         done += n
 
 
-class MemoryEndpoint(Endpoint):
+class MemoryEndpoint(DatagramEndpoint):
     """What :class:`DatagramPair` and :class:`MemoryDatagram` share. It never waits.
 
     Any thread may call anything at any time. Of ``flags`` MSG_PEEK counts; the length of a datagram that was cut is
@@ -287,7 +285,7 @@ class MemoryEndpoint(Endpoint):
             raise TransferError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {reason}")
 
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        """See DatagramEndpoint. Raises LocalAddressNotAvailableError if the batch asks for what is not enabled."""
+        """As any endpoint. Raises LocalAddressNotAvailableError if the batch asks for what is not enabled."""
         if batch.asks_local and not self._local_enabled and vlen != 0:
             raise LocalAddressNotAvailableError("call set_local_addr_enable(True), or make the batch with local=False")
         return super().recvmmsg(batch, vlen, flags)

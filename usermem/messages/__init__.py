@@ -3,7 +3,7 @@
 An endpoint is a :class:`safemem.datagram.DatagramEndpoint`: a socket, or memory.
 """
 
-from safemem.datagram.endpoint import FaultPolicy
+from safemem.datagram.reader import FaultPolicy
 from usermem.messages.recvmsg import TimeoutPolicy, recvmmsg_into_user, recvmsg_into_user
 from usermem.messages.sendmsg import sendmmsg_from_user, sendmsg_from_user
 

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from hostarch import AddrRangeSeq
 from safemem import BlockSeq, HostFaultError
 from safemem.block_seq import EMPTY
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
-from safemem.datagram.reader import DatagramReader
+from safemem.datagram.reader import DatagramReader, FaultPolicy
 from usermem.cstruct import copy_int32_out, copy_pointer_out, copy_uint32_out
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
@@ -43,9 +44,6 @@ from usermem.messages.header import (
     whole_messages,
 )
 from usermem.messages.name import family_of, pack_name
-
-if TYPE_CHECKING:
-    from safemem.datagram.endpoint import DatagramEndpoint, FaultPolicy
 
 TimeoutPolicy = Literal["deadline", "linux"]
 """What recvmmsg's timeout is: the time by which it returns, or what Linux makes of it."""
