@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 
@@ -29,12 +30,17 @@ with_modules = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(pat
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The first words of all that is imported, at the top or inside a function; "." for a relative import."""
+    """All that is imported, at the top, inside a function or for type checkers; "." for a relative import."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield "." if node.level else (node.module or "").split(".")[0]
+            yield from ("." if node.level else f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a module."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @with_modules
@@ -47,13 +53,29 @@ def test_imports_go_downward(path: Path) -> None:
         allowed.add("hypothesis")
     if path.relative_to(ROOT) == Path("safemem/tls/engines/cryptography.py"):
         allowed.add("cryptography")
-    assert set(imported(ast.parse(path.read_text()))) <= allowed
+    assert {name.partition(".")[0] for name in imported(ast.parse(path.read_text()))} <= allowed
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which of the modules each of them names in its imports, given their sources. A package is its own module."""
+    graph = {}
+    for module, source in sources.items():
+        names = set(imported(ast.parse(source)))
+        graph[module] = {name if name in sources else name.rpartition(".")[0] for name in names} & sources.keys()
+    return graph
+
+
+def test_no_import_cycles() -> None:
+    """Modules can be read in an order in which each follows all that it imports."""
+    TopologicalSorter(import_graph({module_name(path): path.read_text() for path in MODULES})).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter(import_graph({"a.b": "from a import c", "a.c": "def f():\n    import a.b"})).prepare()
 
 
 def test_the_walk_sees_imports() -> None:
     """The walk finds imports of every form, wherever they are."""
     source = "import a.b, c\nfrom d.e import f\nfrom . import g\ndef h():\n    if 1:\n        from i import j"
-    assert list(imported(ast.parse(source))) == ["a", "c", "d", ".", "i"]
+    assert list(imported(ast.parse(source))) == ["a.b", "c", "d.e.f", ".", "i.j"]
 
 
 REPORT = """
@@ -129,7 +151,7 @@ def test_every_public_name_has_words(path: Path) -> None:
     """Modules, and all functions, classes and methods without an underscore, have a docstring, or inherit one."""
     missing = [name for name, doc in documented(ast.parse(path.read_text())) if not doc]
     if any("." in name for name in missing):
-        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        module = importlib.import_module(module_name(path))
         missing = [name for name in missing if not inspect.getdoc(operator.attrgetter(name)(module))]
     assert not missing
 
