@@ -20,6 +20,8 @@ import time
 from contextlib import suppress
 from typing import Final, Literal
 
+from attrs import frozen
+
 from hostarch import AddrRangeSeq
 from safemem import BlockSeq, HostFaultError
 from safemem.block_seq import EMPTY
@@ -74,7 +76,7 @@ def recvmsg_into_user(
     with whole_messages():
         flags = checked_flags(flags, arch_of(io))
         header = copy_in_msghdr(io, msg_addr, opts)
-        return _receive(io, endpoint, header, flags, fault_policy, opts)
+        return _Call(io, endpoint, fault_policy, opts).receive(header, flags)
 
 
 def recvmmsg_into_user(
@@ -108,14 +110,9 @@ def recvmmsg_into_user(
     """
     with whole_messages():
         flags = checked_flags(flags, arch_of(io))
-        left: int | None = None
-        if timeout_addr:
-            left = copy_in_timeout(io, timeout_addr, time64, opts)
-            fault = unwritable(io, timeout_range(io, timeout_addr, time64), opts) if fault_policy == "keep" else None
-            if fault is not None:
-                raise fault
-        clock = _Clock(left, timeout_policy)
-        done = _receive_many(io, endpoint, msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock, fault_policy, opts)
+        call = _Call(io, endpoint, fault_policy, opts)
+        clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
+        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock)
         if done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, opts)
         return done
@@ -135,146 +132,6 @@ class _Clock:
     def ends_call(self) -> bool:
         """Whether Linux returns now, behind a datagram."""
         return self._end is not None and not self.is_deadline and not self.left()
-
-
-def _receive_many(
-    io: IO,
-    endpoint: DatagramEndpoint,
-    addr: int,
-    vlen: int,
-    flags: int,
-    clock: _Clock,
-    fault_policy: FaultPolicy,
-    opts: IOOpts,
-) -> int:
-    layout = msg_layout(arch_of(io))
-    done = 0
-    try:
-        if not vlen:
-            _raise_held(endpoint)
-        while done < vlen:
-            entry = addr + done * layout.entry
-            try:
-                header = copy_in_msghdr(io, entry, opts)
-            except OSError:
-                if not done:
-                    _raise_held(endpoint)
-                raise
-            if clock.is_deadline:
-                length = _receive_by(clock, io, endpoint, header, flags, fault_policy, opts)
-            else:
-                length = _receive(io, endpoint, header, flags, fault_policy, opts, answers=4)
-            copy_uint32_out(io, entry + layout.msg_len, length, opts)
-            done += 1
-            if flags & MSG_WAITFORONE:
-                flags |= MSG_DONTWAIT
-            if clock.ends_call():
-                break
-    except BaseException as exc:
-        if not done:
-            raise
-        if not isinstance(exc, BlockingIOError):
-            endpoint.hold_error(count_nothing(exc))
-    return done
-
-
-def _raise_held(endpoint: DatagramEndpoint) -> None:
-    """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""
-    if MSG_DONTWAIT:
-        with suppress(BlockingIOError):
-            endpoint.recvmsg(EMPTY, MSG_PEEK | MSG_DONTWAIT)
-
-
-def _receive_by(
-    clock: _Clock,
-    io: IO,
-    endpoint: DatagramEndpoint,
-    header: MsgHeader,
-    flags: int,
-    fault_policy: FaultPolicy,
-    opts: IOOpts,
-) -> int:
-    """:func:`_receive`, waiting by the clock, whether the endpoint waits or not."""
-    pause, longest = _PAUSES
-    while True:
-        try:
-            return _receive(io, endpoint, header, flags | MSG_DONTWAIT, fault_policy, opts, answers=4)
-        except BlockingIOError:
-            left = clock.left()
-            if flags & MSG_DONTWAIT or not left:
-                raise
-            time.sleep(min(pause, left) / 1e9)
-            pause = min(2 * pause, longest)
-
-
-def _receive(
-    io: IO,
-    endpoint: DatagramEndpoint,
-    header: MsgHeader,
-    flags: int,
-    fault_policy: FaultPolicy,
-    opts: IOOpts,
-    answers: int = 0,
-) -> int:
-    """One datagram, and all of the header's fields. ``answers`` bytes behind it will be written by the caller."""
-    layout = header.layout
-    family = family_of(endpoint)
-    passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
-    room = min(header.controllen, MOST_RECEIVED) if header.control else 0
-    if fault_policy == "keep":
-        _check_answers(io, endpoint, header, room, passed, family, opts, answers)
-    reader = _receive_data(io, endpoint, header, passed, fault_policy, room_at_endpoint(layout, room), opts)
-    wanted = header.ranges.num_bytes
-
-    def write(offset: int, data: bytes) -> bool:
-        try:
-            io.copy_out(header.control + offset, data, opts)
-        except FaultError:
-            return False
-        return True
-
-    used, cut = put_control(layout, room, control_of(reader, family), write)
-    result = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC
-    result |= MSG_CTRUNC * cut
-    if header.name:
-        name = pack_name(reader.peer, family, arch_of(io))
-        copy_int32_out(io, header.addr + layout.namelen, len(name), opts)
-        if name[: header.namelen]:
-            io.copy_out(header.name, name[: header.namelen], opts)
-    copy_uint32_out(io, header.addr + layout.flags, result, opts)
-    copy_pointer_out(io, header.addr + layout.controllen, used, opts)
-    return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, wanted)
-
-
-def _check_answers(
-    io: IO,
-    endpoint: DatagramEndpoint,
-    header: MsgHeader,
-    room: int,
-    flags: int,
-    family: int | None,
-    opts: IOOpts,
-    answers: int,
-) -> None:
-    """Raise the fault that what comes beside the data would meet. The datagram is looked at only if that depends."""
-    layout = header.layout
-    first = layout.namelen if header.name else layout.controllen
-    last = layout.msg_len + answers if answers else layout.flags + 4
-    fields = [header.addr + first, last - first]
-
-    def fault_of(namelen: int, room: int) -> FaultError | None:
-        pairs = [header.name, namelen] if namelen else []
-        pairs += [header.control, room] if room else []
-        return unwritable(io, AddrRangeSeq.from_pairs(pairs + fields), opts)
-
-    if fault_of(header.namelen, room) is None:
-        return
-    message = endpoint.recvmsg(EMPTY, flags | MSG_PEEK)
-    namelen = min(header.namelen, len(pack_name(message.peer, family, arch_of(io))))
-    has_control = bool(control_of(message, family)) or message.control_truncated
-    fault = fault_of(namelen, room if has_control else 0)
-    if fault is not None:
-        raise fault
 
 
 class _Once:
@@ -298,34 +155,145 @@ class _Once:
             raise
 
 
-def _receive_data(
-    io: IO,
-    endpoint: DatagramEndpoint,
-    header: MsgHeader,
-    flags: int,
-    fault_policy: FaultPolicy,
-    ancbufsize: int,
-    opts: IOOpts,
-) -> DatagramReader:
-    """One datagram into the header's ranges; returns the reader, which knows the rest about it."""
-    ranges = header.ranges
-    reader = DatagramReader(endpoint, flags, ranges.num_bytes, fault_policy, ancbufsize)
-    once = _Once(reader)
-    try:
+@frozen
+class _Call:
+    """A guest's call: what all its datagrams have in common."""
+
+    io: IO
+    endpoint: DatagramEndpoint
+    fault_policy: FaultPolicy
+    opts: IOOpts
+
+    def timeout(self, addr: int, time64: bool) -> int:
+        """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
+        timeout = copy_in_timeout(self.io, addr, time64, self.opts)
+        if self.fault_policy == "keep":
+            fault = unwritable(self.io, timeout_range(self.io, addr, time64), self.opts)
+            if fault is not None:
+                raise fault
+        return timeout
+
+    def receive_many(self, addr: int, vlen: int, flags: int, clock: _Clock) -> int:
+        """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
+        layout = msg_layout(arch_of(self.io))
+        done = 0
         try:
-            io.copy_out_from(ranges, once, opts)
-        except FaultError as fault:
-            if isinstance(once.error, HostFaultError) and fault_policy == "linux":
-                with suppress(BlockingIOError):
-                    endpoint.recvmsg(EMPTY, flags | MSG_DONTWAIT)  # which endpoints keep, and Linux does not
-            # Memory that was filled to the hole is fine if the datagram ends there, as is no memory for an empty one.
-            if not reader.received and (once.called or fault.reason is FaultReason.OUTSIDE_RANGE):
+            if not vlen:
+                self.raise_held()
+            while done < vlen:
+                entry = addr + done * layout.entry
+                try:
+                    header = copy_in_msghdr(self.io, entry, self.opts)
+                except OSError:
+                    if not done:
+                        self.raise_held()
+                    raise
+                if clock.is_deadline:
+                    length = self.receive_by(clock, header, flags)
+                else:
+                    length = self.receive(header, flags, has_msg_len=True)
+                copy_uint32_out(self.io, entry + layout.msg_len, length, self.opts)
+                done += 1
+                if flags & MSG_WAITFORONE:
+                    flags |= MSG_DONTWAIT
+                if clock.ends_call():
+                    break
+        except BaseException as exc:
+            if not done:
                 raise
-        if not once.called:
-            once.read_to_blocks(EMPTY)
-    except BadBlocksError as exc:
-        hole = unwritable(io, ranges.drop_first(once.room), opts)
-        if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
-            raise
-        raise hole from exc
-    return reader
+            if not isinstance(exc, BlockingIOError):
+                self.endpoint.hold_error(count_nothing(exc))
+        return done
+
+    def raise_held(self) -> None:
+        """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""
+        if MSG_DONTWAIT:
+            with suppress(BlockingIOError):
+                self.endpoint.recvmsg(EMPTY, MSG_PEEK | MSG_DONTWAIT)
+
+    def receive_by(self, clock: _Clock, header: MsgHeader, flags: int) -> int:
+        """:meth:`receive`, waiting by the clock, whether the endpoint waits or not."""
+        pause, longest = _PAUSES
+        while True:
+            try:
+                return self.receive(header, flags | MSG_DONTWAIT, has_msg_len=True)
+            except BlockingIOError:
+                left = clock.left()
+                if flags & MSG_DONTWAIT or not left:
+                    raise
+                time.sleep(min(pause, left) / 1e9)
+                pause = min(2 * pause, longest)
+
+    def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
+        """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
+        io, layout, opts = self.io, header.layout, self.opts
+        family = family_of(self.endpoint)
+        passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
+        room = min(header.controllen, MOST_RECEIVED) if header.control else 0
+        if self.fault_policy == "keep":
+            self.check_answers(header, room, passed, has_msg_len)
+        reader = self.receive_data(header, passed, room_at_endpoint(layout, room))
+
+        def write(offset: int, data: bytes) -> bool:
+            try:
+                io.copy_out(header.control + offset, data, opts)
+            except FaultError:
+                return False
+            return True
+
+        used, cut = put_control(layout, room, control_of(reader, family), write)
+        if header.name:
+            name = pack_name(reader.peer, family, arch_of(io))
+            copy_int32_out(io, header.addr + layout.namelen, len(name), opts)
+            if name[: header.namelen]:
+                io.copy_out(header.name, name[: header.namelen], opts)
+        msg_flags = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut
+        copy_uint32_out(io, header.addr + layout.flags, msg_flags, opts)
+        copy_pointer_out(io, header.addr + layout.controllen, used, opts)
+        return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, header.ranges.num_bytes)
+
+    def check_answers(self, header: MsgHeader, room: int, flags: int, has_msg_len: bool) -> None:
+        """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
+        layout = header.layout
+        first = layout.namelen if header.name else layout.controllen
+        last = (layout.msg_len if has_msg_len else layout.flags) + 4
+        fields = [header.addr + first, last - first]
+
+        def fault_of(namelen: int, room: int) -> FaultError | None:
+            pairs = [header.name, namelen] if namelen else []
+            pairs += [header.control, room] if room else []
+            return unwritable(self.io, AddrRangeSeq.from_pairs(pairs + fields), self.opts)
+
+        if fault_of(header.namelen, room) is None:
+            return
+        message = self.endpoint.recvmsg(EMPTY, flags | MSG_PEEK)
+        family = family_of(self.endpoint)
+        namelen = min(header.namelen, len(pack_name(message.peer, family, arch_of(self.io))))
+        has_control = bool(control_of(message, family)) or message.control_truncated
+        fault = fault_of(namelen, room if has_control else 0)
+        if fault is not None:
+            raise fault
+
+    def receive_data(self, header: MsgHeader, flags: int, ancbufsize: int) -> DatagramReader:
+        """One datagram into the header's ranges; returns the reader, which knows the rest about it."""
+        ranges = header.ranges
+        reader = DatagramReader(self.endpoint, flags, ranges.num_bytes, self.fault_policy, ancbufsize)
+        once = _Once(reader)
+        try:
+            try:
+                self.io.copy_out_from(ranges, once, self.opts)
+            except FaultError as fault:
+                if isinstance(once.error, HostFaultError) and self.fault_policy == "linux":
+                    with suppress(BlockingIOError):
+                        self.endpoint.recvmsg(EMPTY, flags | MSG_DONTWAIT)  # which endpoints keep, and Linux does not
+                # Memory that was filled to the hole is fine if the datagram ends there, as is none for an empty one.
+                if not reader.received and (once.called or fault.reason is FaultReason.OUTSIDE_RANGE):
+                    raise
+            if not once.called:
+                once.read_to_blocks(EMPTY)
+        except BadBlocksError as exc:
+            hole = unwritable(self.io, ranges.drop_first(once.room), self.opts)
+            if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
+                raise
+            raise hole from exc
+        return reader
