@@ -153,6 +153,7 @@ class TLSReader(OrderedReader):
     def _deliver(self, dsts: BlockSeq) -> int:
         """Fill dsts from the buffer: what waits there, then record by record. An error stops it and is kept."""
         done = 0
+        run = self._layer.run_direct if self._direct else self._layer.run
         try:
             for block in dsts:
                 view = _NOWHERE if block.need_safecopy else block.view()
@@ -172,7 +173,7 @@ class TLSReader(OrderedReader):
                     else:
                         # A record goes straight there, unless it must be looked at as its like may be too many by now.
                         room = _NOWHERE if self._post.waiting else view[at:]
-                        n, odd, authentic = self._layer.run(room, self._direct)
+                        n, odd, authentic = run(room)
                         if not n and not odd:
                             return done
                     at += n
