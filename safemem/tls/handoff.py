@@ -79,6 +79,27 @@ def handshake(
     version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait; TypeError
     for one that TLS has been spoken on, whose place in the stream cannot be known.
     """
+    _check_socket(sock)
+    chosen = engine(engine_name).name  # before the handshake, so that it is not in vain
+    tls, ours, theirs = _shake_hands(sock, context, server_hostname, server_side)
+    writer = TLSWriter(sock, ours, engine_name=chosen)
+    reader = TLSReader(
+        sock,
+        theirs,
+        release=release,
+        server_side=server_side,
+        allow_truncation=allow_truncation,
+        on_ticket=on_ticket,
+        on_key_update=lambda requested: writer.answer_key_update() if requested else None,
+        buffer_size=buffer_size,
+        engine_name=chosen,
+    )
+    return Handoff(
+        reader, writer, ours.suite, tls.selected_alpn_protocol(), tls.getpeercert(), tls.getpeercert(binary_form=True)
+    )
+
+
+def _check_socket(sock: socket.socket) -> None:
     if isinstance(sock, ssl.SSLSocket | ssl.SSLObject):
         raise TypeError(
             "sock must be a plain socket before its handshake: how many records an SSLSocket has read and sent cannot "
@@ -86,7 +107,12 @@ def handshake(
         )
     if sock.gettimeout() == 0:
         raise ValueError("sock must wait, or have a timeout, until the handshake is done")
-    chosen = engine(engine_name)  # before the handshake, so that it is not in vain
+
+
+def _shake_hands(
+    sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, server_side: bool
+) -> tuple[ssl.SSLObject, TrafficSecret, TrafficSecret]:
+    """Do the handshake. Returns its SSLObject, our secret and the peer's. Raises as :func:`handshake`."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
     with keylog(context) as log:
@@ -106,25 +132,14 @@ def handshake(
     ours, theirs = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
     try:
         # What a server sends once its handshake is done, its tickets, already counts.
-        tx = TrafficSecret(suite, secrets[f"{ours}_TRAFFIC_SECRET_0"], _records(sent_last) if server_side else 0)
-        rx = TrafficSecret(suite, secrets[f"{theirs}_TRAFFIC_SECRET_0"])
+        seq = _records(sent_last) if server_side else 0
+        return (
+            tls,
+            TrafficSecret(suite, secrets[f"{ours}_TRAFFIC_SECRET_0"], seq),
+            TrafficSecret(suite, secrets[f"{theirs}_TRAFFIC_SECRET_0"]),
+        )
     except KeyError:
         raise TLSError(Alert.INTERNAL_ERROR, "this ssl module did not tell the traffic secrets") from None
-    writer = TLSWriter(sock, tx, engine_name=chosen.name)
-    reader = TLSReader(
-        sock,
-        rx,
-        release=release,
-        server_side=server_side,
-        allow_truncation=allow_truncation,
-        on_ticket=on_ticket,
-        on_key_update=lambda requested: writer.answer_key_update() if requested else None,
-        buffer_size=buffer_size,
-        engine_name=chosen.name,
-    )
-    return Handoff(
-        reader, writer, suite, tls.selected_alpn_protocol(), tls.getpeercert(), tls.getpeercert(binary_form=True)
-    )
 
 
 def _run(

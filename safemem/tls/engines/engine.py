@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from safemem.tls.keys import RecordKeys
 
+# Many arguments, and no object that holds them: one of these calls is made for each record.
 Open = Callable[[int, bytes, int, int, Any, int], bool]
 Seal = Callable[[int, bytes, int, int, int, Any, int], None]
 
