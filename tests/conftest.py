@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from vectors.recorded import OPEN, SUMMARY
+
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, database=None)
 settings.register_profile("nightly", max_examples=5000, deadline=None)
@@ -20,15 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vectors",
         metavar="FILE",
         type=Path,
-        default=Path(__file__).parent / "vectors" / "open.jsonl.gz",
+        default=OPEN,
         help="recorded answers of gVisor to replay (.jsonl or .jsonl.gz)",
     )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """What the replay of the vectors compared and which rules explained a difference."""
-    from test_gvisor_vectors import SUMMARY
-
     lines = config.stash.get(SUMMARY, [])
     if lines:
         terminalreporter.section("gVisor's recorded answers")

@@ -38,7 +38,7 @@ from usermem.iovec import (
     iovecs_io_sequence,
     single_io_sequence,
 )
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of, check_io_range
+from usermem.memory_io import IO, arch_of, check_io_range
 from usermem.render import render
 from usermem.resolver import ResolvedIO
 from usermem.shared_memory import SharedMemory
@@ -47,7 +47,6 @@ from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
 from usermem.vma import VMA, MappedObject, WritableObject
 
 __all__ = [
-    "DEFAULT_OPTS",
     "IO",
     "MAX_RW_COUNT",
     "UIO_MAXIOV",
@@ -58,7 +57,6 @@ __all__ = [
     "FaultPlan",
     "FaultReason",
     "FaultyIO",
-    "IOOpts",
     "IOReadWriter",
     "IOSequence",
     "IOSequenceReadWriter",

@@ -12,8 +12,7 @@ Source: gVisor pkg/sentry/mm (syscalls.go, io.go); Linux mm/mmap.c, mm/mprotect.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, mman
@@ -23,7 +22,7 @@ from usermem.advice import AdviceCalls
 from usermem.errors import FaultError, FaultReason
 from usermem.growth import Growth
 from usermem.host_file import HostFile
-from usermem.memory_io import DEFAULT_OPTS, IOOpts, check_io_range
+from usermem.memory_io import check_io_range
 from usermem.object_pages import ObjectPages
 from usermem.page_cache import Entry
 from usermem.pma import PMA
@@ -60,18 +59,17 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
         with self._lock:
             return list(self._vmas)
 
-    @contextmanager
-    def blocks(self, ars: AddrRangeSeq, access: AccessType = READ, opts: IOOpts = DEFAULT_OPTS) -> Iterator[BlockSeq]:
+    def blocks(self, ars: AddrRangeSeq, access: AccessType = READ, *, ignore_permissions: bool = False) -> BlockSeq:
         """The host memory behind all of ars, for hashing, NumPy, an emulator. Raises FaultError if a byte is missing.
 
-        Inside the ``with`` the memory stays where it is. What is unmapped meanwhile stays readable through the blocks,
-        and is reused only when the last block, view or array made from them is gone.
+        Memory that is unmapped meanwhile stays readable through the blocks, and is reused only when the last block,
+        view or array made from them is gone.
         """
         self._check_open()
-        found, fault = self._resolve_seq(ars, access, opts)
+        found, fault = self._resolve_seq(ars, access, ignore_permissions)
         if fault is not None:
             raise fault
-        yield BlockSeq(found)
+        return BlockSeq(found)
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """See ResolvedIO.range_fault."""
@@ -85,7 +83,7 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
         return None
 
     def resolve(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """See ResolvedIO.resolve. Fills the page cache."""
         self._check_open()
@@ -93,14 +91,14 @@ class AddressSpace(Remappings, AdviceCalls, Growth):
         addr -= tag
         end = addr + length
         cached: dict[int, Entry] = {}
-        if access in _CACHED and not opts.ignore_permissions:
+        if access in _CACHED and not ignore_permissions:
             cached = self._writable if access & WRITE else self._readable
         blocks: list[Block] = []
         hooked = -1
         while addr < end:
             entry = cached.get(addr >> 12)
             if entry is None:
-                found = self._find(addr, access, opts.ignore_permissions)
+                found = self._find(addr, access, ignore_permissions)
                 if isinstance(found, FaultReason):
                     if addr != hooked and self._handled(addr + tag, access):
                         hooked = addr  # once: what faults again there is a fault

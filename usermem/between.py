@@ -6,8 +6,8 @@ Source: process_vm_readv(2); Linux mm/process_vm_access.c.
 from __future__ import annotations
 
 from hostarch import AddrRangeSeq
-from safemem import BlockSeqReader, WriterFunc
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from safemem import BlockSeq, BlockSeqReader, WriterFunc
+from usermem.memory_io import IO
 
 _TOP = 1 << 64
 
@@ -17,8 +17,9 @@ def copy_between(
     dst_ars: AddrRangeSeq,
     src: IO,
     src_ars: AddrRangeSeq,
-    dst_opts: IOOpts = DEFAULT_OPTS,
-    src_opts: IOOpts = DEFAULT_OPTS,
+    *,
+    dst_ignore_permissions: bool = False,
+    src_ignore_permissions: bool = False,
 ) -> int:
     """Copy min(dst_ars.num_bytes, src_ars.num_bytes) bytes from src to dst and return how many.
 
@@ -29,5 +30,9 @@ def copy_between(
     # An ill-formed range makes num_bytes negative: it is longer than any other, and faults.
     n = min(dst_ars.num_bytes % _TOP, src_ars.num_bytes % _TOP)
     to = dst_ars.take_first(n)
-    writer = WriterFunc(lambda srcs: dst.copy_out_from(to.take_first(srcs.num_bytes), BlockSeqReader(srcs), dst_opts))
-    return src.copy_in_to(src_ars.take_first(n), writer, src_opts)
+
+    def write(srcs: BlockSeq) -> int:
+        part = to.take_first(srcs.num_bytes)
+        return dst.copy_out_from(part, BlockSeqReader(srcs), ignore_permissions=dst_ignore_permissions)
+
+    return src.copy_in_to(src_ars.take_first(n), WriterFunc(write), ignore_permissions=src_ignore_permissions)

@@ -12,7 +12,6 @@ from safemem import Block
 from safemem.buffers import readable_view
 from usermem.errors import FaultError, FaultReason
 from usermem.io_sequence import IOSequence
-from usermem.memory_io import DEFAULT_OPTS, IOOpts
 from usermem.resolver import ResolvedIO
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class BytesIO(ResolvedIO):
         return FaultError(addr, access, FaultReason.OUTSIDE_RANGE) if length >> 63 else None
 
     def resolve(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """See ResolvedIO.resolve."""
         if not length:

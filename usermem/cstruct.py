@@ -10,108 +10,109 @@ from typing import Any
 
 from safemem.buffers import check_int
 from usermem.errors import FaultError
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+from usermem.memory_io import IO, arch_of
 
 
-def copy_struct_in(io: IO, addr: int, layout: Struct, opts: IOOpts = DEFAULT_OPTS) -> tuple[Any, ...]:
+def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
     """Unpack the struct at addr. Raises FaultError, with the bytes before the fault in ``partial``."""
-    return layout.unpack(_read(io, addr, layout.size, opts))
+    return layout.unpack(_read(io, addr, layout.size, ignore_permissions))
 
 
-def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, ignore_permissions: bool = False) -> int:
     """Pack values at addr and return the size in bytes. Raises FaultError, struct.error if values do not fit."""
-    return io.copy_out(addr, layout.pack(*values), opts)
+    return io.copy_out(addr, layout.pack(*values), ignore_permissions=ignore_permissions)
 
 
-def copy_uint8_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint8_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The byte at addr. Raises FaultError; so do the others."""
-    return _copy_int_in(io, addr, 1, False, opts)
+    return _copy_int_in(io, addr, 1, False, ignore_permissions)
 
 
-def copy_uint16_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint16_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The uint16 at addr."""
-    return _copy_int_in(io, addr, 2, False, opts)
+    return _copy_int_in(io, addr, 2, False, ignore_permissions)
 
 
-def copy_uint32_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint32_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The uint32 at addr, at any alignment; not atomic (IO.load_uint32 is). Asks an IO's own method of this name."""
     try:
-        value: int = io.copy_uint32_in(addr, opts)  # type: ignore[attr-defined]
+        value: int = io.copy_uint32_in(addr, ignore_permissions=ignore_permissions)  # type: ignore[attr-defined]
     except AttributeError:
         if hasattr(io, "copy_uint32_in"):
             raise
-        return _copy_int_in(io, addr, 4, False, opts)
+        return _copy_int_in(io, addr, 4, False, ignore_permissions)
     return value
 
 
-def copy_uint64_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint64_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The uint64 at addr."""
-    return _copy_int_in(io, addr, 8, False, opts)
+    return _copy_int_in(io, addr, 8, False, ignore_permissions)
 
 
-def copy_int32_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_int32_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The int32 at addr."""
-    return _copy_int_in(io, addr, 4, True, opts)
+    return _copy_int_in(io, addr, 4, True, ignore_permissions)
 
 
-def copy_int64_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_int64_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The int64 at addr."""
-    return _copy_int_in(io, addr, 8, True, opts)
+    return _copy_int_in(io, addr, 8, True, ignore_permissions)
 
 
-def copy_pointer_in(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_pointer_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The pointer at addr, as wide as the guest's are."""
-    return _copy_int_in(io, addr, arch_of(io).pointer_size, False, opts)
+    return _copy_int_in(io, addr, arch_of(io).pointer_size, False, ignore_permissions)
 
 
-def copy_uint8_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint8_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store a byte at addr and return 1. Raises FaultError; OverflowError if it does not fit. So do the others."""
-    return _copy_int_out(io, addr, value, 1, False, opts)
+    return _copy_int_out(io, addr, value, 1, False, ignore_permissions)
 
 
-def copy_uint16_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint16_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store a uint16 at addr and return 2."""
-    return _copy_int_out(io, addr, value, 2, False, opts)
+    return _copy_int_out(io, addr, value, 2, False, ignore_permissions)
 
 
-def copy_uint32_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint32_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store a uint32 at addr and return 4."""
-    return _copy_int_out(io, addr, value, 4, False, opts)
+    return _copy_int_out(io, addr, value, 4, False, ignore_permissions)
 
 
-def copy_uint64_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_uint64_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store a uint64 at addr and return 8."""
-    return _copy_int_out(io, addr, value, 8, False, opts)
+    return _copy_int_out(io, addr, value, 8, False, ignore_permissions)
 
 
-def copy_int32_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_int32_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store an int32 at addr and return 4."""
-    return _copy_int_out(io, addr, value, 4, True, opts)
+    return _copy_int_out(io, addr, value, 4, True, ignore_permissions)
 
 
-def copy_int64_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_int64_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store an int64 at addr and return 8."""
-    return _copy_int_out(io, addr, value, 8, True, opts)
+    return _copy_int_out(io, addr, value, 8, True, ignore_permissions)
 
 
-def copy_pointer_out(io: IO, addr: int, value: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_pointer_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store a pointer at addr and return its size."""
-    return _copy_int_out(io, addr, value, arch_of(io).pointer_size, False, opts)
+    return _copy_int_out(io, addr, value, arch_of(io).pointer_size, False, ignore_permissions)
 
 
-def _read(io: IO, addr: int, n: int, opts: IOOpts) -> bytearray:
+def _read(io: IO, addr: int, n: int, ignore_permissions: bool) -> bytearray:
     buffer = bytearray(n)
     try:
-        io.copy_in(addr, buffer, opts)
+        io.copy_in(addr, buffer, ignore_permissions=ignore_permissions)
     except FaultError as exc:
         exc.partial = bytes(buffer[: exc.transferred])
         raise
     return buffer
 
 
-def _copy_int_in(io: IO, addr: int, size: int, signed: bool, opts: IOOpts) -> int:
-    return int.from_bytes(_read(io, addr, size, opts), arch_of(io).byte_order, signed=signed)
+def _copy_int_in(io: IO, addr: int, size: int, signed: bool, ignore_permissions: bool) -> int:
+    return int.from_bytes(_read(io, addr, size, ignore_permissions), arch_of(io).byte_order, signed=signed)
 
 
-def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, opts: IOOpts) -> int:
-    return io.copy_out(addr, check_int(value, "value").to_bytes(size, arch_of(io).byte_order, signed=signed), opts)
+def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, ignore_permissions: bool) -> int:
+    data = check_int(value, "value").to_bytes(size, arch_of(io).byte_order, signed=signed)
+    return io.copy_out(addr, data, ignore_permissions=ignore_permissions)

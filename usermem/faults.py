@@ -27,7 +27,7 @@ from safemem import (
 )
 from safemem.buffers import check_count, readable_view, writable_view
 from usermem.errors import FaultError, FaultReason
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+from usermem.memory_io import IO, arch_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -67,83 +67,85 @@ class FaultyIO:
         self._io = io
         self._steps = iter(plan.steps)
 
-    def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out."""
         with readable_view(src, "src") as view:
             n = self._allowed(len(view))
             if n is None or not _is_range(addr, len(view)):
-                return self._io.copy_out(addr, view, opts)
+                return self._io.copy_out(addr, view, ignore_permissions=ignore_permissions)
             reader = BlockSeqReader(BlockSeq.of(Block(view)))
-            return self._copy_out_from(_one(addr, len(view)), reader, opts, n)
+            return self._copy_out_from(_one(addr, len(view)), reader, ignore_permissions, n)
 
-    def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_in."""
         with writable_view(dst, "dst") as view:
             n = self._allowed(len(view))
             if n is None or not _is_range(addr, len(view)):
-                return self._io.copy_in(addr, view, opts)
+                return self._io.copy_in(addr, view, ignore_permissions=ignore_permissions)
             writer = BlockSeqWriter(BlockSeq.of(Block(view)))
-            return self._copy_in_to(_one(addr, len(view)), writer, opts, n)
+            return self._copy_in_to(_one(addr, len(view)), writer, ignore_permissions, n)
 
-    def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         """See IO.zero_out."""
         check_count(n, "n")
         allowed = self._allowed(n)
         if allowed is None or not _is_range(addr, n):
-            return self._io.zero_out(addr, n, opts)
-        return self._copy_out_from(_one(addr, n), ReaderFunc(zero_seq), opts, allowed)
+            return self._io.zero_out(addr, n, ignore_permissions=ignore_permissions)
+        return self._copy_out_from(_one(addr, n), ReaderFunc(zero_seq), ignore_permissions, allowed)
 
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out_from."""
         n = self._allowed(ars.num_bytes)
         if n is None:
-            return self._io.copy_out_from(ars, reader, opts)
-        return self._copy_out_from(ars, reader, opts, n)
+            return self._io.copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
+        return self._copy_out_from(ars, reader, ignore_permissions, n)
 
-    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_in_to."""
         n = self._allowed(ars.num_bytes)
         if n is None:
-            return self._io.copy_in_to(ars, writer, opts)
-        return self._copy_in_to(ars, writer, opts, n)
+            return self._io.copy_in_to(ars, writer, ignore_permissions=ignore_permissions)
+        return self._copy_in_to(ars, writer, ignore_permissions, n)
 
-    def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.swap_uint32."""
-        self._atomic(addr, READ_WRITE, opts)
-        return self._io.swap_uint32(addr, new, opts)
+        self._atomic(addr, READ_WRITE, ignore_permissions)
+        return self._io.swap_uint32(addr, new, ignore_permissions=ignore_permissions)
 
-    def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.compare_and_swap_uint32."""
-        self._atomic(addr, READ_WRITE, opts)
-        return self._io.compare_and_swap_uint32(addr, old, new, opts)
+        self._atomic(addr, READ_WRITE, ignore_permissions)
+        return self._io.compare_and_swap_uint32(addr, old, new, ignore_permissions=ignore_permissions)
 
-    def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
         """See IO.load_uint32."""
-        self._atomic(addr, READ, opts)
-        return self._io.load_uint32(addr, opts)
+        self._atomic(addr, READ, ignore_permissions)
+        return self._io.load_uint32(addr, ignore_permissions=ignore_permissions)
 
     def _allowed(self, length: int) -> int | None:
         """How many bytes the plan lets through of this access; None if all."""
         step = next(self._steps, None)
         return None if step is None or step >= length else step
 
-    def _atomic(self, addr: int, access: AccessType, opts: IOOpts) -> None:
+    def _atomic(self, addr: int, access: AccessType, ignore_permissions: bool) -> None:
         if next(self._steps, None) is None:
             return
         # The memory's own fault comes first. Storing 0 where 0 is changes nothing.
         if access is READ:
-            self._io.load_uint32(addr, opts)
+            self._io.load_uint32(addr, ignore_permissions=ignore_permissions)
         else:
-            self._io.compare_and_swap_uint32(addr, 0, 0, opts)
+            self._io.compare_and_swap_uint32(addr, 0, 0, ignore_permissions=ignore_permissions)
         raise self._fault(addr, access, 0)
 
-    def _copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts, allowed: int) -> int:
+    def _copy_out_from(self, ars: AddrRangeSeq, reader: Reader, ignore_permissions: bool, allowed: int) -> int:
         cut = _Cut(reader.read_to_blocks, allowed)
-        return self._checked(ars, cut, self._io.copy_out_from(ars, ReaderFunc(cut.move), opts), WRITE)
+        moved = self._io.copy_out_from(ars, ReaderFunc(cut.move), ignore_permissions=ignore_permissions)
+        return self._checked(ars, cut, moved, WRITE)
 
-    def _copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts, allowed: int) -> int:
+    def _copy_in_to(self, ars: AddrRangeSeq, writer: Writer, ignore_permissions: bool, allowed: int) -> int:
         cut = _Cut(writer.write_from_blocks, allowed)
-        return self._checked(ars, cut, self._io.copy_in_to(ars, WriterFunc(cut.move), opts), READ)
+        moved = self._io.copy_in_to(ars, WriterFunc(cut.move), ignore_permissions=ignore_permissions)
+        return self._checked(ars, cut, moved, READ)
 
     def _checked(self, ars: AddrRangeSeq, cut: _Cut, moved: int, access: AccessType) -> int:
         """What a stream moved, unless the plan stopped it. The memory has checked and found all of ars by now."""

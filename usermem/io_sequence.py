@@ -10,14 +10,14 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq
 from safemem import Reader, Writer
 from safemem.buffers import readable_view, writable_view
 from safemem.raw_stream import RawStream
 from usermem.errors import FaultError, FaultReason
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.memory_io import IO
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class IOSequence:
 
     io: IO
     addrs: AddrRangeSeq
-    opts: IOOpts = DEFAULT_OPTS
+    ignore_permissions: bool = field(default=False, kw_only=True)
 
     @property
     def num_bytes(self) -> int:
@@ -41,31 +41,31 @@ class IOSequence:
 
     def drop_first(self, n: int) -> IOSequence:
         """The sequence without its first n bytes; see AddrRangeSeq.drop_first."""
-        return IOSequence(self.io, self.addrs.drop_first(n), self.opts)
+        return IOSequence(self.io, self.addrs.drop_first(n), ignore_permissions=self.ignore_permissions)
 
     def take_first(self, n: int) -> IOSequence:
         """The sequence cut after n bytes; see AddrRangeSeq.take_first."""
-        return IOSequence(self.io, self.addrs.take_first(n), self.opts)
+        return IOSequence(self.io, self.addrs.take_first(n), ignore_permissions=self.ignore_permissions)
 
     def copy_out(self, src: ReadableBuffer) -> int:
         """copy_out_vec to the ranges: as much of src as they hold."""
-        return copy_out_vec(self.io, self.addrs, src, self.opts)
+        return copy_out_vec(self.io, self.addrs, src, ignore_permissions=self.ignore_permissions)
 
     def copy_in(self, dst: WriteableBuffer) -> int:
         """copy_in_vec from the ranges: as much as dst and they hold."""
-        return copy_in_vec(self.io, self.addrs, dst, self.opts)
+        return copy_in_vec(self.io, self.addrs, dst, ignore_permissions=self.ignore_permissions)
 
     def zero_out(self, n: int) -> int:
         """zero_out_vec of the ranges: at most n bytes."""
-        return zero_out_vec(self.io, self.addrs, n, self.opts)
+        return zero_out_vec(self.io, self.addrs, n, ignore_permissions=self.ignore_permissions)
 
     def copy_out_from(self, reader: Reader) -> int:
         """IO.copy_out_from over the ranges."""
-        return self.io.copy_out_from(self.addrs, reader, self.opts)
+        return self.io.copy_out_from(self.addrs, reader, ignore_permissions=self.ignore_permissions)
 
     def copy_in_to(self, writer: Writer) -> int:
         """IO.copy_in_to over the ranges."""
-        return self.io.copy_in_to(self.addrs, writer, self.opts)
+        return self.io.copy_in_to(self.addrs, writer, ignore_permissions=self.ignore_permissions)
 
     def reader(self) -> IOSequenceReadWriter:
         """A file object that reads the ranges from their start."""
@@ -158,18 +158,18 @@ class IOReadWriter(_UserMemoryFile):
     ``addr`` is the position, and moves with each read and write. At 2**64 both raise FaultError.
     """
 
-    def __init__(self, io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS) -> None:
+    def __init__(self, io: IO, addr: int, *, ignore_permissions: bool = False) -> None:
         self._io = io
         self.addr = addr
-        self._opts = opts
+        self.ignore_permissions = ignore_permissions
 
     def _copy_in(self, view: memoryview) -> int:
         self._check_addr(view, READ)
-        return self._io.copy_in(self.addr, view, self._opts)
+        return self._io.copy_in(self.addr, view, ignore_permissions=self.ignore_permissions)
 
     def _copy_out(self, view: memoryview) -> int:
         self._check_addr(view, WRITE)
-        return self._io.copy_out(self.addr, view, self._opts)
+        return self._io.copy_out(self.addr, view, ignore_permissions=self.ignore_permissions)
 
     def _advance(self, n: int) -> None:
         self.addr += n

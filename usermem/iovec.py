@@ -17,7 +17,7 @@ from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.io_sequence import IOSequence
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of, check_io_range
+from usermem.memory_io import IO, arch_of, check_io_range
 from usermem.strings import copy_string_in
 
 MAX_RW_COUNT = 0x7FFF_F000
@@ -34,7 +34,7 @@ def _iovec_struct(arch: Arch) -> struct.Struct:
     return struct.Struct(("<" if arch.byte_order == "little" else ">") + ("QQ" if arch.pointer_size == 8 else "II"))
 
 
-def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> AddrRangeSeq:
+def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -> AddrRangeSeq:
     """The n ranges of the iovec table at addr.
 
     Entries are taken in order: an unreadable one raises FaultError, a length with its sign bit set OSError (EINVAL),
@@ -56,7 +56,7 @@ def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> Ad
             table = bytearray(min(n - first, _TABLE_CHUNK) * entry.size)
             fault: FaultError | None = None
             try:
-                io.copy_in(addr + first * entry.size, table, opts)
+                io.copy_in(addr + first * entry.size, table, ignore_permissions=ignore_permissions)
             except FaultError as exc:
                 fault = exc
                 table = table[: exc.transferred // entry.size * entry.size]
@@ -76,7 +76,7 @@ def copy_in_iovecs(io: IO, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> Ad
     return AddrRangeSeq.from_pairs(flat)
 
 
-def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, *, ignore_permissions: bool = False) -> int:
     """Write the ranges as an iovec table at addr, entry by entry, and return its size in bytes.
 
     Raises FaultError; what was written before it stays, but a table that leaves the address space is not begun.
@@ -94,7 +94,7 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT
     done = 0
     for packed in table:
         try:
-            done += io.copy_out(addr + done, packed, opts)
+            done += io.copy_out(addr + done, packed, ignore_permissions=ignore_permissions)
         except OSError as exc:
             add_transferred(exc, done)
             raise
@@ -102,7 +102,7 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, opts: IOOpts = DEFAULT
 
 
 def copy_in_vector(
-    io: IO, addr: int, max_elem_size: int, max_total_size: int, opts: IOOpts = DEFAULT_OPTS
+    io: IO, addr: int, max_elem_size: int, max_total_size: int, *, ignore_permissions: bool = False
 ) -> list[bytes]:
     """The strings that the NULL-terminated table of pointers at addr points to: argv, envp.
 
@@ -121,13 +121,13 @@ def copy_in_vector(
     try:
         while True:
             word = bytearray(arch.pointer_size)
-            io.copy_in(addr, word, opts)
+            io.copy_in(addr, word, ignore_permissions=ignore_permissions)
             pointer = int.from_bytes(word, arch.byte_order)
             if not pointer:
                 return strings
             if left <= 0:
                 raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: over {max_total_size} bytes of strings")
-            strings.append(copy_string_in(io, pointer, min(max_elem_size, left), opts))
+            strings.append(copy_string_in(io, pointer, min(max_elem_size, left), ignore_permissions=ignore_permissions))
             left -= len(strings[-1]) + 1
             addr = (addr + arch.pointer_size) & arch.addr_mask
     except (FaultError, NameTooLongError) as exc:
@@ -135,20 +135,21 @@ def copy_in_vector(
         raise
 
 
-def single_io_sequence(io: IO, addr: int, length: int, opts: IOOpts = DEFAULT_OPTS) -> IOSequence:
+def single_io_sequence(io: IO, addr: int, length: int, *, ignore_permissions: bool = False) -> IOSequence:
     """The buffer of read(2) or write(2): ``length`` bytes at addr, cut to MAX_RW_COUNT.
 
     Raises FaultError if it leaves user space, or if the length is negative as a guest's ssize_t.
     """
     ar = check_io_range(check_int(addr, "addr"), min(check_int(length, "length"), MAX_RW_COUNT), arch_of(io))
-    return IOSequence(io, AddrRangeSeq.of(ar), opts)
+    return IOSequence(io, AddrRangeSeq.of(ar), ignore_permissions=ignore_permissions)
 
 
-def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, opts: IOOpts = DEFAULT_OPTS) -> IOSequence:
+def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, *, ignore_permissions: bool = False) -> IOSequence:
     """The buffers of readv(2) or writev(2): ``iovcnt`` iovecs at addr.
 
     Raises OSError (EINVAL) if iovcnt is negative or over UIO_MAXIOV, else as :func:`copy_in_iovecs`.
     """
     if not 0 <= check_int(iovcnt, "iovcnt") <= UIO_MAXIOV:
         raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {iovcnt} iovecs")
-    return IOSequence(io, copy_in_iovecs(io, addr, iovcnt, opts), opts)
+    ars = copy_in_iovecs(io, addr, iovcnt, ignore_permissions=ignore_permissions)
+    return IOSequence(io, ars, ignore_permissions=ignore_permissions)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import frozen
-
 from hostarch import AMD64, NO_ACCESS, AddrRange, AddrRangeSeq, Arch
 from safemem import Reader, Writer
 from usermem.errors import FaultError, FaultReason
@@ -23,36 +21,26 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
-@frozen
-class IOOpts:
-    """How an access is made.
+class IO(Protocol):
+    """Access to the contents of a user address space. Any object with these methods is one.
 
-    ``ignore_permissions``: what the guest forbade by mmap or mprotect does not count, as for a debugger. What the
-    mapped object itself does not allow still does.
+    With ``ignore_permissions`` a call ignores what the guest forbade by mmap or mprotect, as a debugger does. What the
+    mapped object itself does not allow stays forbidden.
     """
 
-    ignore_permissions: bool = False
-
-
-DEFAULT_OPTS = IOOpts()
-
-
-class IO(Protocol):
-    """Access to the contents of a user address space. Any object with these methods is one."""
-
-    def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """Copy all bytes of src to addr and return how many. Raises FaultError."""
         ...
 
-    def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """Fill dst with the bytes at addr and return how many. Raises FaultError."""
         ...
 
-    def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         """Set n bytes at addr to 0 and return n. Raises FaultError; ValueError if n < 0."""
         ...
 
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         """Let reader fill the memory at ars and return how many bytes it moved.
 
         Every range is checked first, zero-length ones too. The reader is called at most once, with exactly the
@@ -62,19 +50,19 @@ class IO(Protocol):
         """
         ...
 
-    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
         """Let writer take the memory at ars and return how many bytes it moved. Rules as for copy_out_from."""
         ...
 
-    def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """Atomically store new in the uint32 at addr and return what was there. Raises FaultError."""
         ...
 
-    def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         """Atomically store new in the uint32 at addr if it is old; returns what was there. Raises FaultError."""
         ...
 
-    def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
         """Atomically load the uint32 at addr. Raises FaultError."""
         ...
 

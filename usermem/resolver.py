@@ -17,7 +17,6 @@ from safemem.block_seq import copy_seq
 from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import add_transferred, short_count
 from usermem.errors import FaultError, FaultReason
-from usermem.memory_io import DEFAULT_OPTS, IOOpts
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -32,7 +31,7 @@ class ResolvedIO(ABC):
 
     @abstractmethod
     def resolve(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """The blocks behind the longest accessible prefix of [addr, addr + length), and what stopped it.
 
@@ -47,10 +46,10 @@ class ResolvedIO(ABC):
         """
         return None
 
-    def read_bytes(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+    def read_bytes(self, addr: int, n: int, *, ignore_permissions: bool = False) -> bytes:
         """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
         check_count(n, "n")
-        blocks, fault = self._accessible(addr, n, READ, opts)
+        blocks, fault = self._accessible(addr, n, READ, ignore_permissions)
         seq = BlockSeq(blocks)
         if not seq.need_safecopy:
             data = seq.tobytes()
@@ -70,93 +69,77 @@ class ResolvedIO(ABC):
             raise fault
         return data
 
-    def write_bytes(self, addr: int, data: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def write_bytes(self, addr: int, data: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """The same as :meth:`copy_out`, the twin of :meth:`read_bytes`."""
-        return self.copy_out(addr, data, opts)
+        return self.copy_out(addr, data, ignore_permissions=ignore_permissions)
 
-    def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out."""
         # The view is released at once: a caller may want to resize its buffer while it holds our error's traceback.
         with readable_view(src, "src") as view:
-            return self._transfer(
-                addr, len(view), WRITE, opts, lambda block, done: copy(block, Block.from_view(view, done, len(block)))
-            )
 
-    def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+            def move(block: Block, done: int) -> int:
+                return copy(block, Block.from_view(view, done, len(block)))
+
+            return self._transfer(addr, len(view), WRITE, ignore_permissions, move)
+
+    def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_in."""
         with writable_view(dst, "dst") as view:
-            return self._transfer(
-                addr, len(view), READ, opts, lambda block, done: copy(Block.from_view(view, done, len(block)), block)
-            )
 
-    def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+            def move(block: Block, done: int) -> int:
+                return copy(Block.from_view(view, done, len(block)), block)
+
+            return self._transfer(addr, len(view), READ, ignore_permissions, move)
+
+    def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         """See IO.zero_out."""
         check_count(n, "n")
-        return self._transfer(addr, n, WRITE, opts, lambda block, done: zero(block))
+        return self._transfer(addr, n, WRITE, ignore_permissions, lambda block, done: zero(block))
 
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out_from."""
-        return self._stream(ars, WRITE, reader.read_to_blocks, opts)
+        return self._stream(ars, WRITE, reader.read_to_blocks, ignore_permissions)
 
-    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_in_to."""
-        return self._stream(ars, READ, writer.write_from_blocks, opts)
+        return self._stream(ars, READ, writer.write_from_blocks, ignore_permissions)
 
-    def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.swap_uint32."""
-        order = self.arch.byte_order
-        return self._atomic(
-            addr, 4, READ_WRITE, opts, lambda word: atomics.swap_uint32(word, new, order, aligned=False)
-        )
+        return self._atomic(atomics.swap_uint32, addr, 4, READ_WRITE, ignore_permissions, new)
 
-    def swap_uint64(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def swap_uint64(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """As swap_uint32, for 8 bytes, at a multiple of 8 where addresses must be aligned."""
-        order = self.arch.byte_order
-        return self._atomic(
-            addr, 8, READ_WRITE, opts, lambda word: atomics.swap_uint64(word, new, order, aligned=False)
-        )
+        return self._atomic(atomics.swap_uint64, addr, 8, READ_WRITE, ignore_permissions, new)
 
-    def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.compare_and_swap_uint32."""
-        order = self.arch.byte_order
-        return self._atomic(
-            addr,
-            4,
-            READ_WRITE,
-            opts,
-            lambda word: atomics.compare_and_swap_uint32(word, old, new, order, aligned=False),
-        )
+        return self._atomic(atomics.compare_and_swap_uint32, addr, 4, READ_WRITE, ignore_permissions, old, new)
 
-    def compare_and_swap_uint64(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def compare_and_swap_uint64(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         """As compare_and_swap_uint32, for 8 bytes."""
-        order = self.arch.byte_order
-        return self._atomic(
-            addr,
-            8,
-            READ_WRITE,
-            opts,
-            lambda word: atomics.compare_and_swap_uint64(word, old, new, order, aligned=False),
-        )
+        return self._atomic(atomics.compare_and_swap_uint64, addr, 8, READ_WRITE, ignore_permissions, old, new)
 
-    def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
         """See IO.load_uint32."""
-        order = self.arch.byte_order
-        return self._atomic(addr, 4, READ, opts, lambda word: atomics.load_uint32(word, order, aligned=False))
+        return self._atomic(atomics.load_uint32, addr, 4, READ, ignore_permissions)
 
-    def load_uint64(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def load_uint64(self, addr: int, *, ignore_permissions: bool = False) -> int:
         """As load_uint32, for 8 bytes."""
-        order = self.arch.byte_order
-        return self._atomic(addr, 8, READ, opts, lambda word: atomics.load_uint64(word, order, aligned=False))
+        return self._atomic(atomics.load_uint64, addr, 8, READ, ignore_permissions)
 
     def _accessible(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts
+        self, addr: int, length: int, access: AccessType, ignore_permissions: bool
     ) -> tuple[list[Block], FaultError | None]:
         addr = check_int(addr, "addr")
         fault = self.range_fault(addr, length, access)
-        return ([], fault) if fault is not None else self.resolve(addr, length, access, opts)
+        if fault is not None:
+            return [], fault
+        return self.resolve(addr, length, access, ignore_permissions=ignore_permissions)
 
     def _resolve_seq(
-        self, ars: AddrRangeSeq, access: AccessType, opts: IOOpts
+        self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool
     ) -> tuple[list[Block], FaultError | None]:
         """:meth:`resolve` for many ranges. Raises FaultError, before anything is resolved, if one leaves user space."""
         for addr, length in ars.pairs():
@@ -165,17 +148,17 @@ class ResolvedIO(ABC):
                 raise fault
         blocks: list[Block] = []
         for addr, length in ars.pairs():
-            found, fault = self.resolve(addr, length, access, opts)
+            found, fault = self.resolve(addr, length, access, ignore_permissions=ignore_permissions)
             blocks += found
             if fault is not None:
                 return blocks, fault
         return blocks, None
 
     def _transfer(
-        self, addr: int, length: int, access: AccessType, opts: IOOpts, move: Callable[[Block, int], int]
+        self, addr: int, length: int, access: AccessType, ignore_permissions: bool, move: Callable[[Block, int], int]
     ) -> int:
         """Call ``move(block, bytes done before it)`` for each block of the accessible prefix."""
-        blocks, fault = self._accessible(addr, length, access, opts)
+        blocks, fault = self._accessible(addr, length, access, ignore_permissions)
         done = 0
         try:
             for block in blocks:
@@ -190,8 +173,10 @@ class ResolvedIO(ABC):
             raise fault
         return done
 
-    def _stream(self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], opts: IOOpts) -> int:
-        blocks, fault = self._resolve_seq(ars, access, opts)
+    def _stream(
+        self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], ignore_permissions: bool
+    ) -> int:
+        blocks, fault = self._resolve_seq(ars, access, ignore_permissions)
         seq = BlockSeq(blocks)
         done = 0
         if seq:
@@ -210,9 +195,17 @@ class ResolvedIO(ABC):
             raise fault
         return done
 
-    def _atomic(self, addr: int, size: int, access: AccessType, opts: IOOpts, operate: Callable[[Block], int]) -> int:
+    def _atomic(
+        self,
+        operate: Callable[..., int],
+        addr: int,
+        size: int,
+        access: AccessType,
+        ignore_permissions: bool,
+        *values: int,
+    ) -> int:
         """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
-        blocks, fault = self._accessible(addr, size, access, opts)
+        blocks, fault = self._accessible(addr, size, access, ignore_permissions)
         if self._atomics_aligned and addr & (size - 1):
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         if fault is not None:
@@ -220,7 +213,7 @@ class ResolvedIO(ABC):
         if len(blocks[0]) < size:  # it straddles two pieces of host memory, which no operation can do at once
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         try:
-            return operate(blocks[0])
+            return operate(blocks[0], *values, self.arch.byte_order, aligned=False)
         except HostFaultError as exc:
             raise _guest_fault(exc, addr, 0, access) from exc.with_traceback(None)
 

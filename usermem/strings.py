@@ -10,14 +10,14 @@ import re
 from hostarch import AddrRangeSeq
 from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, InvalidIntegerError, NameTooLongError
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.memory_io import IO
 from usermem.vec import copy_in_vec
 
 _CHUNK = 4096
 _PIECE = 1 << 16
 
 
-def copy_string_in(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+def copy_string_in(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
     """The bytes at addr up to the first NUL, which is not included but counts against maxlen.
 
     A NUL before a fault is found, however near the fault. Nothing past the page of the NUL is touched.
@@ -26,15 +26,15 @@ def copy_string_in(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) 
     ``partial``. ValueError if maxlen < 0. An IO that has a method of this name is asked for it.
     """
     try:
-        string: bytes = io.copy_string_in(addr, maxlen, opts)  # type: ignore[attr-defined]
+        string: bytes = io.copy_string_in(addr, maxlen, ignore_permissions=ignore_permissions)  # type: ignore[attr-defined]
     except AttributeError:
         if hasattr(io, "copy_string_in"):
             raise
-        return copy_string_in_chunks(io, addr, maxlen, opts)
+        return copy_string_in_chunks(io, addr, maxlen, ignore_permissions=ignore_permissions)
     return string
 
 
-def copy_string_in_chunks(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+def copy_string_in_chunks(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
     """:func:`copy_string_in` by ``io.copy_in`` alone, in reads that start at 64 bytes and never cross 4 KiB."""
     addr = check_int(addr, "addr")
     check_count(maxlen, "maxlen")
@@ -47,7 +47,7 @@ def copy_string_in_chunks(io: IO, addr: int, maxlen: int, opts: IOOpts = DEFAULT
         buffer = bytearray(n)
         fault: FaultError | None = None
         try:
-            io.copy_in(start, buffer, opts)
+            io.copy_in(start, buffer, ignore_permissions=ignore_permissions)
         except FaultError as exc:
             fault = exc
             buffer = buffer[: exc.transferred]
@@ -72,7 +72,7 @@ _INT = re.compile(rb"([+-]?)(?=[0-9])0*([0-9]{0,10})\Z")
 
 
 def copy_int32_strings_in_vec(
-    io: IO, ars: AddrRangeSeq, count: int, opts: IOOpts = DEFAULT_OPTS
+    io: IO, ars: AddrRangeSeq, count: int, *, ignore_permissions: bool = False
 ) -> tuple[int, list[int]]:
     """Up to ``count`` decimal int32 values, separated by ASCII whitespace, from the memory at ars.
 
@@ -86,7 +86,7 @@ def copy_int32_strings_in_vec(
     check_count(count, "count")
     if not count:
         return 0, []
-    data, fault = _read_all(io, ars, opts)
+    data, fault = _read_all(io, ars, ignore_permissions)
     values: list[int] = []
     consumed = 0
     while len(values) < count:
@@ -110,13 +110,13 @@ def copy_int32_strings_in_vec(
     return consumed, values
 
 
-def _read_all(io: IO, ars: AddrRangeSeq, opts: IOOpts) -> tuple[bytes, FaultError | None]:
+def _read_all(io: IO, ars: AddrRangeSeq, ignore_permissions: bool) -> tuple[bytes, FaultError | None]:
     """The bytes at ars up to a fault, and that fault: piece by piece, since a guest may name more than a host has."""
     data = bytearray()
     while ars:
         piece = bytearray(_PIECE if ars.num_bytes < 0 else min(ars.num_bytes, _PIECE))
         try:
-            n = copy_in_vec(io, ars, piece, opts)
+            n = copy_in_vec(io, ars, piece, ignore_permissions=ignore_permissions)
         except FaultError as exc:
             data += piece[: exc.transferred]
             return bytes(data), exc
@@ -125,7 +125,7 @@ def _read_all(io: IO, ars: AddrRangeSeq, opts: IOOpts) -> tuple[bytes, FaultErro
     return bytes(data), None
 
 
-def copy_int32_string_in_vec(io: IO, ars: AddrRangeSeq, opts: IOOpts = DEFAULT_OPTS) -> tuple[int, int]:
+def copy_int32_string_in_vec(io: IO, ars: AddrRangeSeq, *, ignore_permissions: bool = False) -> tuple[int, int]:
     """(bytes consumed, the value): :func:`copy_int32_strings_in_vec` for one value."""
-    consumed, values = copy_int32_strings_in_vec(io, ars, 1, opts)
+    consumed, values = copy_int32_strings_in_vec(io, ars, 1, ignore_permissions=ignore_permissions)
     return consumed, values[0]

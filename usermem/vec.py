@@ -17,39 +17,39 @@ from typing import TYPE_CHECKING
 from hostarch import AddrRangeSeq
 from safemem.buffers import check_count, readable_view, writable_view
 from safemem.errors import add_transferred
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.memory_io import IO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
-def copy_out_vec(io: IO, ars: AddrRangeSeq, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_out_vec(io: IO, ars: AddrRangeSeq, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
     """Copy the bytes of src to the memory at ars, and return how many. Raises FaultError."""
     with readable_view(src, "src") as view:
-        return _each_part(ars, view, lambda addr, part: io.copy_out(addr, part, opts))
+        return _each_part(ars, view, lambda addr, part: io.copy_out(addr, part, ignore_permissions=ignore_permissions))
 
 
-def copy_in_vec(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_in_vec(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
     """Fill dst with the bytes at ars, and return how many. Raises FaultError."""
     try:
-        count: int = io.copy_in_vec(ars, dst, opts)  # type: ignore[attr-defined]
+        count: int = io.copy_in_vec(ars, dst, ignore_permissions=ignore_permissions)  # type: ignore[attr-defined]
     except AttributeError:
         if hasattr(io, "copy_in_vec"):
             raise
-        return copy_in_ranges(io, ars, dst, opts)
+        return copy_in_ranges(io, ars, dst, ignore_permissions=ignore_permissions)
     return count
 
 
-def copy_in_ranges(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_in_ranges(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
     """:func:`copy_in_vec` by ``io.copy_in`` alone."""
     with writable_view(dst, "dst") as view:
-        return _each_part(ars, view, lambda addr, part: io.copy_in(addr, part, opts))
+        return _each_part(ars, view, lambda addr, part: io.copy_in(addr, part, ignore_permissions=ignore_permissions))
 
 
-def zero_out_vec(io: IO, ars: AddrRangeSeq, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+def zero_out_vec(io: IO, ars: AddrRangeSeq, n: int, *, ignore_permissions: bool = False) -> int:
     """Set the first n bytes at ars to 0, and return how many. Raises FaultError; ValueError if n < 0."""
     check_count(n, "n")
-    return _each(ars, n, lambda addr, _, length: io.zero_out(addr, length, opts))
+    return _each(ars, n, lambda addr, _, length: io.zero_out(addr, length, ignore_permissions=ignore_permissions))
 
 
 def _each_part(ars: AddrRangeSeq, view: memoryview, move: Callable[[int, memoryview], int]) -> int:

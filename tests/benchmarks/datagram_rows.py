@@ -87,11 +87,8 @@ def _guest_blocks(count: int, size: int) -> list[BlockSeq]:
     space = AddressSpace()
     start = space.mmap(0, size * count, mman.PROT_READ | mman.PROT_WRITE, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS)
     space.zero_out(start, size * count)
-    slots = []
-    for at in range(start, start + size * count, size):
-        with space.blocks(AddrRangeSeq([AddrRange(at, at + size)]), WRITE) as blocks:
-            slots.append(blocks)
-    return slots
+    starts = range(start, start + size * count, size)
+    return [space.blocks(AddrRangeSeq.of(AddrRange(at, at + size)), WRITE) for at in starts]
 
 
 def _sends(sender: socket.socket, size: int) -> Callable[[], None]:

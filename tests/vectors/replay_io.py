@@ -15,7 +15,6 @@ from usermem import (
     BytesIO,
     FaultError,
     InvalidIntegerError,
-    IOOpts,
     IOReadWriter,
     IOSequence,
     IOSequenceReadWriter,
@@ -87,23 +86,23 @@ def _map(space: AddressSpace, m: dict[str, Any]) -> None:
     max_prot = access_type(m.get("max", "rwx"))
     space.map_object(m["addr"], m["len"], access_type(m.get("perms", "")), flags, mapped, 0, max_prot)
     if stored:
-        space.copy_out(m["addr"] + m.get("off", 0), stored, IOOpts(ignore_permissions=True))
+        space.copy_out(m["addr"] + m.get("off", 0), stored, ignore_permissions=True)
 
 
-def _run(io: IO, op: Op, functions: dict[str, Callable[[Any, Op, IOOpts], Any]]) -> Any:
+def _run(io: IO, op: Op, functions: dict[str, Callable[[Any, Op, bool], Any]]) -> Any:
     try:
-        return functions[op["fn"]](io, op, IOOpts(ignore_permissions=bool(op.get("ignore"))))
+        return functions[op["fn"]](io, op, bool(op.get("ignore")))
     except (ValueError, OverflowError):
         return PANIC
 
 
-def _copy_in(io: IO, op: Op, opts: IOOpts) -> Any:
+def _copy_in(io: IO, op: Op, ignored: bool) -> Any:
     dst = bytearray(op.get("n", 0))
-    result = counted(lambda: io.copy_in(op.get("addr", 0), dst, opts))
+    result = counted(lambda: io.copy_in(op.get("addr", 0), dst, ignore_permissions=ignored))
     return {**result, "data": dst[: result["n"]].hex()}
 
 
-def _copy_out_from(io: IO, op: Op, opts: IOOpts) -> Any:
+def _copy_out_from(io: IO, op: Op, ignored: bool) -> Any:
     script = ScriptReader(op.get("reader") or [])
     inner = FromIOReader(script)
     calls: list[int] = []
@@ -112,11 +111,13 @@ def _copy_out_from(io: IO, op: Op, opts: IOOpts) -> Any:
         calls.append(dsts.num_bytes)
         return inner.read_to_blocks(dsts)
 
-    result = counted(lambda: io.copy_out_from(address_ranges(op), ReaderFunc(read_to_blocks), opts))
+    result = counted(
+        lambda: io.copy_out_from(address_ranges(op), ReaderFunc(read_to_blocks), ignore_permissions=ignored)
+    )
     return {**result, "reader_calls": len(calls), "reads": script.calls}
 
 
-def _copy_in_to(io: IO, op: Op, opts: IOOpts) -> Any:
+def _copy_in_to(io: IO, op: Op, ignored: bool) -> Any:
     script = ScriptWriter(op.get("writer") or [])
     inner = FromIOWriter(script)
     calls: list[int] = []
@@ -125,7 +126,9 @@ def _copy_in_to(io: IO, op: Op, opts: IOOpts) -> Any:
         calls.append(srcs.num_bytes)
         return inner.write_from_blocks(srcs)
 
-    result = counted(lambda: io.copy_in_to(address_ranges(op), WriterFunc(write_from_blocks), opts))
+    result = counted(
+        lambda: io.copy_in_to(address_ranges(op), WriterFunc(write_from_blocks), ignore_permissions=ignored)
+    )
     return {**result, "writer_calls": len(calls), "got": script.got.hex()}
 
 
@@ -136,16 +139,19 @@ def _atomic(call: Callable[[], int]) -> Any:
         return {"v": 0, "err": error_name(exc)}
 
 
-def _copy_string_in(io: IO, op: Op, opts: IOOpts) -> Any:
+def _copy_string_in(io: IO, op: Op, ignored: bool) -> Any:
     try:
-        return {"s": copy_string_in(io, op.get("addr", 0), op.get("maxlen", 0), opts).hex(), "err": None}
+        return {
+            "s": copy_string_in(io, op.get("addr", 0), op.get("maxlen", 0), ignore_permissions=ignored).hex(),
+            "err": None,
+        }
     except (FaultError, NameTooLongError) as exc:
         return {"s": exc.partial.hex(), "err": error_name(exc)}
 
 
-def _copy_in_vec(io: IO, op: Op, opts: IOOpts) -> Any:
+def _copy_in_vec(io: IO, op: Op, ignored: bool) -> Any:
     dst = bytearray(op.get("n", 0))
-    result = counted(lambda: copy_in_vec(io, address_ranges(op), dst, opts))
+    result = counted(lambda: copy_in_vec(io, address_ranges(op), dst, ignore_permissions=ignored))
     return {**result, "data": dst[: result["n"]].hex()}
 
 
@@ -160,14 +166,17 @@ def _parse(call: Callable[[], tuple[int, list[int]]], dsts: list[int]) -> dict[s
     return {"n": n, "err": err, "dsts": values + dsts[len(values) :]}
 
 
-def _int32_strings(io: IO, op: Op, opts: IOOpts) -> Any:
+def _int32_strings(io: IO, op: Op, ignored: bool) -> Any:
     initial = op.get("initial") or []
-    return _parse(lambda: copy_int32_strings_in_vec(io, address_ranges(op), len(initial), opts), initial)
+    return _parse(
+        lambda: copy_int32_strings_in_vec(io, address_ranges(op), len(initial), ignore_permissions=ignored),
+        initial,
+    )
 
 
-def _int32_string(io: IO, op: Op, opts: IOOpts) -> Any:
+def _int32_string(io: IO, op: Op, ignored: bool) -> Any:
     def one() -> tuple[int, list[int]]:
-        n, value = copy_int32_string_in_vec(io, address_ranges(op), opts)
+        n, value = copy_int32_string_in_vec(io, address_ranges(op), ignore_permissions=ignored)
         return n, [value]
 
     result = _parse(one, op["initial"])
@@ -191,8 +200,8 @@ def _write_step(file: IOReadWriter | IOSequenceReadWriter, data: bytes) -> dict[
     return {**result, "data": data[: result["n"]].hex()}
 
 
-def _io_read_writer(io: IO, op: Op, opts: IOOpts) -> Any:
-    file = IOReadWriter(io, op.get("addr", 0), opts)
+def _io_read_writer(io: IO, op: Op, ignored: bool) -> Any:
+    file = IOReadWriter(io, op.get("addr", 0), ignore_permissions=ignored)
     results = []
     for name, n in op["steps"]:
         result = _read_step(file, n) if name == "read" else _write_step(file, _pattern(0x41, n))
@@ -200,8 +209,8 @@ def _io_read_writer(io: IO, op: Op, opts: IOOpts) -> Any:
     return results
 
 
-def _io_sequence(io: IO, op: Op, opts: IOOpts) -> Any:
-    seq = IOSequence(io, address_ranges(op), opts)
+def _io_sequence(io: IO, op: Op, ignored: bool) -> Any:
+    seq = IOSequence(io, address_ranges(op), ignore_permissions=ignored)
     file: IOSequenceReadWriter | None = None
     results: list[Any] = []
     for name, n in op["steps"]:
@@ -226,7 +235,7 @@ def _io_sequence(io: IO, op: Op, opts: IOOpts) -> Any:
     return results
 
 
-def _check_io_range(space: AddressSpace, op: Op, opts: IOOpts) -> Any:
+def _check_io_range(space: AddressSpace, op: Op, ignored: bool) -> Any:
     addr, n = op.get("addr", 0), op.get("n", 0)
     try:
         ar = check_io_range(addr, n, space.arch)
@@ -236,15 +245,15 @@ def _check_io_range(space: AddressSpace, op: Op, opts: IOOpts) -> Any:
     return {"ok": True, "v": [ar.start, ar.end]}
 
 
-def _ensure_pmas_exist(space: AddressSpace, op: Op, opts: IOOpts) -> Any:
+def _ensure_pmas_exist(space: AddressSpace, op: Op, ignored: bool) -> Any:
     addr, n = op.get("addr", 0), op["n"] % (1 << 64)
     if space.range_fault(addr, n, WRITE):
         return {"n": 0, "err": "EFAULT"}
-    blocks, fault = space.resolve(addr, n, WRITE, opts)
+    blocks, fault = space.resolve(addr, n, WRITE, ignore_permissions=ignored)
     return {"n": sum(map(len, blocks)), "err": None if fault is None else "EFAULT"}
 
 
-def _munmap(space: AddressSpace, op: Op, opts: IOOpts) -> Any:
+def _munmap(space: AddressSpace, op: Op, ignored: bool) -> Any:
     addr, length = op.get("addr", 0), op.get("len", 0)
     result = _errno(lambda: space.munmap(addr, length))
     if past_user_space(op, space.arch.max_addr) and addr < space.arch.max_addr:
@@ -261,7 +270,7 @@ def _errno(call: Callable[[], object]) -> Any:
     return {"err": None}
 
 
-def _copy_in_vector(space: AddressSpace, op: Op, opts: IOOpts) -> Any:
+def _copy_in_vector(space: AddressSpace, op: Op, ignored: bool) -> Any:
     err = None
     try:
         strings = copy_in_vector(space, op.get("addr", 0), op.get("maxlen", 0), op.get("max2", 0))
@@ -277,47 +286,59 @@ def _sequence(call: Callable[[], AddrRangeSeq]) -> Any:
         return {"ars": ars_state(AddrRangeSeq()), "err": error_name(exc)}
 
 
-COMMON: dict[str, Callable[[Any, Op, IOOpts], Any]] = {
-    "CopyOut": lambda io, op, opts: counted(
-        lambda: io.copy_out(op.get("addr", 0), bytes.fromhex(op.get("src") or ""), opts)
+COMMON: dict[str, Callable[[Any, Op, bool], Any]] = {
+    "CopyOut": lambda io, op, ignored: counted(
+        lambda: io.copy_out(op.get("addr", 0), bytes.fromhex(op.get("src") or ""), ignore_permissions=ignored)
     ),
     "CopyIn": _copy_in,
-    "ZeroOut": lambda io, op, opts: counted(lambda: io.zero_out(op.get("addr", 0), op.get("n", 0), opts)),
+    "ZeroOut": lambda io, op, ignored: counted(
+        lambda: io.zero_out(op.get("addr", 0), op.get("n", 0), ignore_permissions=ignored)
+    ),
     "CopyOutFrom": _copy_out_from,
     "CopyInTo": _copy_in_to,
-    "SwapUint32": lambda io, op, opts: _atomic(lambda: io.swap_uint32(op.get("addr", 0), op.get("new", 0), opts)),
-    "CompareAndSwapUint32": lambda io, op, opts: _atomic(
-        lambda: io.compare_and_swap_uint32(op.get("addr", 0), op.get("old", 0), op.get("new", 0), opts)
+    "SwapUint32": lambda io, op, ignored: _atomic(
+        lambda: io.swap_uint32(op.get("addr", 0), op.get("new", 0), ignore_permissions=ignored)
     ),
-    "LoadUint32": lambda io, op, opts: _atomic(lambda: io.load_uint32(op.get("addr", 0), opts)),
+    "CompareAndSwapUint32": lambda io, op, ignored: _atomic(
+        lambda: io.compare_and_swap_uint32(
+            op.get("addr", 0), op.get("old", 0), op.get("new", 0), ignore_permissions=ignored
+        )
+    ),
+    "LoadUint32": lambda io, op, ignored: _atomic(
+        lambda: io.load_uint32(op.get("addr", 0), ignore_permissions=ignored)
+    ),
     "CopyStringIn": _copy_string_in,
-    "CopyOutVec": lambda io, op, opts: counted(
-        lambda: copy_out_vec(io, address_ranges(op), bytes.fromhex(op.get("src") or ""), opts)
+    "CopyOutVec": lambda io, op, ignored: counted(
+        lambda: copy_out_vec(io, address_ranges(op), bytes.fromhex(op.get("src") or ""), ignore_permissions=ignored)
     ),
     "CopyInVec": _copy_in_vec,
-    "ZeroOutVec": lambda io, op, opts: counted(lambda: zero_out_vec(io, address_ranges(op), op.get("n", 0), opts)),
+    "ZeroOutVec": lambda io, op, ignored: counted(
+        lambda: zero_out_vec(io, address_ranges(op), op.get("n", 0), ignore_permissions=ignored)
+    ),
     "CopyInt32StringsInVec": _int32_strings,
     "CopyInt32StringInVec": _int32_string,
     "IOReadWriter": _io_read_writer,
     "IOSequence": _io_sequence,
 }
 
-MM_ONLY: dict[str, Callable[[Any, Op, IOOpts], Any]] = {
+MM_ONLY: dict[str, Callable[[Any, Op, bool], Any]] = {
     "CheckIORange": _check_io_range,
     "EnsurePMAsExist": _ensure_pmas_exist,
-    "MProtect": lambda space, op, opts: _errno(
+    "MProtect": lambda space, op, ignored: _errno(
         lambda: space.mprotect(op.get("addr", 0), op.get("len", 0), access_type(op.get("perms", "")))
     ),
     "MUnmap": _munmap,
     "CopyInVector": _copy_in_vector,
-    "CopyInIovecs": lambda space, op, opts: _sequence(lambda: copy_in_iovecs(space, op.get("addr", 0), op.get("n", 0))),
-    "CopyOutIovecs": lambda space, op, opts: _errno(
+    "CopyInIovecs": lambda space, op, ignored: _sequence(
+        lambda: copy_in_iovecs(space, op.get("addr", 0), op.get("n", 0))
+    ),
+    "CopyOutIovecs": lambda space, op, ignored: _errno(
         lambda: copy_out_iovecs(space, op.get("addr", 0), address_ranges(op))
     ),
-    "SingleIOSequence": lambda space, op, opts: _sequence(
+    "SingleIOSequence": lambda space, op, ignored: _sequence(
         lambda: single_io_sequence(space, op.get("addr", 0), op.get("n", 0)).addrs
     ),
-    "IovecsIOSequence": lambda space, op, opts: _sequence(
+    "IovecsIOSequence": lambda space, op, ignored: _sequence(
         lambda: iovecs_io_sequence(space, op.get("addr", 0), op.get("n", 0)).addrs
     ),
 }

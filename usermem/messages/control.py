@@ -17,7 +17,7 @@ from safemem.datagram.cmsg import Ancillary, pack_cmsgs, pktinfo_of, unpack_cmsg
 from safemem.datagram.flags import IP_PKTINFO, IPV6_PKTINFO
 from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader
-from usermem.memory_io import IO, IOOpts
+from usermem.memory_io import IO
 from usermem.messages.header import MsgHeader, MsgLayout, error
 from usermem.messages.name import AF_INET, AF_INET6
 
@@ -80,13 +80,13 @@ def put_control(
     return used, cut
 
 
-def copy_in_control(io: IO, header: MsgHeader, opts: IOOpts) -> bytes:
+def copy_in_control(io: IO, header: MsgHeader, *, ignore_permissions: bool) -> bytes:
     """The control data of a message to be sent. Raises FaultError; OSError (ENOBUFS) if they are too many."""
     if header.controllen >= OPTMEM_MAX:
         raise error(errno.ENOBUFS, f"{header.controllen} bytes of control data")
     control = bytearray(header.controllen)
     if control:
-        io.copy_in(header.control, control, opts)
+        io.copy_in(header.control, control, ignore_permissions=ignore_permissions)
     return bytes(control)
 
 

@@ -23,7 +23,7 @@ from safemem import BlockSeq, ReaderFunc, WriterFunc
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+from usermem.memory_io import IO, arch_of
 
 NAME_MAX = 128
 """sizeof(struct sockaddr_storage): of a longer name Linux looks at so many bytes."""
@@ -89,14 +89,18 @@ class MsgHeader:
     ranges: AddrRangeSeq = field(repr=False)
 
 
-def copy_in_msghdr(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS, sent_name: bytearray | None = None) -> MsgHeader:
+def copy_in_msghdr(
+    io: IO, addr: int, sent_name: bytearray | None = None, *, ignore_permissions: bool = False
+) -> MsgHeader:
     """The struct msghdr at addr, checked as Linux does, with its iovecs. ``sent_name`` is filled with the name.
 
     Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
     iovecs.
     """
     layout = msg_layout(arch_of(io))
-    name, namelen, iov, iovlen, control, controllen, flags = copy_struct_in(io, addr, layout.packed, opts)
+    name, namelen, iov, iovlen, control, controllen, flags = copy_struct_in(
+        io, addr, layout.packed, ignore_permissions=ignore_permissions
+    )
     if not name:
         namelen = 0
     if namelen < 0:
@@ -104,10 +108,10 @@ def copy_in_msghdr(io: IO, addr: int, opts: IOOpts = DEFAULT_OPTS, sent_name: by
     namelen = min(namelen, NAME_MAX)
     if sent_name is not None and namelen:
         sent_name += bytes(namelen)
-        io.copy_in(name, sent_name, opts)
+        io.copy_in(name, sent_name, ignore_permissions=ignore_permissions)
     if iovlen > UIO_MAXIOV:
         raise error(errno.EMSGSIZE, f"{iovlen} iovecs")
-    ranges = copy_in_iovecs(io, iov, iovlen, opts)
+    ranges = copy_in_iovecs(io, iov, iovlen, ignore_permissions=ignore_permissions)
     return MsgHeader(addr, layout, name, namelen, control, controllen, flags, ranges)
 
 
@@ -141,7 +145,7 @@ def checked_flags(flags: int, arch: Arch) -> int:
     return flags & ~MSG_CMSG_COMPAT
 
 
-def unwritable(io: IO, ranges: AddrRangeSeq, opts: IOOpts) -> FaultError | None:
+def unwritable(io: IO, ranges: AddrRangeSeq, *, ignore_permissions: bool) -> FaultError | None:
     """What a write to all of these ranges would raise, or None. Nothing is written."""
     seen = 0
 
@@ -151,19 +155,19 @@ def unwritable(io: IO, ranges: AddrRangeSeq, opts: IOOpts) -> FaultError | None:
         return 0
 
     try:
-        io.copy_out_from(ranges, ReaderFunc(look), opts)
+        io.copy_out_from(ranges, ReaderFunc(look), ignore_permissions=ignore_permissions)
         if seen == ranges.num_bytes:
             return None
-        io.copy_out_from(ranges.drop_first(seen), ReaderFunc(lambda blocks: 0), opts)
+        io.copy_out_from(ranges.drop_first(seen), ReaderFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)
     except FaultError as exc:
         return exc
     return FaultError(address_at(ranges, seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
 
 
-def unreadable(io: IO, ranges: AddrRangeSeq, done: int, opts: IOOpts) -> FaultError:
+def unreadable(io: IO, ranges: AddrRangeSeq, done: int, *, ignore_permissions: bool) -> FaultError:
     """What reading on from byte ``done`` of the ranges raises, where no more could be read."""
     try:
-        io.copy_in_to(ranges.drop_first(done), WriterFunc(lambda blocks: 0), opts)
+        io.copy_in_to(ranges.drop_first(done), WriterFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)
     except FaultError as exc:
         return exc
     return FaultError(address_at(ranges, done), READ, FaultReason.UNMAPPED)
@@ -184,13 +188,13 @@ def _timespec(arch: Arch, time64: bool) -> struct.Struct:
     return struct.Struct(order + ("qq" if time64 or arch.pointer_size == 8 else "ii"))
 
 
-def copy_in_timeout(io: IO, addr: int, time64: bool, opts: IOOpts = DEFAULT_OPTS) -> int:
+def copy_in_timeout(io: IO, addr: int, time64: bool, *, ignore_permissions: bool = False) -> int:
     """The struct timespec at addr, in ns. Raises FaultError, OSError (EINVAL) if it is no time to wait.
 
     ``time64``: a 32-bit guest has the struct of 64-bit ones. Linux does not look at the padding in it then.
     """
     arch = arch_of(io)
-    sec, nsec = copy_struct_in(io, addr, _timespec(arch, time64), opts)
+    sec, nsec = copy_struct_in(io, addr, _timespec(arch, time64), ignore_permissions=ignore_permissions)
     if time64 and arch.pointer_size == 4:
         nsec &= 0xFFFF_FFFF
     if sec < 0 or not 0 <= nsec < 1_000_000_000:
@@ -203,6 +207,7 @@ def timeout_range(io: IO, addr: int, time64: bool) -> AddrRangeSeq:
     return AddrRangeSeq.from_pairs([addr, _timespec(arch_of(io), time64).size])
 
 
-def copy_out_timeout(io: IO, addr: int, left: int, time64: bool, opts: IOOpts = DEFAULT_OPTS) -> None:
+def copy_out_timeout(io: IO, addr: int, left: int, time64: bool, *, ignore_permissions: bool = False) -> None:
     """Store ``left`` ns as a struct timespec. Raises FaultError."""
-    io.copy_out(addr, _timespec(arch_of(io), time64).pack(*divmod(left, 1_000_000_000)), opts)
+    timespec = _timespec(arch_of(io), time64).pack(*divmod(left, 1_000_000_000))
+    io.copy_out(addr, timespec, ignore_permissions=ignore_permissions)

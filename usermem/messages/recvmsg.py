@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from typing import Final, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from hostarch import AddrRangeSeq
 from safemem import BlockSeq, HostFaultError
@@ -31,7 +31,7 @@ from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC
 from safemem.datagram.reader import DatagramReader, FaultPolicy
 from usermem.cstruct import copy_int32_out, copy_pointer_out, copy_uint32_out
 from usermem.errors import FaultError, FaultReason
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+from usermem.memory_io import IO, arch_of
 from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
 from usermem.messages.header import (
     MsgHeader,
@@ -61,7 +61,7 @@ def recvmsg_into_user(
     flags: int = 0,
     *,
     fault_policy: FaultPolicy = "keep",
-    opts: IOOpts = DEFAULT_OPTS,
+    ignore_permissions: bool = False,
 ) -> int:
     """Receive one datagram by the struct msghdr at ``msg_addr``; returns how many bytes of it were written.
 
@@ -75,8 +75,8 @@ def recvmsg_into_user(
     """
     with whole_messages():
         flags = checked_flags(flags, arch_of(io))
-        header = copy_in_msghdr(io, msg_addr, opts)
-        return _Call(io, endpoint, fault_policy, opts).receive(header, flags)
+        header = copy_in_msghdr(io, msg_addr, ignore_permissions=ignore_permissions)
+        return _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions).receive(header, flags)
 
 
 def recvmmsg_into_user(
@@ -90,7 +90,7 @@ def recvmmsg_into_user(
     fault_policy: FaultPolicy = "keep",
     timeout_policy: TimeoutPolicy = "deadline",
     time64: bool = False,
-    opts: IOOpts = DEFAULT_OPTS,
+    ignore_permissions: bool = False,
 ) -> int:
     """Receive up to ``vlen`` datagrams by the structs mmsghdr at ``msgvec_addr``; returns how many came.
 
@@ -110,11 +110,11 @@ def recvmmsg_into_user(
     """
     with whole_messages():
         flags = checked_flags(flags, arch_of(io))
-        call = _Call(io, endpoint, fault_policy, opts)
+        call = _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
         done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock)
         if done and timeout_addr:
-            copy_out_timeout(io, timeout_addr, clock.left(), time64, opts)
+            copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
         return done
 
 
@@ -162,13 +162,19 @@ class _Call:
     io: IO
     endpoint: DatagramEndpoint
     fault_policy: FaultPolicy
-    opts: IOOpts
+    ignore_permissions: bool = field(kw_only=True)
+
+    def unwritable(self, ranges: AddrRangeSeq) -> FaultError | None:
+        """What a write to all of these ranges would raise, or None."""
+        return unwritable(self.io, ranges, ignore_permissions=self.ignore_permissions)
 
     def timeout(self, addr: int, time64: bool) -> int:
         """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
-        timeout = copy_in_timeout(self.io, addr, time64, self.opts)
+        timeout = copy_in_timeout(self.io, addr, time64, ignore_permissions=self.ignore_permissions)
         if self.fault_policy == "keep":
-            fault = unwritable(self.io, timeout_range(self.io, addr, time64), self.opts)
+            fault = unwritable(
+                self.io, timeout_range(self.io, addr, time64), ignore_permissions=self.ignore_permissions
+            )
             if fault is not None:
                 raise fault
         return timeout
@@ -183,7 +189,7 @@ class _Call:
             while done < vlen:
                 entry = addr + done * layout.entry
                 try:
-                    header = copy_in_msghdr(self.io, entry, self.opts)
+                    header = copy_in_msghdr(self.io, entry, ignore_permissions=self.ignore_permissions)
                 except OSError:
                     if not done:
                         self.raise_held()
@@ -192,7 +198,7 @@ class _Call:
                     length = self.receive_by(clock, header, flags)
                 else:
                     length = self.receive(header, flags, has_msg_len=True)
-                copy_uint32_out(self.io, entry + layout.msg_len, length, self.opts)
+                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=self.ignore_permissions)
                 done += 1
                 if flags & MSG_WAITFORONE:
                     flags |= MSG_DONTWAIT
@@ -226,7 +232,7 @@ class _Call:
 
     def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
         """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
-        io, layout, opts = self.io, header.layout, self.opts
+        io, layout, ignore = self.io, header.layout, self.ignore_permissions
         family = family_of(self.endpoint)
         passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
         room = min(header.controllen, MOST_RECEIVED) if header.control else 0
@@ -236,7 +242,7 @@ class _Call:
 
         def write(offset: int, data: bytes) -> bool:
             try:
-                io.copy_out(header.control + offset, data, opts)
+                io.copy_out(header.control + offset, data, ignore_permissions=ignore)
             except FaultError:
                 return False
             return True
@@ -244,12 +250,12 @@ class _Call:
         used, cut = put_control(layout, room, control_of(reader, family), write)
         if header.name:
             name = pack_name(reader.peer, family, arch_of(io))
-            copy_int32_out(io, header.addr + layout.namelen, len(name), opts)
+            copy_int32_out(io, header.addr + layout.namelen, len(name), ignore_permissions=ignore)
             if name[: header.namelen]:
-                io.copy_out(header.name, name[: header.namelen], opts)
+                io.copy_out(header.name, name[: header.namelen], ignore_permissions=ignore)
         msg_flags = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut
-        copy_uint32_out(io, header.addr + layout.flags, msg_flags, opts)
-        copy_pointer_out(io, header.addr + layout.controllen, used, opts)
+        copy_uint32_out(io, header.addr + layout.flags, msg_flags, ignore_permissions=ignore)
+        copy_pointer_out(io, header.addr + layout.controllen, used, ignore_permissions=ignore)
         return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, header.ranges.num_bytes)
 
     def check_answers(self, header: MsgHeader, room: int, flags: int, has_msg_len: bool) -> None:
@@ -262,7 +268,9 @@ class _Call:
         def fault_of(namelen: int, room: int) -> FaultError | None:
             pairs = [header.name, namelen] if namelen else []
             pairs += [header.control, room] if room else []
-            return unwritable(self.io, AddrRangeSeq.from_pairs(pairs + fields), self.opts)
+            return unwritable(
+                self.io, AddrRangeSeq.from_pairs(pairs + fields), ignore_permissions=self.ignore_permissions
+            )
 
         if fault_of(header.namelen, room) is None:
             return
@@ -281,7 +289,7 @@ class _Call:
         once = _Once(reader)
         try:
             try:
-                self.io.copy_out_from(ranges, once, self.opts)
+                self.io.copy_out_from(ranges, once, ignore_permissions=self.ignore_permissions)
             except FaultError as fault:
                 if isinstance(once.error, HostFaultError) and self.fault_policy == "linux":
                     with suppress(BlockingIOError):
@@ -292,7 +300,7 @@ class _Call:
             if not once.called:
                 once.read_to_blocks(EMPTY)
         except BadBlocksError as exc:
-            hole = unwritable(self.io, ranges.drop_first(once.room), self.opts)
+            hole = self.unwritable(ranges.drop_first(once.room))
             if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
                 raise
             raise hole from exc

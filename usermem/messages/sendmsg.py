@@ -17,7 +17,7 @@ from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import UIO_MAXIOV
 from safemem.datagram.reader import DatagramWriter
 from usermem.cstruct import copy_uint32_out
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts, arch_of
+from usermem.memory_io import IO, arch_of
 from usermem.messages.control import copy_in_control, parse_control
 from usermem.messages.header import checked_flags, copy_in_msghdr, msg_layout, unreadable, whole_messages
 from usermem.messages.name import family_of, unpack_name
@@ -26,7 +26,7 @@ _MSG_EOR: Final = 0x80  # the only flag that sendmmsg takes from a msg_flags
 
 
 def sendmsg_from_user(
-    io: IO, endpoint: DatagramEndpoint, msg_addr: int, flags: int = 0, *, opts: IOOpts = DEFAULT_OPTS
+    io: IO, endpoint: DatagramEndpoint, msg_addr: int, flags: int = 0, *, ignore_permissions: bool = False
 ) -> int:
     """Send one datagram by the struct msghdr at ``msg_addr``; returns its length. Nothing in the struct is written.
 
@@ -39,7 +39,7 @@ def sendmsg_from_user(
     says (no destination, too long); in Linux it is the other way round.
     """
     with whole_messages():
-        return _send(io, endpoint, msg_addr, checked_flags(flags, arch_of(io)), 0, opts)[0]
+        return _send(io, endpoint, msg_addr, checked_flags(flags, arch_of(io)), 0, ignore_permissions)[0]
 
 
 def sendmmsg_from_user(
@@ -49,7 +49,7 @@ def sendmmsg_from_user(
     vlen: int,
     flags: int = 0,
     *,
-    opts: IOOpts = DEFAULT_OPTS,
+    ignore_permissions: bool = False,
 ) -> int:
     """Send ``vlen`` datagrams, at most UIO_MAXIOV, by the structs mmsghdr at ``msgvec_addr``; returns how many went.
 
@@ -64,8 +64,8 @@ def sendmmsg_from_user(
         try:
             for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
                 entry = msgvec_addr + i * layout.entry
-                sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, opts)
-                copy_uint32_out(io, entry + layout.msg_len, sent, opts)
+                sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, ignore_permissions)
+                copy_uint32_out(io, entry + layout.msg_len, sent, ignore_permissions=ignore_permissions)
                 done += 1
                 if sent < size:
                     break
@@ -95,21 +95,21 @@ class _Gather:
 
 
 def _send(
-    io: IO, endpoint: DatagramEndpoint, addr: int, flags: int, allowed_flags: int, opts: IOOpts
+    io: IO, endpoint: DatagramEndpoint, addr: int, flags: int, allowed_flags: int, ignore_permissions: bool
 ) -> tuple[int, int]:
     """One datagram; returns how much of it went, and its length."""
     arch = arch_of(io)
     name = bytearray()
-    header = copy_in_msghdr(io, addr, opts, name)
+    header = copy_in_msghdr(io, addr, name, ignore_permissions=ignore_permissions)
     flags |= header.flags & allowed_flags
-    control = copy_in_control(io, header, opts)
+    control = copy_in_control(io, header, ignore_permissions=ignore_permissions)
     peer = unpack_name(bytes(name), family_of(endpoint), arch) if name else None
     ancillary = parse_control(header.layout, control)
     size = header.ranges.num_bytes
     gather = _Gather(DatagramWriter(endpoint, peer, None, flags, ancillary), size)
-    io.copy_in_to(header.ranges, gather, opts)
+    io.copy_in_to(header.ranges, gather, ignore_permissions=ignore_permissions)
     if not size:
         gather.write_from_blocks(EMPTY)
     if gather.sent is None:
-        raise unreadable(io, header.ranges, gather.room, opts)
+        raise unreadable(io, header.ranges, gather.room, ignore_permissions=ignore_permissions)
     return gather.sent, size

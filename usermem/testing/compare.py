@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from hostarch import READ
-from usermem.memory_io import IO, IOOpts
+from usermem.memory_io import IO
 from usermem.testing.model import ModelMemory
 from usermem.testing.operations import CopyIn, CopyOut, Operation, outcome
 
-_IGNORE = IOOpts(ignore_permissions=True)
 _PAGES_OF_A_HOLE = 8
 
 
@@ -19,7 +18,7 @@ def check_memory(io: IO, model: ModelMemory) -> None:
     """
     spans = model.spans()
     for start, length in spans:
-        if model.reason(start, READ, _IGNORE) is None:
+        if model.reason(start, READ, ignore_permissions=True) is None:
             _check_content(io, model, start, length)
     for start, length in spans:
         for addr in (start, start + length - 1):
@@ -35,8 +34,8 @@ def check_memory(io: IO, model: ModelMemory) -> None:
 def _check_content(io: IO, model: ModelMemory, start: int, length: int) -> None:
     """The bytes of a span, in one copy."""
     found = bytearray(length)
-    _check_same(CopyIn(start, 1, _IGNORE), io, model)
-    n = io.copy_in(start, found, _IGNORE)
+    _check_same(CopyIn(start, 1, ignore_permissions=True), io, model)
+    n = io.copy_in(start, found, ignore_permissions=True)
     known = model.content(start, length)
     if found != known or n != length:
         at = next((i for i in range(length) if found[i] != known[i]), n)
@@ -49,7 +48,7 @@ def _check_content(io: IO, model: ModelMemory, start: int, length: int) -> None:
 def _check_rights(io: IO, model: ModelMemory, addr: int) -> None:
     _check_same(CopyIn(addr, 1), io, model)
     _check_same(CopyOut(addr, model.content(addr, 1)), io, model)
-    _check_same(CopyIn(addr, 1, _IGNORE), io, model)
+    _check_same(CopyIn(addr, 1, ignore_permissions=True), io, model)
 
 
 def _check_same(call: Operation, io: IO, model: ModelMemory) -> None:

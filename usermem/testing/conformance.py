@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq
 from usermem.errors import FaultError
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.memory_io import IO
 from usermem.testing.compare import check_memory
 from usermem.testing.model import ModelMemory
 from usermem.testing.operations import (
@@ -52,7 +52,6 @@ Make = Callable[[], tuple[IO, ModelMemory]]
 _NEAR = 24
 _BEFORE = (0, 1, 3, 8)  # how far before an edge a call begins, and how long it is: it ends before, at or behind it
 _LENGTHS = (0, 1, 8, 16)
-_IGNORE = IOOpts(ignore_permissions=True)
 _EACH = 40  # after every so many calls all memory is compared
 
 
@@ -160,7 +159,7 @@ def _spans_around(model: ModelMemory, edge: int) -> list[_Span]:
     """The bytes shortly before and behind an edge."""
     spans: list[_Span] = []
     for addr in range(max(edge - _NEAR, 0), edge + _NEAR):
-        readable, writable = (model.reason(addr, access, _IGNORE) is None for access in (READ, WRITE))
+        readable, writable = (model.reason(addr, access, ignore_permissions=True) is None for access in (READ, WRITE))
         if spans and (spans[-1].readable, spans[-1].writable) == (readable, writable):
             spans[-1] = evolve(spans[-1], length=spans[-1].length + 1)
         else:
@@ -175,7 +174,7 @@ def _fill(io: IO, model: ModelMemory, spans: list[_Span]) -> None:
             addrs = range(span.addr, span.addr + span.length)
             data = bytes(addr * 7 % 251 + 1 for addr in addrs)
             model.bytes.update(zip(addrs, data, strict=True))
-            outcome(CopyOut(span.addr, data, _IGNORE), io)
+            outcome(CopyOut(span.addr, data, ignore_permissions=True), io)
 
 
 def _check_bytes(io: IO, model: ModelMemory, spans: list[_Span], rule: str, call: object) -> None:
@@ -183,7 +182,7 @@ def _check_bytes(io: IO, model: ModelMemory, spans: list[_Span], rule: str, call
     for span in spans:
         if span.readable:
             known = model.content(span.addr, span.length)
-            found = outcome(CopyIn(span.addr, span.length, _IGNORE), io)
+            found = outcome(CopyIn(span.addr, span.length, ignore_permissions=True), io)
             if found != (span.length, "read", known.hex()):
                 cause = found.error if isinstance(found, Raised) else None
                 seen, right = _told(found, (span.length, "read", known.hex()))
@@ -214,8 +213,12 @@ def _cases(edges: list[int], model: ModelMemory) -> Iterator[_Case]:
     for ars in apart:
         yield from _streams(ars)
     for ars in [*spans, *apart]:
-        yield _Case("a reader: permissions are ignored if that is asked for", (CopyOutFrom(ars, ALL, _IGNORE),))
-        yield _Case("a writer: permissions are ignored if that is asked for", (CopyInTo(ars, ALL, _IGNORE),))
+        yield _Case(
+            "a reader: permissions are ignored if that is asked for", (CopyOutFrom(ars, ALL, ignore_permissions=True),)
+        )
+        yield _Case(
+            "a writer: permissions are ignored if that is asked for", (CopyInTo(ars, ALL, ignore_permissions=True),)
+        )
     for edge in edges:
         yield from _long_copies(max(edge - 8, 0), 2 * model.arch.page_size + 16)
     words = [edge + k for edge in edges for k in range(-8, 5) if edge + k >= 0]
@@ -277,11 +280,15 @@ def _long_copies(addr: int, n: int) -> Iterator[_Case]:
     whole = _ranges(addr, n)[0]
     for call in (CopyOut(addr, pattern(n)), CopyIn(addr, n), CopyOutFrom(whole), CopyInTo(whole), ZeroOut(addr, n)):
         name = type(call).__name__
-        yield _Case(f"long calls go over page ends: {name}", (call, CopyIn(addr, n, _IGNORE)))
+        yield _Case(f"long calls go over page ends: {name}", (call, CopyIn(addr, n, ignore_permissions=True)))
 
 
 def _copies_ignoring_permissions(addr: int, n: int) -> Iterator[_Case]:
-    for call in (CopyIn(addr, n, _IGNORE), CopyOut(addr, pattern(n), _IGNORE), ZeroOut(addr, n, _IGNORE)):
+    for call in (
+        CopyIn(addr, n, ignore_permissions=True),
+        CopyOut(addr, pattern(n), ignore_permissions=True),
+        ZeroOut(addr, n, ignore_permissions=True),
+    ):
         yield _Case("ignore_permissions ignores what the guest forbade, and nothing else", (call,))
 
 
@@ -289,15 +296,21 @@ def _strings(addr: int, n: int) -> Iterator[_Case]:
     """A string of n bytes whose NUL just fits or is missing, and limits around its end."""
     rule = "a string ends at its NUL, however near a fault, and is never read past its limit"
     for content in (pattern(n) + b"\0", pattern(n)):
-        stored = CopyOut(addr, content, _IGNORE)
+        stored = CopyOut(addr, content, ignore_permissions=True)
         for maxlen in (n, n + 1, n + _NEAR):
             yield _Case(rule, (stored, CopyStringIn(addr, maxlen)))
-        yield _Case(f"{rule} (permissions ignored)", (stored, CopyStringIn(addr, n + 1, _IGNORE)))
+        yield _Case(f"{rule} (permissions ignored)", (stored, CopyStringIn(addr, n + 1, ignore_permissions=True)))
 
 
 def _long_strings(addr: int, n: int) -> Iterator[_Case]:
     rule = "a string may be longer than a page"
-    yield _Case(rule, (CopyOut(addr, pattern(n) + b"\0", _IGNORE), CopyStringIn(addr, n + 9, _IGNORE)))
+    yield _Case(
+        rule,
+        (
+            CopyOut(addr, pattern(n) + b"\0", ignore_permissions=True),
+            CopyStringIn(addr, n + 9, ignore_permissions=True),
+        ),
+    )
 
 
 def _ranges(addr: int, n: int) -> list[AddrRangeSeq]:
@@ -351,19 +364,22 @@ def _vectors(ars: AddrRangeSeq) -> Iterator[_Case]:
     for n in {total, total + 1, total // 2}:
         for call in (CopyInVec(ars, n), CopyOutVec(ars, pattern(n)), ZeroOutVec(ars, n)):
             yield _Case(rule, (call,))
-    for call in (CopyInVec(ars, total, _IGNORE), CopyOutVec(ars, pattern(total), _IGNORE)):
+    for call in (
+        CopyInVec(ars, total, ignore_permissions=True),
+        CopyOutVec(ars, pattern(total), ignore_permissions=True),
+    ):
         yield _Case(f"{rule} (permissions ignored)", (call,))
 
 
 def _atomics(addr: int) -> Iterator[_Case]:
     """Each needs its word whole, aligned where it must be, with the rights it uses, or faults at its address."""
-    for opts, how in ((DEFAULT_OPTS, ""), (_IGNORE, " (permissions ignored)")):
-        load = LoadUint32(addr, opts)
+    for ignore_permissions, how in ((False, ""), (True, " (permissions ignored)")):
+        load = LoadUint32(addr, ignore_permissions=ignore_permissions)
         yield _Case(f"load_uint32 reads a whole, aligned word, and needs no right to write{how}", (load,))
-        swap = SwapUint32(addr, 0xFEDCBA98, opts)
+        swap = SwapUint32(addr, 0xFEDCBA98, ignore_permissions=ignore_permissions)
         yield _Case(f"swap_uint32 stores the new value and returns the old{how}", (swap, load))
         for old, new in ((1, 2), (None, 0xDEADBEEF)):
             yield _Case(
                 f"compare_and_swap_uint32 stores iff the old value is there, and returns what was there{how}",
-                (CompareAndSwapUint32(addr, old, new, opts), load),
+                (CompareAndSwapUint32(addr, old, new, ignore_permissions=ignore_permissions), load),
             )

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, Reader, Writer
 from usermem.errors import FaultError, FaultReason, NameTooLongError
-from usermem.memory_io import DEFAULT_OPTS, IOOpts
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -64,13 +63,13 @@ class ModelMemory:
 
     # --- what one byte may
 
-    def reason(self, addr: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS) -> FaultReason | None:
+    def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason | None:
         """Why one byte cannot be accessed; None if it can."""
         page = self._page_of(addr)
         if page not in self._pages:
             return FaultReason.UNMAPPED
         prot, most, inside = self._pages[page]
-        granted = most if opts.ignore_permissions else prot
+        granted = most if ignore_permissions else prot
         can_read, can_write = granted != 0, granted & 2 != 0  # what can be written or executed can be read
         if (access.read and not can_read) or (access.write and not can_write):
             return FaultReason.PERMISSION
@@ -99,14 +98,16 @@ class ModelMemory:
         """Whether a range does, so that nothing of it may be touched."""
         return addr < 0 or addr + length > self.arch.max_addr
 
-    def reach(self, addr: int, length: int, access: AccessType, opts: IOOpts) -> tuple[int, FaultReason | None]:
+    def reach(
+        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
+    ) -> tuple[int, FaultReason | None]:
         """How many bytes from addr on can be accessed, and why the next one cannot."""
         first = self.plain(addr)
         if self.leaves_user_space(first, length):
             return 0, FaultReason.OUTSIDE_RANGE
         done = 0
         while done < length:
-            reason = self.reason(first + done, access, opts)
+            reason = self.reason(first + done, access, ignore_permissions=ignore_permissions)
             if reason is not None:
                 return done, reason
             done += self._same_rights(first + done)
@@ -127,33 +128,33 @@ class ModelMemory:
 
     # --- IO
 
-    def copy_out(self, addr: int, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out."""
         data = bytes(memoryview(src).cast("B"))
-        n, reason = self.reach(addr, len(data), WRITE, opts)
+        n, reason = self.reach(addr, len(data), WRITE, ignore_permissions=ignore_permissions)
         for at, value in enumerate(data[:n], self.plain(addr)):
             self.bytes[at] = value
         return _all_or_fault(addr, n, WRITE, reason)
 
-    def copy_in(self, addr: int, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_in."""
         view = memoryview(dst).cast("B")
-        n, reason = self.reach(addr, len(view), READ, opts)
+        n, reason = self.reach(addr, len(view), READ, ignore_permissions=ignore_permissions)
         view[:n] = self.content(self.plain(addr), n)
         return _all_or_fault(addr, n, READ, reason)
 
-    def zero_out(self, addr: int, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         """See IO.zero_out."""
         if n < 0:
             raise ValueError(f"n must not be negative: {n}")
-        zeroed, reason = self.reach(addr, n, WRITE, opts)
+        zeroed, reason = self.reach(addr, n, WRITE, ignore_permissions=ignore_permissions)
         for at in range(self.plain(addr), self.plain(addr) + zeroed):
             self.bytes[at] = 0
         return _all_or_fault(addr, zeroed, WRITE, reason)
 
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out_from."""
-        addrs, buffers, fault = self._prefix(ars, WRITE, opts)
+        addrs, buffers, fault = self._prefix(ars, WRITE, ignore_permissions)
         moved = 0
         try:
             if addrs:
@@ -168,9 +169,9 @@ class ModelMemory:
                 self.bytes[at] = value
         return _count_or_fault(moved, fault if moved == len(addrs) else None)
 
-    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_in_to."""
-        addrs, buffers, fault = self._prefix(ars, READ, opts)
+        addrs, buffers, fault = self._prefix(ars, READ, ignore_permissions)
         moved = 0
         try:
             if addrs:
@@ -182,31 +183,31 @@ class ModelMemory:
             return moved
         return _count_or_fault(moved, fault if moved == len(addrs) else None)
 
-    def swap_uint32(self, addr: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.swap_uint32."""
         _check_word(new)
-        return self._word(addr, READ_WRITE, opts, lambda found: new)
+        return self._word(addr, READ_WRITE, ignore_permissions, lambda found: new)
 
-    def compare_and_swap_uint32(self, addr: int, old: int, new: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.compare_and_swap_uint32."""
         _check_word(old)
         _check_word(new)
-        return self._word(addr, READ_WRITE, opts, lambda found: new if found == old else found)
+        return self._word(addr, READ_WRITE, ignore_permissions, lambda found: new if found == old else found)
 
-    def load_uint32(self, addr: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
         """See IO.load_uint32."""
-        return self._word(addr, READ, opts, None)
+        return self._word(addr, READ, ignore_permissions, None)
 
     # --- what an IO may offer beside: here, so that none of the library's own ways is taken
 
-    def copy_string_in(self, addr: int, maxlen: int, opts: IOOpts = DEFAULT_OPTS) -> bytes:
+    def copy_string_in(self, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
         """See usermem.copy_string_in."""
         if maxlen < 0:
             raise ValueError(f"maxlen must not be negative: {maxlen}")
         found = bytearray()
         while len(found) < maxlen:
             at = addr + len(found)
-            _, reason = self.reach(at, 1, READ, opts)
+            _, reason = self.reach(at, 1, READ, ignore_permissions=ignore_permissions)
             if reason is not None:
                 fault = FaultError(at, READ, reason, len(found))
                 fault.partial = bytes(found)
@@ -217,38 +218,40 @@ class ModelMemory:
             found.append(value)
         raise NameTooLongError(bytes(found))
 
-    def copy_out_vec(self, ars: AddrRangeSeq, src: ReadableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_out_vec(self, ars: AddrRangeSeq, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """See usermem.copy_out_vec."""
         data = bytes(memoryview(src).cast("B"))
-        addrs, fault = self._first(len(data), ars, WRITE, opts)
+        addrs, fault = self._first(len(data), ars, WRITE, ignore_permissions)
         self.bytes.update(zip(addrs, data, strict=False))
         return _count_or_fault(len(addrs), fault)
 
-    def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """See usermem.copy_in_vec."""
         view = memoryview(dst).cast("B")
-        addrs, fault = self._first(len(view), ars, READ, opts)
+        addrs, fault = self._first(len(view), ars, READ, ignore_permissions)
         for i, at in enumerate(addrs):
             view[i] = self.bytes.get(at, 0)
         return _count_or_fault(len(addrs), fault)
 
-    def zero_out_vec(self, ars: AddrRangeSeq, n: int, opts: IOOpts = DEFAULT_OPTS) -> int:
+    def zero_out_vec(self, ars: AddrRangeSeq, n: int, *, ignore_permissions: bool = False) -> int:
         """See usermem.zero_out_vec."""
         if n < 0:
             raise ValueError(f"n must not be negative: {n}")
-        addrs, fault = self._first(n, ars, WRITE, opts)
+        addrs, fault = self._first(n, ars, WRITE, ignore_permissions)
         self.bytes.update(dict.fromkeys(addrs, 0))
         return _count_or_fault(len(addrs), fault)
 
     def _first(
-        self, n: int, ars: AddrRangeSeq, access: AccessType, opts: IOOpts
+        self, n: int, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool
     ) -> tuple[list[int], FaultError | None]:
         """The addresses of the first n bytes of ars, as far as they can be accessed one range after the other."""
         addrs: list[int] = []
         for ar in ars:
             if len(addrs) == n:
                 break
-            got, reason = self.reach(ar.start, min(ar.length, n - len(addrs)), access, opts)
+            got, reason = self.reach(
+                ar.start, min(ar.length, n - len(addrs)), access, ignore_permissions=ignore_permissions
+            )
             addrs += range(self.plain(ar.start), self.plain(ar.start) + got)
             if reason is not None:
                 return addrs, FaultError(ar.start + got, access, reason)
@@ -258,10 +261,12 @@ class ModelMemory:
         """Whether an atomic's address must be a multiple of 4."""
         return True
 
-    def _word(self, addr: int, access: AccessType, opts: IOOpts, change: Callable[[int], int] | None) -> int:
+    def _word(
+        self, addr: int, access: AccessType, ignore_permissions: bool, change: Callable[[int], int] | None
+    ) -> int:
         if self.needs_alignment() and addr % 4:
             raise FaultError(addr, access, FaultReason.UNALIGNED)
-        _, reason = self.reach(addr, 4, access, opts)
+        _, reason = self.reach(addr, 4, access, ignore_permissions=ignore_permissions)
         if reason is not None:
             raise FaultError(addr, access, reason)
         found = int.from_bytes(self.content(self.plain(addr), 4), self.arch.byte_order)
@@ -271,7 +276,7 @@ class ModelMemory:
         return found
 
     def _prefix(
-        self, ars: AddrRangeSeq, access: AccessType, opts: IOOpts
+        self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool
     ) -> tuple[list[int], list[bytearray], FaultError | None]:
         """The addresses of the accessible prefix, a buffer with its bytes for each range, and what stopped it."""
         ranges = [(ar.start, ar.length) for ar in ars]
@@ -281,7 +286,7 @@ class ModelMemory:
         addrs: list[int] = []
         buffers: list[bytearray] = []
         for start, length in ranges:
-            n, reason = self.reach(start, length, access, opts)
+            n, reason = self.reach(start, length, access, ignore_permissions=ignore_permissions)
             addrs += range(self.plain(start), self.plain(start) + n)
             buffers.append(bytearray(self.content(self.plain(start), n)))
             if reason is not None:
@@ -297,7 +302,7 @@ class ModelBytes(ModelMemory):
         self.size = len(content)
         self.bytes = dict(enumerate(content))
 
-    def reason(self, addr: int, access: AccessType, opts: IOOpts = DEFAULT_OPTS) -> FaultReason | None:
+    def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason | None:
         """See ModelMemory.reason."""
         return None if 0 <= addr < self.size else FaultReason.UNMAPPED
 

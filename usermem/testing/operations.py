@@ -21,7 +21,7 @@ from hostarch import READ, AddrRangeSeq
 from safemem import BlockSeq, HostFaultError
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.iovec import copy_out_iovecs, iovecs_io_sequence
-from usermem.memory_io import DEFAULT_OPTS, IO, IOOpts
+from usermem.memory_io import IO
 from usermem.strings import copy_string_in
 from usermem.testing.model import ModelMemory
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
@@ -102,6 +102,7 @@ class Operation(ABC):
 @frozen(repr=False)
 class _AtAddr(Operation):
     addr: int
+    ignore_permissions: bool = field(default=False, kw_only=True)
 
     @property
     def at(self) -> int:
@@ -112,6 +113,7 @@ class _AtAddr(Operation):
 @frozen(repr=False)
 class _AtRanges(Operation):
     ars: AddrRangeSeq
+    ignore_permissions: bool = field(default=False, kw_only=True)
 
     @property
     def at(self) -> int:
@@ -124,11 +126,10 @@ class CopyOut(_AtAddr):
     """IO.copy_out(addr, src)."""
 
     src: bytes
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        return io.copy_out(self.addr, self.src, self.opts)
+        return io.copy_out(self.addr, self.src, ignore_permissions=self.ignore_permissions)
 
 
 @frozen(repr=False)
@@ -136,11 +137,10 @@ class CopyIn(_AtAddr):
     """IO.copy_in(addr, a buffer of n bytes)."""
 
     n: int
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        return _filling(self.n, lambda dst: io.copy_in(self.addr, dst, self.opts))
+        return _filling(self.n, lambda dst: io.copy_in(self.addr, dst, ignore_permissions=self.ignore_permissions))
 
 
 @frozen(repr=False)
@@ -148,11 +148,10 @@ class ZeroOut(_AtAddr):
     """IO.zero_out(addr, n)."""
 
     n: int
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        return io.zero_out(self.addr, self.n, self.opts)
+        return io.zero_out(self.addr, self.n, ignore_permissions=self.ignore_permissions)
 
 
 @frozen(repr=False)
@@ -160,7 +159,6 @@ class CopyOutFrom(_AtRanges):
     """IO.copy_out_from(ars, a reader of that temper)."""
 
     reader: Temper = ALL
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
@@ -173,7 +171,7 @@ class CopyOutFrom(_AtRanges):
                 data = data[len(part) :]
 
         stream = _Stream(self.reader, give)
-        return stream.watch(lambda: io.copy_out_from(self.ars, stream, self.opts))
+        return stream.watch(lambda: io.copy_out_from(self.ars, stream, ignore_permissions=self.ignore_permissions))
 
 
 @frozen(repr=False)
@@ -181,12 +179,11 @@ class CopyInTo(_AtRanges):
     """IO.copy_in_to(ars, a writer of that temper)."""
 
     writer: Temper = ALL
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
         stream = _Stream(self.writer, lambda srcs, n: srcs.tobytes().hex())
-        return stream.watch(lambda: io.copy_in_to(self.ars, stream, self.opts))
+        return stream.watch(lambda: io.copy_in_to(self.ars, stream, ignore_permissions=self.ignore_permissions))
 
 
 @frozen(repr=False)
@@ -194,11 +191,10 @@ class SwapUint32(_AtAddr):
     """IO.swap_uint32(addr, new)."""
 
     new: int
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        return io.swap_uint32(self.addr, self.new, self.opts)
+        return io.swap_uint32(self.addr, self.new, ignore_permissions=self.ignore_permissions)
 
 
 @frozen(repr=False)
@@ -207,23 +203,20 @@ class CompareAndSwapUint32(_AtAddr):
 
     old: int | None
     new: int
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        old = io.load_uint32(self.addr, self.opts) if self.old is None else self.old
-        return io.compare_and_swap_uint32(self.addr, old, self.new, self.opts)
+        old = io.load_uint32(self.addr, ignore_permissions=self.ignore_permissions) if self.old is None else self.old
+        return io.compare_and_swap_uint32(self.addr, old, self.new, ignore_permissions=self.ignore_permissions)
 
 
 @frozen(repr=False)
 class LoadUint32(_AtAddr):
     """IO.load_uint32(addr)."""
 
-    opts: IOOpts = DEFAULT_OPTS
-
     def run(self, io: IO) -> Any:
         """See Operation."""
-        return io.load_uint32(self.addr, self.opts)
+        return io.load_uint32(self.addr, ignore_permissions=self.ignore_permissions)
 
 
 @frozen(repr=False)
@@ -231,12 +224,11 @@ class CopyStringIn(_AtAddr):
     """copy_string_in(io, addr, maxlen)."""
 
     maxlen: int
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
         try:
-            return copy_string_in(io, self.addr, self.maxlen, self.opts)
+            return copy_string_in(io, self.addr, self.maxlen, ignore_permissions=self.ignore_permissions)
         except NameTooLongError as error:
             return "NameTooLongError", error.partial
         except FaultError as fault:
@@ -248,11 +240,10 @@ class CopyInVec(_AtRanges):
     """copy_in_vec(io, ars, a buffer of n bytes)."""
 
     n: int
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        return _filling(self.n, lambda dst: copy_in_vec(io, self.ars, dst, self.opts))
+        return _filling(self.n, lambda dst: copy_in_vec(io, self.ars, dst, ignore_permissions=self.ignore_permissions))
 
 
 @frozen(repr=False)
@@ -260,13 +251,12 @@ class CopyOutVec(_AtRanges):
     """copy_out_vec(io, ars, src)."""
 
     src: bytes
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
         if isinstance(io, ModelMemory):  # it has its own, so as not to be judged by the library's
-            return io.copy_out_vec(self.ars, self.src, self.opts)
-        return copy_out_vec(io, self.ars, self.src, self.opts)
+            return io.copy_out_vec(self.ars, self.src, ignore_permissions=self.ignore_permissions)
+        return copy_out_vec(io, self.ars, self.src, ignore_permissions=self.ignore_permissions)
 
 
 @frozen(repr=False)
@@ -274,13 +264,12 @@ class ZeroOutVec(_AtRanges):
     """zero_out_vec(io, ars, n)."""
 
     n: int
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
         if isinstance(io, ModelMemory):
-            return io.zero_out_vec(self.ars, self.n, self.opts)
-        return zero_out_vec(io, self.ars, self.n, self.opts)
+            return io.zero_out_vec(self.ars, self.n, ignore_permissions=self.ignore_permissions)
+        return zero_out_vec(io, self.ars, self.n, ignore_permissions=self.ignore_permissions)
 
 
 @frozen(repr=False)
@@ -289,13 +278,12 @@ class Readv(_AtAddr):
 
     ars: AddrRangeSeq
     reader: Temper = ALL
-    opts: IOOpts = DEFAULT_OPTS
 
     def run(self, io: IO) -> Any:
         """See Operation."""
-        copy_out_iovecs(io, self.addr, self.ars, self.opts)
-        seq = iovecs_io_sequence(io, self.addr, len(self.ars), self.opts)
-        return CopyOutFrom(seq.addrs, self.reader, self.opts).run(io)
+        copy_out_iovecs(io, self.addr, self.ars, ignore_permissions=self.ignore_permissions)
+        seq = iovecs_io_sequence(io, self.addr, len(self.ars), ignore_permissions=self.ignore_permissions)
+        return CopyOutFrom(seq.addrs, self.reader, ignore_permissions=self.ignore_permissions).run(io)
 
 
 KINDS: dict[str, tuple[type[Operation], ...]] = {

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
 from usermem.faults import FaultPlan
-from usermem.memory_io import DEFAULT_OPTS, IOOpts
 from usermem.testing.layout import Layout, Mapping
 from usermem.testing.operations import (
     CompareAndSwapUint32,
@@ -227,20 +226,22 @@ def operations(
     data = buffers() if most is None else buffers(min(most, 300))
     ars = addr_range_seqs(arch, near, most=most)
     values = st.sampled_from([0, 1, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF)
-    opts = st.sampled_from([DEFAULT_OPTS, DEFAULT_OPTS, IOOpts(ignore_permissions=True)])
+    ignored = st.sampled_from([False, False, True])
     made: dict[type[Operation], st.SearchStrategy[Operation]] = {
-        CopyOut: st.builds(CopyOut, addrs, data, opts),
-        CopyIn: st.builds(CopyIn, addrs, sizes, opts),
-        ZeroOut: st.builds(ZeroOut, addrs, sizes, opts),
-        CopyStringIn: st.builds(CopyStringIn, addrs, sizes, opts),
-        CopyOutFrom: st.builds(CopyOutFrom, ars, tempers(), opts),
-        CopyInTo: st.builds(CopyInTo, ars, tempers(), opts),
-        CopyOutVec: st.builds(CopyOutVec, ars, data, opts),
-        CopyInVec: st.builds(CopyInVec, ars, sizes, opts),
-        ZeroOutVec: st.builds(ZeroOutVec, ars, sizes, opts),
-        Readv: st.builds(Readv, addrs, iovecs_near(arch, near, most=most), tempers(), opts),
-        SwapUint32: st.builds(SwapUint32, words, values, opts),
-        CompareAndSwapUint32: st.builds(CompareAndSwapUint32, words, st.none() | values, values, opts),
-        LoadUint32: st.builds(LoadUint32, words, opts),
+        CopyOut: st.builds(CopyOut, addrs, data, ignore_permissions=ignored),
+        CopyIn: st.builds(CopyIn, addrs, sizes, ignore_permissions=ignored),
+        ZeroOut: st.builds(ZeroOut, addrs, sizes, ignore_permissions=ignored),
+        CopyStringIn: st.builds(CopyStringIn, addrs, sizes, ignore_permissions=ignored),
+        CopyOutFrom: st.builds(CopyOutFrom, ars, tempers(), ignore_permissions=ignored),
+        CopyInTo: st.builds(CopyInTo, ars, tempers(), ignore_permissions=ignored),
+        CopyOutVec: st.builds(CopyOutVec, ars, data, ignore_permissions=ignored),
+        CopyInVec: st.builds(CopyInVec, ars, sizes, ignore_permissions=ignored),
+        ZeroOutVec: st.builds(ZeroOutVec, ars, sizes, ignore_permissions=ignored),
+        Readv: st.builds(Readv, addrs, iovecs_near(arch, near, most=most), tempers(), ignore_permissions=ignored),
+        SwapUint32: st.builds(SwapUint32, words, values, ignore_permissions=ignored),
+        CompareAndSwapUint32: st.builds(
+            CompareAndSwapUint32, words, st.none() | values, values, ignore_permissions=ignored
+        ),
+        LoadUint32: st.builds(LoadUint32, words, ignore_permissions=ignored),
     }
     return st.one_of([made[kind] for kind in (made if kinds is None else kinds)])

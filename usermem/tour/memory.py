@@ -127,6 +127,6 @@ def write_to_pipe(guest: Guest, say: Say) -> str:
         os.close(inlet)
         drainer.join()
     many = f"{calls} call{'s' * (calls != 1)}"
-    with guest.space.blocks(guest.buffers) as blocks:
-        say(f"\n6. writev(pipe): {guest.size} bytes in {many}, out of {len(blocks)} runs of host memory")
+    runs = len(guest.space.blocks(guest.buffers))
+    say(f"\n6. writev(pipe): {guest.size} bytes in {many}, out of {runs} runs of host memory")
     return digest.hexdigest()

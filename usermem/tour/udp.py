@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 from hostarch import WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
@@ -26,12 +25,11 @@ def receive_datagrams(space: AddressSpace, data: bytes, say: Say) -> bool:
     ring = space.mmap(0, _SLOT * _SLOTS, rights, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS)
     sent, received = hashlib.sha256(b"".join(datagrams)), hashlib.sha256()
     calls = lost = 0
-    with ExitStack() as stack:
-        slots = [
-            stack.enter_context(space.blocks(AddrRangeSeq([AddrRange(at, at + _SLOT)]), WRITE))
-            for at in range(ring, ring + _SLOT * _SLOTS, _SLOT)
-        ]
-        receiver, sender = stack.enter_context(_bound()), stack.enter_context(_bound())
+    slots = [
+        space.blocks(AddrRangeSeq.of(AddrRange(at, at + _SLOT)), WRITE)
+        for at in range(ring, ring + _SLOT * _SLOTS, _SLOT)
+    ]
+    with _bound() as receiver, _bound() as sender:
         sender.socket.connect(receiver.socket.getsockname())
         batch = MessageBatch(slots)
         # As many at a time as there are slots: what finds the receiver's queue full, UDP drops.

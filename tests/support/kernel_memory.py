@@ -1,0 +1,287 @@
+"""The memory of this process, in a window that nothing else uses, with the calls and results of a guest's.
+
+:class:`KernelMemory` makes real system calls, :class:`GuestMemory` asks an AddressSpace as a simulator's handlers
+would. Both take the same calls, and answer with what the system call returns: a number, or the name of an errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import resource
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from attrs import frozen
+
+from hostarch import AddrRange, AddrRangeSeq
+from safemem import Reader, Writer
+from safemem.fd import FDReader, FDWriter
+from usermem import AddressSpace, FaultError, IOSequence, linux_result
+from usermem.host_file import HostFile
+
+PAGE = 4096
+BELOW = 640
+"""Pages at the start of the window that only a growing stack reaches."""
+WINDOW = 1 << 37, (1 << 37) + (BELOW + 64) * PAGE
+"""Addresses that the kernel gives nobody who does not ask for them: its own choices are near the top."""
+BASE = WINDOW[0] + BELOW * PAGE
+DATA = bytes(1 + 7 * i % 251 for i in range(1 << 16))
+"""What is in the file that is read from."""
+FILE = bytes(1 + 11 * i % 241 for i in range(5 * PAGE + 300))
+"""What is at first in the file that is mapped."""
+
+Ranges = Sequence[tuple[int, int]]
+Result = int | str
+
+
+@frozen
+class Row:
+    """A mapping as both sides can tell it: of shared memory the offset too."""
+
+    start: int
+    end: int
+    rights: str
+    offset: int
+    what: object
+
+    def joined(self, right: Row) -> Row | None:
+        """Both as one, if they differ in nothing."""
+        if self.end != right.start or (self.rights, self.what) != (right.rights, right.what):
+            return None
+        if self.what is not None and self.offset + self.end - self.start != right.offset:
+            return None
+        return Row(self.start, right.end, self.rights, self.offset, self.what)
+
+
+def join(rows: Sequence[Row]) -> list[Row]:
+    """The rows with neighbours joined that differ in nothing."""
+    found: list[Row] = []
+    for row in rows:
+        both = found[-1].joined(row) if found else None
+        if both is None:
+            found.append(row)
+        else:
+            found[-1] = both
+    return found
+
+
+class Memory(Protocol):
+    """What both sides have."""
+
+    def mmap(self, addr: int, length: int, prot: int, flags: int) -> Result: ...
+    def mmap_file(self, addr: int, length: int, prot: int, flags: int, offset: int) -> Result: ...
+    def munmap(self, addr: int, length: int) -> Result: ...
+    def mprotect(self, addr: int, length: int, prot: int) -> Result: ...
+    def mremap(self, addr: int, old: int, new: int, flags: int, to: int) -> Result: ...
+    def madvise(self, addr: int, length: int, advice: int) -> Result: ...
+    def msync(self, addr: int, length: int, flags: int) -> Result: ...
+    def mincore(self, addr: int, length: int) -> Result: ...
+    def read(self, fd: int, ranges: Ranges, offset: int | None) -> Result: ...
+    def write(self, fd: int, ranges: Ranges, offset: int | None) -> Result: ...
+    def rows(self) -> list[Row]: ...
+    def content(self, start: int, end: int) -> bytes: ...
+
+
+class _IOVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_size_t), ("len", ctypes.c_size_t))
+
+
+class KernelMemory:
+    """System calls on the window, which is empty when this is made and after :meth:`close`."""
+
+    def __init__(self) -> None:
+        self.file = new_file(FILE)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._memory = os.open("/proc/self/mem", os.O_RDONLY)
+        self.close_window()
+
+    def close_window(self) -> None:
+        """Unmap the window."""
+        assert self.munmap(WINDOW[0], WINDOW[1] - WINDOW[0]) == 0
+
+    def close(self) -> None:
+        """Unmap the window and let go of this process's memory."""
+        self.close_window()
+        os.close(self._memory)
+        os.close(self.file)
+
+    def _call(self, name: str, *args: int) -> Result:
+        function = getattr(self._libc, name)
+        function.restype = ctypes.c_size_t
+        result = int(function(*(ctypes.c_size_t(arg % (1 << 64)) for arg in args)))
+        if result % (1 << 32) == (1 << 32) - 1:  # -1, of a function that returns an int or a long
+            return errno.errorcode[ctypes.get_errno()]
+        return result
+
+    def mmap(self, addr: int, length: int, prot: int, flags: int) -> Result:
+        return self._call("mmap", addr, length, prot, flags, -1, 0)
+
+    def mmap_file(self, addr: int, length: int, prot: int, flags: int, offset: int) -> Result:
+        return self._call("mmap", addr, length, prot, flags, self.file, offset)
+
+    def munmap(self, addr: int, length: int) -> Result:
+        return self._call("munmap", addr, length)
+
+    def mprotect(self, addr: int, length: int, prot: int) -> Result:
+        return self._call("mprotect", addr, length, prot)
+
+    def mremap(self, addr: int, old: int, new: int, flags: int, to: int) -> Result:
+        return self._call("mremap", addr, old, new, flags, to)
+
+    def madvise(self, addr: int, length: int, advice: int) -> Result:
+        return self._call("madvise", addr, length, advice)
+
+    def msync(self, addr: int, length: int, flags: int) -> Result:
+        return self._call("msync", addr, length, flags)
+
+    def mincore(self, addr: int, length: int) -> Result:
+        vector = ctypes.create_string_buffer(1 << 12)
+        return self._call("mincore", addr, length, ctypes.addressof(vector))
+
+    def read(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
+        return self._transfer("read", fd, ranges, offset)
+
+    def write(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
+        return self._transfer("write", fd, ranges, offset)
+
+    def _transfer(self, name: str, fd: int, ranges: Ranges, offset: int | None) -> Result:
+        prefix, last = ("", ()) if offset is None else ("p", (offset,))
+        if len(ranges) == 1:
+            return self._call(prefix + name, fd, *ranges[0], *last)
+        vector = (_IOVec * len(ranges))(*(_IOVec(*both) for both in ranges))
+        return self._call(prefix + name + "v", fd, ctypes.addressof(vector), len(ranges), *last)
+
+    def raw_rows(self) -> list[Row]:
+        """The lines of /proc/self/maps in the window."""
+        text = Path("/proc/self/maps").read_text()
+        found = []
+        # Of all addresses only the window's begin like this.
+        for line in re.findall(rf"^{WINDOW[0] >> 24:x}[0-9a-f]{{6}}-.*$", text, re.MULTILINE):
+            bounds, rights, offset, _, inode, *_ = line.split()
+            start, end = (int(x, 16) for x in bounds.split("-"))
+            what = inode if inode != "0" else None
+            found.append(Row(start, end, rights, int(offset, 16) if what else 0, what))
+        return found
+
+    def rows(self) -> list[Row]:
+        return join(self.raw_rows())
+
+    def content(self, start: int, end: int) -> bytes:
+        """The bytes up to the first that cannot be had, whatever the rights."""
+        try:
+            return os.pread(self._memory, end - start, start)
+        except OSError:
+            return b""
+
+
+class GuestMemory:
+    """An AddressSpace, called as a simulator's handlers would call it."""
+
+    def __init__(self) -> None:
+        self.file = new_file(FILE)
+        limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+        self.space = AddressSpace(stack_limit=limit if limit >= 0 else 1 << 62)
+
+    def close(self) -> None:
+        """Close the space and its file."""
+        self.space.close()
+        os.close(self.file)
+
+    def _answer(self, call: Callable[[], object]) -> Result:
+        try:
+            result = call()
+        except OSError as exc:
+            result = linux_result(exc)
+        if isinstance(result, bytes):
+            return 0
+        assert isinstance(result, int)
+        return errno.errorcode[-result] if result < 0 else result
+
+    def mmap(self, addr: int, length: int, prot: int, flags: int) -> Result:
+        return self._answer(lambda: self.space.mmap(addr, length, prot, flags))
+
+    def mmap_file(self, addr: int, length: int, prot: int, flags: int, offset: int) -> Result:
+        return self._answer(lambda: self.space.mmap(addr, length, prot, flags, self.file, offset))
+
+    def munmap(self, addr: int, length: int) -> Result:
+        return self._answer(lambda: self.space.munmap(addr, length))
+
+    def mprotect(self, addr: int, length: int, prot: int) -> Result:
+        return self._answer(lambda: self.space.mprotect(addr, length, prot))
+
+    def mremap(self, addr: int, old: int, new: int, flags: int, to: int) -> Result:
+        return self._answer(lambda: self.space.mremap(addr, old, new, flags, to))
+
+    def madvise(self, addr: int, length: int, advice: int) -> Result:
+        return self._answer(lambda: self.space.madvise(addr, length, advice))
+
+    def msync(self, addr: int, length: int, flags: int) -> Result:
+        return self._answer(lambda: self.space.msync(addr, length, flags))
+
+    def mincore(self, addr: int, length: int) -> Result:
+        return self._answer(lambda: self.space.mincore(addr, length))
+
+    def read(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
+        reader: Reader = FDReader(fd, offset)
+        if len(ranges) == 1:
+            return self._answer(lambda: self.space.copy_out_from(_addrs(ranges), reader))
+        return self._answer(lambda: IOSequence(self.space, _addrs(ranges)).copy_out_from(reader))
+
+    def write(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
+        writer: Writer = FDWriter(fd, offset)
+        if len(ranges) == 1:
+            return self._answer(lambda: self.space.copy_in_to(_addrs(ranges), writer))
+        return self._answer(lambda: IOSequence(self.space, _addrs(ranges)).copy_in_to(writer))
+
+    def rows(self) -> list[Row]:
+        rows = []
+        for vma, line in zip(self.space._vmas, self.space.maps().splitlines(), strict=True):
+            bounds, rights, offset = line.split()[:3]
+            start, end = (int(x, 16) for x in bounds.split("-"))
+            assert (start, end) == (vma.start, vma.end)
+            what: object = id(vma.mapped) if vma.shared else None
+            if isinstance(vma.mapped, HostFile):
+                what = vma.mapped.inode
+            rows.append(Row(start, end, rights, int(offset, 16) if what else 0, what))
+        return join(rows)
+
+    def content(self, start: int, end: int) -> bytes:
+        """The bytes up to the first that cannot be had, whatever the rights."""
+        try:
+            return self.space.read_bytes(start, end - start, ignore_permissions=True)
+        except FaultError as exc:
+            assert isinstance(exc.partial, bytes)
+            return exc.partial
+
+
+def _addrs(ranges: Ranges) -> AddrRangeSeq:
+    return AddrRangeSeq([AddrRange(addr, addr + n) for addr, n in ranges])
+
+
+def new_file(content: bytes = b"") -> int:
+    """A file in memory, at its start."""
+    fd = os.memfd_create("file")
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def new_pipe() -> tuple[int, int]:
+    """The reading and the writing end of a pipe, which do not block."""
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    return ends
+
+
+def new_sockets() -> tuple[int, int]:
+    """Two connected stream sockets, which do not block."""
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    return ends[0].detach(), ends[1].detach()
