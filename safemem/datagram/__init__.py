@@ -6,9 +6,9 @@ those of a :class:`MessageBatch`, straight into the caller's blocks.
 
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
+from safemem.datagram.callbacks import Outcome, SendStatus
 from safemem.datagram.cmsg import Ancillary
-from safemem.datagram.direction import DATAGRAM_OVERHEAD, DEFAULT_MTU, DEFAULT_WRITE_BUF_SIZE, MIN_WRITE_BUF_SIZE
-from safemem.datagram.endpoint import DatagramEndpoint, Endpoint, FaultPolicy
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import (
     BadBlocksError,
     DatagramTooLongError,
@@ -16,8 +16,8 @@ from safemem.datagram.errors import (
     NoBufferError,
     PeerAddressNotAvailableError,
 )
+from safemem.datagram.memory_queue import DATAGRAM_OVERHEAD, DEFAULT_MTU, DEFAULT_WRITE_BUF_SIZE, MIN_WRITE_BUF_SIZE
 from safemem.datagram.message import Message, Received
-from safemem.datagram.outcome import Outcome, SendStatus
 from safemem.datagram.pair import (
     CAP_HANDLES_DST,
     CAP_HANDLES_SRC,
@@ -29,7 +29,7 @@ from safemem.datagram.pair import (
     datagram_pair,
 )
 from safemem.datagram.queue import DatagramQueue
-from safemem.datagram.reader import DatagramReader, DatagramWriter
+from safemem.datagram.reader import DatagramReader, DatagramWriter, FaultPolicy
 from safemem.datagram.segments import Segments
 from safemem.datagram.sockets import BACKENDS, DatagramSocket
 
@@ -53,7 +53,6 @@ __all__ = [
     "DatagramSocket",
     "DatagramTooLongError",
     "DatagramWriter",
-    "Endpoint",
     "FaultPolicy",
     "LocalAddressNotAvailableError",
     "MemoryDatagram",

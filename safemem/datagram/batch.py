@@ -62,25 +62,15 @@ class MessageBatch:
         control data of a message, in bytes. ``max_iov`` is how many blocks a message may have: as many as the longest
         of these has, if None. Raises ValueError for what cannot be, BufferError for a block that needs safecopy.
         """
-        if family not in NAME_SIZE:
-            raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNIX, not {family}")
         if max_iov is None:
             max_iov = max((len(blocks) for blocks in messages), default=1)
-        if not 0 <= max_iov <= UIO_MAXIOV:
-            raise ValueError(f"max_iov must lie in 0 to {UIO_MAXIOV}, not {max_iov}")
-        if control_len < 0:
-            raise ValueError(f"control_len must not be negative: {control_len}")
+        _check(family, max_iov, control_len)
         self.family = int(family)
         self.asks_local = bool(local)
         self.control_len = control_len + PKTINFO_SPACE * self.asks_local
-        self._headers = MMsgHeaders(
-            len(messages),
-            max_iov,
-            NAME_SIZE[family] if peer else 0,
-            NAME_SIZE[family],
-            self.control_len,
-            control_len + PKTINFO_SPACE,
-        )
+        name_in, name_out = NAME_SIZE[family] if peer else 0, NAME_SIZE[family]
+        control_out = control_len + PKTINFO_SPACE
+        self._headers = MMsgHeaders(len(messages), max_iov, name_in, name_out, self.control_len, control_out)
         self._guard = InUse()
         self._blocks = [EMPTY] * len(messages)
         self._capacities = [0] * len(messages)
@@ -90,9 +80,7 @@ class MessageBatch:
         # What an endpoint told that knows no headers, instead of names and control data in them.
         self._told: dict[int, Message] = {}
         self._ports: dict[int, int] = {}
-        self._cache = AddressCache(
-            (lambda key: unpack_sockaddr(key.to_bytes(8, sys.byteorder))) if family == _AF_INET else unpack_sockaddr
-        )
+        self._cache = AddressCache(_unpack_key if family == _AF_INET else unpack_sockaddr)
         self.count = 0
         for i, blocks in enumerate(messages):
             self._bind(i, blocks)
@@ -291,3 +279,17 @@ class MessageBatch:
                 self._told.pop(i, None)
         if self.control_len:
             self._ports.update(dict.fromkeys(range(n), port))
+
+
+def _check(family: int, max_iov: int, control_len: int) -> None:
+    if family not in NAME_SIZE:
+        raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNIX, not {family}")
+    if not 0 <= max_iov <= UIO_MAXIOV:
+        raise ValueError(f"max_iov must lie in 0 to {UIO_MAXIOV}, not {max_iov}")
+    if control_len < 0:
+        raise ValueError(f"control_len must not be negative: {control_len}")
+
+
+def _unpack_key(key: int) -> Address | None:
+    """The address in the first 8 bytes of an IPv4 name, as an int of the host's byte order."""
+    return unpack_sockaddr(key.to_bytes(8, sys.byteorder))

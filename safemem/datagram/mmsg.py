@@ -21,6 +21,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
+from attrs import frozen
+
 from safemem.block_seq import BlockSeq
 from safemem.safecopy import address_of
 
@@ -37,6 +39,27 @@ def is_native() -> bool:
     return sys.platform == "linux" and struct.calcsize("P") == struct.calcsize("l") == 8
 
 
+@frozen
+class _Part:
+    """A part of the memory: ``stride`` bytes from ``start`` on for the first message, behind them for the next."""
+
+    start: int
+    stride: int
+
+    def at(self, i: int) -> int:
+        return self.start + i * self.stride
+
+
+class _Side:
+    """What all headers say for one direction: where names and control data lie, and how many bytes of them."""
+
+    def __init__(self, size: int, address: int, names: _Part, controls: _Part) -> None:
+        self.names = memoryview(array("Q", [address + names.at(i) for i in range(size)]))
+        self.controls = memoryview(array("Q", [address + controls.at(i) for i in range(size)]))
+        self.name_lengths = memoryview(array("I", [0]) * size)
+        self.control_lengths = memoryview(array("Q", [0]) * size)
+
+
 class MMsgHeaders:
     """``size`` message headers. Which memory they point to is the caller's to keep alive."""
 
@@ -48,21 +71,40 @@ class MMsgHeaders:
         self.name_size = name_size
         self.control_in = control_in
         self.control_out = control_out + -control_out % 8
-        stride_name, stride_out = name_size + -name_size % 16, name_out + -name_out % 16
-        stride_in = control_in + -control_in % 8
-        self._strides = (HEADER, max_iov * _IOVEC.size, stride_name, stride_out, stride_in, self.control_out)
-        ends = [0]
-        for stride in self._strides:
-            ends.append(ends[-1] + size * stride)
-        self._offsets = ends[:-1]
+        parts: list[_Part] = []
+        end = 0
+        names = (name_size + -name_size % 16, name_out + -name_out % 16)
+        for stride in (HEADER, max_iov * _IOVEC.size, *names, control_in + -control_in % 8, self.control_out):
+            parts.append(_Part(end, stride))
+            end += size * stride
+        _, self._iovecs, self._names_in, self._names_out, self._controls_in, self._controls_out = parts
         # Private to this process: a child must not scribble on headers that its parent uses.
         self._memory = memoryview(
-            mmap.mmap(-1, max(ends[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            mmap.mmap(-1, max(end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MAP_PRIVATE")
-            else bytearray(ends[-1])
+            else bytearray(end)
         )
         self.address = address_of(self._memory)
-        heads = self._memory[: size * HEADER]
+        self._map_fields(self._memory[: size * HEADER])
+        self._send = _Side(size, self.address, self._names_out, self._controls_out)
+        self._receive = _Side(size, self.address, self._names_in, self._controls_in)
+        self._receive.name_lengths[:] = memoryview(array("I", [name_size]) * size)
+        self._receive.control_lengths[:] = memoryview(array("Q", [control_in]) * size)
+        if not name_size:
+            # Linux stores a name's length even where 0 bytes of it were asked for: the next call would believe it.
+            self._receive.names[:] = memoryview(array("Q", [0]) * size)
+        self._receiving: bool | None = None
+        # What was received, apart from what the next call is told: a call that fails, or sends, does not change it.
+        self.got_names = memoryview(array("I", [0]) * size)
+        self._got_controls = memoryview(array("Q", [0]) * size)
+        # The first 8 bytes of an IPv4 name are its family, port and address: all that it says.
+        found = self._memory[self._names_in.start : self._names_out.start]
+        self.name_keys = found.cast("Q")[:: self._names_in.stride // 8 or 1]
+
+    def _map_fields(self, heads: memoryview) -> None:
+        """A strided view of each field of the headers, and the address of each message's iovecs."""
+        for i in range(len(heads) // HEADER):
+            _HEAD.pack_into(heads, i * HEADER, 0, 0, self.address + self._iovecs.at(i), 0, 0, 0, 0, 0)
         words, longs = heads.cast("I"), heads.cast("Q")
         self.lengths = words[14::_WORDS]
         self.flags = words[12::_WORDS]
@@ -71,30 +113,10 @@ class MMsgHeaders:
         self._iov_lengths = longs[3::_LONGS]
         self._controls = longs[4::_LONGS]
         self.control_lengths = longs[5::_LONGS]
-        self._name_places = [array("Q", [self._at(part, i) for i in range(size)]) for part in (2, 3)]
-        if not name_size:
-            # Linux stores a name's length even where 0 bytes of it were asked for: the next call would believe it.
-            self._name_places[0] = array("Q", [0]) * size
-        self._control_places = [array("Q", [self._at(part, i) for i in range(size)]) for part in (4, 5)]
-        self._whole_names = array("I", [name_size]) * size
-        self._whole_controls = array("Q", [self.control_in]) * size
-        self._send_names = array("I", [0]) * size
-        self._send_controls = array("Q", [0]) * size
-        self._receiving: bool | None = None
-        # What was received, apart from what the next call is told: a call that fails, or sends, does not change it.
-        self.got_names = memoryview(array("I", [0]) * size)
-        self._got_controls = memoryview(array("Q", [0]) * size)
-        for i in range(size):
-            _HEAD.pack_into(heads, i * HEADER, 0, 0, self._at(1, i), 0, 0, 0, 0, 0)
-        # The first 8 bytes of an IPv4 name are its family, port and address: all that it says.
-        self.name_keys = self._memory[self._offsets[2] : self._offsets[3]].cast("Q")[:: stride_name // 8 or 1]
-
-    def _at(self, part: int, i: int) -> int:
-        return self.address + self._offsets[part] + i * self._strides[part]
 
     def point(self, i: int, blocks: BlockSeq) -> None:
         """Have message i lie in these blocks, at most ``max_iov`` of them, none of which needs safecopy."""
-        at = self._offsets[1] + i * self._strides[1]
+        at = self._iovecs.at(i)
         count = 0
         for block in blocks:
             _IOVEC.pack_into(self._memory, at, block.address, len(block))
@@ -104,43 +126,44 @@ class MMsgHeaders:
 
     def name(self, i: int) -> bytes:
         """The sockaddr that message i came with."""
-        at = self._offsets[2] + i * self._strides[2]
+        at = self._names_in.at(i)
         return bytes(self._memory[at : at + min(self.got_names[i], self.name_size)])
 
     def control(self, i: int) -> bytes:
         """The control data that message i came with."""
-        at = self._offsets[4] + i * self._strides[4]
+        at = self._controls_in.at(i)
         return bytes(self._memory[at : at + min(self._got_controls[i], self.control_in)])
 
     def set_name(self, i: int, name: bytes) -> None:
         """Have message i go to a sockaddr, or, if it is empty, where the socket is connected to."""
-        at = self._offsets[3] + i * self._strides[3]
+        at = self._names_out.at(i)
         self._memory[at : at + len(name)] = name
-        self._send_names[i] = len(name)
+        self._send.name_lengths[i] = len(name)
         self._receiving = None
 
     def set_control(self, i: int, control: bytes) -> None:
         """Have message i go with this control data. Raises ValueError if there is no room for it."""
         if len(control) > self.control_out:
             raise ValueError(f"{len(control)} bytes of control data where {self.control_out} fit: set control_len")
-        at = self._offsets[5] + i * self._strides[5]
+        at = self._controls_out.at(i)
         self._memory[at : at + len(control)] = control
-        self._send_controls[i] = len(control)
+        self._send.control_lengths[i] = len(control)
         self._receiving = None
 
     def prepare(self, receiving: bool, n: int) -> None:
         """Set what the kernel reads of the first n headers, and a receive has overwritten: some ns a message."""
+        side = self._receive if receiving else self._send
         if receiving is not self._receiving:
             self._receiving = receiving
-            self._names[:] = memoryview(self._name_places[not receiving])
-            self._controls[:] = memoryview(self._control_places[not receiving])
-            self.name_lengths[:] = memoryview(self._whole_names if receiving else self._send_names)
-            self.control_lengths[:] = memoryview(self._whole_controls if receiving else self._send_controls)
+            self._names[:] = side.names
+            self._controls[:] = side.controls
+            self.name_lengths[:] = side.name_lengths
+            self.control_lengths[:] = side.control_lengths
         elif receiving:
             if self.name_size:
-                self.name_lengths[:n] = memoryview(self._whole_names)[:n]
+                self.name_lengths[:n] = side.name_lengths[:n]
             if self.control_in:
-                self.control_lengths[:n] = memoryview(self._whole_controls)[:n]
+                self.control_lengths[:n] = side.control_lengths[:n]
 
     def note(self, n: int) -> None:
         """Keep what a receive has told of the first n names and control data."""

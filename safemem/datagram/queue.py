@@ -19,11 +19,11 @@ from attrs import frozen
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
+from safemem.datagram.callbacks import Callbacks, Done, Outcome, SendStatus, Told
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import NoBufferError
 from safemem.datagram.flags import MSG_PEEK
 from safemem.datagram.message import Message, Received
-from safemem.datagram.outcome import Callbacks, Done, Outcome, SendStatus, Told
 from safemem.errors import would_block
 
 _AF_INET: Final = int(socket.AF_INET)

@@ -5,17 +5,18 @@ Source: gVisor pkg/sentry/socket (EndpointReader); Linux net/ipv4/udp.c, udp_rec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_PEEK
+from safemem.datagram.message import Message
 
-if TYPE_CHECKING:
-    from safemem.datagram.endpoint import DatagramEndpoint, FaultPolicy
-    from safemem.datagram.message import Message
+FaultPolicy = Literal["keep", "linux"]
+"""What happens to a datagram whose destination is not writable: it stays queued, or is lost as in Linux."""
 
 
 class DatagramReader:

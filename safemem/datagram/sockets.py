@@ -22,7 +22,7 @@ from safemem.buffers import writable_view
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
-from safemem.datagram.endpoint import Endpoint
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
 from safemem.datagram.flags import (
     IP_MTU,
@@ -37,8 +37,8 @@ from safemem.datagram.flags import (
 )
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import load
-from safemem.datagram.ready import POLLIN, POLLOUT, until_ready
 from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
+from safemem.datagram.wait import POLLIN, POLLOUT, until_ready
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -64,7 +64,7 @@ def default_backend() -> Backend:
     return "recvmsg" if hasattr(socket.socket, "recvmsg_into") else "recvfrom"
 
 
-class DatagramSocket(Endpoint):
+class DatagramSocket(DatagramEndpoint):
     """A socket of type SOCK_DGRAM. It waits as the socket does: for ever, for its timeout, or not at all.
 
     Several threads may send and receive at once.
@@ -126,16 +126,15 @@ class DatagramSocket(Endpoint):
 
     @property
     def local_addr_cap(self) -> bool:
-        """See DatagramEndpoint. IPv4 and IPv6 sockets have local addresses where there is recvmsg."""
+        """Whether local addresses can be enabled: for IPv4 and IPv6, where there is recvmsg."""
         return self.family in _OVERHEAD and self._backend != "recvfrom"
 
     @property
     def local_addr_enabled(self) -> bool:
-        """See DatagramEndpoint."""
         return self._local
 
     def set_local_addr_enable(self, enable: bool) -> None:
-        """See DatagramEndpoint. Datagrams that came before it tell their address without the interface, or nothing."""
+        """As any endpoint. Datagrams that came before it tell their address without the interface, or nothing."""
         if not self.local_addr_cap:
             super().set_local_addr_enable(enable)
             return
@@ -150,7 +149,7 @@ class DatagramSocket(Endpoint):
 
     @property
     def mtu(self) -> int | None:
-        """See DatagramEndpoint: the path's if the socket is connected, else the least that IP promises."""
+        """The longest payload of the path, in bytes, if the socket is connected, else the least that IP promises."""
         if self.family not in _OVERHEAD:
             return None
         level, option = (socket.IPPROTO_IP, IP_MTU) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_MTU)
@@ -161,7 +160,7 @@ class DatagramSocket(Endpoint):
         return min(whole, _LARGEST) - _OVERHEAD[self.family]
 
     def pending(self) -> int | None:
-        """See DatagramEndpoint. An error that waits in the socket is kept for the next receive."""
+        """As any endpoint. An error that waits in the socket is kept for the next receive."""
         try:
             return self._receive([], MSG_PEEK | MSG_DONTWAIT, 0)[0]
         except BlockingIOError:
@@ -171,7 +170,7 @@ class DatagramSocket(Endpoint):
             return None
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
-        """See DatagramEndpoint. Into blocks that may fault it goes by a copy, and a look first."""
+        """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received."""
         return self._recv_for_batch(dsts, flags, ancbufsize + PKTINFO_SPACE * self._local)
 
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, space: int) -> Message:
@@ -229,7 +228,7 @@ class DatagramSocket(Endpoint):
         flags: int = 0,
         ancdata: Iterable[Ancillary] = (),
     ) -> int:
-        """See DatagramEndpoint. Blocks that may fault are copied first."""
+        """As any endpoint. Blocks that may fault are copied first."""
         return self._send_now(srcs, [*ancdata, *self._from(local)], flags, peer)
 
     def _from(self, local: Address | None) -> list[Ancillary]:
@@ -335,7 +334,6 @@ class DatagramSocket(Endpoint):
         return exc
 
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        """See DatagramEndpoint."""
         vlen = self._checked(batch, vlen)
         if batch.asks_local and not self._local:
             raise LocalAddressNotAvailableError(_ENABLE)
@@ -351,7 +349,7 @@ class DatagramSocket(Endpoint):
         return self._without(super().recvmmsg(batch, vlen, flags), flags)
 
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        """See DatagramEndpoint. Linux sends at most 1,024 messages a call."""
+        """As any endpoint. Linux sends at most 1,024 messages a call."""
         vlen = self._checked(batch, vlen)
         if vlen and not self._local:
             vlen = min(vlen, batch.first_with_local())

@@ -24,6 +24,7 @@ from safemem.tls.reader import TLSReader
 from safemem.tls.record import ContentType
 from safemem.tls.ssl_object import SSLObjectReader, ssl_object_pair
 from safemem.tls.ssl_object_writer import SSLObjectWriter
+from safemem.tls.ssl_session import SSLSession
 from safemem.tls.writer import TLSWriter
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "RecordKeys",
     "SSLObjectReader",
     "SSLObjectWriter",
+    "SSLSession",
     "TLSError",
     "TLSReader",
     "TLSWriter",

@@ -1,4 +1,4 @@
-"""AEAD engines: who does the ciphers. libcrypto, through ctypes, or the ``cryptography`` package.
+"""The choice of the AEAD engine: libcrypto, through ctypes, or the ``cryptography`` package.
 
 An engine is chosen once: ``cryptography`` when it can be imported (it is quicker), else the libcrypto that Python's own
 ssl uses. Each is tried with a known answer for each cipher, in both directions and in place, before it is first used.
@@ -6,10 +6,9 @@ ssl uses. Each is tried with a known answer for each cipher, in both directions 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
 
+from safemem.tls.engines.engine import Engine
 from safemem.tls.errors import EngineError
 from safemem.tls.keys import (
     TLS_AES_128_GCM_SHA256,
@@ -19,61 +18,6 @@ from safemem.tls.keys import (
     RecordKeys,
 )
 from safemem.tls.record import HEADER, TAG
-
-Open = Callable[[int, bytes, int, int, Any, int], bool]
-Seal = Callable[[int, bytes, int, int, int, Any, int], None]
-
-
-class Opener(Protocol):
-    """Decrypts the records of one key, out of the buffer that it was made for."""
-
-    open: Open
-    """``open(seq, header, at, length, target, offset)``: decrypt the record whose body (with its tag) is the ``length``
-    bytes at ``at`` of the buffer to ``offset`` of the target; whether it was authentic. Where it was not,
-    the target holds what must not be used. The buffer itself, at the same place, may be the target."""
-
-    def target(self, view: memoryview) -> Any:
-        """What ``open`` takes for a writable view as its target. The view must stay alive meanwhile."""
-        ...
-
-    def close(self) -> None:
-        """Wipe the key. Later calls of ``open`` return False or raise ValueError."""
-        ...
-
-
-class Sealer(Protocol):
-    """Encrypts the records of one key, into the buffer that it was made for."""
-
-    seal: Seal
-    """``seal(seq, header, at, n, tail, source, offset)``: encrypt to ``at`` of the buffer ``n`` bytes from ``offset``
-    of the source and then the ``tail`` bytes that are at their place in the buffer, and append the tag."""
-
-    def source(self, view: memoryview) -> Any:
-        """What ``seal`` takes for a view as its source. The view must stay alive meanwhile."""
-        ...
-
-    def close(self) -> None:
-        """Wipe the key. Later calls of ``seal`` raise ValueError."""
-        ...
-
-
-class Engine(Protocol):
-    """What does the ciphers."""
-
-    name: str
-
-    def version(self) -> str:
-        """Which library it is, for people."""
-        ...
-
-    def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
-        """A new Opener for records in the buffer, which must be writable and stay where it is."""
-        ...
-
-    def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
-        """A new Sealer for records in the buffer."""
-        ...
-
 
 NAMES = ("cryptography", "libcrypto")
 """The engines, in the order in which they are tried."""
@@ -109,10 +53,10 @@ def _tried(name: str) -> Engine | str:
 
 def _load(name: str) -> Engine:
     if name == "libcrypto":
-        from safemem.tls.libcrypto import LibcryptoEngine
+        from safemem.tls.engines.libcrypto import LibcryptoEngine
 
         return LibcryptoEngine()
-    from safemem.tls.pyca import CryptographyEngine
+    from safemem.tls.engines.cryptography import CryptographyEngine
 
     return CryptographyEngine()
 

@@ -1,26 +1,23 @@
 """handshake: the standard library's ssl does the handshake and checks the certificates; the records are ours then.
 
 The handshake runs over memory, one record at a time, so that the position in the stream is known when it is done. The
-traffic secrets come through ``SSLContext.keylog_filename``, which is pointed at a file in memory meanwhile: no secret
-touches a disk.
+traffic secrets come by :mod:`safemem.tls.keylog`.
 
-Source: RFC 8446 sections 4.6.1 and 7; the SSLKEYLOGFILE format (RFC 9850).
+Source: RFC 8446 sections 4.6.1 and 7.
 """
 
 from __future__ import annotations
 
-import os
 import ssl
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from attrs import field, frozen
 
 from safemem.tls.aead import engine
 from safemem.tls.errors import Alert, TLSError, TruncationError
+from safemem.tls.keylog import keylog
 from safemem.tls.keys import SUITES, CipherSuite, TrafficSecret
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.reader import BUFFER_SIZE, TLSReader
@@ -30,7 +27,6 @@ from safemem.tls.writer import TLSWriter
 if TYPE_CHECKING:
     import socket
 
-_KEYLOG_LOCK = threading.Lock()
 _RANDOM = slice(6, 38)  # of a ClientHello: its message header is 4 bytes, its version 2
 _HELLO = 1024  # the start of what the client sends, in which that is
 
@@ -83,6 +79,27 @@ def handshake(
     version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait; TypeError
     for one that TLS has been spoken on, whose place in the stream cannot be known.
     """
+    _check_socket(sock)
+    chosen = engine(engine_name).name  # before the handshake, so that it is not in vain
+    tls, ours, theirs = _shake_hands(sock, context, server_hostname, server_side)
+    writer = TLSWriter(sock, ours, engine_name=chosen)
+    reader = TLSReader(
+        sock,
+        theirs,
+        release=release,
+        server_side=server_side,
+        allow_truncation=allow_truncation,
+        on_ticket=on_ticket,
+        on_key_update=lambda requested: writer.answer_key_update() if requested else None,
+        buffer_size=buffer_size,
+        engine_name=chosen,
+    )
+    return Handoff(
+        reader, writer, ours.suite, tls.selected_alpn_protocol(), tls.getpeercert(), tls.getpeercert(binary_form=True)
+    )
+
+
+def _check_socket(sock: socket.socket) -> None:
     if isinstance(sock, ssl.SSLSocket | ssl.SSLObject):
         raise TypeError(
             "sock must be a plain socket before its handshake: how many records an SSLSocket has read and sent cannot "
@@ -90,10 +107,15 @@ def handshake(
         )
     if sock.gettimeout() == 0:
         raise ValueError("sock must wait, or have a timeout, until the handshake is done")
-    chosen = engine(engine_name)  # before the handshake, so that it is not in vain
+
+
+def _shake_hands(
+    sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, server_side: bool
+) -> tuple[ssl.SSLObject, TrafficSecret, TrafficSecret]:
+    """Do the handshake. Returns its SSLObject, our secret and the peer's. Raises as :func:`handshake`."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
-    with _keylog(context) as keylog:
+    with keylog(context) as log:
         client_random, sent_last = _run(sock, tls, incoming, outgoing, server_side)
         version = tls.version()
         if version != "TLSv1.3":
@@ -102,7 +124,7 @@ def handshake(
             )
         if incoming.pending:
             raise TLSError(Alert.INTERNAL_ERROR, "the place in the stream is not known")
-        secrets = keylog.secrets(client_random)
+        secrets = log.secrets(client_random)
     cipher = tls.cipher()
     suite = SUITES.get(cipher[0]) if cipher else None
     if suite is None:
@@ -110,25 +132,14 @@ def handshake(
     ours, theirs = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
     try:
         # What a server sends once its handshake is done, its tickets, already counts.
-        tx = TrafficSecret(suite, secrets[f"{ours}_TRAFFIC_SECRET_0"], _records(sent_last) if server_side else 0)
-        rx = TrafficSecret(suite, secrets[f"{theirs}_TRAFFIC_SECRET_0"])
+        seq = _records(sent_last) if server_side else 0
+        return (
+            tls,
+            TrafficSecret(suite, secrets[f"{ours}_TRAFFIC_SECRET_0"], seq),
+            TrafficSecret(suite, secrets[f"{theirs}_TRAFFIC_SECRET_0"]),
+        )
     except KeyError:
         raise TLSError(Alert.INTERNAL_ERROR, "this ssl module did not tell the traffic secrets") from None
-    writer = TLSWriter(sock, tx, engine_name=chosen.name)
-    reader = TLSReader(
-        sock,
-        rx,
-        release=release,
-        server_side=server_side,
-        allow_truncation=allow_truncation,
-        on_ticket=on_ticket,
-        on_key_update=lambda requested: writer.answer_key_update() if requested else None,
-        buffer_size=buffer_size,
-        engine_name=chosen.name,
-    )
-    return Handoff(
-        reader, writer, suite, tls.selected_alpn_protocol(), tls.getpeercert(), tls.getpeercert(binary_form=True)
-    )
 
 
 def _run(
@@ -194,92 +205,3 @@ def _records(stream: bytes) -> int:
         count += stream[at] == ContentType.APPLICATION_DATA
         at += HEADER + int.from_bytes(stream[at + 3 : at + HEADER], "big")
     return count
-
-
-class _Keylog:
-    """A file in memory that a context writes its secrets to, as long as handshakes are under way."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self.users = 0
-        self._context = context
-        self._before = context.keylog_filename
-        self._read, self._write = _memory_file()
-        self._at = 0
-        self._rest = ""
-        self._lines: dict[str, list[str]] = {}
-        self._lock = threading.Lock()
-        context.keylog_filename = f"/dev/fd/{self._write}"
-
-    def secrets(self, client_random: bytes) -> dict[str, bytes]:
-        """The secrets of one handshake, by their labels."""
-        with self._lock:  # what is there may be of other handshakes too
-            self._sort()
-            lines = self._lines.pop(client_random.hex(), [])
-            self._pass_on(lines)
-        return {label: bytes.fromhex(secret) for label, _, secret in map(str.split, lines)}
-
-    def _sort(self) -> None:
-        """Take what has come, by the client's random."""
-        *whole, self._rest = (self._rest + self._new()).split("\n")
-        for line in whole:
-            if not line.startswith("#"):
-                self._lines.setdefault([*line.split(), "", ""][1], []).append(line + "\n")
-
-    def _pass_on(self, lines: list[str]) -> None:
-        """Somebody who debugs gets what they would have got."""
-        if self._before:
-            with Path(self._before).open("a", encoding="ascii") as file:
-                file.writelines(lines)
-
-    def _new(self) -> str:
-        """What has been written since the last call."""
-        found = b""
-        with suppress(BlockingIOError):
-            while part := (
-                os.pread(self._read, 1 << 16, self._at) if self._read == self._write else os.read(self._read, 1 << 16)
-            ):
-                found += part
-                self._at += len(part)
-        return found.decode("ascii")
-
-    def close(self) -> None:
-        """Point the context back, and pass on what nobody has asked for: of handshakes that failed, or of others."""
-        self._context.keylog_filename = self._before
-        with suppress(OSError):
-            self._sort()
-            for lines in self._lines.values():
-                self._pass_on(lines)
-        for fd in {self._read, self._write}:
-            os.close(fd)
-
-
-_keylogs: dict[int, _Keylog] = {}
-
-
-@contextmanager
-def _keylog(context: ssl.SSLContext) -> Iterator[_Keylog]:
-    """The context's keylog, shared by the handshakes that use it at the same time."""
-    with _KEYLOG_LOCK:
-        if id(context) not in _keylogs:
-            _keylogs[id(context)] = _Keylog(context)
-        keylog = _keylogs[id(context)]
-        keylog.users += 1
-    try:
-        yield keylog
-    finally:
-        with _KEYLOG_LOCK:
-            keylog.users -= 1
-            if not keylog.users:
-                del _keylogs[id(context)]
-                keylog.close()
-
-
-def _memory_file() -> tuple[int, int]:
-    """Descriptors to read and to write a file that is on no disk: the same one, or a pipe's."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("keylog")
-        return fd, fd
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)  # a full pipe must not stop a handshake
-    return read, write

@@ -20,10 +20,10 @@ from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
-from safemem.tls.data_first import DataFirstReader
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import Alert, KeyExpiredError, ReceivedAlertError, TLSError, TruncationError
 from safemem.tls.keys import Keys
+from safemem.tls.ordered_reader import OrderedReader
 from safemem.tls.post_handshake import CloseNotify, KeyUpdate, NewSessionTicket, PostHandshake
 from safemem.tls.record import MAX_RECORD, TAG, ContentType
 from safemem.tls.record_layer import RecordLayer
@@ -40,7 +40,7 @@ _DATA = int(ContentType.APPLICATION_DATA)
 _TYPE = 1  # the byte behind the content that tells its type
 
 
-class TLSReader(DataFirstReader):
+class TLSReader(OrderedReader):
     """A Reader of what the peer sends, from the record that ``keys`` count from on.
 
     Data comes first and its error at the next call; errors are final, but for would-block, the transport's own and
@@ -153,6 +153,7 @@ class TLSReader(DataFirstReader):
     def _deliver(self, dsts: BlockSeq) -> int:
         """Fill dsts from the buffer: what waits there, then record by record. An error stops it and is kept."""
         done = 0
+        run = self._layer.run_direct if self._direct else self._layer.run
         try:
             for block in dsts:
                 view = _NOWHERE if block.need_safecopy else block.view()
@@ -172,7 +173,7 @@ class TLSReader(DataFirstReader):
                     else:
                         # A record goes straight there, unless it must be looked at as its like may be too many by now.
                         room = _NOWHERE if self._post.waiting else view[at:]
-                        n, odd, authentic = self._layer.run(room, self._direct)
+                        n, odd, authentic = run(room)
                         if not n and not odd:
                             return done
                     at += n

@@ -9,60 +9,46 @@ Source: ssl.SSLObject, ssl.MemoryBIO.
 from __future__ import annotations
 
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from safemem.block import Block, copy
 from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred
 from safemem.protocols import Reader
-from safemem.tls.boundaries import Boundaries
-from safemem.tls.data_first import DataFirstReader
 from safemem.tls.errors import TruncationError
+from safemem.tls.ordered_reader import OrderedReader
+from safemem.tls.record_boundaries import RecordBoundaries
 from safemem.tls.ssl_object_writer import SSLObjectWriter
+from safemem.tls.ssl_session import BULK, SSLSession
 from safemem.tls.transport import receive, receiver
 
 if TYPE_CHECKING:
     import socket
 
-_BULK = 1 << 18
 _RECORD = 1 << 14
 
 
-class SSLObjectReader(DataFirstReader):
+class SSLObjectReader(OrderedReader):
     """A Reader over an SSLObject: data first and its error at the next call, 0 at the peer's close_notify.
 
     Reads raise ssl.SSLError, TruncationError.
     """
 
     def __init__(
-        self,
-        source: socket.socket | int | Reader,
-        tls: ssl.SSLObject,
-        incoming: ssl.MemoryBIO,
-        lock: threading.Lock,
-        *,
-        writer: SSLObjectWriter | None = None,
-        allow_truncation: bool = False,
+        self, source: socket.socket | int | Reader, session: SSLSession, *, allow_truncation: bool = False
     ) -> None:
-        """``incoming`` is the SSLObject's, and holds whole records. ``writer`` sends the answers that what is read may
-        call for.
+        """The session's ``incoming`` holds whole records. Answers that what is read may call for go to its sink.
+
+        With ``allow_truncation`` the transport may end between two records without close_notify.
         """
         super().__init__()
         self._receive_into = receiver(source)
-        self._tls = tls
-        self._incoming = incoming
-        self._lock = lock
-        self._writer = writer
+        self._session = session
         self._allow_truncation = allow_truncation
-        self._memory = bytearray(_BULK)
+        self._memory = bytearray(BULK)
         self._buffer = memoryview(self._memory)
-        self._boundaries = Boundaries()
-        self._early = b""  # decrypted already, and comes before what the SSLObject has
-        if writer is not None:
-            writer._reader = self
+        self._boundaries = RecordBoundaries()
 
     @property
     def eof(self) -> bool:
@@ -72,18 +58,18 @@ class SSLObjectReader(DataFirstReader):
     @property
     def ssl_object(self) -> ssl.SSLObject:
         """The SSLObject, for its cipher(), getpeercert(), selected_alpn_protocol()."""
-        return self._tls
+        return self._session.tls
 
     def pending(self) -> int:
         """How many decrypted bytes wait."""
-        with self._lock:
-            return len(self._early) + self._tls.pending()
+        with self._session.lock:
+            return self._session.unread()
 
     def has_pending(self) -> bool:
         """Whether a read would have something to tell without a receive: do not wait for the transport then."""
-        with self._lock:
-            whole_record = self._incoming.pending > self._boundaries.unfinished
-            return bool(self._early or self._tls.pending() or whole_record or self._error or self._held or self._eof)
+        with self._session.lock:
+            whole_record = self._session.incoming.pending > self._boundaries.unfinished
+            return bool(self._session.unread() or whole_record or self._error or self._held or self._eof)
 
     def _deliver(self, dsts: BlockSeq) -> int:
         """Fill dsts from what has been received. An error, or the end, is kept for when it is all there is."""
@@ -110,7 +96,7 @@ class SSLObjectReader(DataFirstReader):
             try:
                 copy(block.drop_first(done), Block.from_view(target, 0, n))
             except TransferError as exc:
-                self._early = bytes(target[exc.transferred : n]) + self._early
+                self._session.early = bytes(target[exc.transferred : n]) + self._session.early
                 add_transferred(exc, done)
                 raise
             done += n
@@ -122,11 +108,12 @@ class SSLObjectReader(DataFirstReader):
         """Fill a view as far as there is something. Notes the end, and an error."""
         done = 0
         size = len(view)
-        read: Any = self._tls.read  # typeshed knows no count
+        session = self._session
+        read: Any = session.tls.read  # typeshed knows no count
         try:
-            with self._lock:
-                if self._early:
-                    done = self._take_early(view)
+            with session.lock:
+                if session.early:
+                    done = session.take_early(view)
                 if self._error is not None or self._eof:
                     return done
                 while done < size:
@@ -140,32 +127,11 @@ class SSLObjectReader(DataFirstReader):
             self._eof = True
         except ssl.SSLError as exc:
             self._error = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
-            if self._writer is not None:
-                self._writer._answer()  # the alert
+            session.answer()  # the alert
         return done
 
-    def _take_early(self, target: memoryview) -> int:
-        n = min(len(self._early), len(target))
-        target[:n], self._early = self._early[:n], self._early[n:]
-        return n
-
-    @contextmanager
-    def _set_aside(self) -> Iterator[None]:
-        """Have nothing in the SSLObject meanwhile that the peer has sent; the lock must be held.
-
-        While it sends a close_notify it looks for the peer's, and data in its way would be an error for good.
-        """
-        while n := self._tls.pending():
-            self._early += self._tls.read(n)
-        encrypted = self._incoming.read()
-        try:
-            yield
-        finally:
-            self._incoming.write(encrypted)
-
     def _receive(self) -> None:
-        if self._writer is not None:
-            self._writer._answer()
+        self._session.answer()
         if self._bring():
             return
         if self._allow_truncation and not self._boundaries.inside:
@@ -173,12 +139,31 @@ class SSLObjectReader(DataFirstReader):
         else:
             self._error = TruncationError(self._boundaries.inside)
 
+    def handshake(self) -> None:
+        """Do the handshake, of any version of TLS, over a transport that waits.
+
+        Raises ssl.SSLError, after telling the peer; TruncationError if it went away.
+        """
+        while True:
+            try:
+                self._session.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._session.flush()
+            except ssl.SSLError:
+                with suppress(OSError):  # the peer may be gone; this is why it failed
+                    self._session.flush()
+                raise
+            if not self._bring():
+                raise TruncationError(self._boundaries.inside)
+        self._session.flush()
+
     def _bring(self) -> bool:
         """Receive once, for the SSLObject; False at the end of the transport."""
         n, error = receive(self._receive_into, self._buffer)
         self._boundaries.follow(self._memory, n)
-        with self._lock:
-            self._incoming.write(self._buffer[:n])
+        with self._session.lock:
+            self._session.incoming.write(self._buffer[:n])
         self._hold(error)
         return n > 0
 
@@ -200,20 +185,7 @@ def ssl_object_pair(
         raise ValueError("sock must wait, or have a timeout, until the handshake is done")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
-    lock = threading.Lock()
-    writer = SSLObjectWriter(sock, tls, outgoing, lock)
-    reader = SSLObjectReader(sock, tls, incoming, lock, writer=writer, allow_truncation=allow_truncation)
-    while True:
-        try:
-            tls.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            writer.flush()
-        except ssl.SSLError:
-            with suppress(OSError):  # the peer may be gone; this is why it failed
-                writer.flush()
-            raise
-        if not reader._bring():
-            raise TruncationError(reader._boundaries.inside)
-    writer.flush()
-    return reader, writer
+    session = SSLSession(sock, tls, incoming, outgoing)
+    reader = SSLObjectReader(sock, session, allow_truncation=allow_truncation)
+    reader.handshake()
+    return reader, SSLObjectWriter(session)

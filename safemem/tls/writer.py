@@ -19,11 +19,12 @@ from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, would_block
 from safemem.protocols import Writer
-from safemem.tls.aead import Sealer, engine
+from safemem.tls.aead import engine
+from safemem.tls.engines.engine import Sealer
 from safemem.tls.errors import Alert
 from safemem.tls.keys import Keys
+from safemem.tls.outbox import SendBuffer
 from safemem.tls.record import HEADER, MAX_CONTENT, MAX_SEQ, TAG, ContentType
-from safemem.tls.transport import sender, sink_ended
 
 if TYPE_CHECKING:
     import socket
@@ -66,17 +67,13 @@ class TLSWriter:
         largest = MAX_CONTENT + _OVERHEAD
         if buffer_size < largest:
             raise ValueError(f"buffer_size must be at least {largest}, one record, not {buffer_size}")
-        self._send = sender(sink)
+        # Beside data its padding, a key update and an alert must always fit.
+        self._out = SendBuffer(sink, buffer_size + pad_to + 2 * (_OVERHEAD + _CONTROL + pad_to))
+        self._capacity = buffer_size
         self._engine = engine(engine_name)
         self._record_size = record_size
         self._pad_to = pad_to
-        # Beside data its padding, a key update and an alert must always fit.
-        self._buffer = memoryview(bytearray(buffer_size + pad_to + 2 * (_OVERHEAD + _CONTROL + pad_to)))
-        self._capacity = buffer_size
-        self._sent = 0
-        self._end = 0
         self._lock = threading.Lock()
-        self._held: OSError | None = None
         self._update_owed = False
         self._ended = False
         self._closed = False
@@ -86,8 +83,8 @@ class TLSWriter:
 
     def _use(self, keys: Keys) -> None:
         record_keys = keys.record_keys()
-        self._sealer = self._engine.sealer(record_keys, self._buffer)
-        self._own = self._sealer.source(self._buffer)
+        self._sealer = self._engine.sealer(record_keys, self._out.memory)
+        self._own = self._sealer.source(self._out.memory)
         self._keys: Keys | None = keys
         self._seq = record_keys.seq
 
@@ -108,8 +105,7 @@ class TLSWriter:
             self._closed = True
             self._sealer.close()
             self._keys = None
-            self._buffer[:] = bytes(len(self._buffer))
-            self._sent = self._end = 0
+            self._out.wipe()
 
     @property
     def engine_name(self) -> str:
@@ -118,7 +114,7 @@ class TLSWriter:
 
     def pending(self) -> int:
         """How many bytes of ciphertext wait for the transport."""
-        return self._end - self._sent
+        return len(self._out)
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """Encrypt and send; returns how many bytes of srcs have been encrypted.
@@ -132,17 +128,16 @@ class TLSWriter:
             return 0
         with self._exclusive():
             self._check_open()
-            if not self._push():
-                raise would_block()
+            self._out.flush()
             done = 0
             try:
                 while done < srcs.num_bytes:
                     try:
                         done += self._encrypt(srcs.drop_first(done))
                     except Exception:  # srcs faulted, or the keys are used up: what came before goes on its way
-                        self._push_or_hold()
+                        self._out.push_or_hold()
                         raise
-                    if not (self._push_or_hold() if done else self._push()):
+                    if not (self._out.push_or_hold() if done else self._out.push()):
                         if not done:
                             raise would_block()
                         break
@@ -161,16 +156,14 @@ class TLSWriter:
             raise ValueError(f"a record of type {kind} and {len(content)} bytes cannot be")
         with self._exclusive():
             self._check_open()
-            if not self._push():
-                raise would_block()
+            self._out.flush()
             self._put(kind, content)
-            self._push_or_hold()
+            self._out.push_or_hold()
 
     def flush(self) -> None:
         """Send what waits. Raises BlockingIOError if not all of it can go now."""
         with self._exclusive():
-            if not self._push():
-                raise would_block()
+            self._out.flush()
 
     def answer_key_update(self) -> None:
         """The peer wants new keys of us: the next data comes under them. Asking several times is asking once."""
@@ -184,10 +177,9 @@ class TLSWriter:
         """
         with self._exclusive():
             self._check_open()
-            if not self._push():
-                raise would_block()
+            self._out.flush()
             self._update(request_peer)
-            self._push_or_hold()
+            self._out.push_or_hold()
 
     def rekey(self, keys: Keys) -> None:
         """Go on with keys that were given, after a key update that the caller has sent by :meth:`write_record`.
@@ -210,8 +202,7 @@ class TLSWriter:
                 self._check_open()
                 self._put(ContentType.ALERT, bytes([1, Alert.CLOSE_NOTIFY]))
                 self._ended = True
-            if not self._push():
-                raise would_block()
+            self._out.flush()
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -228,80 +219,41 @@ class TLSWriter:
         if self._ended:
             raise BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: close_notify has been sent")
 
-    def _push(self) -> bool:
-        """Send what waits; whether all of it went."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            raise held
-        while self._sent < self._end:
-            try:
-                n = self._send(self._buffer[self._sent : self._end])
-            except BaseException as exc:
-                n = getattr(exc, "transferred", 0)
-                self._sent += n
-                if isinstance(exc, BlockingIOError):
-                    return False
-                add_transferred(exc, -n)  # they are ciphertext, and none of the caller's bytes
-                raise
-            if not n:
-                raise sink_ended()
-            self._sent += n
-        self._sent = self._end = 0
-        return True
-
-    def _push_or_hold(self) -> bool:
-        """The same where bytes have been taken: an error waits for the next call."""
-        try:
-            return self._push()
-        except OSError as exc:
-            self._held = exc.with_traceback(None)
-            return False
-
     def _encrypt(self, srcs: BlockSeq) -> int:
         """Encrypt as much as the buffer has room for, and return how much that was. An error counts it."""
         done = 0
-        block, at = Block.from_view(memoryview(b""), 0, 0), 0
-        blocks = iter(srcs)
         total = srcs.num_bytes
-        source: Any = None
         try:
             while done < total:
                 self._make_way()
-                room = self._capacity - self._end - _OVERHEAD
-                n = min(self._record_size, total - done, room)
-                if n < min(self._record_size, total - done) and self._end:
+                wanted = min(self._record_size, total - done)
+                n = min(wanted, self._capacity - self._out.end - _OVERHEAD)
+                if n < wanted and self._out.end:
                     break
-                if at == len(block):
-                    block, at, source = next(blocks), 0, None
-                if not block.need_safecopy and len(block) - at >= n:
-                    if source is None:
-                        source = self._sealer.source(block.view())
-                    if n == self._record_size:
-                        n = self._seal_run(source, at, len(block) - at)
-                    else:
-                        self._seal(ContentType.APPLICATION_DATA, source, at, n)
-                    at += n
+                rest = srcs.drop_first(done)
+                block = rest.head()
+                if block.need_safecopy or len(block) < n:
+                    self._gather(rest, n)
+                elif n < self._record_size:
+                    self._seal(ContentType.APPLICATION_DATA, self._sealer.source(block.view()), 0, n)
                 else:
-                    # It lies in pieces, or may fault: gathered where it is going to be encrypted.
-                    place = self._end + HEADER
-                    gathered = BlockSeq.of(Block.from_view(self._buffer, place, n))
-                    try:
-                        copy_seq(gathered, srcs.drop_first(done))
-                    except TransferError as exc:
-                        if exc.transferred:
-                            self._seal(ContentType.APPLICATION_DATA, self._own, place, exc.transferred)
-                        raise
-                    self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
-                    left = n
-                    while left > len(block) - at:
-                        left -= len(block) - at
-                        block, at, source = next(blocks), 0, None
-                    at += left
+                    n = self._seal_run(self._sealer.source(block.view()), len(block))
                 done += n
         except BaseException as exc:
             add_transferred(exc, done)
             raise
         return done
+
+    def _gather(self, srcs: BlockSeq, n: int) -> None:
+        """Append a record with n bytes that lie in pieces, or may fault: they are gathered where they are encrypted."""
+        place = self._out.end + HEADER
+        try:
+            copy_seq(BlockSeq.of(Block.from_view(self._out.memory, place, n)), srcs)
+        except TransferError as exc:
+            if exc.transferred:
+                self._seal(ContentType.APPLICATION_DATA, self._own, place, exc.transferred)
+            raise
+        self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
 
     def _make_way(self) -> None:
         """Before data: the key update that the peer waits for, or that the cipher needs by now."""
@@ -317,8 +269,8 @@ class TLSWriter:
         self._sealer.close()
         self._use(following)
 
-    def _seal_run(self, source: Any, offset: int, size: int) -> int:
-        """Append full records out of one block, at least one, as many as there are and fit; returns their bytes.
+    def _seal_run(self, source: Any, size: int) -> int:
+        """Append full records out of one block of a size, at least one, as many as fit; returns their bytes.
 
         A record costs 1 us less so than by _seal.
         """
@@ -326,14 +278,14 @@ class TLSWriter:
         tail = 1 + min(-n % self._pad_to, MAX_CONTENT - n)
         length = n + tail + TAG
         limit = max(_AEAD_LIMIT - self._seq, 1)
-        count = max(1, min(size // n, (self._capacity - self._end) // (HEADER + length), limit))
+        count = max(1, min(size // n, (self._capacity - self._out.end) // (HEADER + length), limit))
         count = min(count, MAX_SEQ + 1 - self._seq)
         if count < 1:
             raise OverflowError("the sequence numbers are used up")
         header = b"\x17\x03\x03" + length.to_bytes(2, "big")
         behind = bytes([ContentType.APPLICATION_DATA]) + bytes(tail - 1)
-        buffer, seal = self._buffer, self._sealer.seal
-        seq, end = self._seq, self._end
+        buffer, seal = self._out.memory, self._sealer.seal
+        seq, end, offset = self._seq, self._out.end, 0
         try:
             for _ in range(count):
                 start = end + HEADER
@@ -347,28 +299,28 @@ class TLSWriter:
             add_transferred(exc, (seq - self._seq) * n)
             raise
         finally:
-            self._seq, self._end = seq, end
+            self._seq, self._out.end = seq, end
         return count * n
 
     def _put(self, kind: int, content: bytes) -> None:
-        place = self._end + HEADER
-        self._buffer[place : place + len(content)] = content
+        place = self._out.end + HEADER
+        self._out.memory[place : place + len(content)] = content
         self._seal(kind, self._own, place, len(content))
 
     def _seal(self, kind: int, source: Any, offset: int, n: int) -> None:
         """Append a record with n bytes of a source."""
         if self._seq > MAX_SEQ:
             raise OverflowError("the sequence numbers are used up")
-        at = self._end
+        at, buffer = self._out.end, self._out.memory
         padding = min(-n % self._pad_to, MAX_CONTENT - n)
         tail = 1 + padding
         start = at + HEADER
         end = start + n + tail
         header = b"\x17\x03\x03" + (n + tail + TAG).to_bytes(2, "big")
-        self._buffer[at:start] = header
-        self._buffer[start + n] = kind
+        buffer[at:start] = header
+        buffer[start + n] = kind
         if padding:
-            self._buffer[start + n + 1 : end] = bytes(padding)
+            buffer[start + n + 1 : end] = bytes(padding)
         self._sealer.seal(self._seq, header, start, n, tail, source, offset)
         self._seq += 1
-        self._end = end + TAG
+        self._out.end = end + TAG

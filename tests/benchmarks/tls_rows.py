@@ -31,7 +31,7 @@ _ROUND = 8 * _MIB  # more than the caches hold, as on a real connection
 _ROUNDS = 11
 _RCVBUFFORCE, _SNDBUFFORCE = 33, 32
 _BUFFER = 32 * _MIB
-_CERTIFICATE = Path(__file__).resolve().parents[2] / "usermem" / "tour_certificate.pem"
+_CERTIFICATE = Path(__file__).resolve().parents[2] / "usermem" / "tour" / "certificate.pem"
 
 READERS = ("direct, libcrypto", "verified, libcrypto", "direct, cryptography", "SSLObjectReader")
 _BARS = {

@@ -103,6 +103,21 @@ def test_copy_seq(to: list[Piece], what: list[Piece], skip: int, most: int) -> N
     assert src.joined() == data
 
 
+@given(PIECES, st.binary(max_size=20), st.integers(0, 20), st.integers(0, 20))
+def test_fill(pieces: list[Piece], data: bytes, skip: int, most: int) -> None:
+    """fill moves the bytes over the start of the window, and returns just what they cover; None if it is too small."""
+    memory = Memory(pieces)
+    before = memory.joined()
+    window = memory.seq().drop_first(skip).take_first(most)
+    filled = window.fill(data)
+    if len(data) > window.num_bytes:
+        assert (filled, memory.joined()) == (None, before)
+    else:
+        assert filled is not None
+        assert filled.tobytes() == data
+        assert memory.joined() == before[:skip] + data + before[skip + len(data) :]
+
+
 @given(PIECES, st.integers(0, 20), st.integers(0, 20))
 def test_zero_seq(pieces: list[Piece], skip: int, most: int) -> None:
     """zero_seq sets exactly the bytes it is given to 0."""
@@ -257,6 +272,10 @@ def test_copy_seq_stops_at_a_fault(fault: Fault, valid: int) -> None:
         copy_seq(BlockSeq([Block(memoryview(taken)[:4]), Block(memoryview(taken)[4:])]), dsts)
     assert (caught.value.transferred, caught.value.address, caught.value.signo) == (3 + valid, faulty.edge, signo)
     assert taken == bytes(3 + valid) + b"\xee" * (10 - valid)
+    with pytest.raises(HostFaultError) as caught:
+        dsts.fill(b"0123456789abc")
+    assert (caught.value.transferred, caught.value.address, caught.value.signo) == (3 + valid, faulty.edge, signo)
+    assert first + faulty.before_edge(valid) == b"012345678"[: 3 + valid]
 
 
 @pytest.mark.parametrize("fault", ["segv", "bus"])
@@ -280,6 +299,9 @@ def test_readonly_destination() -> None:
         copy_seq(dsts, BlockSeq.of(Block(b"0123")))
     with pytest.raises(TypeError, match=r"^dst must be writable"):
         zero_seq(dsts)
+    for seq in (dsts, dsts.drop_first(2)):
+        with pytest.raises(TypeError):
+            seq.fill(b"0123"[: seq.num_bytes])
     assert first == b"--"
     assert frozen == bytes([102, 114, 111, 122, 101, 110])
     assert copy_seq(dsts, BlockSeq.of(Block(b"01"))) == 2  # as far as the writable block goes, it may

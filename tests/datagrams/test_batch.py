@@ -151,9 +151,9 @@ def test_no_names_asked_for(family: int) -> None:
         for _ in range(3):
             other.sendto(b"x", one.getsockname())
             other.sendto(b"x", one.getsockname())
-            before = bytes(batch.headers._memory)[batch.headers._offsets[2] :]
+            before = bytes(batch.headers._memory)[batch.headers._names_in.start :]
             assert receive(one, batch, 2) == 2
-            assert bytes(batch.headers._memory)[batch.headers._offsets[2] :] == before
+            assert bytes(batch.headers._memory)[batch.headers._names_in.start :] == before
             assert batch.peers() == [None, None]
             assert batch[0].peer is None
         batch.set_peer(1, two.getsockname())

@@ -125,7 +125,7 @@ class Snatched(deque[Any]):
 def test_a_datagram_that_another_thread_takes() -> None:
     """Between the look and the grip there is nothing left: that is what an empty queue is."""
     queue = MemoryDatagram()
-    queue._in.queue = Snatched()
+    queue._in.entries = Snatched()
     assert queue.pending() is None
     for flags in (0, MSG_PEEK):
         with pytest.raises(BlockingIOError) as caught:

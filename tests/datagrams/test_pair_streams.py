@@ -23,7 +23,9 @@ from safemem.datagram import (
     DATAGRAM_OVERHEAD,
     BadBlocksError,
     DatagramPair,
+    DatagramReader,
     DatagramTooLongError,
+    DatagramWriter,
     LocalAddressNotAvailableError,
     MemoryDatagram,
     MessageBatch,
@@ -293,7 +295,7 @@ def two() -> tuple[DatagramPair, DatagramPair]:
 def test_reader_and_writer() -> None:
     """One datagram a call, an empty one too; what came with it is on the reader."""
     one, other = two()
-    reader, writer = one.reader(), one.writer()
+    reader, writer = DatagramReader(one), DatagramWriter(one)
     assert is_message_oriented(reader)
     assert is_message_oriented(writer)
     assert (reader.read_to_blocks(room(4)), reader.msg_len, reader.flags) == (4, 10, MSG_TRUNC)
@@ -302,7 +304,7 @@ def test_reader_and_writer() -> None:
         reader.read_to_blocks(room(4))
     assert not reader.received
     assert [writer.write_from_blocks(seq) for seq in (blocks(b"x", b"yz"), blocks())] == [3, 0]
-    assert [other.reader().read_to_blocks(room(9)) for _ in range(2)] == [3, 0]
+    assert [DatagramReader(other).read_to_blocks(room(9)) for _ in range(2)] == [3, 0]
     other.close()
     with pytest.raises(BrokenPipeError):
         reader.read_to_blocks(room(1))
@@ -314,10 +316,10 @@ def test_policy_keep(no_trunc: bool) -> None:
     one, _other = two()
     one.no_trunc = no_trunc
     with pytest.raises(BadBlocksError) as caught:
-        one.reader(wanted=20).read_to_blocks(room(6))
+        DatagramReader(one, wanted=20).read_to_blocks(room(6))
     assert (caught.value.lost, caught.value.errno, one.pending()) == (False, errno.EFAULT, 10)
-    assert one.reader(wanted=20).read_to_blocks(room(10)) == 10
-    assert one.reader(wanted=20).read_to_blocks(room(6)) == 2
+    assert DatagramReader(one, wanted=20).read_to_blocks(room(10)) == 10
+    assert DatagramReader(one, wanted=20).read_to_blocks(room(6)) == 2
 
 
 def test_policy_linux() -> None:
@@ -325,7 +327,7 @@ def test_policy_linux() -> None:
     one, _other = two()
     dsts = room(6)
     with pytest.raises(BadBlocksError) as caught:
-        one.reader(wanted=20, fault_policy="linux").read_to_blocks(dsts)
+        DatagramReader(one, wanted=20, fault_policy="linux").read_to_blocks(dsts)
     assert (caught.value.lost, caught.value.transferred, dsts.tobytes(), one.pending()) == (True, 6, b"012345", 2)
 
 

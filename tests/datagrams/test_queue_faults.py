@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from queue_endpoint import Fault, PlainSocketEndpoint, ScriptedEndpoint
 from safemem import BlockSeq
-from safemem.datagram import DatagramQueue, DatagramSocket, Endpoint, NoBufferError, Outcome, SendStatus
+from safemem.datagram import DatagramEndpoint, DatagramQueue, DatagramSocket, NoBufferError, Outcome, SendStatus
 from safemem.datagram.flags import MSG_DONTWAIT
 from sample_blocks import blocks, room
 
@@ -148,7 +148,7 @@ def socket_pair(family: int, tmp: str) -> Iterator[tuple[socket.socket, socket.s
 @pytest.mark.parametrize("endpoint", [PlainSocketEndpoint, DatagramSocket])
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
 def test_over_sockets(
-    family: int, endpoint: Callable[[socket.socket], Endpoint], tmp_path_factory: pytest.TempPathFactory
+    family: int, endpoint: Callable[[socket.socket], DatagramEndpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Messages and their senders arrive; each echo goes back from the buffer that it came in."""
     folder = str(tmp_path_factory.mktemp("q"))

@@ -41,7 +41,7 @@ def incoming(*messages: bytes) -> ScriptedEndpoint:
 def test_one_message_a_call(policy: FaultPolicy) -> None:
     """Whole, empty, cut: with all that came beside it; then BlockingIOError."""
     endpoint = incoming(b"one", b"", b"too long")
-    reader = endpoint.reader(fault_policy=policy)
+    reader = DatagramReader(endpoint, fault_policy=policy)
     as_reader: Reader = reader
     assert as_reader is reader and reader.message_oriented
     assert not reader.received
@@ -67,7 +67,7 @@ def test_flags_and_control_data_are_asked_for() -> None:
     assert reader.read_to_blocks(room(3)) == 3
     assert reader.read_to_blocks(room(3)) == 3
     assert endpoint.calls == [("recvmsg", MSG_PEEK | 0x4000, 24)] * 2
-    assert endpoint.reader(5).read_to_blocks(room(3)) == 3
+    assert DatagramReader(endpoint, 5).read_to_blocks(room(3)) == 3
     assert endpoint.calls[-1] == ("recvmsg", 5, 0)
 
 
@@ -76,7 +76,7 @@ def test_flags_and_control_data_are_asked_for() -> None:
 def test_memory_that_is_not_needed(policy: FaultPolicy, length: int, room_of: int, wanted: int) -> None:
     """Does no harm if it cannot be written: the datagram fits, or is cut as the caller asked."""
     endpoint = incoming(b"x" * length)
-    reader = endpoint.reader(wanted=wanted, fault_policy=policy)
+    reader = DatagramReader(endpoint, wanted=wanted, fault_policy=policy)
     assert reader.read_to_blocks(room(room_of)) == min(length, room_of)
     assert (reader.msg_len, reader.flags) == (length, MSG_TRUNC if length > room_of else 0)
     assert not endpoint.incoming
@@ -86,7 +86,7 @@ def test_memory_that_is_not_needed(policy: FaultPolicy, length: int, room_of: in
 def test_keep(length: int, room_of: int, wanted: int) -> None:
     """A datagram that needs the missing memory stays, and nothing is written."""
     endpoint = incoming(b"x" * length, b"next")
-    reader = endpoint.reader(wanted=wanted)
+    reader = DatagramReader(endpoint, wanted=wanted)
     dsts = room(room_of)
     for _ in range(2):
         with pytest.raises(BadBlocksError) as caught:
@@ -105,7 +105,7 @@ def test_keep(length: int, room_of: int, wanted: int) -> None:
 def test_linux(length: int, room_of: int, wanted: int) -> None:
     """It is lost, and what there was room for is written: the error says so."""
     endpoint = incoming(b"x" * length, b"next")
-    reader = endpoint.reader(wanted=wanted, fault_policy="linux")
+    reader = DatagramReader(endpoint, wanted=wanted, fault_policy="linux")
     dsts = room(room_of)
     with pytest.raises(BadBlocksError) as caught:
         reader.read_to_blocks(dsts)
@@ -123,7 +123,7 @@ def test_a_peek_loses_nothing() -> None:
     """Under no policy."""
     endpoint = incoming(b"12345")
     with pytest.raises(BadBlocksError) as caught:
-        endpoint.reader(MSG_PEEK, 9, "linux").read_to_blocks(room(2))
+        DatagramReader(endpoint, MSG_PEEK, 9, "linux").read_to_blocks(room(2))
     assert not caught.value.lost
     assert len(endpoint.incoming) == 1
 
@@ -133,7 +133,7 @@ def test_another_thread_takes_what_was_looked_at() -> None:
     endpoint = incoming(b"1", b"12345")
     endpoint.receive_faults.extend([None, endpoint.incoming.popleft])
     with pytest.raises(BadBlocksError) as caught:
-        endpoint.reader(wanted=9).read_to_blocks(room(2))
+        DatagramReader(endpoint, wanted=9).read_to_blocks(room(2))
     assert caught.value.lost
     assert caught.value.transferred == 2
 
@@ -141,7 +141,7 @@ def test_another_thread_takes_what_was_looked_at() -> None:
 def test_writing() -> None:
     """Each sequence is a message, an empty one too, to where the writer says."""
     endpoint = ScriptedEndpoint()
-    writer = endpoint.writer(A, B, 64)
+    writer = DatagramWriter(endpoint, A, B, 64)
     as_writer: Writer = writer
     assert as_writer.write_from_blocks(blocks(b"o", b"ne")) == 3
     assert writer.write_from_blocks(BlockSeq()) == 0
@@ -163,8 +163,8 @@ def test_over_sockets() -> None:
         for sock in (one, two):
             sock.bind(("127.0.0.1", 0))
             sock.settimeout(5)
-        writer = PlainSocketEndpoint(one).writer(two.getsockname())
-        reader = PlainSocketEndpoint(two).reader(wanted=6)
+        writer = DatagramWriter(PlainSocketEndpoint(one), two.getsockname())
+        reader = DatagramReader(PlainSocketEndpoint(two), wanted=6)
         for text in (b"1234", b"12345678", b""):
             assert writer.write_from_blocks(blocks(text[:2], text[2:])) == len(text)
         assert reader.read_to_blocks(room(4)) == 4
@@ -193,7 +193,7 @@ def test_a_read_only_destination() -> None:
     """TypeError, and the message stays."""
     endpoint = incoming(b"x")
     with pytest.raises(TypeError):
-        endpoint.reader().read_to_blocks(BlockSeq([Block(b"const")]))
+        DatagramReader(endpoint).read_to_blocks(BlockSeq([Block(b"const")]))
     assert endpoint.incoming
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from datagram_ends import FAMILIES, bound, every_backend, one, pair
 from safemem import Block, BlockSeq, HostFaultError
-from safemem.datagram import DatagramSocket, DatagramTooLongError, MessageBatch
+from safemem.datagram import DatagramReader, DatagramSocket, DatagramTooLongError, DatagramWriter, MessageBatch
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT
 from safemem.datagram.sockets import Backend
 from sample_blocks import room
@@ -264,8 +264,8 @@ def test_control_data_of_streams(tmp_path: Path) -> None:
     tos = (int(socket.IPPROTO_IP), int(socket.IP_TOS), struct.pack("i", 8))
     with pair("inet", tmp_path) as (receiver, sender):
         receiver.socket.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
-        writer = sender.writer(ancdata=(tos,))
-        reader = receiver.reader(ancbufsize=24)
+        writer = DatagramWriter(sender, ancdata=(tos,))
+        reader = DatagramReader(receiver, ancbufsize=24)
         for _ in range(2):
             writer.write_from_blocks(one(b"x"))
             assert reader.read_to_blocks(room(9)) == 1

@@ -23,7 +23,7 @@ from kernel_messages import PAGE, RW, Header, Twins, drain, kernel, needs_linux
 from memory_endpoint import Datagram, MemoryEndpoint
 from safemem.datagram import Address, Ancillary
 from usermem import linux_result
-from usermem.recvmsg import recvmmsg_into_user, recvmsg_into_user
+from usermem.messages import recvmmsg_into_user, recvmsg_into_user
 
 pytestmark = needs_linux
 

@@ -21,7 +21,7 @@ from hostarch import mman
 from kernel_messages import PAGE, RW, Header, Twins, drain, kernel, needs_linux
 from queue_endpoint import PlainSocketEndpoint
 from usermem import linux_result
-from usermem.sendmsg import sendmmsg_from_user, sendmsg_from_user
+from usermem.messages import sendmmsg_from_user, sendmsg_from_user
 
 pytestmark = needs_linux
 

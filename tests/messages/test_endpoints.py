@@ -13,13 +13,20 @@ import pytest
 from datagram_ends import FAMILIES, one, pair
 from hostarch import mman
 from safemem import Block, BlockSeq
-from safemem.datagram import DatagramQueue, DatagramSocket, Endpoint, MemoryDatagram, Outcome, SendStatus, datagram_pair
+from safemem.datagram import (
+    DatagramEndpoint,
+    DatagramQueue,
+    DatagramSocket,
+    MemoryDatagram,
+    Outcome,
+    SendStatus,
+    datagram_pair,
+)
 from safemem.datagram.cmsg import pktinfo_of, unpack_cmsgs
 from safemem.datagram.flags import IP_PKTINFO, MSG_DONTWAIT
 from sample_blocks import room
 from usermem import AddressSpace, FaultError
-from usermem.recvmsg import recvmmsg_into_user, recvmsg_into_user
-from usermem.sendmsg import sendmmsg_from_user, sendmsg_from_user
+from usermem.messages import recvmmsg_into_user, recvmsg_into_user, sendmmsg_from_user, sendmsg_from_user
 
 MSGHDR = struct.Struct("<QI4xQQQQI4xI4x")
 KINDS = ["inet", "inet6", "unix", "recvfrom", "pair", "memory"]
@@ -27,7 +34,7 @@ HOLE = 0x10
 
 
 @contextmanager
-def ends(kind: str, folder: Path) -> Iterator[tuple[Endpoint, Endpoint]]:
+def ends(kind: str, folder: Path) -> Iterator[tuple[DatagramEndpoint, DatagramEndpoint]]:
     """(one that receives, one that sends to it); neither waits."""
     if kind == "memory":
         both = MemoryDatagram()

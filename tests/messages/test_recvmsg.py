@@ -13,7 +13,7 @@ from hostarch import AMD64, I386, MIPS, S390X, Arch
 from memory_endpoint import Datagram, MemoryEndpoint
 from safemem.datagram import Address
 from usermem import FaultError, linux_result
-from usermem.recvmsg import recvmsg_into_user
+from usermem.messages import recvmsg_into_user
 
 PEEK, CTRUNC, TRUNC, DONTWAIT = 2, 8, 0x20, 0x40
 each_arch = pytest.mark.parametrize("arch", ARCHES, ids=lambda arch: arch.name)

@@ -17,7 +17,7 @@ from safemem import Block, Reader
 from safemem.datagram import Address, BadBlocksError
 from safemem.errors import HostFaultError
 from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, linux_result
-from usermem.recvmsg import recvmsg_into_user
+from usermem.messages import recvmsg_into_user
 from watched_io import WatchedIO
 
 PEEK, CTRUNC, TRUNC = 2, 8, 0x20

@@ -12,7 +12,7 @@ from guest_messages import ARCHES, BASE, DATA, HOLE, NAME, PAGE, TIME, Guest
 from hostarch import AMD64, I386, MIPS, WRITE, Arch, mman
 from memory_endpoint import Datagram, MemoryEndpoint
 from usermem import FaultError, FaultReason, linux_result
-from usermem.recvmsg import TimeoutPolicy, recvmmsg_into_user, recvmsg_into_user
+from usermem.messages import TimeoutPolicy, recvmmsg_into_user, recvmsg_into_user
 from watched_io import WatchedIO
 
 PEEK, TRUNC, DONTWAIT, WAITFORONE = 2, 0x20, 0x40, 0x10000

@@ -12,7 +12,7 @@ from hostarch import AMD64, I386, MIPS, READ, S390X, Arch, mman
 from memory_endpoint import Datagram, MemoryEndpoint
 from safemem.datagram import Address, Ancillary
 from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, linux_result
-from usermem.sendmsg import sendmmsg_from_user, sendmsg_from_user
+from usermem.messages import sendmmsg_from_user, sendmsg_from_user
 from watched_io import WatchedIO
 
 each_arch = pytest.mark.parametrize("arch", ARCHES, ids=lambda arch: arch.name)

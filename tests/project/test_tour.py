@@ -146,13 +146,13 @@ def test_the_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tls_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The standard library decrypts then, and the tour says what to install."""
-    import usermem.tour_tls
+    import usermem.tour.tls
     from safemem.tls import EngineError
 
     def no_engine(*args: object, **kwargs: object) -> None:
         raise EngineError("install something")
 
-    monkeypatch.setattr(usermem.tour_tls, "handshake", no_engine)
+    monkeypatch.setattr(usermem.tour.tls, "handshake", no_engine)
     said: list[str] = []
     assert tour(file_of(5000, tmp_path), said.append) == 0
     text = "\n".join(said)

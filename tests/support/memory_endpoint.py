@@ -8,7 +8,7 @@ from attrs import frozen
 
 from safemem import Block, BlockSeq
 from safemem.block_seq import copy_seq
-from safemem.datagram import Address, Ancillary, Endpoint, Message
+from safemem.datagram import Address, Ancillary, DatagramEndpoint, Message
 from safemem.datagram.flags import MSG_CTRUNC, MSG_PEEK, MSG_TRUNC
 from safemem.errors import would_block
 
@@ -24,7 +24,7 @@ class Datagram:
     flags: int = 0
 
 
-class MemoryEndpoint(Endpoint):
+class MemoryEndpoint(DatagramEndpoint):
     """``queue`` is received from its start, ``sent`` grows; ``calls`` are the (flags, ancbufsize) of each receive.
 
     ``most`` is the longest datagram that it sends. ``arrivals`` are datagrams, or errors, that come only after so many

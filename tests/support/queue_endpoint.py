@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from safemem import Block, BlockSeq, copy_seq
-from safemem.datagram import Address, Ancillary, Endpoint, Message
+from safemem.datagram import Address, Ancillary, DatagramEndpoint, Message
 from safemem.datagram.cmsg import local_of, pktinfo_of
 from safemem.datagram.flags import MSG_PEEK, MSG_TRUNC
 from safemem.errors import would_block
@@ -15,7 +15,7 @@ from safemem.errors import would_block
 Fault = BaseException | Callable[[], object] | None
 
 
-class ScriptedEndpoint(Endpoint):
+class ScriptedEndpoint(DatagramEndpoint):
     """Sends to a list and receives from a deque.
 
     Each send and each receive takes the next of its faults, if there are any: raises it, calls it, or, if it is None,
@@ -80,7 +80,7 @@ def _meet(faults: deque[Fault]) -> None:
         fault()
 
 
-class PlainSocketEndpoint(Endpoint):
+class PlainSocketEndpoint(DatagramEndpoint):
     """A socket, a message a call. It is the test's to close."""
 
     def __init__(self, sock: socket.socket) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from contextlib import suppress
 
-from safemem.tls import SSLObjectReader, SSLObjectWriter, ssl_object_pair
+from safemem.tls import SSLObjectReader, SSLObjectWriter, SSLSession, ssl_object_pair
 from tls_peers import (
     client_context,
     plain_client,
@@ -57,7 +56,6 @@ def in_memory(version: ssl.TLSVersion, **options: object) -> tuple[Encrypting, S
                 end.do_handshake()
             server_in.write(client_out.read())
             client_in.write(server_out.read())
-    source, sink, lock = Encrypting(server, server_out), Sink(), threading.Lock()
-    writer = SSLObjectWriter(sink, client, client_out, lock)
-    reader = SSLObjectReader(source, client, client_in, lock, writer=writer, **options)  # type: ignore[arg-type]
+    source, sink = Encrypting(server, server_out), Sink()
+    reader = SSLObjectReader(source, SSLSession(sink, client, client_in, client_out), **options)  # type: ignore[arg-type]
     return source, reader, sink

@@ -1,4 +1,4 @@
-"""Boundaries: what is unfinished at every moment, and how little is looked at to know it."""
+"""RecordBoundaries: what is unfinished at every moment, and how little is looked at to know it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from safemem.tls.boundaries import Boundaries
 from safemem.tls.record import HEADER
+from safemem.tls.record_boundaries import RecordBoundaries
 from tls_wire import cut
 
 
@@ -31,7 +31,7 @@ def test_any_runs_and_chunking(runs: list[tuple[int, int]], places: list[int], s
     edges = [0]
     for size in sizes:
         edges.append(edges[-1] + size)
-    boundaries = Boundaries()
+    boundaries = RecordBoundaries()
     came = 0
     for part in cut(b"".join(map(record, sizes)), places):
         # What lies behind n in the buffer was received earlier, and is no part of this.
@@ -56,7 +56,7 @@ class Watched(bytes):
 def test_a_peer_cannot_make_it_slow(sizes: tuple[int, ...]) -> None:
     """Whatever sizes follow each other, each record costs a few looks, and not one at all that come."""
     stream = Watched(b"".join(map(record, sizes)) * 2000)
-    boundaries = Boundaries()
+    boundaries = RecordBoundaries()
     boundaries.follow(stream, len(stream))
     assert not boundaries.inside
     assert stream.looked < 150 * 2000 * len(sizes)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safemem.tls import SUITES, CipherSuite, EngineError, RecordKeys, engine
-from safemem.tls.libcrypto import LibcryptoEngine, LibcryptoOpener, LibcryptoSealer
+from safemem.tls.engines.libcrypto import LibcryptoEngine, LibcryptoOpener, LibcryptoSealer
 from safemem.tls.record import HEADER, MAX_BODY, TAG
 from tls_wire import ENGINES
 from usermem.testing.operations import pattern

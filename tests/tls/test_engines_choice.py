@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from safemem.tls import EngineError, RecordKeys, aead, engine
-from safemem.tls.aead import Engine, Open, Opener, Sealer
+from safemem.tls.engines.engine import Engine, Open, Opener, Sealer
 from tls_wire import ENGINES
 
 every_engine = pytest.mark.parametrize("name", ENGINES)
@@ -86,7 +86,7 @@ def test_an_old_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says why for each, what to install, and what works without; it is not looked for again."""
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    monkeypatch.setattr("safemem.tls.libcrypto._candidates", lambda: iter(["/no/such/libcrypto.so"]))
+    monkeypatch.setattr("safemem.tls.engines.libcrypto._candidates", lambda: iter(["/no/such/libcrypto.so"]))
     with pytest.raises(EngineError) as caught:
         engine()
     for part in (
@@ -113,7 +113,7 @@ def test_no_ssl_module(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fresh")
 def test_a_libcrypto_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is passed over."""
-    monkeypatch.setattr("safemem.tls.libcrypto._MIN_VERSION", 1 << 62)
+    monkeypatch.setattr("safemem.tls.engines.libcrypto._MIN_VERSION", 1 << 62)
     with pytest.raises(EngineError, match=r"1\.1\.1 or later"):
         engine("libcrypto")
 
@@ -128,11 +128,11 @@ class Broken:
         self._right = engine(ENGINES[0])
 
     def version(self) -> str:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return "broken 1.0"
 
     def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
-        """See aead.Engine."""
+        """See engine.Engine."""
         opener = self._right.opener(keys, buffer)
         right = opener.open
         fault = self._fault
@@ -148,7 +148,7 @@ class Broken:
         return opener
 
     def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
-        """See aead.Engine."""
+        """See engine.Engine."""
         sealer = self._right.sealer(keys, buffer)
         right = sealer.seal
         if self._fault == "seals nothing":

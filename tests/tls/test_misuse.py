@@ -323,7 +323,7 @@ def test_a_client_hello_in_many_records() -> None:
         server = threading.Thread(target=serve)
         server.start()
         with handshake(Splitting(ours), plain_client(), server_hostname="localhost") as hand:  # type: ignore[arg-type]
-            hand.writer._send = ours.send
+            hand.writer._out._send = ours.send
             hand.writer.write_from_blocks(BlockSeq.of(Block(b"data")))
             server.join()
     assert found == [b"data"]

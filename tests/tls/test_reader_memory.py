@@ -10,7 +10,7 @@ import pytest
 from edge_layouts import BASE, FIXED, PAGE, RW, one
 from safemem import Block, BlockSeq, HostFaultError
 from safemem.tls import KeyExpiredError, NewSessionTicket, RecordKeys, TLSError, TLSReader, engine
-from safemem.tls.aead import Engine, Opener, Sealer
+from safemem.tls.engines.engine import Engine, Opener, Sealer
 from safemem.tls.record import HEADER
 from sample_blocks import room
 from tls_wire import ENGINES, KEYS, Script, Sender, flat, read, read_all, ticket
@@ -106,11 +106,11 @@ class Meddled:
         self._right = engine(ENGINES[0])
 
     def version(self) -> str:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return self._right.version()
 
     def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
-        """See aead.Engine."""
+        """See engine.Engine."""
         opener = self._right.opener(keys, buffer)
         right = opener.open
 
@@ -123,7 +123,7 @@ class Meddled:
         return opener
 
     def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
-        """See aead.Engine."""
+        """See engine.Engine."""
         return self._right.sealer(keys, buffer)
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from safemem import Block, BlockSeq, HostFaultError, Writer, read_full_to_blocks, write_full_from_blocks
-from safemem.tls import SSLObjectReader, TruncationError
+from safemem.tls import SSLObjectReader, SSLObjectWriter, TruncationError
 from sample_blocks import blocks, room
 from tls_peers import (
     Wire,
@@ -116,7 +116,7 @@ def test_the_writer_conforms(version: ssl.TLSVersion, limit: int | None) -> None
 
             if limit:
                 wire = Wire(sock, limit)
-                writer._send = wire.send
+                writer._session._send = wire.send
             return Counted(), arrived
 
         check_writer(make)
@@ -204,8 +204,7 @@ def test_would_block(version: ssl.TLSVersion) -> None:
 def test_a_writer_that_blocks() -> None:
     """What was encrypted is counted and waits; with something waiting nothing more is taken."""
     _, reader, sink = in_memory(VERSIONS[1])
-    writer = reader._writer
-    assert writer is not None
+    writer = SSLObjectWriter(reader._session)
     sink.script = [7, BlockingIOError(), BlockingIOError(), ConnectionResetError()]
     assert writer.write_from_blocks(blocks(b"abc")) == 3
     with pytest.raises(BlockingIOError):

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from safemem import read_full_to_blocks, write_full_from_blocks
-from safemem.tls import TruncationError, handshake, ssl_object_pair
+from safemem.tls import SSLObjectWriter, TruncationError, handshake, ssl_object_pair
 from sample_blocks import blocks, room
 from tls_peers import (
     peer,
@@ -31,8 +31,7 @@ def test_our_close_notify_keeps_what_the_peer_has_sent(version: ssl.TLSVersion, 
     source.feed(data)
     dsts = room(size)
     assert reader.read_to_blocks(dsts.take_first(10)) == 10
-    writer = reader._writer
-    assert writer is not None
+    writer = SSLObjectWriter(reader._session)
     writer.close_notify()
     source.feed(b"more", close=True)
     assert read_full_to_blocks(reader, dsts.drop_first(10)) == size - 10
@@ -76,8 +75,7 @@ def test_two_threads() -> None:
 def test_the_reader_does_not_take_the_writers_errors() -> None:
     """A peer that reads no more is the writer's to know: what it has sent is still read."""
     source, reader, sink = in_memory(VERSIONS[1])
-    writer = reader._writer
-    assert writer is not None
+    writer = SSLObjectWriter(reader._session)
     sink.script = [BrokenPipeError()]
     assert writer.write_from_blocks(blocks(b"abc")) == 3
     source.feed(b"last words", close=True)
@@ -90,8 +88,7 @@ def test_the_reader_does_not_take_the_writers_errors() -> None:
 def test_two_threads_send_each_byte_once() -> None:
     """The reader sends what the SSLObject answers, but not what the writer is just sending."""
     _, reader, _ = in_memory(VERSIONS[1])
-    writer = reader._writer
-    assert writer is not None
+    writer = SSLObjectWriter(reader._session)
     sent: list[bytes] = []
 
     def read() -> None:
@@ -109,7 +106,7 @@ def test_two_threads_send_each_byte_once() -> None:
             assert not thread.is_alive()
         return len(view)
 
-    writer._send = send
+    writer._session._send = send
     writer.write_from_blocks(blocks(b"abc"))
     assert len(sent) == 1
 
@@ -117,10 +114,9 @@ def test_two_threads_send_each_byte_once() -> None:
 def test_the_reader_sends_answers() -> None:
     """What the SSLObject has to say goes out before the reader waits; where it cannot, the reader goes on."""
     source, reader, sink = in_memory(VERSIONS[1])
-    writer = reader._writer
-    assert writer is not None
+    writer = SSLObjectWriter(reader._session)
     sink.script = [3, BlockingIOError()]
-    writer._outgoing.write(b"answer")
+    writer._session.outgoing.write(b"answer")
     source.feed(b"data")
     assert reader.read_to_blocks(room(4)) == 4
     assert bytes(sink.got) == b"ans"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from safemem.tls.aead import Open, Opener, Seal, Sealer
+from safemem.tls.engines.engine import Engine, Open, Opener, Seal, Sealer
 from safemem.tls.errors import EngineError
 from safemem.tls.keys import RecordKeys
 from safemem.tls.record import TAG
 
 
-class CryptographyEngine:
-    """See aead.Engine."""
+class CryptographyEngine(Engine):
+    """An Engine by the cryptography package."""
 
     name = "cryptography"
 
@@ -30,7 +30,6 @@ class CryptographyEngine:
         self._version = str(cryptography.__version__)
 
     def version(self) -> str:
-        """See aead.Engine."""
         return f"cryptography {self._version}"
 
     def _cipher(self, keys: RecordKeys) -> Any:
@@ -38,16 +37,14 @@ class CryptographyEngine:
         return (self._aead.ChaCha20Poly1305 if chacha else self._aead.AESGCM)(keys.key)
 
     def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
-        """See aead.Engine."""
         return CryptographyOpener(self._cipher(keys), self._invalid, keys, buffer)
 
     def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
-        """See aead.Engine."""
         return CryptographySealer(self._cipher(keys), keys, buffer)
 
 
-class CryptographyOpener:
-    """See aead.Opener."""
+class CryptographyOpener(Opener):
+    """An Opener by the cryptography package."""
 
     def __init__(self, cipher: Any, invalid: type[Exception], keys: RecordKeys, buffer: memoryview) -> None:
         decrypt_into = cipher.decrypt_into
@@ -68,16 +65,15 @@ class CryptographyOpener:
         self.open: Open = open_record
 
     def target(self, view: memoryview) -> memoryview:
-        """See aead.Opener."""
         return view
 
     def close(self) -> None:
-        """See aead.Opener. The key itself is the package's, and goes with it."""
+        """Refuse later calls. The key itself is the package's, and goes with it."""
         self.open = _closed
 
 
-class CryptographySealer:
-    """See aead.Sealer."""
+class CryptographySealer(Sealer):
+    """A Sealer by the cryptography package."""
 
     def __init__(self, cipher: Any, keys: RecordKeys, buffer: memoryview) -> None:
         encrypt_into = cipher.encrypt_into
@@ -91,11 +87,9 @@ class CryptographySealer:
         self.seal: Seal = seal
 
     def source(self, view: memoryview) -> memoryview:
-        """See aead.Sealer."""
         return view
 
     def close(self) -> None:
-        """See aead.Sealer."""
         self.seal = _closed
 
 

@@ -1,112 +1,25 @@
-"""The tour: a file's way through a guest's memory, as a syscall simulator would take it.
+"""The tour's stages in memory, files and pipes: readv, open, execve, futex, writev.
 
-Each stage is a function over the guest, so that it can be read, and tested, by itself.
+Each is a function over the guest, so that it can be read, and tested, by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
-from attrs import frozen
-
-from hostarch import AddrRange, AddrRangeSeq, mman
+from hostarch import AddrRange
 from safemem import FDReader, FDWriter, atomics
-from usermem.address_space import AddressSpace
 from usermem.cstruct import copy_pointer_out, copy_uint32_in, copy_uint32_out
 from usermem.errors import FaultError, linux_result
 from usermem.hexdump import hexdump
 from usermem.iovec import copy_in_vector, copy_out_iovecs, iovecs_io_sequence
-from usermem.render import render
 from usermem.strings import copy_string_in
+from usermem.tour.guest import PAGE, Guest, Say
 
-_ANON = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
-_FIXED = _ANON | mman.MAP_FIXED_NOREPLACE
-_RW = mman.PROT_READ | mman.PROT_WRITE
-_PAGE = 4096
-_TEXT = 0x40_0000
-_HEAP = 0x1000_0000
-_STACK = 0x7FFF_0000_0000
-_STACK_SIZE = 8 * _PAGE
 _TAKES = 2000
-
-Say = Callable[[str], None]
-
-
-@frozen
-class Guest:
-    """A guest's memory with text, heap and stack, and the buffers in its heap that a file of ``size`` bytes fits."""
-
-    size: int
-    space: AddressSpace
-    buffers: AddrRangeSeq
-    hole: int
-    stack_end: int
-
-    @property
-    def scratch(self) -> int:
-        """A page of the stack for tables and words."""
-        return self.stack_end - 2 * _PAGE
-
-    def fill_hole(self) -> None:
-        """What the guest's own fault handler would do."""
-        self.space.map_object(self.hole, _PAGE, _RW, _FIXED, None, name="[heap]")
-
-
-def build_guest(space: AddressSpace, size: int) -> Guest:
-    """Lay out three buffers that straddle pages, the last of which runs into a hole, and map what is around them."""
-    first, second = size // 5, size // 5 * 2
-    third = size - first - second
-    one = AddrRange(_HEAP + _PAGE - 100, _HEAP + _PAGE - 100 + first)
-    two = AddrRange(one.end + 64, one.end + 64 + second)
-    hole = space.arch.page_round_up(two.end + 64 + third // 2)
-    three = AddrRange(hole - third // 2, hole - third // 2 + third)
-    space.map_object(_TEXT, _PAGE, mman.PROT_READ | mman.PROT_EXEC, _FIXED, None, name="guest")
-    space.map_object(_HEAP, hole - _HEAP, _RW, _FIXED, None, name="[heap]")
-    rest = space.arch.page_round_up(three.end) - hole - _PAGE
-    if rest > 0:
-        space.map_object(hole + _PAGE, rest, _RW, _FIXED, None, name="[heap]")
-    stack = space.map_object(_STACK, _STACK_SIZE, _RW, _ANON | mman.MAP_STACK, None, name="[stack]")
-    return Guest(size, space, AddrRangeSeq([one, two, three]), hole, stack + _STACK_SIZE)
-
-
-def tour(file: Path, say: Say = print) -> int:
-    """Take the file through every stage, and return 0 if its bytes came out as they went in, else 1."""
-    data = file.read_bytes()  # its length counts: files of /proc have a size of 0
-    expected = hashlib.sha256(data).hexdigest()
-    with AddressSpace() as space:
-        guest = build_guest(space, len(data))
-        say(f"{file}: {guest.size} bytes, SHA-256 {expected[:16]}…")
-        say("\n1. The guest. There is a hole in the heap.\n")
-        say(render(space))
-        read_file(guest, file, say)
-        read_path(guest, file, say)
-        read_argv(guest, file, say)
-        counted = swap_futex_word(guest, say)
-        digests = [write_to_pipe(guest, say)]
-        say(f"   SHA-256 of what came out: {digests[0][:16]}…")
-        if ssl_is_there():
-            from usermem.tour_tls import read_over_tls
-
-            digests.append(read_over_tls(space, guest.buffers, data, say))
-            say(f"   SHA-256 of what came in: {digests[1][:16]}…")
-        else:
-            say("\n7. This Python has no ssl module, so nothing is read over TLS.")
-        from usermem.tour_udp import receive_datagrams
-
-        arrived = receive_datagrams(space, data, say)
-    same = set(digests) == {expected}
-    say(f"\nAfter {len(digests)} ways the bytes are {'the same' if same else 'NOT THE SAME'}")
-    return 0 if same and counted and arrived else 1
-
-
-def ssl_is_there() -> bool:
-    """Whether this Python was built with ssl."""
-    return importlib.util.find_spec("_ssl") is not None
 
 
 def read_file(guest: Guest, file: Path, say: Say) -> None:
@@ -161,7 +74,7 @@ def read_argv(guest: Guest, file: Path, say: Say) -> None:
         table += copy_pointer_out(guest.space, table, at)
         at += len(word) + 1
     copy_pointer_out(guest.space, table, 0)
-    argv = copy_in_vector(guest.space, guest.scratch + 512, 32 * _PAGE, 2 << 20)
+    argv = copy_in_vector(guest.space, guest.scratch + 512, 32 * PAGE, 2 << 20)
     say(f"\n4. execve(argv={guest.scratch + 512:#x})\n   {argv}")
 
 

@@ -18,8 +18,8 @@ from safemem.datagram.flags import IP_PKTINFO, IPV6_PKTINFO
 from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader
 from usermem.memory_io import IO
-from usermem.msg_name import AF_INET, AF_INET6
-from usermem.msghdr import MsgHeader, MsgLayout, error
+from usermem.messages.header import MsgHeader, MsgLayout, error
+from usermem.messages.name import AF_INET, AF_INET6
 
 MOST_RECEIVED: Final = 1 << 16
 """The most bytes of control data that are received with one message, however much room a guest says it has."""

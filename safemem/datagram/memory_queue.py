@@ -1,4 +1,4 @@
-"""Direction: the datagrams that are on their way from one end in memory to the other.
+"""MemoryQueue: the datagrams that are on their way from one end in memory to the other.
 
 A deque of (bytes, source, destination, place) without a lock: a deque's own operations are safe between threads, and
 how much is queued is read off its two ends.
@@ -28,15 +28,15 @@ Entry = tuple[bytes, Address | None, Address | None, int]
 """The bytes, source and destination of a datagram, and where it starts in all that was sent, overheads included."""
 
 
-class Direction:
-    """What goes one way. ``queue`` is None as soon as one of the ends is closed, and all that it held is gone."""
+class MemoryQueue:
+    """What goes one way. ``entries`` is None as soon as one of the ends is closed, and all that it held is gone."""
 
-    __slots__ = ("limit", "mtu", "queue", "reader_caps")
+    __slots__ = ("entries", "limit", "mtu", "reader_caps")
 
     def __init__(self, write_buf_size: int | None, mtu: int) -> None:
         if write_buf_size is not None and write_buf_size <= 0:
             raise ValueError(f"write_buf_size must be positive, not {write_buf_size}")
-        self.queue: deque[Entry] | None = deque()
+        self.entries: deque[Entry] | None = deque()
         self.limit = sys.maxsize if write_buf_size is None else max(write_buf_size, MIN_WRITE_BUF_SIZE)
         self.mtu = checked_mtu(mtu)
         self.reader_caps = 0

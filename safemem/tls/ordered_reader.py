@@ -1,4 +1,4 @@
-"""DataFirstReader: what readers of records have in common: the order of data, errors, the end, and receives.
+"""OrderedReader: what readers of records have in common: the order of data, errors, the end, and receives.
 
 Data that is there comes first, and no receive is made for it. What stopped the stream is told when there is no data
 before it: an error of the transport's once, a final one again and again.
@@ -14,7 +14,7 @@ from safemem.block_seq import BlockSeq
 from safemem.errors import add_transferred
 
 
-class DataFirstReader(ABC):
+class OrderedReader(ABC):
     """A Reader over what ``_deliver`` has and ``_receive`` brings. One call at a time."""
 
     def __init__(self) -> None:

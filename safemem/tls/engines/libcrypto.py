@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from safemem.safecopy import address_of
-from safemem.tls.aead import Open, Opener, Seal, Sealer
+from safemem.tls.engines.engine import Engine, Open, Opener, Seal, Sealer
 from safemem.tls.errors import EngineError
 from safemem.tls.keys import RecordKeys
 from safemem.tls.record import HEADER, TAG
@@ -87,8 +87,8 @@ def _load() -> ctypes.PyDLL:
     raise EngineError("no libcrypto of OpenSSL 1.1.1 or later was found beside Python's ssl")
 
 
-class LibcryptoEngine:
-    """See aead.Engine."""
+class LibcryptoEngine(Engine):
+    """An Engine by libcrypto's EVP calls."""
 
     name = "libcrypto"
 
@@ -100,17 +100,14 @@ class LibcryptoEngine:
             raise EngineError("this Python has no ssl module, so its libcrypto cannot be found") from None
 
     def version(self) -> str:
-        """See aead.Engine."""
         self._lib.OpenSSL_version.restype = ctypes.c_char_p
         version: bytes = self._lib.OpenSSL_version(0)
         return version.decode("ascii", "replace")
 
     def opener(self, keys: RecordKeys, buffer: memoryview) -> Opener:
-        """See aead.Engine."""
         return LibcryptoOpener(self._lib, keys, buffer)
 
     def sealer(self, keys: RecordKeys, buffer: memoryview) -> Sealer:
-        """See aead.Engine."""
         return LibcryptoSealer(self._lib, keys, buffer)
 
 
@@ -175,8 +172,8 @@ def _beginning(
     return partial(lib.EVP_DecryptInit_ex2, ctx, None, None, nonce, ctypes.byref(params)), tag_at
 
 
-class LibcryptoOpener:
-    """See aead.Opener."""
+class LibcryptoOpener(Opener):
+    """An Opener by libcrypto's EVP calls."""
 
     def __init__(self, lib: ctypes.PyDLL, keys: RecordKeys, buffer: memoryview) -> None:
         self._context = context = _Context(lib, keys, encrypt=False)
@@ -214,16 +211,14 @@ class LibcryptoOpener:
         self.open: Open = open_record
 
     def target(self, view: memoryview) -> int:
-        """See aead.Opener."""
         return address_of(view)
 
     def close(self) -> None:
-        """See aead.Opener."""
         self._context.wipe()
 
 
-class LibcryptoSealer:
-    """See aead.Sealer."""
+class LibcryptoSealer(Sealer):
+    """A Sealer by libcrypto's EVP calls."""
 
     def __init__(self, lib: ctypes.PyDLL, keys: RecordKeys, buffer: memoryview) -> None:
         self._context = context = _Context(lib, keys, encrypt=True)
@@ -262,9 +257,7 @@ class LibcryptoSealer:
         self.seal: Seal = seal
 
     def source(self, view: memoryview) -> int:
-        """See aead.Sealer."""
         return address_of(view)
 
     def close(self) -> None:
-        """See aead.Sealer."""
         self._context.wipe()

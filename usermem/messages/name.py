@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hostarch import Arch
 from hostarch.arch import HOST_BYTE_ORDER
 from safemem.datagram.address import Address, pack_sockaddr, unpack_sockaddr
-from usermem.msghdr import error
-
-if TYPE_CHECKING:
-    from safemem.datagram.endpoint import DatagramEndpoint
+from safemem.datagram.endpoint import DatagramEndpoint
+from usermem.messages.header import error
 
 AF_UNSPEC: Final = 0
 AF_UNIX: Final = 1

@@ -9,20 +9,18 @@ Source: Linux net/socket.c (____sys_sendmsg, __sys_sendmmsg), net/ipv4/udp.c (ud
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from safemem import BlockSeq
 from safemem.block_seq import EMPTY
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import UIO_MAXIOV
 from safemem.datagram.reader import DatagramWriter
 from usermem.cstruct import copy_uint32_out
 from usermem.memory_io import IO, arch_of
-from usermem.msg_control import copy_in_control, parse_control
-from usermem.msg_name import family_of, unpack_name
-from usermem.msghdr import checked_flags, copy_in_msghdr, msg_layout, unreadable, whole_messages
-
-if TYPE_CHECKING:
-    from safemem.datagram.endpoint import DatagramEndpoint
+from usermem.messages.control import copy_in_control, parse_control
+from usermem.messages.header import checked_flags, copy_in_msghdr, msg_layout, unreadable, whole_messages
+from usermem.messages.name import family_of, unpack_name
 
 _MSG_EOR: Final = 0x80  # the only flag that sendmmsg takes from a msg_flags
 

@@ -1,4 +1,4 @@
-"""Boundaries: where the records of a byte stream end that somebody else reads.
+"""RecordBoundaries: where the records of a byte stream end that somebody else reads.
 
 OpenSSL does not tell whether it has read half a record, and a stream that ends there was cut.
 """
@@ -11,7 +11,7 @@ _COLUMN = 64
 """How many records are looked at together: more would be too many for a peer whose records come in pairs."""
 
 
-class Boundaries:
+class RecordBoundaries:
     """Follows the headers of a stream. ``unfinished`` is how many bytes have come of a record that has not ended."""
 
     def __init__(self) -> None:

@@ -9,20 +9,20 @@ import hashlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from hostarch import AddrRangeSeq
 from safemem import BlockSeq, Reader, WriterFunc
 from safemem.tls import EngineError, handshake, ssl_object_pair
 from usermem.address_space import AddressSpace
+from usermem.tour.guest import Say
 from usermem.vec import zero_out_vec
 
-_CERTIFICATE = Path(__file__).with_name("tour_certificate.pem")
+_CERTIFICATE = Path(__file__).with_name("certificate.pem")
 _NAME = "localhost"
 
 
-def read_over_tls(space: AddressSpace, buffers: AddrRangeSeq, data: bytes, say: Callable[[str], None]) -> str:
+def read_over_tls(space: AddressSpace, buffers: AddrRangeSeq, data: bytes, say: Say) -> str:
     """Have a server send the data, read it into the buffers, and return the SHA-256 of what they hold then.
 
     Without an AEAD engine the standard library decrypts.

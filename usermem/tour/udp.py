@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from hostarch import WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
 from safemem.datagram import DatagramSocket, MessageBatch
 from usermem.address_space import AddressSpace
+from usermem.tour.guest import Say
 
 _COUNT = 1000
 _SLOTS = 64
@@ -17,7 +18,7 @@ _SLOT = 1500
 _TIMEOUT = 30
 
 
-def receive_datagrams(space: AddressSpace, data: bytes, say: Callable[[str], None]) -> bool:
+def receive_datagrams(space: AddressSpace, data: bytes, say: Say) -> bool:
     """Send pieces of the data to ourselves, and return whether the guest has got every byte of them, in order."""
     datagrams = list(_datagrams(data))
     rights = mman.PROT_READ | mman.PROT_WRITE

@@ -1,0 +1,307 @@
+"""recvmsg(2) and recvmmsg(2) for a guest: datagrams from any endpoint, straight into user memory.
+
+What these return and raise is what the system calls do; ``linux_result`` makes a handler of either one line. A part of
+a message is no result: their errors count no bytes as ``transferred``, whatever was written.
+
+``fault_policy`` says what becomes of a datagram that meets memory which cannot be written, be it for its data, its name
+or its control data. ``"keep"``: EFAULT, and it stays queued. That takes a look at the memory first, and at the datagram
+if some cannot be written; where control data may come, all the room for them must be there. It is lost after all if
+the memory goes away between the look and the writing. ``"linux"``: EFAULT, and it is lost; what was written by then
+stays, control data that cannot be written are left out, and that is no error.
+
+In both, memory behind the datagram's end does not matter.
+
+Source: Linux net/socket.c (____sys_recvmsg, do_recvmmsg), net/ipv4/udp.c (udp_recvmsg).
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Final, Literal
+
+from attrs import field, frozen
+
+from hostarch import AddrRangeSeq
+from safemem import BlockSeq, HostFaultError
+from safemem.block_seq import EMPTY
+from safemem.datagram.endpoint import DatagramEndpoint
+from safemem.datagram.errors import BadBlocksError
+from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
+from safemem.datagram.reader import DatagramReader, FaultPolicy
+from usermem.cstruct import copy_int32_out, copy_pointer_out, copy_uint32_out
+from usermem.errors import FaultError, FaultReason
+from usermem.memory_io import IO, arch_of
+from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
+from usermem.messages.header import (
+    MsgHeader,
+    checked_flags,
+    copy_in_msghdr,
+    copy_in_timeout,
+    copy_out_timeout,
+    count_nothing,
+    msg_layout,
+    timeout_range,
+    unwritable,
+    whole_messages,
+)
+from usermem.messages.name import family_of, pack_name
+
+TimeoutPolicy = Literal["deadline", "linux"]
+"""What recvmmsg's timeout is: the time by which it returns, or what Linux makes of it."""
+
+_CLOEXEC: Final = 0x4000_0000  # MSG_CMSG_CLOEXEC, which Linux reports as it was passed
+_PAUSES: Final = 50_000, 5_000_000  # between two looks at an endpoint: the first and the longest, in ns
+
+
+def recvmsg_into_user(
+    io: IO,
+    endpoint: DatagramEndpoint,
+    msg_addr: int,
+    flags: int = 0,
+    *,
+    fault_policy: FaultPolicy = "keep",
+    ignore_permissions: bool = False,
+) -> int:
+    """Receive one datagram by the struct msghdr at ``msg_addr``; returns how many bytes of it were written.
+
+    With MSG_TRUNC it returns how long the datagram is. MSG_PEEK leaves it queued, and MSG_DONTWAIT does not wait for
+    it; without that the endpoint waits as it does. The name is that of the sender, cut to the room for it; msg_namelen
+    becomes its whole length. msg_flags has MSG_TRUNC and MSG_CTRUNC where something found no room. The local address,
+    if the endpoint tells it, comes as IP_PKTINFO or IPV6_PKTINFO.
+
+    Raises FaultError; OSError: EINVAL for a negative length or a forbidden flag, EMSGSIZE for more than UIO_MAXIOV
+    iovecs; BlockingIOError and other errors of the endpoint.
+    """
+    with whole_messages():
+        flags = checked_flags(flags, arch_of(io))
+        header = copy_in_msghdr(io, msg_addr, ignore_permissions=ignore_permissions)
+        return _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions).receive(header, flags)
+
+
+def recvmmsg_into_user(
+    io: IO,
+    endpoint: DatagramEndpoint,
+    msgvec_addr: int,
+    vlen: int,
+    flags: int = 0,
+    timeout_addr: int = 0,
+    *,
+    fault_policy: FaultPolicy = "keep",
+    timeout_policy: TimeoutPolicy = "deadline",
+    time64: bool = False,
+    ignore_permissions: bool = False,
+) -> int:
+    """Receive up to ``vlen`` datagrams by the structs mmsghdr at ``msgvec_addr``; returns how many came.
+
+    Each is received as by recvmsg, and its length stored as msg_len; entries that none came for are not touched. With
+    MSG_WAITFORONE it waits for the first only. MSG_PEEK gives the same datagram to every entry. ``vlen`` has no limit.
+
+    An error behind the first is kept, and the endpoint's next receive raises it; that there is none now is no error.
+
+    ``timeout_addr``, if not 0, is a struct timespec; a 32-bit guest's has 64-bit fields with ``time64``. By the policy
+    ``"deadline"`` the call waits no longer than that in all, and not at all for 0, for any endpoint; it takes without
+    waiting what is there by then. By ``"linux"`` it does what Linux does, which recvmmsg(2) names a bug: the time is
+    looked at only after each datagram, so that the call waits for ever if none comes, and is over after the first if
+    the time is 0. If any came, the time that is left is stored there. Padding in 64-bit fields is not looked at.
+
+    Raises as recvmsg_into_user; FaultError and OSError (EINVAL) for a bad timeout; FaultError if the time left cannot
+    be stored, though datagrams have come (not by the policy "keep", which looks first).
+    """
+    with whole_messages():
+        flags = checked_flags(flags, arch_of(io))
+        call = _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions)
+        clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
+        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock)
+        if done and timeout_addr:
+            copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
+        return done
+
+
+class _Clock:
+    """The timeout of a call: None, or so many ns from now on."""
+
+    def __init__(self, timeout: int | None, policy: TimeoutPolicy) -> None:
+        self._end = None if timeout is None else time.monotonic_ns() + timeout
+        self.is_deadline = timeout is not None and policy == "deadline"
+
+    def left(self) -> int:
+        """How many ns are left; 0 without a timeout."""
+        return 0 if self._end is None else max(0, self._end - time.monotonic_ns())
+
+    def ends_call(self) -> bool:
+        """Whether Linux returns now, behind a datagram."""
+        return self._end is not None and not self.is_deadline and not self.left()
+
+
+class _Once:
+    """A message reader that remembers its call: ``room`` bytes of blocks, and what it raised."""
+
+    message_oriented = True
+
+    def __init__(self, reader: DatagramReader) -> None:
+        self._reader = reader
+        self.called = False
+        self.room = 0
+        self.error: BaseException | None = None
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        self.called = True
+        self.room = dsts.num_bytes
+        try:
+            return self._reader.read_to_blocks(dsts)
+        except BaseException as exc:
+            self.error = exc
+            raise
+
+
+@frozen
+class _Call:
+    """A guest's call: what all its datagrams have in common."""
+
+    io: IO
+    endpoint: DatagramEndpoint
+    fault_policy: FaultPolicy
+    ignore_permissions: bool = field(kw_only=True)
+
+    def unwritable(self, ranges: AddrRangeSeq) -> FaultError | None:
+        """What a write to all of these ranges would raise, or None."""
+        return unwritable(self.io, ranges, ignore_permissions=self.ignore_permissions)
+
+    def timeout(self, addr: int, time64: bool) -> int:
+        """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
+        timeout = copy_in_timeout(self.io, addr, time64, ignore_permissions=self.ignore_permissions)
+        if self.fault_policy == "keep":
+            fault = unwritable(
+                self.io, timeout_range(self.io, addr, time64), ignore_permissions=self.ignore_permissions
+            )
+            if fault is not None:
+                raise fault
+        return timeout
+
+    def receive_many(self, addr: int, vlen: int, flags: int, clock: _Clock) -> int:
+        """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
+        layout = msg_layout(arch_of(self.io))
+        done = 0
+        try:
+            if not vlen:
+                self.raise_held()
+            while done < vlen:
+                entry = addr + done * layout.entry
+                try:
+                    header = copy_in_msghdr(self.io, entry, ignore_permissions=self.ignore_permissions)
+                except OSError:
+                    if not done:
+                        self.raise_held()
+                    raise
+                if clock.is_deadline:
+                    length = self.receive_by(clock, header, flags)
+                else:
+                    length = self.receive(header, flags, has_msg_len=True)
+                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=self.ignore_permissions)
+                done += 1
+                if flags & MSG_WAITFORONE:
+                    flags |= MSG_DONTWAIT
+                if clock.ends_call():
+                    break
+        except BaseException as exc:
+            if not done:
+                raise
+            if not isinstance(exc, BlockingIOError):
+                self.endpoint.hold_error(count_nothing(exc))
+        return done
+
+    def raise_held(self) -> None:
+        """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""
+        if MSG_DONTWAIT:
+            with suppress(BlockingIOError):
+                self.endpoint.recvmsg(EMPTY, MSG_PEEK | MSG_DONTWAIT)
+
+    def receive_by(self, clock: _Clock, header: MsgHeader, flags: int) -> int:
+        """:meth:`receive`, waiting by the clock, whether the endpoint waits or not."""
+        pause, longest = _PAUSES
+        while True:
+            try:
+                return self.receive(header, flags | MSG_DONTWAIT, has_msg_len=True)
+            except BlockingIOError:
+                left = clock.left()
+                if flags & MSG_DONTWAIT or not left:
+                    raise
+                time.sleep(min(pause, left) / 1e9)
+                pause = min(2 * pause, longest)
+
+    def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
+        """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
+        io, layout, ignore = self.io, header.layout, self.ignore_permissions
+        family = family_of(self.endpoint)
+        passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
+        room = min(header.controllen, MOST_RECEIVED) if header.control else 0
+        if self.fault_policy == "keep":
+            self.check_answers(header, room, passed, has_msg_len)
+        reader = self.receive_data(header, passed, room_at_endpoint(layout, room))
+
+        def write(offset: int, data: bytes) -> bool:
+            try:
+                io.copy_out(header.control + offset, data, ignore_permissions=ignore)
+            except FaultError:
+                return False
+            return True
+
+        used, cut = put_control(layout, room, control_of(reader, family), write)
+        if header.name:
+            name = pack_name(reader.peer, family, arch_of(io))
+            copy_int32_out(io, header.addr + layout.namelen, len(name), ignore_permissions=ignore)
+            if name[: header.namelen]:
+                io.copy_out(header.name, name[: header.namelen], ignore_permissions=ignore)
+        msg_flags = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut
+        copy_uint32_out(io, header.addr + layout.flags, msg_flags, ignore_permissions=ignore)
+        copy_pointer_out(io, header.addr + layout.controllen, used, ignore_permissions=ignore)
+        return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, header.ranges.num_bytes)
+
+    def check_answers(self, header: MsgHeader, room: int, flags: int, has_msg_len: bool) -> None:
+        """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
+        layout = header.layout
+        first = layout.namelen if header.name else layout.controllen
+        last = (layout.msg_len if has_msg_len else layout.flags) + 4
+        fields = [header.addr + first, last - first]
+
+        def fault_of(namelen: int, room: int) -> FaultError | None:
+            pairs = [header.name, namelen] if namelen else []
+            pairs += [header.control, room] if room else []
+            return unwritable(
+                self.io, AddrRangeSeq.from_pairs(pairs + fields), ignore_permissions=self.ignore_permissions
+            )
+
+        if fault_of(header.namelen, room) is None:
+            return
+        message = self.endpoint.recvmsg(EMPTY, flags | MSG_PEEK)
+        family = family_of(self.endpoint)
+        namelen = min(header.namelen, len(pack_name(message.peer, family, arch_of(self.io))))
+        has_control = bool(control_of(message, family)) or message.control_truncated
+        fault = fault_of(namelen, room if has_control else 0)
+        if fault is not None:
+            raise fault
+
+    def receive_data(self, header: MsgHeader, flags: int, ancbufsize: int) -> DatagramReader:
+        """One datagram into the header's ranges; returns the reader, which knows the rest about it."""
+        ranges = header.ranges
+        reader = DatagramReader(self.endpoint, flags, ranges.num_bytes, self.fault_policy, ancbufsize)
+        once = _Once(reader)
+        try:
+            try:
+                self.io.copy_out_from(ranges, once, ignore_permissions=self.ignore_permissions)
+            except FaultError as fault:
+                if isinstance(once.error, HostFaultError) and self.fault_policy == "linux":
+                    with suppress(BlockingIOError):
+                        self.endpoint.recvmsg(EMPTY, flags | MSG_DONTWAIT)  # which endpoints keep, and Linux does not
+                # Memory that was filled to the hole is fine if the datagram ends there, as is none for an empty one.
+                if not reader.received and (once.called or fault.reason is FaultReason.OUTSIDE_RANGE):
+                    raise
+            if not once.called:
+                once.read_to_blocks(EMPTY)
+        except BadBlocksError as exc:
+            hole = self.unwritable(ranges.drop_first(once.room))
+            if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
+                raise
+            raise hole from exc
+        return reader
