@@ -53,14 +53,19 @@ def resident(at: Place) -> int:
     return sum(page & 1 for page in vector)
 
 
-def is_free(arena: Arena, at: Place) -> bool:
-    """Whether the arena hands the place out again: it is asked for single pages until it needs a new chunk."""
+def free_pages(arena: Arena) -> set[int]:
+    """The addresses of the pages that an arena hands out: it is asked for single ones until it needs a new chunk."""
     gc.collect()
     chunks = len(arena.chunks)
     got: list[HostRun] = []
     while len(arena.chunks) == chunks:
         got.append(arena.allocate(PAGE))
-    pages = {place(host)[0] for host in got[:-1]}
+    return {place(host)[0] for host in got[:-1]}
+
+
+def is_free(arena: Arena, at: Place) -> bool:
+    """Whether the arena hands the place out again."""
+    pages = free_pages(arena)
     found = [start in pages for start in range(at[0], at[1], PAGE)]
     assert all(found) or not any(found), "only a part is free"
     return all(found)

@@ -36,7 +36,7 @@ def brk(mm: MemoryMap, addr: int) -> int:
             return last
         vmas = change.vmas
         if new < old:
-            if not vmas.overlapping(new, old) or not mm.can_cut(vmas, new, old):
+            if vmas.is_free(new, old) or not mm.can_cut(vmas, new, old):
                 return last
             change.unmap(new, old)
         elif new > old:

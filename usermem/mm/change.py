@@ -61,7 +61,7 @@ class Change:
 
     def add(self, vma: VMA) -> None:
         """Map, in the place of whatever is mapped there."""
-        if self.vmas.overlapping(vma.start, vma.end):
+        if not self.vmas.is_free(vma.start, vma.end):
             self._drop(vma.start, vma.end)
             self.pmas = self.pmas.replace(vma.start, vma.end, [])
         elif not vma.backing.anonymous:  # only zeros may have been placed ahead of it
@@ -71,7 +71,7 @@ class Change:
 
     def unmap(self, start: int, end: int) -> None:
         """Unmap, and give up the memory too, with what was placed ahead in the free space around."""
-        if self.vmas.overlapping(start, end):
+        if not self.vmas.is_free(start, end):
             self._drop(start, end)
             self.vmas = self.vmas.put(start, end, [])
             self.tell(start, end, ChangeKind.UNMAP)
@@ -85,9 +85,10 @@ class Change:
                 self.dropped.append((vma.backing, vma.offset_at(first), vma.offset_at(last)))
 
     def _drop_ahead(self, start: int, end: int) -> None:
-        """Give up the host memory of the free space that reaches into [start, end) or borders on it."""
-        low, _ = self.vmas.gap(start, 0, 1 << 64)
-        _, high = self.vmas.gap(end - 1, 0, 1 << 64)
+        """Give up the host memory of the free space that [start, end) is part of."""
+        if not self.pmas:
+            return
+        low, high = self.vmas.gap(start, 0, 1 << 64)
         if self.pmas.overlapping(low, high):
             self.pmas = self.pmas.replace(low, high, [])
             self.touched.append((low, high))

@@ -96,7 +96,9 @@ def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, template: VMA
             raise error(errno.EINVAL, "only private anonymous memory grows down")
         if template.prot & ~template.max_prot:
             raise error(errno.EACCES, f"prot {template.prot:#x} is more than max_prot {template.max_prot:#x}")
-        there = sum([vma.end - vma.start for vma in change.vmas.within(start, end)])
+        there = 0
+        if mm.limits.address_limit is not None:
+            there = sum([vma.end - vma.start for vma in change.vmas.within(start, end)])
         if not mm.may_expand(change.vmas, end - start - there):
             raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
         mm.check_cut(change.vmas, start, end)
@@ -155,7 +157,7 @@ def find_place(mm: MemoryMap, vmas: VMASet, addr: int, length: int, flags: int, 
         raise error(errno.EINVAL, f"address {addr:#x} is not page-aligned")
     if addr < arch.min_addr:
         raise error(errno.EPERM, f"address {addr:#x} is below {arch.min_addr:#x}")
-    if flags & names.fixed_noreplace and vmas.overlapping(addr, addr + size):
+    if flags & names.fixed_noreplace and not vmas.is_free(addr, addr + size):
         raise error(errno.EEXIST, f"something is mapped in {size:#x} bytes at {addr:#x}")
     return addr, addr + size
 

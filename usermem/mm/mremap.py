@@ -128,7 +128,7 @@ class _Call:
                 self.mm.check_cut(change.vmas, end, old_end)
                 change.unmap(end, old_end)
             return addr
-        free = end <= self.mm.arch.max_addr and not change.vmas.overlapping(vma.end, end)
+        free = end <= self.mm.arch.max_addr and change.vmas.is_free(vma.end, end)
         if vma.end == old_end and free:
             change.add(vma.over(vma.end, end, vma.prot))
             return addr

@@ -4,10 +4,9 @@ Both tables of an address space are one: the guest's mappings (VMAs) and the hos
 makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it without a lock,
 a change is published by one store, and a change that fails has changed nothing.
 
-The set is a B+ tree. A node has up to 32 items: segments in a leaf, nodes above. Four lists side by side say where the
-items start, where they end, where the free space below each ends (its floor), and what they are; so that searching is
-:func:`bisect` and copying a node is slicing. A node also knows its largest gap, once somebody has asked, so that the
-search for free space passes by whatever has none that is large enough: O(log n), whatever the lengths.
+The set is a B+ tree. A node has up to 128 items: segments in a leaf, nodes above. A list beside them says where they
+start, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
+space passes by whatever has none that is long enough: O(log n), whatever the lengths.
 
 Source: gVisor pkg/segment, whose gap tracking this follows.
 """
@@ -16,12 +15,11 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from operator import sub
+from collections.abc import Iterator
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
-_FANOUT: Final = 32
-"""How many items a node has at most. Of 16, 32 and 64 the quickest for mmap and munmap beside 100,000 mappings."""
+_FANOUT: Final = 128
+"""How many items a node has at most. Of 32 to 512 the quickest for mmap and munmap beside 100,000 mappings."""
 
 
 class Segment(Protocol):
@@ -51,59 +49,93 @@ S = TypeVar("S", bound=Segment)
 
 
 class _Node:
-    """Some segments in a row (height 0), or some nodes of the next lower height."""
+    """Some segments in a row (height 0), or some nodes of the next lower height. Immutable, but for ``gap``.
 
-    __slots__ = ("_gap", "end", "ends", "floor", "floors", "height", "items", "start", "starts")
+    ``starts`` are those of the items; nodes share the list where it is the same. ``gap`` is no less than the longest
+    free space between two segments in the node: searches make it exact where it matters.
+    """
 
-    def __init__(self, items: list[Any], height: int) -> None:
-        self.items = items
+    __slots__ = ("end", "floor", "gap", "height", "items", "start", "starts")
+
+    def __init__(self, height: int, items: list[Any], starts: list[int], gap: int) -> None:
         self.height = height
-        self.starts = [item.start for item in items]
-        self.ends = [item.end for item in items]
-        self.floors = [item.floor for item in items]
-        self.start = self.starts[0]
-        self.end = self.ends[-1]
-        self.floor = self.floors[0]
-        self._gap = -1
+        self.items = items
+        self.starts = starts
+        self.gap = gap
+        self.start = starts[0]
+        self.end: int = items[-1].end
+        self.floor: int = items[0].floor
 
-    @property
-    def gap(self) -> int:
-        """The length of the longest free space between two neighbours in it."""
-        if self._gap < 0:
-            self._gap = max(map(sub, self.floors[1:], self.ends), default=0)
-            if self.height:
-                self._gap = max(self._gap, max([node.gap for node in self.items]))
-        return self._gap
+    def part(self, start: int, end: int) -> list[Any]:
+        """The items that have an address in [start, end)."""
+        i = bisect_right(self.starts, start)
+        if i and self.items[i - 1].end > start:
+            i -= 1
+        return self.items[i : bisect_left(self.starts, end, i)]
 
     def splice(self, start: int, end: int, new: list[Any]) -> list[_Node]:
         """The nodes that take this one's place with ``new`` instead of the segments that start in [start, end)."""
-        i = max(bisect_right(self.starts, start) - 1, 0)
-        j = max(bisect_left(self.starts, end) - 1, i)
-        if self.height == 0:
+        if not self.height:
             i = bisect_left(self.starts, start)
-            j = bisect_left(self.starts, end, i)
-            return _packed(self.items[:i] + new + self.items[j:], 0)
-        middle = self.items[i].splice(start, end, new)
-        if j > i:
-            middle += self.items[j].splice(start, end, [])
-        return _packed(_joined(self.items[:i], middle, self.items[j + 1 :]), self.height)
+            return self._with(i, bisect_left(self.starts, end, i), new)
+        i = max(bisect_right(self.starts, start) - 1, 0)
+        middle: list[_Node] = self.items[i].splice(start, end, new)
+        j = i + 1
+        if j < len(self.starts) and self.starts[j] < end:
+            j = bisect_left(self.starts, end, j)
+            middle += self.items[j - 1].splice(start, end, [])
+        # A small node is joined with its neighbours, so that the tree does not thin out.
+        if len(middle) != 1 or len(middle[0].items) < _FANOUT // 4:
+            left, right = self.items[max(i - 1, 0) : i], self.items[j : j + 1]
+            middle = _joined(left + middle + right)
+            i, j = i - len(left), j + len(right)
+        return self._with(i, j, middle)
+
+    def _with(self, i: int, j: int, new: list[Any]) -> list[_Node]:
+        """The nodes with ``new`` in the place of the items i to j; none if there are none left."""
+        items = self.items.copy()
+        items[i:j] = new
+        if not items:
+            return []
+        starts = self.starts
+        if j - i != 1 or len(new) != 1 or new[0].start != starts[i]:
+            starts = starts.copy()
+            starts[i:j] = [item.start for item in new]
+        gap = self.gap
+        for k in range(i or 1, min(i + len(new) + 1, len(items))):
+            between = items[k].floor - items[k - 1].end
+            if between > gap:
+                gap = between
+        if self.height:
+            for node in new:
+                if node.gap > gap:
+                    gap = node.gap
+        if len(items) <= _FANOUT:
+            return [_Node(self.height, items, starts, gap)]
+        return _packed(items, self.height, gap)
 
 
-def _packed(items: list[Any], height: int) -> list[_Node]:
-    """Nodes of even size for the items; none for none."""
+def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
+    """Nodes of even size for the items."""
     count = -(-len(items) // _FANOUT)
-    bounds = [len(items) * k // count for k in range(count + 1)] if count else []
-    return [_Node(items[low:high], height) for low, high in itertools.pairwise(bounds)]
+    bounds = [len(items) * k // count for k in range(count + 1)]
+    return [_node(items[low:high], height, gap) for low, high in itertools.pairwise(bounds)]
 
 
-def _joined(left: list[_Node], middle: list[_Node], right: list[_Node]) -> list[_Node]:
-    """The nodes in a row; a small one of the middle is joined with its neighbour, lest the tree thin out."""
-    for node in (*middle, *right[:1]):
-        if left and len(left[-1].items) + len(node.items) <= _FANOUT // 2:
-            left = [*left[:-1], _Node(left[-1].items + node.items, node.height)]
-        else:
-            left = [*left, node]
-    return left + right[1:]
+def _node(items: list[Any], height: int, gap: int) -> _Node:
+    return _Node(height, items, [item.start for item in items], gap)
+
+
+def _joined(nodes: list[_Node]) -> list[_Node]:
+    """Neighbours joined where two fit well into one node."""
+    done: list[_Node] = []
+    for node in nodes:
+        if done and len(done[-1].items) + len(node.items) <= _FANOUT // 2:
+            left = done.pop()
+            gap = max(left.gap, node.gap, node.floor - left.end)
+            node = _node(left.items + node.items, node.height, gap)
+        done.append(node)
+    return done
 
 
 class SegmentSet(Generic[S]):
@@ -127,23 +159,17 @@ class SegmentSet(Generic[S]):
 
     def find(self, addr: int) -> S | None:
         """The segment that addr lies in."""
-        node = self._root
-        while node is not None:
-            i = bisect_right(node.starts, addr) - 1
-            if i < 0 or node.ends[i] <= addr:
-                return None
-            if not node.height:
-                found: S = node.items[i]
-                return found
-            node = node.items[i]
-        return None
+        found = self.last_before(addr + 1)
+        return found if found is not None and found.end > addr else None
 
     def first_from(self, addr: int) -> S | None:
         """The first segment that ends after addr. (Linux's find_vma().)"""
         node = self._root
         while node is not None:
-            i = bisect_right(node.ends, addr)
-            if i == len(node.ends):
+            i = bisect_right(node.starts, addr)
+            if i and node.items[i - 1].end > addr:
+                i -= 1
+            if i == len(node.items):
                 return None
             if not node.height:
                 found: S = node.items[i]
@@ -166,16 +192,30 @@ class SegmentSet(Generic[S]):
 
     def overlapping(self, start: int, end: int) -> list[S]:
         """The segments that have an address in [start, end), in order."""
+        node = self._root
+        if node is None or start >= end:
+            return []
+        part = node.part(start, end)
+        while node.height and len(part) == 1:
+            node = part[0]
+            part = node.part(start, end)
+        if not node.height:
+            return part
         found: list[S] = []
-        nodes = [self._root] if self._root is not None and start < end else []
+        nodes = part[::-1]
         while nodes:
             node = nodes.pop()
-            part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
+            part = node.part(start, end)
             if node.height:
                 nodes += reversed(part)
             else:
                 found += part
         return found
+
+    def is_free(self, start: int, end: int) -> bool:
+        """Whether no segment has an address in [start, end)."""
+        after = self.first_from(start)
+        return after is None or after.start >= end
 
     def within(self, start: int, end: int) -> list[S]:
         """The parts of the segments that lie in [start, end), in order; those cut off are new ones."""
@@ -205,47 +245,51 @@ class SegmentSet(Generic[S]):
 
     def highest_gap(self, length: int, low: int, high: int) -> int | None:
         """Where ``length`` free addresses begin, as high as can be in [low, high); None if there are none."""
-        gap = next(self._gaps(length, low, high, upward=False), None)
-        return None if gap is None else gap[1] - length
+        root = self._root
+        if root is None or high - max(root.end, low) >= length:
+            return high - length if high - low >= length else None
+        if root.gap >= length:
+            for _, top in _inner_gaps(root, length, low, high, upward=False):
+                return top - length
+        top = min(root.floor, high)
+        return top - length if top - low >= length else None
 
     def lowest_gap(self, length: int, low: int, high: int) -> int | None:
         """As highest_gap, as low as can be."""
-        gap = next(self._gaps(length, low, high, upward=True), None)
-        return None if gap is None else gap[0]
-
-    def _gaps(self, length: int, low: int, high: int, upward: bool) -> Iterator[tuple[int, int]]:
-        """The free stretches in [low, high), cut to it, that are no shorter than ``length``, in order of addresses."""
         root = self._root
-        below = (low, high if root is None else min(root.floor, high))
-        above = (high, high) if root is None else (max(root.end, low), high)
-        for gap in (below, None, above) if upward else (above, None, below):
-            if gap is not None:
-                if gap[1] - gap[0] >= length:
-                    yield gap
-            elif root is not None:
-                yield from _inner_gaps(root, length, low, high, upward)
+        if root is None or min(root.floor, high) - low >= length:
+            return low if high - low >= length else None
+        if root.gap >= length:
+            for bottom, _ in _inner_gaps(root, length, low, high, upward=True):
+                return bottom
+        bottom = max(root.end, low)
+        return bottom if high - bottom >= length else None
 
-    def replace(self, start: int, end: int, segments: Sequence[S]) -> Self:
+    def replace(self, start: int, end: int, segments: list[S]) -> Self:
         """The set with ``segments``, in order and inside, instead of [start, end); others are cut at the bounds."""
-        new = list(segments)
         old = self.overlapping(start, end)
+        new = segments
+        if old and old[0].start < start:
+            new = [old[0].cut(old[0].start, start), *new]
+        if old and old[-1].end > end:
+            new = [*new, old[-1].cut(end, old[-1].end)]
+        return self.exchange(old, new)
+
+    def exchange(self, old: list[S], new: list[S]) -> Self:
+        """The set with some segments instead of others that are neighbours in it. They must cover no other's place."""
+        if old == new:
+            return self
         made = type(self).__new__(type(self))
         made._length = self._length + len(new) - len(old)
-        made.num_bytes = self.num_bytes + sum([s.end - s.start for s in new])
-        made.num_bytes -= sum([min(s.end, end) - max(s.start, start) for s in old])
-        low = start
-        if old and old[0].start < start:
-            low = old[0].start
-            new.insert(0, old[0].cut(low, start))
-            made._length += 1
-        if old and old[-1].end > end:
-            new.append(old[-1].cut(end, old[-1].end))
-            made._length += 1
-        if not new and not old:
-            return self
-        nodes = self._root.splice(low, end, new) if self._root is not None else _packed(new, 0)
+        size = sum([s.end - s.start for s in new]) - sum([s.end - s.start for s in old])
+        made.num_bytes = self.num_bytes + size
+        if self._root is None:
+            nodes = _packed(new, 0, 1 << 64) if new else []
+        else:
+            start = old[0].start if old else new[0].start
+            nodes = self._root.splice(start, old[-1].start + 1 if old else start, new)
         while len(nodes) > 1:
-            nodes = _packed(nodes, nodes[0].height + 1)
+            nodes = _packed(list(nodes), nodes[0].height + 1, 1 << 64)
         root = nodes[0] if nodes else None
         while root is not None and root.height and len(root.items) == 1:
             root = root.items[0]
@@ -263,23 +307,33 @@ class SegmentSet(Generic[S]):
         for node in nodes:
             assert 0 < len(node.items) <= _FANOUT
             assert node.starts == [item.start for item in node.items]
-            assert node.ends == [item.end for item in node.items]
+            assert (node.start, node.end) == (node.items[0].start, node.items[-1].end)
+            between = [right.floor - left.end for left, right in itertools.pairwise(node.items)]
+            assert node.gap >= max(between, default=0)
             if node.height:
-                assert all(item.height == node.height - 1 for item in node.items)
+                assert all(item.height == node.height - 1 and item.gap <= node.gap for item in node.items)
                 nodes += node.items
 
 
 def _inner_gaps(node: _Node, length: int, low: int, high: int, upward: bool) -> Iterator[tuple[int, int]]:
-    """As SegmentSet._gaps, of the free space between the segments of a node."""
-    if node.gap < length:
-        return
-    first = bisect_right(node.ends, low)
-    indices = range(max(first - 1, 0), bisect_left(node.starts, high))
+    """The free stretches between the segments of a node, cut to [low, high), that are no shorter than ``length``.
+
+    In the order of addresses. A node that was gone through whole, for nothing, learns how long its longest gap is.
+    """
+    items = node.items
+    indices = range(max(bisect_right(node.starts, low) - 1, 0), bisect_left(node.starts, high))
+    longest = 0
     for i in indices if upward else reversed(indices):
-        after = (max(node.ends[i], low), min(node.floors[i + 1], high)) if i + 1 < len(node.items) else (0, 0)
-        if not upward and after[1] - after[0] >= length:
-            yield after
-        if node.height:
-            yield from _inner_gaps(node.items[i], length, low, high, upward)
-        if upward and after[1] - after[0] >= length:
-            yield after
+        inner = items[i].gap if node.height else 0
+        gap = items[i + 1].floor - items[i].end if i + 1 < len(items) else 0
+        if upward and inner >= length:
+            yield from _inner_gaps(items[i], length, low, high, upward)
+        if gap >= length:
+            bottom, top = max(items[i].end, low), min(items[i + 1].floor, high)
+            if top - bottom >= length:
+                yield bottom, top
+        if not upward and inner >= length:
+            yield from _inner_gaps(items[i], length, low, high, upward)
+        longest = max(longest, gap, items[i].gap if node.height else 0)
+    if len(indices) == len(items):
+        node.gap = longest

@@ -43,7 +43,7 @@ class VMA:
     @property
     def floor(self) -> int:
         """Where the free space below it ends for new mappings: ``start``, or the end of its guard."""
-        return max(self.start - self.guard, 0)
+        return max(self.start - self.guard, 0) if self.guard else self.start
 
     @property
     def label(self) -> str:
@@ -88,23 +88,17 @@ class VMASet(SegmentSet[VMA]):
 
     def put(self, start: int, end: int, vmas: list[VMA]) -> VMASet:
         """The set with ``vmas`` in the place of [start, end), each merged with its neighbours where they can be one."""
-        before, after = self.find(start - 1), self.find(end)
-        if before is not None and before.end > start:
-            before = before.cut(before.start, start)
-        if after is not None and after.start < end:
-            after = after.cut(end, after.end)
-        merged: list[VMA] = []
-        for vma in (before, *vmas, after):
-            if vma is None:
-                continue
-            if merged and merged[-1].can_merge(vma):
-                left = merged.pop()
-                merged.append(left.over(left.start, vma.end, left.prot))
-            else:
-                merged.append(vma)
-        low = before.start if before is not None else start
-        high = after.end if after is not None else end
-        return self.replace(low, high, merged)
+        old = self.overlapping(start - 1, end + 1)
+        new: list[VMA] = []
+        if old and old[0].start < start:
+            before = old[0]
+            new.append(before if before.end <= start else before.cut(before.start, start))
+        for vma in vmas:
+            _append(new, vma)
+        if old and old[-1].end > end:
+            after = old[-1]
+            _append(new, after if after.start >= end else after.cut(end, after.end))
+        return self.exchange(old, new)
 
     def limit_from(self, addr: int) -> int:
         """Where the free space that addr lies in should end: at the next mapping, or the guard below one that grows."""
@@ -116,3 +110,11 @@ class VMASet(SegmentSet[VMA]):
         vmas = list(self)
         for left, right in itertools.pairwise(vmas):
             assert not left.can_merge(right), f"{left} and {right} should be one"
+
+
+def _append(vmas: list[VMA], vma: VMA) -> None:
+    """Add a mapping behind others, merged with the last if they can be one."""
+    if vmas and vmas[-1].can_merge(vma):
+        left = vmas.pop()
+        vma = left.over(left.start, vma.end, left.prot)
+    vmas.append(vma)
