@@ -29,7 +29,8 @@ from usermem.mm.backing.caller_buffer import CallerBuffer
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.object_pages import write_back_released
 from usermem.mm.host_runs import GuestRun
-from usermem.mm.memory_map import MAX_MAP_COUNT, STACK_LIMIT, Limits, Listener, MemoryMap
+from usermem.mm.listeners import Listener
+from usermem.mm.memory_map import MAX_MAP_COUNT, STACK_LIMIT, Limits, MemoryMap
 from usermem.mm.mmap import RIGHTS
 from usermem.mm.page_cache import GONE, PagedIO, Stretch
 from usermem.mm.vma import VMA
@@ -104,12 +105,12 @@ class AddressSpace(PagedIO):
         order of the changes. It may map and unmap itself. What it raises comes out of a mapping call, whose change is
         made. The promise: until it is called, the host addresses that :meth:`host_runs` gave stay what they are.
         """
-        return self._map.on_change
+        return self._map.listeners.listener
 
     @on_change.setter
     def on_change(self, listener: Listener | None) -> None:
         """Set the listener; None for none."""
-        self._map.on_change = listener
+        self._map.listeners.listener = listener
 
     def host_runs(self, start: int, end: int, *, copy_files: bool = False) -> list[GuestRun]:
         """Where the memory of [start, end) is in this process, in order of addresses, holes left out.

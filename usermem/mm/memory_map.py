@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Final, TypeVar
@@ -36,13 +34,12 @@ from usermem.errors import FaultReason
 from usermem.mm.backing.anonymous import Anonymous
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.object_pages import write_back_released
-from usermem.mm.change import Change, ChangeKind, Tables
+from usermem.mm.change import Change, Tables
 from usermem.mm.host_run import HostRun
+from usermem.mm.listeners import Listeners
 from usermem.mm.page_cache import PageCache, Stretch
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.vma import VMA, VMASet
-
-Listener = Callable[[int, int, ChangeKind], object]
 
 MAX_MAP_COUNT: Final = 65_530
 """How many mappings Linux allows by default: vm.max_map_count."""
@@ -93,11 +90,10 @@ class MemoryMap:
         self.base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
         if seed is not None:
             self.base -= Random(seed).getrandbits(28 if arch.pointer_size == 8 else 8) << arch.page_shift
-        self.on_change: Listener | None = None
+        self.listeners = Listeners()
         self.failed_write_back: Exception | None = None
         self._cache = cache
         self._lock = fork_safe_lock()
-        self._events: deque[_Event] = deque()
 
     def check_open(self) -> None:
         """Raise ValueError if the space is closed."""
@@ -119,7 +115,6 @@ class MemoryMap:
                     change = Change(old)
                     result = build(change)
                     new = change.tables()
-                    events = [_Event(told) for told in change.told] if self.on_change is not None else []
                     try:
                         self._cache.frozen = True
                         self._forget(old, new, change.touched)
@@ -129,14 +124,15 @@ class MemoryMap:
                     finally:
                         self._cache.frozen = False
                         if published:
-                            self._events += events
+                            events = self.listeners.note(change.told)
         finally:
             if published:
                 dropped = change.dropped
                 del change, old, new  # with them what is unmapped now, if no copy is in flight
-                self._write_back(dropped)
-                if events:
-                    self._tell(events)
+                try:
+                    self._write_back(dropped)
+                finally:
+                    self.listeners.tell(events)
         return result
 
     def _forget(self, old: Tables, new: Tables, touched: list[tuple[int, int]]) -> None:
@@ -153,24 +149,6 @@ class MemoryMap:
                 self._cache.forget(pma.cached, firsts)
         if touched:
             self._cache.words = {}
-
-    def _tell(self, own: list[_Event]) -> None:
-        """Call the listener for all changes that wait, in their order, and return when the own ones were told.
-
-        No lock is held: a listener may map, and wait for other threads that map.
-        """
-        while self._events:
-            try:
-                event = self._events.popleft()
-            except IndexError:
-                break
-            try:
-                if self.on_change is not None:
-                    self.on_change(*event.told)
-            finally:
-                event.done.set()
-        for event in own:
-            event.done.wait()
 
     def locate(self, addr: int, access: int, *, ignore_permissions: bool) -> Stretch | FaultReason:
         """Where addr's bytes are and how far the run goes, or why they cannot be accessed.
@@ -372,16 +350,6 @@ class MemoryMap:
                 assert pma.run is run and base == pma.start - run.start, f"{addr:#x} has moved"
                 assert base + limit <= min(vma.end, pma.end), f"{addr:#x} is cached with too much"
                 assert right & (vma.prot | (mman.PROT_READ if vma.prot else 0)), f"{addr:#x} has other rights"
-
-
-class _Event:
-    """A change that a listener is told, and whether it was."""
-
-    __slots__ = ("done", "told")
-
-    def __init__(self, told: tuple[int, int, ChangeKind]) -> None:
-        self.told = told
-        self.done = threading.Event()
 
 
 def page_range(arch: Arch, addr: int, length: int, name: str, overflow: int) -> tuple[int, int]:
