@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from attrs import frozen
 from hypothesis import example, given
@@ -59,6 +57,7 @@ def check(found: SegmentSet[Piece], pieces: Pieces, start: int, end: int, length
     overlapping = [p for p in pieces if p.start < end and start < p.end] if start < end else []
     assert found.overlapping(start, end) == overlapping
     assert found.within(start, end) == [p.cut(max(p.start, start), min(p.end, end)) for p in overlapping]
+    assert found.is_free(start, end) is (not overlapping)
     taken = {at for p in pieces for at in range(p.start, p.end)}
     assert found.covered_up_to(start, end) == next((at for at in range(start, end) if at not in taken), end)
     for at in (start, end):
@@ -94,25 +93,29 @@ def fitting(start: int, end: int, sizes: list[tuple[int, int, int]], mark: int) 
     return pieces
 
 
-@pytest.fixture(params=[3, 4, 32], ids="fanout {}".format)
-def fanout(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Few items a node, so that a hundred segments make a tree of height 3; and as many as there really are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "_FANOUT", request.param)
-        yield request.param
-
-
+@pytest.mark.parametrize(("fanout", "height"), [(3, 3), (4, 2), (8, 1), (segment._FANOUT, 0)])
 @given(st.lists(replacements, min_size=1, max_size=12), st.booleans(), bounds, st.integers(1, 12))
 @example([((0, 120), [(1, 1, 0)] * 120), ((1, 119), [])], True, (0, 120), 3)
 @example([((0, 120), [(2, 1, 1)] * 60), ((30, 31), [(1, 1, 2)])], True, (3, 99), 1)
-def test_replace(fanout: int, steps: list[Step], full: bool, asked: tuple[int, int], length: int) -> None:
-    """After any replacements each question has the answer of a list, and each set before still has its own."""
+def test_replace(
+    fanout: int, height: int, steps: list[Step], full: bool, asked: tuple[int, int], length: int
+) -> None:
+    """After any replacements each question has the answer of a list, and each set before still has its own.
+
+    With few items a node, sixty segments make a high tree.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "_FANOUT", fanout)
+        _replace(steps, height if full else None, asked, length)
+
+
+def _replace(steps: list[Step], full: int | None, asked: tuple[int, int], length: int) -> None:
     found: SegmentSet[Piece] = SegmentSet()
     pieces: Pieces = []
-    if full:
+    if full is not None:
         pieces = [Piece(at, at + 1, at % 7 // 6 * 3, -1) for at in range(0, END, 2)]
         found = found.replace(0, END, pieces)
-        assert found._root is not None and found._root.height == {3: 3, 4: 2, 32: 1}[fanout]
+        assert found._root is not None and found._root.height == full
     history = [(found, pieces)]
     for mark, ((start, end), sizes) in enumerate(steps):
         new = fitting(start, end, sizes, mark)
@@ -190,21 +193,22 @@ def test_a_broken_set_is_seen() -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1, 7], ids=["upward", "downward", "across"])
-def test_the_tree_does_not_thin_out(order: int) -> None:
+def test_the_tree_does_not_thin_out(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built and taken apart one by one, a set is no higher, and has few more nodes, than one that is made at once."""
+    monkeypatch.setattr(segment, "_FANOUT", 16)
     found: SegmentSet[Piece] = SegmentSet()
     for i in range(1000):
         at = order * i % 1000 * 10
         found = found.replace(at, at + 5, [Piece(at, at + 5)])
     assert found._root is not None
-    assert (len(found), found._root.height) == (1000, 1)
+    assert (len(found), found._root.height) == (1000, 2)
     for i in range(1000):
         at = order * i % 1000 * 10
         if at % 200:
             found = found.replace(at, at + 5, [])
     found._check()
     assert (len(found), found._root.height) == (50, 1)
-    assert len(found._root.items) <= 50 // 8 + 1
+    assert len(found._root.items) <= 50 // 4 + 1
     for piece in list(found)[1:]:
         found = found.replace(piece.start, piece.end, [])
     assert found._root.height == 0

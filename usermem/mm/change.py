@@ -133,6 +133,10 @@ class Change:
         """Put memory where there was none yet. No listener is told, and nothing that is cached becomes wrong."""
         self.pmas = self.pmas.replace(pma.start, pma.end, [pma])
 
+    def rewrite(self, start: int, end: int) -> None:
+        """Note that the same memory has other bytes: a listener is told, and what is cached stays right."""
+        self.told.append((start, end, ChangeKind.MEMORY))
+
     def tell(self, start: int, end: int, kind: ChangeKind) -> None:
         """Note a change of [start, end) that a listener is told, and that cached pages may not outlive."""
         self.told.append((start, end, kind))

@@ -37,7 +37,7 @@ class HostMapping(Whole):
     def __init__(self, fd: int, offset: int, length: int, prot: int, flags: int, plain: bool = False) -> None:
         """Map ``length`` bytes at ``offset``, both in host pages; ``flags`` is MAP_SHARED or MAP_PRIVATE.
 
-        Raises MemoryError if the host has no address space or no mapping left for guests, OSError if it refuses.
+        Raises MemoryError if the host refuses, or has no mapping left for guests.
         """
         self.offset = offset
         self.length = length
@@ -45,16 +45,16 @@ class HostMapping(Whole):
         self.memory: host_mmap.mmap | None = None
         if len(_live) >= _MOST_MAPPINGS:
             raise MemoryError(f"guests hold {len(_live)} mappings of the host's; it has to keep some for itself")
-        if plain:
-            try:  # an mmap object of the module's own would keep a descriptor each
+        try:
+            if plain:  # an mmap object that the module makes of a file keeps a descriptor each
                 memory = reserve(length)
-            except OSError as exc:
-                raise MemoryError(f"the host has no {length:#x} bytes of address space left") from exc
-            map_file(fd, offset, length, prot, flags | mman.MAP_FIXED, mmap_address(memory))
-            self.memory = memory
-            self.address = mmap_address(memory)
-        else:
-            self.address = map_file(fd, offset, length, prot, flags)
+                map_file(fd, offset, length, prot, flags | mman.MAP_FIXED, mmap_address(memory))
+                self.memory = memory
+                self.address = mmap_address(memory)
+            else:
+                self.address = map_file(fd, offset, length, prot, flags)
+        except OSError as exc:
+            raise MemoryError(f"the host does not map {length:#x} bytes at {offset:#x} of a file: {exc}") from exc
         _live.add(id(self))
 
     def run(self, start: int, end: int, keeper: Whole | None = None) -> HostRun:

@@ -12,7 +12,7 @@ from typing import Final
 from hostarch import READ, WRITE, AccessType, mman
 from safemem.buffers import check_int
 from usermem.errors import FaultReason
-from usermem.mm.change import Change, ChangeKind
+from usermem.mm.change import Change
 from usermem.mm.memory_map import MemoryMap, error, page_range
 from usermem.mm.vma import VMA
 
@@ -77,7 +77,7 @@ def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None
         if not vma.shared or not vma.max_prot & mman.PROT_WRITE:
             raise error(errno.EACCES, "MADV_REMOVE is for memory that may be written and is shared")
         vma.backing.punch(vma.offset_at(start), vma.offset_at(end))
-        mm.change(lambda change: change.tell(start, end, ChangeKind.MEMORY))
+        mm.change(lambda change: change.rewrite(start, end))
     if advice in _DROPPING and not vma.shared:
         _discard(mm, vma, start, end)
 
@@ -88,7 +88,7 @@ def _discard(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
 
     def build(change: Change) -> None:
         if all(done):
-            change.tell(start, end, ChangeKind.MEMORY)
+            change.rewrite(start, end)
         else:
             for now in change.vmas.overlapping(start, end):
                 if now.backing is vma.backing:
