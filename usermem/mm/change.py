@@ -61,8 +61,9 @@ class Change:
 
     def add(self, vma: VMA) -> None:
         """Map, in the place of whatever is mapped there."""
-        if not self.vmas.is_free(vma.start, vma.end):
-            self._drop(vma.start, vma.end)
+        old = self.vmas.overlapping(vma.start, vma.end)
+        if old:
+            self._drop(old, vma.start, vma.end)
             self.pmas = self.pmas.replace(vma.start, vma.end, [])
         elif not vma.backing.anonymous:  # only zeros may have been placed ahead of it
             self._drop_ahead(vma.start, vma.end)
@@ -71,15 +72,16 @@ class Change:
 
     def unmap(self, start: int, end: int) -> None:
         """Unmap, and give up the memory too, with what was placed ahead in the free space around."""
-        if not self.vmas.is_free(start, end):
-            self._drop(start, end)
+        old = self.vmas.overlapping(start, end)
+        if old:
+            self._drop(old, start, end)
             self.vmas = self.vmas.put(start, end, [])
             self.tell(start, end, ChangeKind.UNMAP)
         self._drop_ahead(start, end)
 
-    def _drop(self, start: int, end: int) -> None:
-        """Note what shared mappings in [start, end) show no longer."""
-        for vma in self.vmas.overlapping(start, end):
+    def _drop(self, old: list[VMA], start: int, end: int) -> None:
+        """Note what shared ones of the mappings in [start, end) show no longer."""
+        for vma in old:
             if vma.shared:
                 first, last = max(vma.start, start), min(vma.end, end)
                 self.dropped.append((vma.backing, vma.offset_at(first), vma.offset_at(last)))

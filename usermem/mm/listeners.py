@@ -17,7 +17,7 @@ Told = tuple[int, int, ChangeKind]
 Listener = Callable[[int, int, ChangeKind], object]
 
 
-class _Event:
+class Event:
     """A change that the listener is told, and whether it was."""
 
     __slots__ = ("done", "told")
@@ -32,15 +32,15 @@ class Listeners:
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
-        self._events: deque[_Event] = deque()
+        self._events: deque[Event] = deque()
 
-    def note(self, told: list[Told]) -> list[_Event]:
-        """Note changes in their order; none if nobody listens. Call it under the map's lock."""
-        events = [_Event(each) for each in told] if self.listener is not None else []
+    def note(self, told: list[Told]) -> list[Event]:
+        """Note changes in their order. Call it under the map's lock."""
+        events = [Event(each) for each in told]
         self._events += events
         return events
 
-    def tell(self, own: list[_Event]) -> None:
+    def tell(self, own: list[Event]) -> None:
         """Tell all that is noted, and return when ``own`` was told. What the listener raises passes through."""
         while own and self._events:
             try:

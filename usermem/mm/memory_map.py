@@ -36,7 +36,7 @@ from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.object_pages import write_back_released
 from usermem.mm.change import Change, Tables
 from usermem.mm.host_run import HostRun
-from usermem.mm.listeners import Listeners
+from usermem.mm.listeners import Event, Listeners
 from usermem.mm.page_cache import PageCache, Stretch
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.vma import VMA, VMASet
@@ -107,6 +107,7 @@ class MemoryMap:
         has changed. Raises ValueError if the space is closed.
         """
         published = False
+        events: list[Event] = []
         try:
             with self._lock:
                 while not published:
@@ -123,21 +124,23 @@ class MemoryMap:
                         published = outcome is new
                     finally:
                         self._cache.frozen = False
-                        if published:
+                        if published and self.listeners.listener is not None:
                             events = self.listeners.note(change.told)
         finally:
             if published:
                 dropped = change.dropped
                 del change, old, new  # with them what is unmapped now, if no copy is in flight
                 try:
-                    self._write_back(dropped)
+                    if dropped:
+                        self._write_back(dropped)
                 finally:
-                    self.listeners.tell(events)
+                    if events:
+                        self.listeners.tell(events)
         return result
 
     def _forget(self, old: Tables, new: Tables, touched: list[tuple[int, int]]) -> None:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
-        for start, end in touched:
+        for start, end in touched if old.pmas else ():
             for pma in old.pmas.overlapping(start - 1, end + 1):
                 if not pma.cached:
                     continue

@@ -35,11 +35,14 @@ def mprotect(mm: MemoryMap, addr: int, length: int, prot: int) -> int:
 
     def build(change: Change) -> tuple[int, int]:
         start = _growing_start(change.vmas, addr, end, prot) if prot & _GROWS else addr
-        stop, code = change.vmas.covered_up_to(start, end), errno.ENOMEM
-        for vma in change.vmas.overlapping(start, stop):
-            if prot & RIGHTS & ~vma.max_prot:
-                stop, code = max(vma.start, start), errno.EACCES
+        stop, code = start, errno.ENOMEM
+        for vma in change.vmas.overlapping(start, end):
+            if vma.start > stop:
                 break
+            if prot & RIGHTS & ~vma.max_prot:
+                code = errno.EACCES
+                break
+            stop = min(vma.end, end)
         if stop > start:
             change.protect(start, stop, prot & RIGHTS)
         return stop, code

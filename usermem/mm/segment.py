@@ -196,10 +196,12 @@ class SegmentSet(Generic[S]):
         if node is None or start >= end:
             return []
         part = node.part(start, end)
-        while node.height and len(part) == 1:
+        while node.height:
+            if len(part) != 1:
+                break
             node = part[0]
             part = node.part(start, end)
-        if not node.height:
+        else:
             return part
         found: list[S] = []
         nodes = part[::-1]
