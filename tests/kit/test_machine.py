@@ -51,7 +51,7 @@ class ProtectForgetsThePageCache(AddressSpace):
     """What could be written before mprotect still can."""
 
     def mprotect(self, addr: int, length: int, prot: int) -> int:
-        kept = dict(self._writable)
+        kept = {page: list(stretch) for page, stretch in self._writable.items()}
         try:
             return super().mprotect(addr, length, prot)
         finally:
@@ -62,7 +62,7 @@ class ProtectIsAllOrNothing(AddressSpace):
     """mprotect over a hole changes nothing."""
 
     def mprotect(self, addr: int, length: int, prot: int) -> int:
-        stop = self._vmas.mapped_up_to(addr, addr + length)
+        stop = self._map.tables.vmas.covered_up_to(addr, addr + length)
         return super().mprotect(addr if stop == addr + length else stop, length, prot)
 
 
@@ -70,7 +70,7 @@ class MapKeepsOldBytes(AddressSpace):
     """A mapping over another one shows its bytes."""
 
     def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
-        stop = self._vmas.mapped_up_to(addr, addr + length)
+        stop = self._map.tables.vmas.covered_up_to(addr, addr + length)
         if stop == addr + length:
             self.mprotect(addr, length, prot)
             return addr

@@ -103,7 +103,7 @@ def test_a_copy_over_cached_pages_takes_no_lock() -> None:
     space.mmap(BASE + 2 * PAGE, PAGE, RW, FIXED)
     assert space.read_bytes(BASE, 3 * PAGE) == bytes(3 * PAGE)
     got: list[bytes] = []
-    with space._lock:
+    with space._map._lock:
         thread = threading.Thread(target=lambda: got.append(space.read_bytes(BASE, 3 * PAGE)), daemon=True)
         thread.start()
         thread.join(30)
@@ -158,10 +158,11 @@ def test_tables_do_not_grow_with_what_is_gone() -> None:
         space.copy_out(BASE + 2 * i * PAGE, pattern(16))
     for i in range(300):
         space.munmap(BASE + 2 * i * PAGE, PAGE)
-    assert (len(space._vmas), len(space._pmas)) == (0, 0)
-    assert len(space._pmas._arena.chunks) <= 2
-    space._pmas._arena.allocate(PAGE)
-    assert len(space._pmas._arena._free) <= len(space._pmas._arena.chunks)
+    assert (len(space._map.tables.vmas), len(space._map.tables.pmas)) == (0, 0)
+    arena = space._map.anonymous.arena
+    assert len(arena.chunks) <= 2
+    arena.allocate(PAGE)
+    assert len(arena._free) <= len(arena.chunks)
 
 
 def test_shared_mappings_stay_apart() -> None:

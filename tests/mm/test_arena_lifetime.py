@@ -6,7 +6,6 @@ What is free is asked of the arena itself: memory in use is never handed out, so
 from __future__ import annotations
 
 import ctypes
-import gc
 import mmap
 from collections.abc import Callable
 

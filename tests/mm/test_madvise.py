@@ -152,18 +152,26 @@ def test_holes_in_shared_memory() -> None:
     assert space.read_bytes(BASE, 4 * PAGE) == expected[:PAGE] + bytes(3 * PAGE)
 
 
+@pytest.mark.parametrize("file", [True, False], ids=["memory file", "no memory file"])
 @pytest.mark.parametrize(("start", "end"), [(0, mmap.PAGESIZE), (5, 70), (mmap.PAGESIZE - 1, 2 * mmap.PAGESIZE)])
-def test_shared_memory_is_zeroed(start: int, end: int) -> None:
-    """Whole pages and parts of them, and nothing beyond its end."""
-    size = 2 * mmap.PAGESIZE
-    shared = SharedMemory(size)
-    piece = shared.piece(0, size)
-    piece.memory[:size] = b"\xff" * size
-    shared.zero(start, end)
-    assert piece.memory[:size] == b"\xff" * start + bytes(end - start) + b"\xff" * (size - end)
-    shared.zero(size, size + 5)
-    shared.zero(size - 1, size + mmap.PAGESIZE)
-    assert piece.memory[size - 1] == 0
+def test_shared_memory_is_zeroed(start: int, end: int, file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole pages and parts of them, and nothing beyond its end, which is that of its last page of 64 KiB."""
+    if not file:
+        monkeypatch.setattr("usermem.mm.backing.shared_memory._memory_file", lambda: None)
+    size = 1 << 16
+    shared, other = SharedMemory(size), SharedMemory(size)
+    first, run = shared.run(0, 0, size)
+    view = run.view()
+    assert (first, len(view)) == (0, size)
+    view[:] = b"\xff" * size
+    _, neighbour = other.run(0, 0, size)
+    neighbour.view()[:] = b"\xee" * size
+    shared.punch(start, end)
+    assert view == b"\xff" * start + bytes(end - start) + b"\xff" * (size - end)
+    shared.punch(size, size + 5)
+    shared.punch(size - 1, size + mmap.PAGESIZE)
+    assert view[size - 2 :].tobytes() == b"\xff\0"
+    assert neighbour.view() == b"\xee" * size
 
 
 def test_populating() -> None:
@@ -230,7 +238,7 @@ def test_arguments_and_tags() -> None:
     assert arm.madvise(BASE | 7 << 56, PAGE, mman.MADV_DONTNEED) == arm.msync(BASE | 7 << 56, PAGE, 0) == 0
 
 
-# Stacks: see usermem/growth.py.
+# Stacks: see MemoryMap.
 
 
 def stack(below: int = 0, prot: int = RW, flags: int = FIXED, **limits: Any) -> AddressSpace:

@@ -9,7 +9,8 @@ import tempfile
 import pytest
 
 from hostarch import AMD64, ARM64_16K, mman
-from usermem import AddressSpace, residency
+from usermem import AddressSpace
+from usermem.mm import host_calls, mincore
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or mmap.PAGESIZE != 4096, reason="counts Linux's pages")
 
@@ -39,7 +40,7 @@ def test_single_pages(flags: int) -> None:
 
 def test_large_guest_pages_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest's page is there if one of the host's in it is; long ranges are asked for in parts."""
-    monkeypatch.setattr(residency, "_CHUNK", 2)
+    monkeypatch.setattr(mincore, "_CHUNK", 2)
     with AddressSpace(ARM64_16K) as space:
         space.mmap(BASE, 7 * 4 * PAGE, RW, SHARED)
         for page in (0, 3, 6):
@@ -65,7 +66,7 @@ def test_files_and_buffers() -> None:
 @pytest.mark.parametrize("answer", [None, lambda *_: -1], ids=["missing", "refused"])
 def test_a_host_that_cannot_tell(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
     """All pages that have a place are there."""
-    monkeypatch.setattr(residency, "_mincore", lambda: answer)
+    monkeypatch.setattr(host_calls, "_mincore", lambda: answer)
     with AddressSpace(AMD64) as space:
         space.mmap(BASE, 4 * PAGE, RW, ANON)
         assert space.mincore(BASE, 4 * PAGE) == bytes(4)

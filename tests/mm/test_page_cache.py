@@ -15,9 +15,12 @@ import pytest
 
 from edge_layouts import BASE, FIXED, PAGE, RW, one, pattern, source
 from hostarch import AMD64, MIPS, MIPSEL, Arch, mman
-from usermem import AddressSpace, FaultError, copy_in_vec, copy_string_in, copy_uint32_in, page_cache
+from usermem import AddressSpace, FaultError, copy_in_vec, copy_string_in, copy_uint32_in
 from usermem.errors import FaultReason
-from usermem.page_cache import Entry
+from usermem.mm import page_cache
+from usermem.mm.change import Change
+from usermem.mm.memory_map import MemoryMap
+from usermem.mm.page_cache import PageCache, Stretch
 
 
 def pause() -> None:
@@ -25,18 +28,34 @@ def pause() -> None:
     time.sleep(0)
 
 
+class PausingCache(PageCache):
+    """Its threads lose the processor before and after each step that matters."""
+
+    __slots__ = ()
+
+    def forget(self, cached: dict[int, Stretch], firsts: list[int]) -> None:
+        pause()
+        super().forget(cached, firsts)
+        pause()
+
+    def stretch(self, cached: dict[int, Stretch], first: int, new: Stretch, writable: bool) -> Stretch:
+        pause()
+        found = super().stretch(cached, first, new, writable)
+        pause()
+        return found
+
+    def remember(self, addr: int, stretch: Stretch, writable: bool) -> None:
+        pause()
+        super().remember(addr, stretch, writable)
+        pause()
+
+
 class Preempted(AddressSpace):
-    """The real thing, whose threads lose the processor before and after each step that matters."""
+    """The real thing, over such a cache."""
 
-    def _forget_pages(self, start: int = 0, end: int | None = None) -> None:
-        pause()
-        super()._forget_pages(start, end)
-        pause()
-
-    def _remember_page(self, addr: int, entry: Entry, writable: bool) -> None:
-        pause()
-        super()._remember_page(addr, entry, writable)
-        pause()
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache.__class__ = PausingCache
 
 
 class ClearedFirst(AddressSpace):
@@ -44,20 +63,56 @@ class ClearedFirst(AddressSpace):
 
     def mprotect(self, addr: int, length: int, prot: int) -> int:
         """Without one lock around both steps."""
-        self._forget_pages()
-        pause()
-        with self._lock:
-            self._vmas.protect(addr, addr + length, prot)
+        self._clear_and_publish(lambda change: change.protect(addr, addr + length, prot))
         return 0
 
     def munmap(self, addr: int, length: int) -> int:
         """As mprotect."""
-        self._forget_pages()
-        pause()
-        with self._lock:
-            self._vmas.remove(addr, addr + length)
-            self._pmas.remove(addr, addr + length)
+        self._clear_and_publish(lambda change: change.unmap(addr, addr + length))
         return 0
+
+    def _clear_and_publish(self, build: Callable[[Change], object]) -> None:
+        with self._map._lock:
+            for pma in self._map.tables.pmas:
+                self._cache.forget(pma.cached, list(pma.cached))
+            self._cache.words = {}
+        pause()
+        with self._map._lock:
+            change = Change(self._map.tables)
+            build(change)
+            self._map.tables = change.tables()
+
+
+class LateCache(PageCache):
+    """Keeps what it is to remember for later."""
+
+    __slots__ = ()
+    waiting = threading.local()
+
+    def stretch(self, cached: dict[int, Stretch], first: int, new: Stretch, writable: bool) -> Stretch:
+        self.waiting.place = cached, first, new, writable
+        return new
+
+    def remember(self, addr: int, stretch: Stretch, writable: bool) -> None:
+        self.waiting.addr = addr
+
+    def remember_late(self) -> None:
+        """Remember it now."""
+        place, self.waiting.place = self.waiting.__dict__.get("place"), None
+        if place is not None:
+            super().remember(self.waiting.addr, super().stretch(*place), place[3])
+
+
+class LateMap(MemoryMap):
+    """Gives up the lock before pages are remembered."""
+
+    def locate(self, addr: int, access: int, *, ignore_permissions: bool) -> Stretch | FaultReason:
+        """See MemoryMap.locate."""
+        found = super().locate(addr, access, ignore_permissions=ignore_permissions)
+        pause()
+        assert isinstance(self._cache, LateCache)
+        self._cache.remember_late()
+        return found
 
 
 class FilledLate(AddressSpace):
@@ -65,18 +120,8 @@ class FilledLate(AddressSpace):
 
     def __init__(self) -> None:
         super().__init__()
-        self._found = threading.local()
-
-    def _remember_page(self, addr: int, entry: Entry, writable: bool) -> None:
-        self._found.page = addr, entry, writable
-
-    def _find(self, addr: int, access: int, ignore_permissions: bool) -> Entry | FaultReason:
-        self._found.page = None
-        found = super()._find(addr, access, ignore_permissions)
-        pause()
-        if self._found.page is not None:
-            super()._remember_page(*self._found.page)
-        return found
+        self._cache.__class__ = LateCache
+        self._map.__class__ = LateMap
 
 
 class WordsTakenLate(AddressSpace):
@@ -84,13 +129,15 @@ class WordsTakenLate(AddressSpace):
 
     def copy_uint32_in(self, addr: int, ignore_permissions: bool = False) -> int:
         """The right order is the other way round."""
-        entry = self._readable.get(addr >> 12)
-        if entry is None or addr >> 12 in self._words:
+        stretch = self._readable.get(addr >> 12)
+        if stretch is None or stretch[0] is None or addr >> 12 in self._cache.words:
             return super().copy_uint32_in(addr, ignore_permissions=ignore_permissions)
+        _, base, _, run = stretch
         pause()
-        start = addr - entry[3].start
-        self._words[addr >> 12] = entry[3].view()[start : start + PAGE].cast("I")
-        return self._words[addr >> 12][0]
+        start = addr - base - run.start
+        words = run.view()[start : start + PAGE].cast("I")
+        self._cache.words[addr >> 12] = words
+        return int(words[0])
 
 
 PROBES: list[tuple[str, Callable[[AddressSpace], object]]] = [
@@ -199,7 +246,7 @@ def test_entries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert copy(BASE + i * PAGE, i.to_bytes(4, "little")) == 4
         assert copy_uint32_in(space, BASE + i * PAGE) == i
         assert len(space._readable) + len(space._writable) <= 8
-        assert len(space._words) <= 8
+        assert len(space._cache.words) <= 8
     assert [copy_uint32_in(space, BASE + i * PAGE) for i in range(100)] == list(range(100))
 
 

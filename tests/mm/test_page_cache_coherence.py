@@ -5,11 +5,12 @@ from __future__ import annotations
 import mmap
 import random
 import tempfile
+from importlib import import_module
 
 import pytest
 
 from hostarch import AMD64, ARM, READ, WRITE, Arch, mman
-from usermem import AddressSpace, FaultError, SharedMemory, mapping, pma
+from usermem import AddressSpace, FaultError, SharedMemory
 
 RW = mman.PROT_READ | mman.PROT_WRITE
 PRIVATE = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
@@ -48,6 +49,15 @@ def _word(space: AddressSpace, addr: int) -> int | None:
         return space.copy_uint32_in(addr)
     except FaultError:
         return None
+
+
+def _forget_all(space: AddressSpace) -> None:
+    """Have the page cache know nothing."""
+    for pages in (space._readable, space._writable):
+        pages.clear()
+    space._cache.words = {}
+    for pma in space._map.tables.pmas:
+        pma.cached.clear()
 
 
 class _Turns:
@@ -119,8 +129,9 @@ class _Turns:
 @pytest.mark.parametrize("seed", range(6))
 def test_every_page_answers_as_without_a_cache(monkeypatch: pytest.MonkeyPatch, arch: Arch, seed: int) -> None:
     """Windows are small here, so that what is moved straddles them."""
-    for module in (pma, mapping):
-        monkeypatch.setattr(module, "WINDOW", 4 * PAGE)
+    for name in ("anonymous", "object_pages", "private_object"):
+        monkeypatch.setattr(import_module(f"usermem.mm.backing.{name}"), "WINDOW", 4 * PAGE)
+    monkeypatch.setattr("usermem.mm.backing.host_file._WINDOW", 4 * mmap.PAGESIZE)
     turns = _Turns(arch, seed)
     with turns.file, turns.space as space:
         for _ in range(120):
@@ -129,7 +140,7 @@ def test_every_page_answers_as_without_a_cache(monkeypatch: pytest.MonkeyPatch, 
             turns.answers()
             change = turns.change()
             cached = turns.answers()
-            space._forget_pages()
+            _forget_all(space)
             assert cached == turns.answers(), change
             space._check()
 
@@ -161,7 +172,7 @@ def test_a_run_that_straddles_two_windows_ends_where_it_changes(change: str) -> 
         else:
             space.mremap(last, PAGE, PAGE, mman.MREMAP_MAYMOVE | mman.MREMAP_DONTUNMAP)
         cached = _run(space, first, last + PAGE - first, False)
-        space._forget_pages()
+        _forget_all(space)
         assert cached == _run(space, first, last + PAGE - first, False)
         if change != "mprotect":
             assert space.read_bytes(last, 1) == b"\0"

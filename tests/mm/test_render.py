@@ -30,7 +30,7 @@ def test_a_line_for_each() -> None:
         "                     944 KiB  ....  hole\n"
         "00100000-00280000    1.5 MiB  ---p\n"
         "                     512 KiB  ....  hole\n"
-        "00300000-00301000      4 KiB  r--s\n"
+        "00300000-00301000      4 KiB  r--s  /dev/zero (deleted)\n"
     )
     assert render(AddressSpace(), colour=False) == ""
 

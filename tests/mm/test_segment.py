@@ -106,7 +106,7 @@ class VMAsAgainstPages(RuleBasedStateMachine):
 
     @rule(pages=st.sampled_from([1, 1, 2, 5]), high=st.sampled_from([PAGES, PAGES - 4]), take=st.booleans())
     def place(self, pages: int, high: int, take: bool) -> None:
-        """The highest gap is found, also in a set whose nodes know their gaps from earlier searches; it may be taken."""
+        """The highest gap is found, also where nodes know their gaps from earlier searches; it may be taken."""
         fits = [at for at in range(2, high - pages + 1) if self.pages.keys().isdisjoint(range(at, at + pages))]
         found = self.vmas.highest_gap(pages * PAGE, 2 * PAGE, high * PAGE)
         assert found == (max(fits) * PAGE if fits else None)

@@ -57,7 +57,7 @@ def check(found: SegmentSet[Piece], pieces: Pieces, start: int, end: int, length
     overlapping = [p for p in pieces if p.start < end and start < p.end] if start < end else []
     assert found.overlapping(start, end) == overlapping
     assert found.within(start, end) == [p.cut(max(p.start, start), min(p.end, end)) for p in overlapping]
-    assert found.is_free(start, end) is (not overlapping)
+    assert start == end or found.is_free(start, end) is (not overlapping)
     taken = {at for p in pieces for at in range(p.start, p.end)}
     assert found.covered_up_to(start, end) == next((at for at in range(start, end) if at not in taken), end)
     for at in (start, end):
@@ -74,8 +74,15 @@ def check(found: SegmentSet[Piece], pieces: Pieces, start: int, end: int, length
     assert found.lowest_gap(length, start, end) == (min(places) if places else None)
 
 
+def root(found: SegmentSet[Piece]) -> segment._Node:
+    """The root of its tree."""
+    assert found._root is not None
+    return found._root
+
+
 bounds = st.tuples(st.integers(0, END), st.integers(0, 40)).map(lambda run: (run[0], min(run[0] + run[1], END)))
-replacements = st.tuples(bounds, st.lists(st.tuples(*[st.integers(1, 4)] * 2, st.sampled_from([0, 0, 0, 2, 9]))))
+not_empty = st.tuples(st.integers(0, END - 1), st.integers(1, 40)).map(lambda run: (run[0], min(sum(run), END)))
+replacements = st.tuples(not_empty, st.lists(st.tuples(*[st.integers(1, 4)] * 2, st.sampled_from([0, 0, 0, 2, 9]))))
 
 
 Step = tuple[tuple[int, int], list[tuple[int, int, int]]]
@@ -97,9 +104,7 @@ def fitting(start: int, end: int, sizes: list[tuple[int, int, int]], mark: int) 
 @given(st.lists(replacements, min_size=1, max_size=12), st.booleans(), bounds, st.integers(1, 12))
 @example([((0, 120), [(1, 1, 0)] * 120), ((1, 119), [])], True, (0, 120), 3)
 @example([((0, 120), [(2, 1, 1)] * 60), ((30, 31), [(1, 1, 2)])], True, (3, 99), 1)
-def test_replace(
-    fanout: int, height: int, steps: list[Step], full: bool, asked: tuple[int, int], length: int
-) -> None:
+def test_replace(fanout: int, height: int, steps: list[Step], full: bool, asked: tuple[int, int], length: int) -> None:
     """After any replacements each question has the answer of a list, and each set before still has its own.
 
     With few items a node, sixty segments make a high tree.
@@ -115,7 +120,7 @@ def _replace(steps: list[Step], full: int | None, asked: tuple[int, int], length
     if full is not None:
         pieces = [Piece(at, at + 1, at % 7 // 6 * 3, -1) for at in range(0, END, 2)]
         found = found.replace(0, END, pieces)
-        assert found._root is not None and found._root.height == full
+        assert root(found).height == full
     history = [(found, pieces)]
     for mark, ((start, end), sizes) in enumerate(steps):
         new = fitting(start, end, sizes, mark)
@@ -184,8 +189,7 @@ def test_a_broken_set_is_seen() -> None:
     wrong_size = empty.replace(0, 9, [Piece(0, 5)])
     wrong_size.num_bytes = 6
     wrong_node = empty.replace(0, 9, [Piece(0, 5)])
-    assert wrong_node._root is not None
-    wrong_node._root.starts = [1]
+    root(wrong_node).starts = [1]
     overlapping = empty.replace(0, 9, [Piece(0, 5), Piece(4, 9)])
     for broken in (overlapping, empty.replace(3, 3, [Piece(3, 3)]), wrong_count, wrong_size, wrong_node):
         with pytest.raises(AssertionError):
@@ -200,27 +204,27 @@ def test_the_tree_does_not_thin_out(order: int, monkeypatch: pytest.MonkeyPatch)
     for i in range(1000):
         at = order * i % 1000 * 10
         found = found.replace(at, at + 5, [Piece(at, at + 5)])
-    assert found._root is not None
-    assert (len(found), found._root.height) == (1000, 2)
+    assert (len(found), root(found).height) == (1000, 2)
     for i in range(1000):
         at = order * i % 1000 * 10
         if at % 200:
             found = found.replace(at, at + 5, [])
     found._check()
-    assert (len(found), found._root.height) == (50, 1)
-    assert len(found._root.items) <= 50 // 4 + 1
+    assert (len(found), root(found).height) == (50, 1)
+    assert len(root(found).items) <= 50 // 4 + 1
     for piece in list(found)[1:]:
         found = found.replace(piece.start, piece.end, [])
-    assert found._root.height == 0
+    assert root(found).height == 0
     assert found.replace(0, 10, [])._root is None
 
 
 def test_a_change_copies_few_nodes() -> None:
-    """Of a set of a hundred thousand the next one shares all but a few; and finding and replacing is not much longer."""
+    """Of a set of a hundred thousand the next shares all but a few, and finding and replacing is not much longer."""
     lines: list[int] = []
     for count in (1000, 100_000):
         pieces = [Piece(10 * i, 10 * i + 5) for i in range(count)]
-        found: SegmentSet[Piece] = SegmentSet().replace(0, 10 * count, pieces)  # type: ignore[type-var, assignment]
+        empty: SegmentSet[Piece] = SegmentSet()
+        found = empty.replace(0, 10 * count, pieces)
         assert found.lowest_gap(6, 0, 10 * count) is None
         event = Event([segment])
         event.during(lambda at=count // 2 * 10, found=found: change_and_look(found, at))  # type: ignore[misc]

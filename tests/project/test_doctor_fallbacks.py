@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from hostarch import mman
-from safemem import arena, atomics, safecopy
-from usermem import AddressSpace, host_file
+from safemem import atomics, safecopy
+from usermem import AddressSpace
 from usermem.doctor import doctor
+from usermem.mm import arena
+from usermem.mm.backing import host_file
 
 PAGE = mmap.PAGESIZE
 RW = mman.PROT_READ | mman.PROT_WRITE
@@ -64,16 +66,16 @@ def test_without_madvise(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_mapping_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host whose mmap knows no flags (Windows): plain anonymous memory."""
-    real = mmap.mmap
+    """A host whose mmap knows no flags, and which has no memory files (Windows): plain anonymous memory."""
 
-    def plain(fileno: int, length: int, **options: object) -> mmap.mmap:
-        assert not options
-        return real(fileno, length)
+    class Plain(mmap.mmap):
+        def __new__(cls, fileno: int, length: int) -> Plain:
+            return super().__new__(cls, fileno, length)
 
+    monkeypatch.setattr("usermem.mm.backing.shared_memory._memory_file", lambda: None)
     for name in ("MAP_PRIVATE", "MAP_SHARED"):
         monkeypatch.delattr(mmap, name)
-    monkeypatch.setattr(mmap, "mmap", plain)
+    monkeypatch.setattr(mmap, "mmap", Plain)
     monkeypatch.setattr(arena, "_FIRST_CHUNK", 1 << 22)
     monkeypatch.setattr(arena, "_MADV_ZEROES", False)
     with AddressSpace() as space:
