@@ -39,6 +39,8 @@ def writable_view(buffer: WriteableBuffer, name: str) -> memoryview:
 
 def check_int(value: int, name: str) -> int:
     """The value as an int, NumPy's and the like too. Raises TypeError, naming the argument, if it is none."""
+    if type(value) is int:
+        return value
     try:
         return operator.index(value)
     except TypeError:

@@ -87,6 +87,8 @@ def test_a_write_while_others_are_written_back(name: str) -> None:
             outcome.append(space.copy_out(BASE, b"LATER"))
         except FaultError as fault:
             outcome.append(fault.transferred)
+        except ValueError:  # the space is closed
+            outcome.append(0)
 
     def on_write(offset: int) -> None:
         if offset and not outcome:
@@ -102,7 +104,7 @@ def test_a_write_while_others_are_written_back(name: str) -> None:
 
 
 def test_a_copy_that_is_in_flight() -> None:
-    """One that ends after munmap writes to pages that nobody has mapped any more; they are written back all the same."""
+    """One that ends after munmap writes to pages that nobody has mapped any more: the next mapping call writes back."""
     file = File()
     space = mapped_space(file)
     blocks = space.blocks(one(BASE, PAGE), ignore_permissions=True)
@@ -110,7 +112,7 @@ def test_a_copy_that_is_in_flight() -> None:
     blocks.head().view()[:5] = b"later"
     del blocks
     gc.collect()
-    space.munmap(BASE, PAGE)  # any mapping call of any space
+    AddressSpace().mmap(0, PAGE, RW, FIXED & ~mman.MAP_FIXED)  # of any space
     assert file.data[:5] == b"later"
 
 

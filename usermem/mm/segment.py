@@ -55,7 +55,7 @@ class _Node:
     free space between two segments in the node: searches make it exact where it matters.
     """
 
-    __slots__ = ("end", "floor", "gap", "height", "items", "start", "starts")
+    __slots__ = ("end", "gap", "height", "items", "start", "starts")
 
     def __init__(self, height: int, items: list[Any], starts: list[int], gap: int) -> None:
         self.height = height
@@ -64,7 +64,12 @@ class _Node:
         self.gap = gap
         self.start = starts[0]
         self.end: int = items[-1].end
-        self.floor: int = items[0].floor
+
+    @property
+    def floor(self) -> int:
+        """The floor of the first segment in it."""
+        floor: int = self.items[0].floor
+        return floor
 
     def part(self, start: int, end: int) -> list[Any]:
         """The items that have an address in [start, end)."""
@@ -103,7 +108,7 @@ class _Node:
             starts[i:j] = [item.start for item in new]
         gap = self.gap
         for k in range(i or 1, min(i + len(new) + 1, len(items))):
-            between = items[k].floor - items[k - 1].end
+            between = items[k].start - items[k - 1].end  # a floor may lie below: the bound need not be exact
             if between > gap:
                 gap = between
         if self.height:
@@ -132,7 +137,7 @@ def _joined(nodes: list[_Node]) -> list[_Node]:
     for node in nodes:
         if done and len(done[-1].items) + len(node.items) <= _FANOUT // 2:
             left = done.pop()
-            gap = max(left.gap, node.gap, node.floor - left.end)
+            gap = max(left.gap, node.gap, node.start - left.end)
             node = _node(left.items + node.items, node.height, gap)
         done.append(node)
     return done
@@ -283,8 +288,12 @@ class SegmentSet(Generic[S]):
             return self
         made = type(self).__new__(type(self))
         made._length = self._length + len(new) - len(old)
-        size = sum([s.end - s.start for s in new]) - sum([s.end - s.start for s in old])
-        made.num_bytes = self.num_bytes + size
+        size = self.num_bytes
+        for segment in new:
+            size += segment.end - segment.start
+        for segment in old:
+            size -= segment.end - segment.start
+        made.num_bytes = size
         if self._root is None:
             nodes = _packed(new, 0, 1 << 64) if new else []
         else:

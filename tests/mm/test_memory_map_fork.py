@@ -1,0 +1,151 @@
+"""A child that is forked off while other threads map finds every lock free, and can use all that its parent has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from atomics_tier import forced
+from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
+from hostarch import mman
+from usermem import AddressSpace
+from usermem.mm.backing.shared_memory import SharedMemory
+
+SHARED_HERE = mman.MAP_SHARED | mman.MAP_FIXED
+COMMON = BASE
+SIZE = 1 << 16
+FORKS = 12
+SECONDS = 5
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this host does not fork"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),  # of CPython 3.12: that is the point here
+]
+
+
+def map_object(space: AddressSpace) -> None:
+    """Map an object that nobody else has."""
+    own = AddressSpace()
+    at = own.map_object(0, PAGE, RW, mman.MAP_SHARED, GrowingObject(b"object", PAGE))
+    assert own.read_bytes(at, 6) == b"object"
+
+
+def new_space(space: AddressSpace) -> None:
+    """Make a space, map and write."""
+    own = AddressSpace()
+    at = own.mmap(0, PAGE, RW, ANON)
+    own.copy_out(at, b"new")
+    assert own.read_bytes(at, 4) == b"new\0"
+
+
+def map_memory(space: AddressSpace) -> None:
+    """Map private and shared memory, and use it."""
+    for flags in (ANON, mman.MAP_SHARED | mman.MAP_ANONYMOUS):
+        at = space.mmap(0, 4 * PAGE, RW, flags)
+        space.copy_out(at + PAGE, b"mapped")
+        space.munmap(at, 4 * PAGE)
+
+
+def change_all(space: AddressSpace) -> None:
+    """Every other mapping call."""
+    at = space.mmap(0, 4 * PAGE, RW, ANON)
+    space.copy_out(at, b"moved")
+    space.mprotect(at + PAGE, PAGE, mman.PROT_READ)
+    space.madvise(at + 2 * PAGE, PAGE, mman.MADV_DONTNEED)
+    at = space.mremap(at, PAGE, 8 * PAGE, mman.MREMAP_MAYMOVE)
+    assert space.read_bytes(at, 5) == b"moved"
+    space.close()
+    assert space.maps() == ""
+
+
+USES: dict[str, Callable[[AddressSpace], object]] = {
+    "cached copy": lambda space: space.copy_out(COMMON, b"z"),
+    "copy to untouched memory": lambda space: space.copy_out(COMMON + SIZE // 2, b"z"),
+    "atomics": lambda space: space.swap_uint32(COMMON + 64, 9),
+    "mmap": map_memory,
+    "other calls": change_all,
+    "object": map_object,
+    "new space": new_space,
+}
+
+
+@pytest.fixture
+def space() -> Iterator[AddressSpace]:
+    """A space with memory that processes share, its first page touched, in which four threads map and unmap."""
+    space = AddressSpace()
+    space.map_object(COMMON, SIZE, RW, SHARED_HERE, SharedMemory(SIZE))
+    space.copy_out(COMMON, b"x")
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        at = COMMON + (number + 1) * (1 << 24)
+        while not stop.is_set():
+            space.mmap(at, 8 * PAGE, RW, FIXED)
+            space.copy_out(at, b"y")
+            space.munmap(at, 8 * PAGE)
+            space.mmap(at, PAGE, RW, SHARED_HERE | mman.MAP_ANONYMOUS)
+            space.copy_out(at, b"y")
+            space.swap_uint32(COMMON + 64, number)
+            map_object(space)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    yield space
+    stop.set()
+    for thread in threads:
+        thread.join()
+    space._check()
+
+
+def outcome(use: Callable[[], object]) -> str:
+    """What becomes of a forked child that uses the space."""
+    child = os.fork()
+    if not child:
+        signal.alarm(SECONDS)
+        code = 1
+        try:
+            use()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return {0: "ended", -signal.SIGALRM: "hung"}.get(code, f"exit {code}")
+
+
+@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("tier", ["native", "lock"])
+def test_a_forked_child_uses_the_space(space: AddressSpace, name: str, tier: str) -> None:
+    """Whatever the other threads were in the middle of when it was forked off."""
+    with forced(tier):
+        found = Counter(outcome(lambda: USES[name](space)) for _ in range(FORKS))
+    assert found == {"ended": FORKS}
+
+
+def test_a_child_of_a_thread_in_the_middle_of_a_call(space: AddressSpace) -> None:
+    """An object's code that forks while it is read: both processes get their page."""
+    results = []
+
+    class Forking(GrowingObject):
+        def read_at(self, offset: int, dst: memoryview) -> int:
+            results.append(os.fork())
+            return super().read_at(offset, dst)
+
+    parent = os.getpid()
+    data = b""
+    try:
+        at = space.map_object(0, PAGE, RW, mman.MAP_SHARED, Forking(b"both", PAGE))
+        data = space.read_bytes(at, 4)
+        map_memory(space)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0 if data == b"both" else 1)
+    (child,) = results
+    _, status = os.waitpid(child, 0)
+    assert (data, os.waitstatus_to_exitcode(status)) == (b"both", 0)
