@@ -1,8 +1,7 @@
-"""Something happens in the middle of a mapping call, before each line in turn: Ctrl-C, or a handler that goes on using
-the space.
+"""Something happens in the middle of a mapping call, before each line in turn: Ctrl-C, or a handler that uses the space.
 
-After an interrupt everything is as before the call or as after it. After a handler its changes and the call's are there,
-as if one had come after the other.
+After an interrupt everything is as before the call, or as after it. After a handler its changes and those of the call
+are there, as if one had come after the other.
 """
 
 from __future__ import annotations
@@ -35,6 +34,10 @@ SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
 MOVE = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED
 
 
+PATTERN = pattern(8 * PAGE)
+OFTEN = 2  # of a line that a call runs several times, the first two
+
+
 class File:
     """A file of the simulator's."""
 
@@ -60,7 +63,7 @@ def sample() -> tuple[AddressSpace, File]:
     """Mappings of every kind that are in use: placed, cached for reading, writing and words, and written."""
     space, file = AddressSpace(), File()
     space.mmap(BASE, 9 * PAGE, RW, FIXED)
-    space.copy_out(BASE, pattern(8 * PAGE))
+    space.copy_out(BASE, PATTERN)
     space.mmap(STACK, PAGE, RW, FIXED | mman.MAP_GROWSDOWN)
     space.set_brk(HEAP)
     space.brk(HEAP + 3 * PAGE)
@@ -168,7 +171,7 @@ def test_an_interrupt_before_each_line(name: str, other_thread: ThreadPoolExecut
     while fired:
         at += 1
         space, file = sample()
-        event = Event(MODULES, at, interrupt)
+        event = Event(MODULES, at, interrupt, OFTEN)
         with suppress(KeyboardInterrupt):
             event.during(lambda space=space: call(space))  # type: ignore[misc]
         fired = bool(event.where)
@@ -204,7 +207,7 @@ def test_a_handler_before_each_line(name: str, act: Callable[[AddressSpace], Non
     while fired:
         at += 1
         space, _ = sample()
-        event = Event(MODULES, at, handle)
+        event = Event(MODULES, at, handle, OFTEN)
         with suppress(FaultError):  # of an access that came after
             event.during(lambda space=space: call(space))  # type: ignore[misc]
         fired = bool(event.where)

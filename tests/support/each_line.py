@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection
 from dis import opname
 from types import FrameType, ModuleType
@@ -14,12 +15,19 @@ from typing import Any
 
 
 class Event:
-    """``act`` happens once, before line number ``at`` (from 1) that is run in the files; never if it is 0."""
+    """``act`` happens once, before line number ``at`` (from 1) that is run in the files; never if it is 0.
 
-    def __init__(self, modules: Collection[ModuleType], at: int = 0, act: Callable[[], object] = bool) -> None:
+    A line that is run more often than ``often`` counts no more.
+    """
+
+    def __init__(
+        self, modules: Collection[ModuleType], at: int = 0, act: Callable[[], object] = bool, often: int = 1 << 60
+    ) -> None:
         self._files = {module.__file__ for module in modules}
         self._at = at
         self._act = act
+        self._often = often
+        self._counts: Counter[tuple[object, int]] = Counter()
         self.lines = 0
         """How many lines were run; those after the event are not counted."""
         self.where = ""
@@ -38,7 +46,9 @@ class Event:
         return self._line if frame.f_code.co_filename in self._files else None
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "line" and not _leaves_with(frame):
+        if event == "line":
+            self._counts[frame.f_code, frame.f_lineno] += 1
+        if event == "line" and self._counts[frame.f_code, frame.f_lineno] <= self._often and not _leaves_with(frame):
             self.lines += 1
             if self.lines == self._at:
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"

@@ -151,7 +151,7 @@ class Arena:
 
     def allocate(self, length: int) -> HostRun:
         """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises MemoryError if the host has none left."""
-        at = self._take(length)
+        with self._lock: at = self._take(length)  # fmt: skip # noqa: E701 - see MemoryMap.change
         if at is None:
             raise MemoryError(f"the host has no {length:#x} bytes of address space left")
         chunk, start = at >> _CHUNK_SHIFT, at & (1 << _CHUNK_SHIFT) - 1
@@ -159,22 +159,20 @@ class Arena:
         return HostRun(*self.chunks[chunk], start, start + length, _Lease([atom]))
 
     def _take(self, length: int) -> int | None:
-        me = threading.get_ident()
-        with self._lock:
-            if self._owner == me:
-                # A signal handler, say, in the middle of our own look at the free list: it gets a chunk of its own.
-                return self._reserve(length) << _CHUNK_SHIFT
-            self._owner = me
-            try:
-                while self._returned:
-                    self._free.give(*self._returned.popleft())
+        """A place in the free list, under the lock. A signal handler in the middle of it gets a chunk of its own."""
+        if self._owner == (me := threading.get_ident()):
+            return self._reserve(length) << _CHUNK_SHIFT
+        self._owner = me
+        try:
+            while self._returned:
+                self._free.give(*self._returned.popleft())
+            at = self._free.take(length)
+            if at is None:
+                self._grow(length)
                 at = self._free.take(length)
-                if at is None:
-                    self._grow(length)
-                    at = self._free.take(length)
-                return at
-            finally:
-                self._owner = 0
+            return at
+        finally:
+            self._owner = 0
 
     def give_back(self, chunk: int, start: int, end: int) -> None:
         """Take back a range that nothing refers to any more: zero it, and let the host have its pages."""

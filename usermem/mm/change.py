@@ -6,29 +6,14 @@ them by one store. Until then nobody sees anything, and a call that fails leaves
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import NamedTuple
 
 from attrs import evolve
 
 from usermem.mm.backing.backing import Backing
+from usermem.mm.listeners import ChangeKind, Event, Told
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.vma import VMA, VMASet
-
-
-class ChangeKind(StrEnum):
-    """What a listener is told about a range of addresses."""
-
-    MAP = "map"
-    """Something is mapped there now; whatever was mapped there before is not."""
-    UNMAP = "unmap"
-    """Nothing is mapped there now."""
-    PROTECT = "protect"
-    """The rights are others."""
-    MOVE = "move"
-    """mremap(2) has put there what was mapped elsewhere."""
-    MEMORY = "memory"
-    """The same is mapped, and the host memory behind it is another, or has other bytes."""
 
 
 class Tables(NamedTuple):
@@ -44,16 +29,18 @@ class Tables(NamedTuple):
 class Change:
     """New tables, made out of old ones step by step, and what they do to whom."""
 
-    __slots__ = ("brk", "brk_start", "closed", "dropped", "pmas", "told", "touched", "vmas")
+    __slots__ = ("brk", "brk_start", "closed", "dropped", "events", "pmas", "told", "touched", "vmas")
 
     def __init__(self, old: Tables) -> None:
         self.vmas, self.pmas, self.brk_start, self.brk, self.closed = old
-        self.told: list[tuple[int, int, ChangeKind]] = []
+        self.told: list[Told] = []
         """What listeners are told, in order."""
         self.touched: list[tuple[int, int]] = []
         """The ranges of addresses in which cached pages may be wrong now."""
         self.dropped: list[tuple[Backing, int, int]] = []
         """The parts of backings, by offsets, that shared mappings no longer show."""
+        self.events: list[Event] = []
+        """What listeners are told, once it is noted in its order."""
 
     def tables(self) -> Tables:
         """The new tables."""

@@ -10,8 +10,24 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
 
-from usermem.mm.change import ChangeKind
+
+class ChangeKind(StrEnum):
+    """What a listener is told about a range of addresses."""
+
+    MAP = "map"
+    """Something is mapped there now; whatever was mapped there before is not."""
+    UNMAP = "unmap"
+    """Nothing is mapped there now."""
+    PROTECT = "protect"
+    """The rights are others."""
+    MOVE = "move"
+    """mremap(2) has put there what was mapped elsewhere."""
+    MEMORY = "memory"
+    """The same is mapped, and the host memory behind it is another, or has other bytes."""
+
 
 Told = tuple[int, int, ChangeKind]
 Listener = Callable[[int, int, ChangeKind], object]
@@ -39,6 +55,12 @@ class Listeners:
         events = [Event(each) for each in told]
         self._events += events
         return events
+
+    def withdraw(self, events: list[Event]) -> None:
+        """Forget changes that were noted and not published. Call it under the map's lock."""
+        for event in events:
+            with suppress(ValueError):  # told already, by a handler that ran in between
+                self._events.remove(event)
 
     def tell(self, own: list[Event]) -> None:
         """Tell all that is noted, and return when ``own`` was told. What the listener raises passes through."""

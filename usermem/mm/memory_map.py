@@ -36,7 +36,7 @@ from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.object_pages import write_back_released
 from usermem.mm.change import Change, Tables
 from usermem.mm.host_run import HostRun
-from usermem.mm.listeners import Event, Listeners
+from usermem.mm.listeners import Listeners
 from usermem.mm.page_cache import PageCache, Stretch
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.vma import VMA, VMASet
@@ -104,39 +104,50 @@ class MemoryMap:
         """Have ``build`` make new tables, publish them, tell the listener, and return what it returned.
 
         It may run more than once, and must change nothing but the Change. What it raises passes through, and nothing
-        has changed. Raises ValueError if the space is closed.
+        has changed. Raises ValueError if the space is closed. An interrupted call may tell of a change that was not
+        published.
         """
-        published = False
-        events: list[Event] = []
+        made: list[Change] = []
         try:
-            with self._lock:
-                while not published:
-                    old = self.tables
-                    self.check_open()
-                    change = Change(old)
-                    result = build(change)
-                    new = change.tables()
-                    try:
-                        self._cache.frozen = True
-                        self._forget(old, new, change.touched)
-                        # One line without a call: no handler can run between the look and the store.
-                        self.tables = outcome = new if self.tables is old else self.tables
-                        published = outcome is new
-                    finally:
-                        self._cache.frozen = False
-                        if published and self.listeners.listener is not None:
-                            events = self.listeners.note(change.told)
+            # In one line: a trace function that raises at the line of a ``with`` that ends would leave it locked.
+            with self._lock: result = self._publish(build, made)  # fmt: skip # noqa: E701
         finally:
-            if published:
-                dropped = change.dropped
-                del change, old, new  # with them what is unmapped now, if no copy is in flight
-                try:
-                    if dropped:
-                        self._write_back(dropped)
-                finally:
-                    if events:
-                        self.listeners.tell(events)
+            while made:
+                self._finish(made.pop())
         return result
+
+    def _publish(self, build: Callable[[Change], T], made: list[Change]) -> T:
+        """Build and publish under the lock; again where a signal handler, say, has published in the meantime."""
+        while True:
+            old = self.tables
+            self.check_open()
+            change = Change(old)
+            result = build(change)
+            new = change.tables()
+            try:
+                self._cache.frozen = True
+                self._forget(old, new, change.touched)
+                if self.listeners.listener is not None:
+                    change.events = self.listeners.note(change.told)
+                made.append(change)
+                # One line without a call: no handler can run between the look and the store.
+                self.tables = outcome = new if self.tables is old else self.tables
+            finally:
+                self._cache.frozen = False
+            if outcome is new:
+                return result
+            self.listeners.withdraw(made.pop().events)
+
+    def _finish(self, change: Change) -> None:
+        """Write back what is unmapped now, and tell the listener: without the lock."""
+        events, dropped = change.events, change.dropped
+        del change  # and with it what is unmapped now, if no copy is in flight
+        try:
+            if dropped:
+                self._write_back(dropped)
+        finally:
+            if events:
+                self.listeners.tell(events)
 
     def _forget(self, old: Tables, new: Tables, touched: list[tuple[int, int]]) -> None:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
@@ -168,16 +179,20 @@ class MemoryMap:
                 break
         end = min(end, pma.end)
         if access in _CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
-            with self._lock:
-                now = self.tables
-                if now.pmas.find(addr) is pma and now.vmas.find(addr) is vma and not self._cache.frozen:
-                    start, writable = max(vma.start, pma.start), bool(access & mman.PROT_WRITE)
-                    stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
-                    if self.tables is now:  # a signal handler may have changed them before a change could find it
-                        self._cache.remember(addr, stretch, writable)
-                    else:
-                        self._cache.forget(pma.cached, [start])
+            with self._lock: self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
         return pma.stretch(end)
+
+    def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> None:
+        """Cache addr's page, if the tables are still the ones in which it was found. Call it under the lock."""
+        now = self.tables
+        if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma or self._cache.frozen:
+            return
+        start = max(vma.start, pma.start)
+        stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
+        if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
+            self._cache.remember(addr, stretch, writable)
+        else:
+            self._cache.forget(pma.cached, [start])
 
     def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
         """The mapping that addr lies in, its memory there, and where what can be accessed ends; or why it cannot."""

@@ -62,8 +62,7 @@ class _MemoryFile:
 
     def allocate(self, length: int) -> int:
         """The offset of ``length`` bytes that are nobody's. Raises MemoryError."""
-        with self._lock:
-            start = self._free.take(length)
+        with self._lock: start = self._free.take(length)  # fmt: skip # noqa: E701 - see MemoryMap.change
         if start is None:
             raise MemoryError(f"the memory file has no {length:#x} bytes left")
         return start
@@ -76,8 +75,7 @@ class _MemoryFile:
             host_calls.punch_hole(self.fd, start, end)
         except OSError:
             return  # a host that refuses: the range keeps its bytes, so it is not used again
-        with self._lock:
-            self._free.give(start, end)
+        with self._lock: self._free.give(start, end)  # fmt: skip # noqa: E701
 
     def window(self, at: int) -> HostMapping:
         """The host mapping of the window that an offset lies in."""
