@@ -89,10 +89,10 @@ class _Atom:
     def __init__(self, arena: Arena, chunk: int, start: int, end: int, owns: bool) -> None:
         self._arena = arena
         self._chunk = chunk
-        self._owns = owns
         self._parts: tuple[_Atom, _Atom] | None = None
         self.start = start
         self.end = end
+        self._owns = owns
 
     def parts(self, at: int) -> tuple[_Atom, _Atom]:
         """The two parts it is made of from now on: those before and from ``at``, if it was not cut before.
@@ -109,7 +109,7 @@ class _Atom:
         return left, right
 
     def __del__(self) -> None:
-        if self._owns:
+        if getattr(self, "_owns", False):  # not if its making was interrupted
             self._arena.give_back(self._chunk, self.start, self.end)
 
 

@@ -45,9 +45,10 @@ def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[Gue
     found: list[GuestRun] = []
     tables = mm.tables
     for vma in tables.vmas.overlapping(start, end):
-        at, stop = max(vma.start, start), min(vma.end, end, mm.accessible_end(vma))
+        limit = mm.accessible_end(vma)
+        at, stop = max(vma.start, start), min(end, limit)
         while at < stop:
-            pma = tables.pmas.find(at) or mm.fill(tables, vma, at, stop)
+            pma = tables.pmas.find(at) or mm.fill(tables, vma, at, limit)
             last = min(pma.end, stop)
             run = pma.run.part(at - pma.start, last - pma.start)
             if run.may_fault and not copy_files:

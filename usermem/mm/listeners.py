@@ -1,8 +1,12 @@
 """Who is told of changes of a map: the order of events, and that each call waits for its own.
 
-A change is noted under the map's lock, when it is published. Then, without a lock, whoever made a change tells all that
-were noted before it and not told yet, and its own. So events begin in the order of the changes; a listener may map, and
-wait for other threads that map; and no call returns before its own events were told, by itself or by another thread.
+A change is noted under the map's lock, just before its tables are published. Then, without a lock, whoever made a
+change tells all that were published and not told yet, its own among them. So the listener is called in the order of the
+changes, for one at a time, and no call returns before its own events were told, by itself or by another thread. The
+listener may map. It may even wait for another thread that maps: that one waits for it only a moment, and then goes on.
+
+A signal handler may come in at any line, with changes of its own. So whether a noted change was published is not kept
+beside the tables but follows from them: they are the current ones, or were when the next change began.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
+from typing import Final
 
 
 class ChangeKind(StrEnum):
@@ -33,13 +38,24 @@ Told = tuple[int, int, ChangeKind]
 Listener = Callable[[int, int, ChangeKind], object]
 
 
+# How long an event waits for the one before it, in seconds, if another thread is at that.
+_PATIENCE: Final = 0.1
+
+
+def _nobody(start: int, end: int, kind: ChangeKind) -> None:
+    pass
+
+
 class Event:
-    """A change that the listener is told, and whether it was."""
+    """A change that the listener is told: with the tables that have it, and how far it has come."""
 
-    __slots__ = ("done", "told")
+    __slots__ = ("done", "published", "tables", "teller", "told")
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Told, tables: object) -> None:
         self.told = told
+        self.tables = tables
+        self.published = False
+        self.teller: int | None = None  # the thread that calls, or called, the listener for it
         self.done = threading.Event()
 
 
@@ -50,29 +66,51 @@ class Listeners:
         self.listener: Listener | None = None
         self._events: deque[Event] = deque()
 
-    def note(self, told: list[Told]) -> list[Event]:
-        """Note changes in their order. Call it under the map's lock."""
-        events = [Event(each) for each in told]
+    def note(self, told: list[Told], tables: object) -> list[Event]:
+        """Note changes, in their order, that are to be published as ``tables``. Call it under the map's lock."""
+        events = [Event(each, tables) for each in told]
         self._events += events
         return events
 
     def withdraw(self, events: list[Event]) -> None:
-        """Forget changes that were noted and not published. Call it under the map's lock."""
+        """Forget changes that were noted and not published."""
         for event in events:
-            with suppress(ValueError):  # told already, by a handler that ran in between
-                self._events.remove(event)
+            if not event.published:
+                with suppress(ValueError):
+                    self._events.remove(event)
 
-    def tell(self, own: list[Event]) -> None:
-        """Tell all that is noted, and return when ``own`` was told. What the listener raises passes through."""
-        while own and self._events:
+    def see(self, tables: object) -> None:
+        """Note that these tables were published."""
+        for event in tuple(self._events):
+            if event.tables is tables:
+                event.published = True
+
+    def tell(self, own: list[Event], tables: object) -> None:
+        """Tell all that is published, ``tables`` being the current ones, and return when ``own`` was told.
+
+        The first error that the listener raises is raised at the end.
+        """
+        self.see(tables)
+        failed: BaseException | None = None
+        me = threading.get_ident()
+        for event in tuple(self._events):
+            mine = None
+            listener = self.listener or _nobody
+            if event.teller not in (None, me):
+                event.done.wait(_PATIENCE)
             try:
-                event = self._events.popleft()
-            except IndexError:  # another thread has taken it
-                break
-            try:
-                if self.listener is not None:
-                    self.listener(*event.told)
+                # One line without a call before the listener's: no other event can be told in between.
+                if event.published and event.teller is None: event.teller = me; mine = event; listener(*event.told)  # fmt: skip # noqa: E501, E701, E702
+            except BaseException as exc:
+                failed = failed or exc
             finally:
-                event.done.set()
+                if mine is not None:
+                    event.done.set()
+                    with suppress(ValueError):
+                        self._events.remove(event)
         for event in own:
-            event.done.wait()
+            if event.published:
+                event.done.wait()
+        self.withdraw(own)
+        if failed is not None:
+            raise failed

@@ -127,9 +127,10 @@ class MemoryMap:
             try:
                 self._cache.frozen = True
                 self._forget(old, new, change.touched)
-                if self.listeners.listener is not None:
-                    change.events = self.listeners.note(change.told)
                 made.append(change)
+                if self.listeners.listener is not None:
+                    self.listeners.see(old)
+                    change.events = self.listeners.note(change.told, new)
                 # One line without a call: no handler can run between the look and the store.
                 self.tables = outcome = new if self.tables is old else self.tables
             finally:
@@ -147,7 +148,7 @@ class MemoryMap:
                 self._write_back(dropped)
         finally:
             if events:
-                self.listeners.tell(events)
+                self.listeners.tell(events, self.tables)
 
     def _forget(self, old: Tables, new: Tables, touched: list[tuple[int, int]]) -> None:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
