@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,8 @@ _FIXED = _ANON | mman.MAP_FIXED
 _WARM = 10_000
 _ROUNDS = 7
 _STEPS = 1_000_000
+_TURNS = 3
+_SYNCED = 32 << 20
 
 
 @frozen
@@ -168,9 +170,88 @@ def _reserved() -> Iterator[MappingRow]:
     )
 
 
+def _place(lengths: Sequence[int], flags: int = _ANON, limit: int | None = None) -> float:
+    """The time of a call that maps so many pages where there is room, next to all before it and not merged with them."""
+    space = AddressSpace(max_map_count=1 << 20, address_limit=limit)
+    mmap = space.mmap
+    started = time.perf_counter()
+    for i, length in enumerate(lengths):
+        mmap(0, length * _PAGE, mman.PROT_READ + 2 * (i & 1), flags)
+    return (time.perf_counter() - started) / len(lengths)
+
+
+def _places() -> Iterator[MappingRow]:
+    """Mappings of several lengths, in the low 2 GiB, under a limit: the cost of a call does not grow with their number."""
+    choice = random.Random(1)
+    runs: dict[str, Callable[[], float]] = {
+        "1,000": partial(_place, [1] * 1_000),
+        "2,000": partial(_place, [1] * 2_000),
+        "8,000": partial(_place, [1] * 8_000),
+        "2,000 low": partial(_place, [1] * 2_000, _ANON | mman.MAP_32BIT),
+        "8,000 limited": partial(_place, [1] * 8_000, limit=1 << 46),
+        "8,000 falling": partial(_place, range(8_000, 0, -1)),
+        "32,000 random": partial(_place, [choice.randrange(1, 65) for _ in range(32_000)]),
+    }
+    times = {name: min(run() for _ in range(_TURNS)) for name, run in runs.items()}
+
+    def row(name: str, run: str, base: str, bar: float) -> MappingRow:
+        return MappingRow(name, f"{times[run] * 1e6:.1f} us a call; against {base}", times[run] / times[base], bar)
+
+    yield row("2,000 with MAP_32BIT", "2,000 low", "2,000", 1.5)
+    yield row("8,000 with address_limit", "8,000 limited", "8,000", 1.2)
+    yield row("8,000 of falling lengths", "8,000 falling", "1,000", 2)
+    yield row("32,000 of 64 lengths", "32,000 random", "1,000", 2)
+
+
+def _many() -> Iterator[MappingRow]:
+    """mmap and munmap where there is room, beside 10 and beside 100,000 mappings with holes between."""
+    spaces = {n: _space(n) for n in (10, 100_000)}
+    runs = {
+        str(n): loop(
+            "space.munmap(space.mmap(0, size, rights, flags), size)",
+            {"space": space, "size": _PAGE, "rights": _RW, "flags": _ANON},
+        )
+        for n, space in spaces.items()
+    }
+    times = best(runs)
+    us = times["100000"] / 1e3
+    yield MappingRow("mmap+munmap, 100,000 VMAs", f"{us:.1f} us a pair; against 10", times["100000"] / times["10"], 1.5)
+
+
+class _Object:
+    """A simulator's file that takes what is written back to it."""
+
+    def size(self) -> int:
+        return _SYNCED
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        return len(dst)
+
+    def write_at(self, offset: int, src: memoryview) -> int:
+        return len(src)
+
+
+def _syncs() -> Iterator[MappingRow]:
+    """msync of an object's shared mapping page by page against once for all, of as many pages that were written."""
+
+    def sync(step: int) -> float:
+        space = AddressSpace()
+        space.map_object(_BASE, _SYNCED, _RW, mman.MAP_SHARED | mman.MAP_FIXED, _Object())
+        space.copy_out(_BASE, b"x" * _SYNCED)
+        msync = space.msync
+        started = time.perf_counter()
+        for at in range(_BASE, _BASE + _SYNCED, step):
+            msync(at, step, mman.MS_SYNC)
+        return time.perf_counter() - started
+
+    whole, pages = (min(sync(step) for _ in range(_TURNS)) for step in (_SYNCED, _PAGE))
+    each = pages * 1e6 / (_SYNCED // _PAGE)
+    yield MappingRow("msync of 32 MiB by pages", f"{each:.1f} us a page; against at once", pages / whole, 2)
+
+
 def rows(only: str) -> Iterator[MappingRow]:
     """All, or those whose name contains ``only``."""
-    for part in (_copies, _changes, _rights, _heap, _reserved):
+    for part in (_copies, _changes, _rights, _heap, _reserved, _places, _many, _syncs):
         for row in part():
             if only in row.name:
                 yield row

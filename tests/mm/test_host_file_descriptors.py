@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -206,21 +206,18 @@ def test_a_lock_that_is_released_later(file: BinaryIO) -> None:
 def test_locks_on_many_files(tmp_path: Path) -> None:
     """Descriptors that wait are closed, some at each mapping call, and no more of them wait than files are locked."""
     space = AddressSpace()
-    files = []
-    for i in range(12):
-        path = tmp_path / f"file{i}"
-        path.write_bytes(bytes(PAGE))
-        files.append(path.open("rb+", buffering=0))
-        fcntl.lockf(files[-1], fcntl.LOCK_EX)
-        unmap(space, files[-1])
-    assert [descriptors(file) for file in files] == [2] * 12
-    for file in files[::2]:
-        fcntl.lockf(file, fcntl.LOCK_UN)
-    last = tmp_path / "last"
-    last.write_bytes(bytes(PAGE))
-    with last.open("rb+", buffering=0) as file:
-        for _ in range(12):
+    with ExitStack() as stack:
+        files = []
+        for i in range(13):
+            path = tmp_path / f"file{i}"
+            path.write_bytes(bytes(PAGE))
+            files.append(stack.enter_context(path.open("rb+", buffering=0)))
+        for file in files[:-1]:
+            fcntl.lockf(file, fcntl.LOCK_EX)
             unmap(space, file)
-    assert [descriptors(file) for file in files] == [1, 2] * 6
-    for file in files:
-        file.close()
+        assert [descriptors(file) for file in files] == [2] * 12 + [1]
+        for file in files[::2]:
+            fcntl.lockf(file, fcntl.LOCK_UN)
+        for _ in range(12):
+            unmap(space, files[-1])
+        assert [descriptors(file) for file in files[:-1]] == [1, 2] * 6

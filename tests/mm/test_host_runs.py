@@ -16,8 +16,8 @@ from hostarch import mman
 from usermem import AddressSpace, FaultError
 from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
-from usermem.mm.change import ChangeKind
 from usermem.mm.host_runs import GuestRun
+from usermem.mm.listeners import ChangeKind
 
 R = mman.PROT_READ
 SHARED_HERE = mman.MAP_SHARED | mman.MAP_FIXED
@@ -227,7 +227,7 @@ def any_call(rng: random.Random, shared: SharedMemory, mapped: GrowingObject) ->
     length, other = rng.randint(1, 4) * PAGE, rng.randint(1, 4) * PAGE
     prot = rng.choice([RW, RW, R, 0])
     flags = rng.choice([SHARED_HERE, PRIVATE_HERE])
-    what = rng.choice([shared, mapped])
+    what: SharedMemory | GrowingObject = shared if rng.random() < 0.5 else mapped
     offset = rng.randrange(4) * PAGE
     move = rng.choice([0, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED])
     keep = mman.MREMAP_DONTUNMAP if move and length == other and rng.random() < 0.5 else 0

@@ -15,7 +15,7 @@ from hostarch import mman
 from usermem import AddressSpace
 from usermem.mm import listeners, memory_map
 from usermem.mm.backing.shared_memory import SharedMemory
-from usermem.mm.change import ChangeKind
+from usermem.mm.listeners import ChangeKind
 
 FAR = BASE + 64 * PAGE
 FREE = ANON | mman.MAP_FIXED_NOREPLACE
@@ -266,7 +266,7 @@ def test_a_change_in_the_middle_of_a_call_is_told_in_order(who: str) -> None:
         space = AddressSpace()
         told: list[ChangeKind] = []
         threads: list[threading.Thread] = []
-        space.on_change = lambda start, end, kind, told=told: told.append(kind)  # type: ignore[misc]
+        space.on_change = lambda start, end, kind, told=told: told.append(kind)
 
         def act(space: AddressSpace = space, threads: list[threading.Thread] = threads) -> None:
             if who == "a handler":

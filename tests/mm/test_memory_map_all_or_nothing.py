@@ -31,15 +31,34 @@ MOVE = mman.MREMAP_MAYMOVE
 WINDOW = 1 << 26
 """Host memory is asked for in windows that end at multiples of this, in the guest, in files and in memory files."""
 
-HOST: dict[str, tuple[list[tuple[Any, str]], BaseException]] = {
-    "map_file": ([(host_calls, "map_file")], OSError(errno.ENOMEM, "refused")),
-    "map_zeros": ([(host_calls, "map_zeros")], OSError(errno.ENOMEM, "refused")),
-    "HostMapping": ([(HostMapping, "__init__")], MemoryError("refused")),
-    "reserve": ([(arena, "reserve"), (host_calls, "reserve")], OSError(errno.ENOMEM, "refused")),
-    "advise": ([(host_calls, "advise")], OSError(errno.EAGAIN, "refused")),
-    "memfd_create": ([(os, "memfd_create")], OSError(errno.EMFILE, "refused")),
-    "ftruncate": ([(os, "ftruncate")], OSError(errno.EFBIG, "refused")),
-    "dup": ([(os, "dup")], OSError(errno.EMFILE, "refused")),
+Refusal = Callable[..., object]
+
+
+def fails_with(code: int) -> Refusal:
+    """How a system call refuses."""
+
+    def refuse(*_: object) -> object:
+        raise OSError(code, "refused")
+
+    return refuse
+
+
+def too_many(init: Callable[..., object], *args: object) -> object:
+    """How HostMapping refuses when guests have many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_calls, "_MOST_MAPPINGS", 0)
+        return init(*args)
+
+
+HOST: dict[str, tuple[list[tuple[Any, str]], Refusal]] = {
+    "map_file": ([(host_calls, "map_file")], fails_with(errno.ENOMEM)),
+    "map_zeros": ([(host_calls, "map_zeros")], fails_with(errno.ENOMEM)),
+    "HostMapping": ([(HostMapping, "__init__")], too_many),
+    "reserve": ([(arena, "reserve"), (host_calls, "reserve")], fails_with(errno.ENOMEM)),
+    "advise": ([(host_calls, "advise")], fails_with(errno.EAGAIN)),
+    "memfd_create": ([(os, "memfd_create")], fails_with(errno.EMFILE)),
+    "ftruncate": ([(os, "ftruncate")], fails_with(errno.EFBIG)),
+    "dup": ([(os, "dup")], fails_with(errno.EMFILE)),
 }
 """What is asked of the host: where it is looked up, and how it refuses."""
 
@@ -203,16 +222,16 @@ class Refusals:
         """Refuse these meanwhile."""
         with pytest.MonkeyPatch.context() as patch:
             for name in names:
-                places, error = HOST[name]
+                places, refuse = HOST[name]
                 for owner, attribute in places:
-                    patch.setattr(owner, attribute, self._asking(name, getattr(owner, attribute), error))
+                    patch.setattr(owner, attribute, self._asking(name, getattr(owner, attribute), refuse))
             yield
 
-    def _asking(self, name: str, original: Callable[..., object], error: BaseException) -> Callable[..., object]:
+    def _asking(self, name: str, original: Callable[..., object], refuse: Refusal) -> Callable[..., object]:
         def ask(*args: Any, **kwargs: Any) -> object:
             self.asked[name] += 1
             if self.asked[name] == self.at or (self.lasting and self.asked[name] > self.at > 0):
-                raise error
+                return refuse(original, *args)
             return original(*args, **kwargs)
 
         return ask

@@ -33,10 +33,15 @@ _FIRST_CHUNK: Final = 1 << 28
 _LARGEST_CHUNK: Final = 1 << 36
 # Chunks are this far apart in the free list, and no longer: pieces of two are never neighbours.
 _CHUNK_SHIFT: Final = 56
+_TRIES: Final = 8
 
 
 class FreeList:
-    """Free ranges of integers, neighbours joined. ``take`` finds one among ranges of about the size: O(1) of them."""
+    """Free ranges of integers, neighbours joined. ``take`` looks at a few ranges of about the size: O(1).
+
+    Whoever takes a range out of ``_ends`` has it, and that is one step. So a signal handler may come in at any line,
+    and an interrupt may lose a range, but none is ever free twice. The other two tables may have starts that are stale.
+    """
 
     __slots__ = ("_bins", "_ends", "_starts")
 
@@ -50,35 +55,55 @@ class FreeList:
 
     def give(self, start: int, end: int) -> None:
         """Add [start, end), which is not free yet, and join it with its neighbours."""
-        if end in self._ends:
-            end = self._remove(end)
-        if start in self._starts:
-            before = self._starts[start]
-            self._remove(before)
-            start = before
-        self._ends[start] = end
+        after = self._ends.pop(end, None)
+        if after is not None:
+            self._bins[(after - end).bit_length()].pop(end, None)
+            end = after
+        before = self._starts.pop(start, None)
+        if before is not None and (stop := self._ends.pop(before, None)) is not None:
+            if stop == start:
+                self._bins[(start - before).bit_length()].pop(before, None)
+                start = before
+            else:
+                self._add(before, stop)
+        self._add(start, end)
+
+    def _add(self, start: int, end: int) -> None:
         self._starts[end] = start
         self._bins[(end - start).bit_length()][start] = None
+        self._ends[start] = end
 
     def take(self, length: int) -> int | None:
         """The start of ``length`` free numbers, no longer free; None if no range is certain to be long enough."""
         for size in range(length.bit_length(), len(self._bins)):
-            # In the first bin a range may be too short: the last few are tried, for the search must not be O(n).
-            for start in itertools.islice(reversed(self._bins[size]), 8):
-                if self._ends[start] - start >= length:
-                    end = self._remove(start)
-                    if end - start > length:
-                        self.give(start + length, end)
-                    return start
+            short: list[tuple[int, int]] = []
+            # In the first bin a range may be too short: a few are tried, for the search must not be O(n).
+            while len(short) < _TRIES and (found := self._claim(size)) is not None:
+                start, end = found
+                if end - start >= length:
+                    break
+                short.append(found)
+            else:
+                found = None
+            for start, end in short:
+                self._add(start, end)
+            if found is not None:
+                start, end = found
+                if end - start > length:
+                    self._add(start + length, end)
+                return start
         return None
 
-    def _remove(self, start: int) -> int:
-        """Take out a free range and return its end. Interrupted anywhere, it may be lost and is never free twice."""
-        end = self._ends[start]
-        self._bins[(end - start).bit_length()].pop(start, None)
-        self._starts.pop(end, None)
-        del self._ends[start]
-        return end
+    def _claim(self, size: int) -> tuple[int, int] | None:
+        """A range of a bin, no longer free; None if it has none."""
+        while True:
+            try:
+                start, _ = self._bins[size].popitem()
+            except KeyError:
+                return None
+            end = self._ends.pop(start, None)
+            if end is not None:
+                return start, end
 
 
 class _Atom:

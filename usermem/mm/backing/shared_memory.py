@@ -31,6 +31,7 @@ from usermem.mm.host_run import HostRun, mmap_address
 _WINDOW: Final = 1 << 26
 _GRAIN: Final = 1 << 16  # no smaller than the largest page
 _SIZE: Final = 1 << 62  # a memory file is sparse: only what is touched costs anything
+_SLOT: Final = 1 << 47
 _F_ADD_SEALS: Final = 1033
 _F_SEAL_SHRINK: Final = 2
 _MADV_REMOVE: Final = getattr(mmap, "MADV_REMOVE", None)
@@ -52,7 +53,8 @@ class _MemoryFile:
         fcntl.fcntl(self.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
         self.retired = False
         self._free = FreeList()
-        self._free.give(0, _SIZE)
+        self._free.give(0, _SIZE // 2)
+        self._spare = itertools.count(_SIZE // 2, _SLOT)
         self._lock = fork_safe_lock()
         self._windows: WeakValueDictionary[int, HostMapping] = WeakValueDictionary()
 
@@ -63,7 +65,9 @@ class _MemoryFile:
     def allocate(self, length: int) -> int:
         """The offset of ``length`` bytes that are nobody's. Raises MemoryError."""
         with self._lock: start = self._free.take(length)  # fmt: skip # noqa: E701 - see MemoryMap.change
-        if start is None:
+        if start is None and length <= _SLOT:  # a signal handler, say, that came in where all was taken out
+            start = next(self._spare)
+        if start is None or start + length > _SIZE:
             raise MemoryError(f"the memory file has no {length:#x} bytes left")
         return start
 
