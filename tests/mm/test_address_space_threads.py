@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
-from edge_layouts import ANON, BASE, FIXED, PAGE, RW, pattern
-from hostarch import AddrRange, AddrRangeSeq, mman
+from edge_layouts import ANON, BASE, FIXED, PAGE, RW, one, pattern
+from hostarch import READ, WRITE, mman
 from usermem import AddressSpace, FaultError, FaultReason, copy_string_in
 
 R = mman.PROT_READ
@@ -111,13 +113,27 @@ def test_a_copy_over_cached_pages_takes_no_lock() -> None:
 
 
 def test_a_mapping_that_grows_is_one_run_again() -> None:
-    """mmap right behind a mapping continues it: what was cached of it does not end where it ended before."""
+    """What is mapped behind, before or between mappings continues them: what was cached ends no longer there.
+
+    The same with rights that become those of the neighbours.
+    """
     space = AddressSpace()
     space.mmap(BASE, PAGE, RW, FIXED)
-    space.copy_out(BASE, b"x" * PAGE)
-    space.mmap(BASE + PAGE, PAGE, RW, FIXED)
-    assert len(space.blocks(AddrRangeSeq([AddrRange(BASE, BASE + 2 * PAGE)]))) == 1
-    assert space.read_bytes(BASE, 2 * PAGE) == b"x" * PAGE + bytes(PAGE)
+    space.mmap(BASE + 3 * PAGE, PAGE, RW, FIXED)
+    changes: list[Callable[[int], object]] = [
+        lambda at: space.mmap(at, PAGE, RW, FIXED),
+        lambda at: space.mprotect(at, PAGE, RW),
+    ]
+    for change in changes:
+        for at, start, end in ((1, 0, 2), (2, 0, 4), (-1, -1, 4)):
+            for page in range(start, end):
+                with suppress(FaultError):
+                    space.copy_out(BASE + page * PAGE, space.read_bytes(BASE + page * PAGE, 8))
+            change(BASE + at * PAGE)
+            for access in (READ, WRITE):
+                assert len(space.blocks(one(BASE + start * PAGE, (end - start) * PAGE), access)) == 1
+        for page in (1, 2, -1):
+            space.mprotect(BASE + page * PAGE, PAGE, R)
 
 
 class Changing:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from each_line import Event, interrupt
@@ -28,6 +29,7 @@ def lengths(free: set[int]) -> list[int]:
 
 
 @given(st.lists(steps, max_size=60))
+@example([("take", 150, 0), ("take", 10, 0), ("give", 0, 150), ("take", 150, 0), ("give", 1, 5), ("give", 0, 10)])
 def test_any_order(taken: list[tuple[str, int, int]]) -> None:
     """What was taken comes back in parts, in any order; neighbours are one range again, and all are found."""
     ranges, free = FreeList(), set(range(SIZE))
@@ -56,16 +58,6 @@ def test_any_order(taken: list[tuple[str, int, int]]) -> None:
     assert (len(ranges), ranges.take(SIZE), ranges.take(1)) == (1, 0, None)
 
 
-class Counting(dict[int, int]):
-    """A dict that counts how often it is asked."""
-
-    looks = 0
-
-    def __getitem__(self, key: int) -> int:
-        self.looks += 1
-        return super().__getitem__(key)
-
-
 @pytest.mark.parametrize("length", [9, 15])
 def test_many_that_are_too_short_cost_no_walk(length: int) -> None:
     """Beside ten thousand ranges that are just too short, a longer one is found after a few looks."""
@@ -73,23 +65,46 @@ def test_many_that_are_too_short_cost_no_walk(length: int) -> None:
     ranges.give(1 << 20, (1 << 20) + 1000)
     for i in range(10_000):
         ranges.give(10 * i, 10 * i + 8)
-    ranges._ends = counting = Counting(ranges._ends)
-    assert ranges.take(length) == 1 << 20
-    assert counting.looks < 12
+    event, found = Event([arena]), list[int | None]()
+    event.during(lambda: found.append(ranges.take(length)))
+    assert found == [1 << 20]
+    assert event.lines < 500
+
+
+Act = Callable[[FreeList, list[int | None]], object]
+
+
+def take_two(ranges: FreeList, got: list[int | None]) -> None:
+    """Take two single numbers."""
+    got += [ranges.take(1), ranges.take(1)]
+
+
+def give_around(ranges: FreeList, got: list[int | None]) -> None:
+    """Give neighbours of free ranges, as a destructor may."""
+    ranges.give(60, 61)
+    ranges.give(59, 60)
+    ranges.give(50, 59)
+    ranges.give(99, 100)
+
+
+def interrupted(ranges: FreeList, got: list[int | None]) -> None:
+    """As Ctrl-C."""
+    interrupt()
 
 
 CALLS = [("give", 300, 400), ("give", 20, 30), ("take", 0, 15), ("take", 0, 20)]
 
 
+@pytest.mark.parametrize("act", [interrupted, take_two, give_around])
 @pytest.mark.parametrize(("what", "start", "end"), CALLS, ids=["give", "join", "take a part", "take all"])
-def test_an_interrupt_makes_nothing_free_twice(what: str, start: int, end: int) -> None:
-    """Before any line: numbers may be lost, but those that are left are handed out once, and the list goes on."""
+def test_nothing_is_free_twice(what: str, start: int, end: int, act: Act) -> None:
+    """Whatever happens before any line: numbers may be lost, but what is left is handed out once, and all goes on."""
 
-    def call(ranges: FreeList, got: list[int | None]) -> None:
+    def call(ranges: FreeList, got: list[int]) -> None:
         if what == "give":
             ranges.give(start, end)
-        else:
-            got.append(ranges.take(end))
+        elif (first := ranges.take(end)) is not None:
+            got += range(first, first + end)
 
     def sample() -> FreeList:
         ranges = FreeList()
@@ -97,17 +112,21 @@ def test_an_interrupt_makes_nothing_free_twice(what: str, start: int, end: int) 
             ranges.give(first, last)
         return ranges
 
-    whole = Event([arena])
-    whole.during(lambda: call(sample(), []))
-    for at in range(1, whole.lines + 1):
-        ranges, event = sample(), Event([arena], at, interrupt)
-        got: list[int | None] = []
+    at, fired = 0, True
+    while fired:
+        at += 1
+        ranges, numbers = sample(), list[int]()
+        singles: list[int | None] = []
+        event = Event([arena], at, partial(act, ranges, singles))
         with suppress(KeyboardInterrupt):
-            event.during(partial(call, ranges, got))
-        numbers = [n for first in got if first is not None for n in range(first, first + end)]
-        for first in (50, 400, 1000):  # neighbours of what was given, and others
+            event.during(partial(call, ranges, numbers))
+        fired = bool(event.where)
+        later = (400, 1000) if act is give_around else (50, 400, 1000)  # neighbours of what was given, and others
+        for first in later:
             ranges.give(first, first + 10)
         while (n := ranges.take(1)) is not None:
             numbers.append(n)
+        numbers += [n for n in singles if n is not None]
         assert len(numbers) == len(set(numbers)), event.where
-        assert {50, 400, 1000} <= set(numbers), event.where
+        assert set(later) <= set(numbers), event.where
+    assert at > 5

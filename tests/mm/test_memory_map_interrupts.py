@@ -1,4 +1,4 @@
-"""Something happens in the middle of a mapping call, before each line in turn: Ctrl-C, or a handler that uses the space.
+"""Something happens in the middle of a mapping call, before each line in turn: Ctrl-C, or a handler that goes on.
 
 After an interrupt everything is as before the call, or as after it. After a handler its changes and those of the call
 are there, as if one had come after the other.
@@ -159,6 +159,11 @@ def map_elsewhere(space: AddressSpace) -> None:
     use(space, EVERYWHERE)
 
 
+def use_everything(space: AddressSpace) -> None:
+    """Use all that is mapped, and change nothing: what is remembered now must not outlive the call."""
+    use(space, EVERYWHERE)
+
+
 def forbid(space: AddressSpace) -> None:
     """Take all rights from pages that the calls are about, or are beside what they are about."""
     for addr in (BASE + 2 * PAGE, BASE + 4 * PAGE, FRESH, HEAP + PAGE):
@@ -196,7 +201,7 @@ def test_an_interrupt_before_each_line(name: str, other_thread: ThreadPoolExecut
     assert at > 20
 
 
-@pytest.mark.parametrize("act", [map_elsewhere, forbid])
+@pytest.mark.parametrize("act", [map_elsewhere, use_everything, forbid])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_handler_before_each_line(name: str, act: Callable[[AddressSpace], None]) -> None:
     """What it changes and what the call changes are both there: one of them came first."""

@@ -32,7 +32,7 @@ class HostMapping(Whole):
     ``memory`` is an mmap object over it if it was asked for, for memory that nobody can truncate; else None.
     """
 
-    __slots__ = ("address", "length", "memory", "offset")
+    __slots__ = ("address", "flags", "length", "memory", "offset", "prot")
 
     def __init__(self, fd: int, offset: int, length: int, prot: int, flags: int, plain: bool = False) -> None:
         """Map ``length`` bytes at ``offset``, both in host pages; ``flags`` is MAP_SHARED or MAP_PRIVATE.
@@ -41,6 +41,8 @@ class HostMapping(Whole):
         """
         self.offset = offset
         self.length = length
+        self.prot = prot
+        self.flags = flags
         self.address = 0
         self.memory: host_mmap.mmap | None = None
         if len(_live) >= _MOST_MAPPINGS:

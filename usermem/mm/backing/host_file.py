@@ -47,6 +47,8 @@ class _OpenFile:
         self.key = key
         self.fd = fd
         self.windows: WeakValueDictionary[tuple[int, int], HostMapping] = WeakValueDictionary()
+        self.tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
+        """Of the mappings for guests whose pages are larger than the host's, the zeros that were put into each."""
 
     def __del__(self) -> None:
         _unused.append((self.key, self.fd))
@@ -114,9 +116,7 @@ class HostFile(Backing):
         self._shared = shared
         self.max_prot = max_prot
         self.device, self.inode, _ = file.key
-        # For guests whose pages are larger than the host's: the mappings they use, and the zeros put into each.
-        self._page = page if page > mmap.PAGESIZE else 0
-        self._tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
+        self._page = page if page > mmap.PAGESIZE else 0  # 0 where the host's pages do
 
     @property
     def key(self) -> object:
@@ -144,7 +144,7 @@ class HostFile(Backing):
             start, end = max(start, low), min(start + _WINDOW, high)
             mapping = HostMapping(self._file.fd, start, end - start, READ_WRITE, mman.MAP_PRIVATE)
         if self._page:
-            self._tails.setdefault(mapping, (0, 0))
+            self._file.tails.setdefault(mapping, (0, 0))
             self.accessible(self._page)
         return start, mapping.run(0, mapping.length, Held(self._file, mapping))
 
@@ -183,22 +183,21 @@ class HostFile(Backing):
         size = os.fstat(self._file.fd).st_size
         end = -(-size // page) * page
         tail = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, end
-        for mapping, zeros in list(self._tails.items()):
+        for mapping, zeros in list(self._file.tails.items()):
             if zeros != tail:
                 self._move_zeros(mapping, zeros, tail)
-                self._tails[mapping] = tail
+                self._file.tails[mapping] = tail
         return end
 
     def _move_zeros(self, mapping: HostMapping, old: tuple[int, int], new: tuple[int, int]) -> None:
         """Show the file again where the zeros behind its end were, and put them where they belong now."""
         low, high = mapping.offset, mapping.offset + mapping.length
-        flags = (mman.MAP_SHARED if self._shared else mman.MAP_PRIVATE) | mman.MAP_FIXED
-        prot = self._file.host_prot if self._shared else READ_WRITE
+        flags = mapping.flags | mman.MAP_FIXED
         if low <= old[0] < old[1] <= high:
             address = mapping.address + old[0] - low
-            host_calls.map_file(self._file.fd, old[0], old[1] - old[0], prot, flags, address)
+            host_calls.map_file(self._file.fd, old[0], old[1] - old[0], mapping.prot, flags, address)
         if low <= new[0] < new[1] <= high:
-            host_calls.map_zeros(mapping.address + new[0] - low, new[1] - new[0], prot)
+            host_calls.map_zeros(mapping.address + new[0] - low, new[1] - new[0], mapping.prot)
 
 
 def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostFile:
