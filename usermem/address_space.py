@@ -173,7 +173,7 @@ class AddressSpace(PagedIO):
         hooked = -1
         while addr < end:
             _, base, limit, run = cached.get(addr >> 12, GONE)
-            if base + limit <= addr:
+            if limit < 0 or base + limit <= addr:
                 found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
                 if isinstance(found, FaultReason):
                     if addr != hooked and self._handled(addr + tag, access):

@@ -23,6 +23,8 @@ _PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 # The host allows 65,530 mappings by default (vm.max_map_count), and needs some for itself: threads, malloc, libraries.
 _MOST_MAPPINGS: Final = 1 << 15
 
+_ASKED: Final = 1 << 16  # pages at a time
+
 _live: set[int] = set()
 
 
@@ -137,6 +139,19 @@ def resident(address: int, length: int, page: int) -> bytes | None:
         return bits
     ends = range(address + page, address + length + page, page)
     return bytes(any(bits[(at - page - low) // size : -(-(at - low) // size)]) for at in ends)
+
+
+def file_resident(fd: int, start: int, end: int, page: int) -> bytes:
+    """As :func:`resident`, of pages of a file, which are mapped for a moment; 0 for all if the host cannot tell."""
+    found = bytearray()
+    for at in range(start, end, _ASKED * page):
+        length = min(_ASKED * page, end - at)
+        address = map_file(fd, at, length, mman.PROT_READ, mman.MAP_SHARED)
+        try:
+            found += resident(address, length, page) or bytes(length // page)
+        finally:
+            unmap(address, length)
+    return bytes(found)
 
 
 def _error(what: str) -> OSError:

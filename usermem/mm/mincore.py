@@ -24,11 +24,15 @@ def mincore(mm: MemoryMap, addr: int, length: int) -> bytes:
     tables = mm.tables
     if tables.vmas.covered_up_to(addr, end) < end:
         raise error(errno.ENOMEM, f"mincore: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
-    resident = bytearray((end - addr) // size)
-    for start, run in mm.runs(tables, addr, end):
-        first = (start - addr) // size
-        resident[first : first + len(run) // size] = _resident_pages(run, size)
-    return bytes(resident)
+    found = bytearray()
+    for vma in tables.vmas.overlapping(addr, end):
+        at, stop = max(vma.start, addr), min(vma.end, end)
+        for start, run in [*mm.runs(tables, at, stop), (stop, None)]:
+            found += vma.backing.resident(vma.offset_at(at), vma.offset_at(start), size)
+            if run is not None:
+                found += _resident_pages(run, size)
+                at = start + len(run)
+    return bytes(found)
 
 
 def _resident_pages(run: HostRun, page: int) -> bytes:

@@ -84,6 +84,10 @@ class Backing:
         """Have the host hold the pages of memory that may fault (MADV_POPULATE_*); False if one is not in its file."""
         return True
 
+    def resident(self, start: int, end: int, page: int) -> bytes:
+        """A byte for each page of [start, end) that this mapping has not touched: 1 if the host holds it (mincore)."""
+        return bytes((end - start) // page)
+
     def punch(self, start: int, end: int) -> None:
         """Make [start, end) zero for all who share it (MADV_REMOVE). Raises OSError where there can be no holes."""
         raise OSError(errno.EOPNOTSUPP, f"{os.strerror(errno.EOPNOTSUPP)}: MADV_REMOVE of what cannot have holes")

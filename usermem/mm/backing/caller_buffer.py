@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from hostarch import mman
 from safemem.buffers import readable_view
 from safemem.safecopy import address_of, mapping_at
+from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.host_calls import Held
@@ -51,6 +52,10 @@ class CallerBuffer(Backing):
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
         """The whole buffer. See Backing.run."""
         return 0, HostRun(self._memory, self._base, 0, len(self._view), Held(self._view))
+
+    def resident(self, start: int, end: int, page: int) -> bytes:
+        """See Backing.resident."""
+        return host_calls.resident(self._base + start, end - start, page) or b"\1" * ((end - start) // page)
 
     def private(self) -> Backing:
         """A copy of what is touched."""

@@ -179,6 +179,17 @@ class SharedMemory(Backing):
         start, end = max(window, self._start), min(window + _WINDOW, self._start + self._room)
         return start - self._start, mapping.run(start - window, end - window, Held(self, mapping))
 
+    def resident(self, start: int, end: int, page: int) -> bytes:
+        """See Backing.resident."""
+        stop = min(end, self._room)
+        if self._file is not None:
+            found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page)
+        else:
+            assert self._whole is not None
+            base = mmap_address(self._whole)
+            found = host_calls.resident(base + start, stop - start, page) or b"\1" * ((stop - start) // page)
+        return found.ljust((end - start) // page, b"\0")
+
     def private(self) -> Backing:
         """Pages of its own for a MAP_PRIVATE mapping, as the host's copy-on-write has it."""
         return PrivateObject(self) if self._file is None else _PrivateMemory(self, self._file, self._start)
@@ -228,6 +239,10 @@ class _PrivateMemory(Backing):
     def accessible(self, page: int) -> int:
         """See Backing.accessible."""
         return self._shared.accessible(page)
+
+    def resident(self, start: int, end: int, page: int) -> bytes:
+        """See Backing.resident."""
+        return self._shared.resident(start, end, page)
 
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
         """A host mapping of its own. See Backing.run."""
