@@ -281,6 +281,7 @@ RULES = [
     Rule("ill_formed_range", "whatever range a guest names, the worst it does is EFAULT", _per_op(_ill_formed_range)),
     Rule("short_source", "a stream that stops before the hole is no fault (Linux)", _per_op(_short_source)),
     Rule("no_empty_call", "no Reader or Writer is called for no bytes", _per_op(_no_empty_call)),
+    Rule("negative_count", "a negative count from a vector function is an error", _negative_ret),
     Rule("read_of_nothing_ends", "a Reader that says it gave nothing has ended", _read_of_nothing_ends),
     Rule(
         "behind_fault_untouched",
@@ -301,7 +302,6 @@ RULES = [
         _write_before_fault,
     ),
     Rule("write_of_nothing_ends", "a Writer that takes nothing has ended", _write_of_nothing_ends),
-    Rule("negative_count", "a negative count from a vector function is an error", _negative_ret),
     Rule("negative_count", "a negative count is the caller's ValueError", _per_op(_negative_count)),
     Rule("negative_count", "the same, in an IOSequence", _per_step(_negative_count_step)),
     Rule(

@@ -109,22 +109,25 @@ class GrowingSpace(ModelSpace):
 
     def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason | None:
         page = self._page_of(addr)
-        if page not in self._pages and self._may_grow(page):
-            above = min(at for at in self._pages if at > page)
-            new = range(page, above, _PAGE)
-            self._pages.update(dict.fromkeys(new, self._pages[above]))
-            self._growing.update(new)
+        if page not in self._pages:
+            self._grow(page)
         return super().reason(addr, access, ignore_permissions=ignore_permissions)
 
-    def _may_grow(self, page: int) -> bool:
-        """Whether the mapping above a page that is not mapped may grow down to it. What is accessed how is no matter."""
-        above = min((at for at in self._pages if at > page), default=None)
+    def _grow(self, page: int) -> None:
+        """Let the mapping above an unmapped page grow down to it if it may, whatever the access and its rights."""
+        above = min((at for at in self._pages if at > page), default=0)
         if above not in self._growing or page < self.arch.min_addr:
-            return False
-        end = above
+            return
+        end = above  # of the mapping; Linux leaves two that met by growing two, with an end each
         while end in self._growing and self._pages[end] == self._pages[above]:
             end += _PAGE
-        below = max((at for at in self._pages if at < page), default=None)
+        if end - page > _STACK_LIMIT:
+            return
         # Only what grows down itself, or cannot be accessed, may be nearer than the guard.
-        keeps_off = below is not None and below not in self._growing and self._pages[below][0] != 0
-        return end - page <= _STACK_LIMIT and not (keeps_off and page - (below + _PAGE) < _GUARD)
+        below = max((at for at in self._pages if at < page), default=0)
+        accessible = self._pages.get(below, (0,))[0] != 0
+        if accessible and below not in self._growing and page - (below + _PAGE) < _GUARD:
+            return
+        new = range(page, above, _PAGE)
+        self._pages.update(dict.fromkeys(new, self._pages[above]))
+        self._growing.update(new)

@@ -32,8 +32,8 @@ from usermem import (
     single_io_sequence,
     zero_out_vec,
 )
-from vectors.replay import PANIC, access_type, address_ranges, ars_state, counted, error_name
 from vectors.reach import past_user_space
+from vectors.replay import PANIC, access_type, address_ranges, ars_state, counted, error_name
 from vectors.script import ScriptReader, ScriptWriter
 
 Op = dict[str, Any]
