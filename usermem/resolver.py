@@ -205,9 +205,9 @@ class ResolvedIO(ABC):
         *values: int,
     ) -> int:
         """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
+        if self._atomics_aligned and check_int(addr, "addr") & (size - 1):
+            raise FaultError(addr, access, FaultReason.UNALIGNED)  # before a stack grows to it, or a hook hears of it
         blocks, fault = self._accessible(addr, size, access, ignore_permissions)
-        if self._atomics_aligned and addr & (size - 1):
-            raise FaultError(addr, access, FaultReason.UNALIGNED)
         if fault is not None:
             raise FaultError(addr, access, fault.reason)
         if len(blocks[0]) < size:  # it straddles two pieces of host memory, which no operation can do at once

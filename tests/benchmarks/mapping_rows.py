@@ -170,29 +170,32 @@ def _reserved() -> Iterator[MappingRow]:
     )
 
 
-def _in_turns(runs: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """The best of what each run says: they take turns."""
-    found = dict.fromkeys(runs, float("inf"))
+def _in_turns(runs: Mapping[str, Callable[[], list[float]]]) -> dict[str, float]:
+    """The time of each: the runs take turns, and of each slice of their time, which they return, the best counts."""
+    found: dict[str, list[list[float]]] = {name: [] for name in runs}
     for _ in range(_TURNS):
         for name, run in runs.items():
-            found[name] = min(found[name], run())
-    return found
+            found[name].append(run())
+    return {name: sum(map(min, zip(*times, strict=True))) for name, times in found.items()}
 
 
-def _place(lengths: Sequence[int], flags: int = _ANON, limit: int | None = None) -> float:
-    """The time of a call that maps so many pages where there is room. Neighbours are not merged."""
+def _place(lengths: Sequence[int], flags: int = _ANON, limit: int | None = None) -> list[float]:
+    """Map so many pages each, where there is room. Neighbours are not merged. A slice is 1,000 calls."""
     space = AddressSpace(max_map_count=1 << 20, address_limit=limit)
     mmap = space.mmap
-    started = time.perf_counter()
-    for i, length in enumerate(lengths):
-        mmap(0, length * _PAGE, mman.PROT_READ + 2 * (i & 1), flags)
-    return (time.perf_counter() - started) / len(lengths)
+    times = []
+    for first in range(0, len(lengths), 1_000):
+        started = time.perf_counter()
+        for i, length in enumerate(lengths[first : first + 1_000]):
+            mmap(0, length * _PAGE, mman.PROT_READ + 2 * (i & 1), flags)
+        times.append(time.perf_counter() - started)
+    return times
 
 
 def _places() -> Iterator[MappingRow]:
     """Mappings of several lengths, in the low 2 GiB, under a limit: a call costs no more beside many."""
     choice = random.Random(1)
-    runs: dict[str, Callable[[], float]] = {
+    runs = {
         "1,000": partial(_place, [1] * 1_000),
         "2,000": partial(_place, [1] * 2_000),
         "8,000": partial(_place, [1] * 8_000),
@@ -201,7 +204,7 @@ def _places() -> Iterator[MappingRow]:
         "8,000 falling": partial(_place, range(8_000, 0, -1)),
         "32,000 random": partial(_place, [choice.randrange(1, 65) for _ in range(32_000)]),
     }
-    times = _in_turns(runs)
+    times = {name: total / int(name.split()[0].replace(",", "")) for name, total in _in_turns(runs).items()}
 
     def row(name: str, run: str, base: str, bar: float) -> MappingRow:
         return MappingRow(name, f"{times[run] * 1e6:.1f} us a call; against {base}", times[run] / times[base], bar)
@@ -243,7 +246,7 @@ class _Object:
 def _syncs() -> Iterator[MappingRow]:
     """msync of an object's shared mapping page by page against once for all, of as many pages that were written."""
 
-    def sync(step: int) -> float:
+    def sync(step: int) -> list[float]:
         space = AddressSpace()
         space.map_object(_BASE, _SYNCED, _RW, mman.MAP_SHARED | mman.MAP_FIXED, _Object())
         space.copy_out(_BASE, b"x" * _SYNCED)
@@ -251,7 +254,7 @@ def _syncs() -> Iterator[MappingRow]:
         started = time.perf_counter()
         for at in range(_BASE, _BASE + _SYNCED, step):
             msync(at, step, mman.MS_SYNC)
-        return time.perf_counter() - started
+        return [time.perf_counter() - started]
 
     times = _in_turns({"whole": partial(sync, _SYNCED), "pages": partial(sync, _PAGE)})
     us = times["pages"] * 1e6 / (_SYNCED // _PAGE)

@@ -5,95 +5,24 @@ So a test that compares something of ours with the model compares it with gVisor
 
 from __future__ import annotations
 
-import errno
-import os
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from hostarch import AccessType, Arch
-from safemem import Block
-from usermem import FaultError, FaultReason, MappedObject
-from usermem.testing import ModelBytes, ModelMemory
+from usermem import FaultReason
+from usermem.testing import ModelMemory
 from vectors import replay_io
 from vectors.deviations import expected_answer
+from vectors.model_space import GrowingSpace, ModelBuffer
 from vectors.recorded import agrees, recordings
 from vectors.replay import answer
-
-
-class WrittenThrough(dict[int, int]):
-    """A model's bytes, which are kept in a buffer too."""
-
-    def __init__(self, buffer: bytearray) -> None:
-        super().__init__(enumerate(buffer))
-        self.buffer = buffer
-
-    def __setitem__(self, addr: int, value: int) -> None:
-        super().__setitem__(addr, value)
-        self.buffer[addr] = value
-
-
-class ModelBuffer(ModelBytes):
-    """ModelBytes in the place of BytesIO."""
-
-    def __init__(self, buffer: bytearray) -> None:
-        super().__init__(bytes(buffer))
-        self.bytes = WrittenThrough(buffer)
-
-
-def _error(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
-
-
-class ModelSpace(ModelMemory):
-    """ModelMemory in the place of AddressSpace: the calls that the replay makes, with the checks of their arguments."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def map_object(
-        self, addr: int, length: int, prot: int, flags: int, mapped: MappedObject | None, offset: int, max_prot: int
-    ) -> int:
-        self.map(addr, -(-length // 4096) * 4096, prot, max_prot, None if mapped is None else mapped.size())
-        if mapped is not None:
-            data = bytearray(mapped.size())
-            mapped.read_at(0, memoryview(data))
-            self.bytes.update({addr + i: value for i, value in enumerate(data) if value})
-        return addr
-
-    def munmap(self, addr: int, length: int) -> int:
-        end = -(-(addr + length) // 4096) * 4096
-        if addr % 4096 or length <= 0 or end > self.arch.max_addr:
-            raise _error(errno.EINVAL)
-        self.unmap(addr, end - addr)
-        return 0
-
-    def mprotect(self, addr: int, length: int, prot: int) -> int:
-        if addr % 4096:
-            raise _error(errno.EINVAL)
-        if addr + length > 1 << 64:
-            raise _error(errno.ENOMEM)
-        self.protect(addr, length, prot)
-        return 0
-
-    def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
-        leaves = self.leaves_user_space(self.plain(addr), length)
-        return FaultError(addr, access, FaultReason.OUTSIDE_RANGE) if leaves else None
-
-    def resolve(
-        self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
-    ) -> tuple[list[Block], FaultError | None]:
-        n, reason = self.reach(addr, length, access, ignore_permissions=ignore_permissions)
-        return [Block(bytes(n))], None if reason is None else FaultError(addr + n, access, reason)
 
 
 def test_the_model_answers_as_gvisor(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """All recorded operations on user memory, on the model."""
     monkeypatch.setattr(replay_io, "BytesIO", ModelBuffer)
-    monkeypatch.setattr(replay_io, "AddressSpace", ModelSpace)
+    monkeypatch.setattr(replay_io, "AddressSpace", GrowingSpace)
     total = 0
     wrong: list[Any] = []
     for number, vector in enumerate(recordings(pytestconfig.getoption("--vectors")), 1):

@@ -8,12 +8,15 @@ Nothing else may differ.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 from attrs import frozen
 
-from vectors.reach import Reach, accessible_prefix
+from vectors.adapters import read_blocks, write_blocks
+from vectors.model_space import GrowingSpace, ModelSpace
+from vectors.reach import Reach, accessible_prefix, past_user_space
+from vectors.recorded import agrees
+from vectors.replay_io import mm
 
 Request = dict[str, Any]
 Value = Any
@@ -27,13 +30,6 @@ class Rule:
     name: str
     reason: str
     rewrite: Callable[[Request, Value], Value | None]
-
-
-def past_user_space(op: Request, max_addr: int) -> bool:
-    """Whether a MUnmap is well-formed but for reaching past the end of user space."""
-    addr, length = op.get("addr", 0), op.get("len", 0)
-    end = -(-(addr + length) // 4096) * 4096
-    return bool(length > 0 and addr % 4096 == 0 and max_addr < end < 1 << 64)
 
 
 def _per_op(rewrite: Callable[[Request, Value, Reach], Value | None]) -> Callable[[Request, Value], Value | None]:
@@ -172,19 +168,17 @@ def _short_count_first(step: list[Any], result: Value) -> Value | None:
 
 
 def _behind_fault_untouched(req: Request, value: Value) -> Value | None:
-    if req.get("via") != "FromVecReaderFunc" or value.get("err") not in ("SegvError", "BusError"):
+    return _read_differs(req, value, {"nothing_ends": True}, {"nothing_ends": True, "behind_fault_kept": True})
+
+
+def _read_differs(req: Request, value: Value, before: dict[str, bool], after: dict[str, bool]) -> Value | None:
+    """What ours must read, where the recording is what gVisor's adapter does by its description, to the letter."""
+    if req["op"] != "read" or req["via"] == "BlockSeqReader":
         return None
-    out = deepcopy(value["dst"])
-    left = value["n"]
-    faulted = False
-    for i, block in enumerate(req["dst"]):
-        content = block.get("hex") or ""
-        if faulted:
-            out[i] = content[: 2 * block["valid"]] if "valid" in block else content
-        size = len(content) // 2
-        faulted |= left < size
-        left -= min(left, size)
-    return {**value, "dst": out}
+    gvisor = read_blocks(req, **before)
+    if any(value[field] != gvisor[field] for field in gvisor):
+        return None
+    return {**value, **read_blocks(req, **after)}
 
 
 # --- a Writer is not called with nothing after its source faulted, and its short count is not the fault;
@@ -207,100 +201,17 @@ def _write_differs(req: Request, value: Value) -> Value | None:
     """What ours must write, where the recording is what gVisor's adapter does by its description, to the letter."""
     if req["op"] != "write" or req["via"] == "BlockSeqWriter":
         return None
-    gvisor = _write_all(req, gvisor=True)
+    gvisor = write_blocks(req, gvisor=True)
     if any(value[field] != gvisor[field] for field in gvisor):
         return None
-    return {**value, **_write_all(req, gvisor=False)}
+    return {**value, **write_blocks(req, gvisor=False)}
 
 
-def _write_all(req: Request, gvisor: bool) -> Value:
-    """A model of writing blocks to a scripted writer: gVisor's way, or ours."""
-    entries = deepcopy(req.get("writer") or [])
-    blocks = [(bytes.fromhex(b.get("hex") or ""), b.get("valid"), b.get("fault")) for b in req.get("src") or ()]
-    blocks = [block for block in blocks if block[0]]
-    got = b""
-    calls: list[int] = []
-    err: str | None = None
-    while blocks:
-        before = len(got)
-        fault = next((_fault_name(b) for b in blocks if _readable(b) != b[0]), None)
-        err = None
-        for block in blocks:
-            part = _readable(block)
-            short = False
-            if part or gvisor:
-                entry: dict[str, Any] = entries.pop(0) if entries else {"n": len(part)}
-                n = min(entry.get("n", 0), len(part))
-                calls.append(len(part))
-                got += part[:n]
-                err = entry.get("err")
-                short = n < len(part)
-            if err:
-                break
-            if short:
-                # gVisor's vector function has met the fault before it writes at all, its writer only in that block.
-                met = req["via"] == "FromVecWriterFunc" or part != block[0]
-                err = fault if gvisor and met else None
-                break
-            if part != block[0]:
-                err = fault
-                break
-        moved = len(got) - before
-        if err or not req.get("full") or not (moved or gvisor):
-            break
-        while moved:
-            data, valid, kind = blocks.pop(0)
-            if moved < len(data):
-                blocks.insert(0, (data[moved:], None if valid is None else max(0, valid - moved), kind))
-                break
-            moved -= len(data)
-    return {"n": len(got), "err": err, "got": got.hex(), "calls": calls}
-
-
-def _readable(block: tuple[bytes, int | None, str | None]) -> bytes:
-    return block[0] if block[1] is None else block[0][: block[1]]
-
-
-def _fault_name(block: tuple[bytes, int | None, str | None]) -> str:
-    return "BusError" if block[2] == "bus" else "SegvError"
-
-
-# --- a Reader that gives nothing has ended
+# --- a Reader that says it gave nothing has ended
 
 
 def _read_of_nothing_ends(req: Request, value: Value) -> Value | None:
-    """read-full ends with the first pass over the blocks whose first Read gives nothing and no error."""
-    if req["op"] != "read" or not req.get("full") or req["via"] == "BlockSeqReader" or "ret" in req:
-        return None
-    entries = [(bytes.fromhex(entry.get("d") or ""), entry.get("err")) for entry in req.get("reader") or ()]
-    data = b""
-    first_of_pass = True
-    for i, size in enumerate(value["calls"]):
-        if not entries:
-            return None
-        rest, err = entries.pop(0)
-        if first_of_pass and not rest and not err:
-            vec = value["vec"][: i + 1]
-            return {**value, "n": len(data), "err": None, "calls": value["calls"][: i + 1], "vec": vec} | {
-                "dst": _filled(req, data)
-            }
-        n = min(size, len(rest))
-        data += rest[:n]
-        if n < len(rest):
-            entries.insert(0, (rest[n:], err))
-        first_of_pass = n < size
-    return None
-
-
-def _filled(req: Request, data: bytes) -> list[str]:
-    """The requested destination blocks after data was read into them."""
-    out = []
-    for block in req.get("dst") or ():
-        content = bytes.fromhex(block.get("hex") or "")
-        content = data[: len(content)] + content[len(data) :]
-        data = data[len(content) :]
-        out.append(content[: block.get("valid", len(content))].hex())
-    return out
+    return _read_differs(req, value, {}, {"nothing_ends": True})
 
 
 # --- an address is the guest's word, and the worst it does is a FaultError
@@ -342,6 +253,25 @@ def _munmap_past_user_space(op: Request, recorded: Value, reach: Reach) -> Value
     return None
 
 
+# --- a stack grows
+
+
+def _stack_grows(req: Request, value: Value) -> Value | None:
+    """The same request where such mappings grow, if what is left to explain is just that here they do not."""
+    if req["op"] != "mm" or not any(m.get("growsdown") for m in req.get("maps") or ()):
+        return None
+    if not agrees(value, mm(req, ModelSpace)):
+        return None
+    return {**value, "ops": _fields_of(value["ops"], mm(req, GrowingSpace)["ops"])}
+
+
+def _fields_of(recorded: Value, ours: Value) -> Value:
+    """Of our results the fields that were recorded. (What was not is not defined: PROTOCOL section 7, reads.)"""
+    if isinstance(recorded, list):
+        return [_fields_of(old, new) for old, new in zip(recorded, ours, strict=True)]
+    return {field: ours[field] for field in recorded} if "panic" not in recorded else recorded
+
+
 RULES = [
     Rule(
         "drop_first_zero",
@@ -351,7 +281,13 @@ RULES = [
     Rule("ill_formed_range", "whatever range a guest names, the worst it does is EFAULT", _per_op(_ill_formed_range)),
     Rule("short_source", "a stream that stops before the hole is no fault (Linux)", _per_op(_short_source)),
     Rule("no_empty_call", "no Reader or Writer is called for no bytes", _per_op(_no_empty_call)),
-    Rule("read_of_nothing_ends", "a Reader that gives nothing has ended", _read_of_nothing_ends),
+    Rule("negative_count", "a negative count from a vector function is an error", _negative_ret),
+    Rule("read_of_nothing_ends", "a Reader that says it gave nothing has ended", _read_of_nothing_ends),
+    Rule(
+        "behind_fault_untouched",
+        "nothing behind a fault is touched: what was read for it stays pending in the Reader",
+        _behind_fault_untouched,
+    ),
     Rule("end_is_zero", "the end of a stream is a count of 0, not an error", _end_is_zero),
     Rule("end_is_zero", "the same, through an IO", _per_op(_end_is_zero_op)),
     Rule("end_is_zero", "the same, in a file object", _per_step(_end_is_zero_step)),
@@ -361,17 +297,11 @@ RULES = [
         _per_step(_short_count_first),
     ),
     Rule(
-        "behind_fault_untouched",
-        "nothing behind a fault is touched: what was read for it stays pending in the Reader",
-        _behind_fault_untouched,
-    ),
-    Rule(
         "write_before_fault",
         "a Writer is not called with nothing after its source faulted; its short count before the fault is no fault",
         _write_before_fault,
     ),
     Rule("write_of_nothing_ends", "a Writer that takes nothing has ended", _write_of_nothing_ends),
-    Rule("negative_count", "a negative count from a vector function is an error", _negative_ret),
     Rule("negative_count", "a negative count is the caller's ValueError", _per_op(_negative_count)),
     Rule("negative_count", "the same, in an IOSequence", _per_step(_negative_count_step)),
     Rule(
@@ -379,6 +309,7 @@ RULES = [
         "munmap(2) has Linux's errnos: EINVAL for a range that leaves user space",
         _per_op(_munmap_past_user_space),
     ),
+    Rule("stack_grows", "an access below a MAP_GROWSDOWN mapping makes it grow, as in Linux", _stack_grows),
 ]
 """All rules, by name; a name may have several parts."""
 

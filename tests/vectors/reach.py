@@ -65,3 +65,10 @@ def accessible_prefix(reach: Reach, op: dict[str, Any], access: str) -> int:
                 return done
             done += 1
     return done
+
+
+def past_user_space(op: dict[str, Any], max_addr: int) -> bool:
+    """Whether a MUnmap is well-formed but for reaching past the end of user space."""
+    addr, length = op.get("addr", 0), op.get("len", 0)
+    end = -(-(addr + length) // 4096) * 4096
+    return bool(length > 0 and addr % 4096 == 0 and max_addr < end < 1 << 64)

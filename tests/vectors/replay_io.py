@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from hostarch import AMD64, WRITE, AddrRangeSeq, mman
+from hostarch import AMD64, WRITE, AddrRangeSeq, Arch, mman
 from safemem import FromIOReader, FromIOWriter, ReaderFunc, WriterFunc
 from usermem import (
     IO,
@@ -32,7 +32,7 @@ from usermem import (
     single_io_sequence,
     zero_out_vec,
 )
-from vectors.deviations import past_user_space
+from vectors.reach import past_user_space
 from vectors.replay import PANIC, access_type, address_ranges, ars_state, counted, error_name
 from vectors.script import ScriptReader, ScriptWriter
 
@@ -46,10 +46,10 @@ def bytesio(req: dict[str, Any]) -> Any:
     return {"ops": [_run(io, op, COMMON) for op in req["ops"]], "mem": memory.hex()}
 
 
-def mm(req: dict[str, Any]) -> Any:
-    """All operations on an AddressSpace with ``maps``."""
+def mm(req: dict[str, Any], space_type: Callable[[Arch], Any] | None = None) -> Any:
+    """All operations on an AddressSpace with ``maps``, or on another kind of space."""
     arch = evolve(AMD64, min_addr=req.get("min", AMD64.min_addr), max_addr=req.get("max", AMD64.max_addr))
-    with AddressSpace(arch) as space:
+    with (space_type or AddressSpace)(arch) as space:
         for m in req.get("maps") or ():
             _map(space, m)
         return {"ops": [_run(space, op, COMMON | MM_ONLY) for op in req["ops"]]}

@@ -53,7 +53,9 @@ class VecReader:
         self.vec: list[int] = []
 
     def __call__(self, buffers: Sequence[memoryview]) -> int:
-        """One Read a buffer, up to the first error or short one."""
+        """One Read a buffer, up to the first error or short one. After the end of its script it claims nothing."""
+        if self._script.ended:
+            return 0
         total = 0
         try:
             for buffer in buffers:
