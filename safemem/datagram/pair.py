@@ -145,7 +145,6 @@ class MemoryEndpoint(DatagramEndpoint):
         return free if free >= self._out.mtu else 0
 
     def pending(self) -> int | None:
-        """The length of the datagram that comes next, which may be 0; None if there is none."""
         try:
             return len(self._in.entries[0][0]) if self._in.entries else None
         except (IndexError, TypeError):  # taken, or closed, at this moment
