@@ -33,7 +33,6 @@ from hostarch.arch import (
     Arch,
     ByteOrder,
 )
-from hostarch.memory_type import MemoryType
 
 __all__ = [
     "AMD64",
@@ -61,6 +60,5 @@ __all__ = [
     "AddrRangeSeq",
     "Arch",
     "ByteOrder",
-    "MemoryType",
     "mman",
 ]

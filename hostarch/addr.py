@@ -37,7 +37,8 @@ class Addr(int):
 
     def checked_add_length(self, length: int, arch: Arch = AMD64) -> Addr | None:
         """As :meth:`add_length`, None where that raises OverflowError."""
-        _check_length(length)
+        if length < 0:
+            raise ValueError(f"length must not be negative: {length}")
         end = self + length
         return Addr(end) if end <= arch.addr_mask else None
 
@@ -60,76 +61,75 @@ class Addr(int):
 
     def round_down(self, arch: Arch = AMD64) -> Addr:
         """The start of the page this address lies in."""
-        return Addr(arch.page_round_down(self))
+        return self._down(arch.page_size)
 
     def round_up(self, arch: Arch = AMD64) -> Addr:
         """The first page boundary at or after this address; OverflowError if there is none."""
-        return Addr(arch.page_round_up(self))
+        return self._up(arch.page_size, arch)
 
     def checked_round_up(self, arch: Arch = AMD64) -> Addr | None:
         """As :meth:`round_up`, None where that raises."""
-        return _optional(arch.checked_page_round_up(self))
+        return self._checked_up(arch.page_size, arch)
 
     def huge_round_down(self, arch: Arch = AMD64) -> Addr:
         """The start of the huge page this address lies in."""
-        return Addr(arch.huge_page_round_down(self))
+        return self._down(arch.huge_page_size)
 
     def huge_round_up(self, arch: Arch = AMD64) -> Addr:
         """The first huge page boundary at or after this address; OverflowError if there is none."""
-        return Addr(arch.huge_page_round_up(self))
+        return self._up(arch.huge_page_size, arch)
 
     def checked_huge_round_up(self, arch: Arch = AMD64) -> Addr | None:
         """As :meth:`huge_round_up`, None where that raises."""
-        return _optional(arch.checked_huge_page_round_up(self))
+        return self._checked_up(arch.huge_page_size, arch)
 
     def cache_line_round_down(self, arch: Arch = AMD64) -> Addr:
         """The start of the cache line this address lies in."""
-        return Addr(arch.cache_line_round_down(self))
+        return self._down(arch.cache_line_size)
 
     def cache_line_round_up(self, arch: Arch = AMD64) -> Addr:
         """The first cache line boundary at or after this address; OverflowError if there is none."""
-        return Addr(arch.cache_line_round_up(self))
+        return self._up(arch.cache_line_size, arch)
 
     def checked_cache_line_round_up(self, arch: Arch = AMD64) -> Addr | None:
         """As :meth:`cache_line_round_up`, None where that raises."""
-        return _optional(arch.checked_cache_line_round_up(self))
+        return self._checked_up(arch.cache_line_size, arch)
 
     def page_offset(self, arch: Arch = AMD64) -> int:
         """How far this address lies into its page, in bytes."""
-        return arch.page_offset(self)
+        return self % arch.page_size
 
     def huge_page_offset(self, arch: Arch = AMD64) -> int:
         """How far this address lies into its huge page, in bytes."""
-        return arch.huge_page_offset(self)
+        return self % arch.huge_page_size
 
     def is_page_aligned(self, arch: Arch = AMD64) -> bool:
         """Whether this is the first address of a page."""
-        return arch.is_page_aligned(self)
+        return not self % arch.page_size
 
     def is_huge_page_aligned(self, arch: Arch = AMD64) -> bool:
         """Whether this is the first address of a huge page."""
-        return arch.is_huge_page_aligned(self)
-
-    def to_pages_round_up(self, arch: Arch = AMD64) -> int:
-        """How many pages reach from 0 to this address; OverflowError if their end has no address."""
-        return arch.to_pages_round_up(self)
+        return not self % arch.huge_page_size
 
     def checked_to_pages_round_up(self, arch: Arch = AMD64) -> int | None:
-        """As :meth:`to_pages_round_up`, None where that raises."""
-        return arch.checked_to_pages_round_up(self)
+        """How many pages reach from 0 to this address; None if their end has no address."""
+        up = self.checked_round_up(arch)
+        return None if up is None else up >> arch.page_shift
 
     def untagged(self, arch: Arch = AMD64) -> Addr:
         """The address without its tag, as access checks see it (gVisor's UntaggedUserAddr)."""
         return Addr(arch.untagged(self))
 
+    def _down(self, size: int) -> Addr:
+        return Addr(self - self % size)
 
-def _check_length(length: int) -> None:
-    if length < 0:
-        raise ValueError(f"length must not be negative: {length}")
+    def _checked_up(self, size: int, arch: Arch) -> Addr | None:
+        up = self + -self % size
+        return Addr(up) if up <= arch.addr_mask else None
 
-
-def _optional(value: int | None) -> Addr | None:
-    return None if value is None else Addr(value)
+    def _up(self, size: int, arch: Arch) -> Addr:
+        what = f"{self} rounded up to {size:#x} bytes does not fit a {arch.name} address"
+        return _or_raise(self._checked_up(size, arch), what)
 
 
 def _or_raise(value: Addr | None, what: str) -> Addr:

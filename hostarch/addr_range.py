@@ -56,7 +56,7 @@ class AddrRange:
 
     def is_huge_page_aligned(self, arch: Arch = AMD64) -> bool:
         """Whether both bounds are huge page boundaries."""
-        return arch.is_huge_page_aligned(self.start) and arch.is_huge_page_aligned(self.end)
+        return not (self.start | self.end) % arch.huge_page_size
 
     def __str__(self) -> str:
         return f"[{self.start:#x}, {self.end:#x})"

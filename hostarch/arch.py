@@ -3,8 +3,8 @@
 An :class:`Arch` is a plain value. The package ships the common machines; make your own with :func:`attrs.evolve`,
 for example ``attrs.evolve(AMD64, max_addr=1 << 21)``.
 
-Rounding lives here, for any int. A method that has no answer within the machine's width raises ``OverflowError``;
-its ``checked_`` twin returns None.
+Rounding to pages lives here, for any int. A method that has no answer within the machine's width raises
+``OverflowError``; its ``checked_`` twin returns None. Rounding to huge pages and cache lines is Addr's.
 
 Source: gVisor pkg/hostarch (hostarch.go, sizes_util.go); user space limits from Linux arch/*/include/asm/processor.h.
 """
@@ -41,7 +41,6 @@ class Arch:
     map_flags: mman.MapFlags = mman.GENERIC_MAP_FLAGS
     ignores_top_byte: bool = False
     cache_line_shift: int = 6
-    jumbo_page_shift: int = 30
     page_size: int = field(init=False)
     huge_page_size: int = field(init=False)
     cache_line_size: int = field(init=False)
@@ -69,60 +68,19 @@ class Arch:
 
     def page_round_up(self, x: int) -> int:
         """The smallest multiple of the page size that is >= x; OverflowError if it does not fit an address."""
-        return self._round_up(x, self.page_size)
+        up = self.checked_page_round_up(x)
+        if up is None:
+            raise OverflowError(f"{x:#x} rounded up to {self.page_size:#x} bytes does not fit a {self.name} address")
+        return up
 
     def checked_page_round_up(self, x: int) -> int | None:
         """As :meth:`page_round_up`, None where that raises."""
-        return self._checked_round_up(x, self.page_size)
-
-    def page_offset(self, x: int) -> int:
-        """How far x lies into its page, in bytes."""
-        return x & (self.page_size - 1)
+        up = -(-x >> self.page_shift << self.page_shift)
+        return up if 0 <= up <= self.addr_mask else None
 
     def is_page_aligned(self, x: int) -> bool:
         """Whether x is a multiple of the page size."""
         return not x & (self.page_size - 1)
-
-    def huge_page_round_down(self, x: int) -> int:
-        """The largest multiple of the huge page size that is <= x."""
-        return x >> self.huge_page_shift << self.huge_page_shift
-
-    def huge_page_round_up(self, x: int) -> int:
-        """The smallest multiple of the huge page size that is >= x; OverflowError if it does not fit an address."""
-        return self._round_up(x, self.huge_page_size)
-
-    def checked_huge_page_round_up(self, x: int) -> int | None:
-        """As :meth:`huge_page_round_up`, None where that raises."""
-        return self._checked_round_up(x, self.huge_page_size)
-
-    def huge_page_offset(self, x: int) -> int:
-        """How far x lies into its huge page, in bytes."""
-        return x & (self.huge_page_size - 1)
-
-    def is_huge_page_aligned(self, x: int) -> bool:
-        """Whether x is a multiple of the huge page size."""
-        return not x & (self.huge_page_size - 1)
-
-    def cache_line_round_down(self, x: int) -> int:
-        """The largest multiple of the cache line size that is <= x."""
-        return x >> self.cache_line_shift << self.cache_line_shift
-
-    def cache_line_round_up(self, x: int) -> int:
-        """The smallest multiple of the cache line size that is >= x; OverflowError if it does not fit an address."""
-        return self._round_up(x, self.cache_line_size)
-
-    def checked_cache_line_round_up(self, x: int) -> int | None:
-        """As :meth:`cache_line_round_up`, None where that raises."""
-        return self._checked_round_up(x, self.cache_line_size)
-
-    def to_pages_round_up(self, x: int) -> int:
-        """How many pages x bytes need; OverflowError if their size does not fit an address."""
-        return self.page_round_up(x) >> self.page_shift
-
-    def checked_to_pages_round_up(self, x: int) -> int | None:
-        """As :meth:`to_pages_round_up`, None where that raises."""
-        up = self.checked_page_round_up(x)
-        return None if up is None else up >> self.page_shift
 
     def untagged(self, x: int) -> int:
         """x as the machine's access checks see it: on ARM64 bits 56 and up are copies of bit 55, elsewhere x.
@@ -133,16 +91,6 @@ class Arch:
             return x
         low = x & ((1 << 56) - 1)
         return low | (0xFF << 56) if low >> 55 else low
-
-    def _checked_round_up(self, x: int, size: int) -> int | None:
-        up = -(-x // size) * size
-        return up if 0 <= up <= self.addr_mask else None
-
-    def _round_up(self, x: int, size: int) -> int:
-        up = self._checked_round_up(x, size)
-        if up is None:
-            raise OverflowError(f"{x:#x} rounded up to {size:#x} bytes does not fit a {self.name} address")
-        return up
 
 
 AMD64 = Arch("amd64", 8, "little", 0x7FFF_FFFF_F000, map_flags=mman.AMD64_MAP_FLAGS)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import readable_view, writable_view
-from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, short_count, would_block
+from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, moved_count, short_count
 from safemem.pending import PendingBytes
 from safemem.protocols import Reader, Writer, refuse_messages
 from safemem.raw_stream import RawStream
@@ -106,11 +106,11 @@ class FromIOReader:
 
     def _read_block(self, block: Block) -> int:
         if not block.need_safecopy:
-            return _checked_count(self._file.readinto(block.view()), len(block), "readinto()")
+            return moved_count(self._file.readinto(block.view()), len(block), "the file's readinto()")
         buffer = memoryview(bytearray(len(block)))
         stopped: BaseException | None = None
         try:
-            n = _checked_count(self._file.readinto(buffer), len(block), "readinto()")
+            n = moved_count(self._file.readinto(buffer), len(block), "the file's readinto()")
         except BaseException as exc:
             stopped, n = exc, getattr(exc, "transferred", 0)
         try:
@@ -138,7 +138,7 @@ class FromIOWriter:
         for block in srcs:
             view, fault = _readable(block)
             try:
-                n = _checked_count(self._file.write(view), len(view), "write()") if view else 0
+                n = moved_count(self._file.write(view), len(view), "the file's write()") if view else 0
             except BaseException as exc:
                 if isinstance(exc, BlockingIOError):
                     done += _characters_written(exc)
@@ -338,11 +338,3 @@ def _readable(block: Block) -> tuple[memoryview, TransferError | None]:
 def _characters_written(exc: BlockingIOError) -> int:
     """What a buffered file took before it would block; the attribute does not exist until it is set."""
     return getattr(exc, "characters_written", 0)
-
-
-def _checked_count(n: int | None, most: int, call: str) -> int:
-    if n is None:
-        raise would_block()
-    if not 0 <= n <= most:
-        raise ValueError(f"the file's {call} returned {n} for a buffer of {most} bytes")
-    return n

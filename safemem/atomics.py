@@ -1,4 +1,4 @@
-"""Atomic operations on a word of a block: load, store, swap, compare-and-swap, fetch-add, of 8 to 64 bits.
+"""Atomic operations on a word of a block: load, swap, compare-and-swap, fetch-add, of 1, 2, 4 or 8 bytes (``size``).
 
 :func:`tier` says what "atomic" means on this host:
 
@@ -14,17 +14,18 @@ that the host address must be a multiple of the word's size, as gVisor's BytesIO
 block is shorter than the word or a value does not fit it, AlignmentError for an address that is no multiple of its
 size, HostFaultError if its memory faults, and, unless it only loads, TypeError if it is read-only.
 
+``swap_uint32`` and its like are the same with their size set, under gVisor's names.
+
 Source: gVisor pkg/safemem/block_unsafe.go, pkg/safecopy.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Literal
 
 from hostarch import HOST_BYTE_ORDER, ByteOrder
@@ -37,16 +38,12 @@ if TYPE_CHECKING:
     from safemem.native_atomics import NativeAtomics
 
 Tier = Literal["native", "lock"]
+Size = Literal[1, 2, 4, 8]
 
 FORCED: Final = "SAFEMEM_ATOMICS"
 """The environment variable that forces a tier."""
 
 _lock = threading.Lock()
-_WORDS: Final = {
-    (size, order): struct.Struct(("<" if order == "little" else ">") + code)
-    for size, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))
-    for order in ("little", "big")
-}
 
 
 def tier() -> Tier:
@@ -94,148 +91,44 @@ def _native() -> NativeAtomics | None:
     return found
 
 
-def load_uint8(block: Block, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """The block's first byte."""
-    return _load(block, 1, byte_order, aligned)
-
-
-def load_uint16(block: Block, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """The block's first 2 bytes."""
-    return _load(block, 2, byte_order, aligned)
-
-
-def load_uint32(block: Block, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """The block's first 4 bytes."""
-    return _load(block, 4, byte_order, aligned)
-
-
-def load_uint64(block: Block, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """The block's first 8 bytes."""
-    return _load(block, 8, byte_order, aligned)
-
-
-def store_uint8(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> None:
-    """Store ``new`` in the block's first byte."""
-    _swap(block, 1, new, byte_order, aligned)
-
-
-def store_uint16(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> None:
-    """Store ``new`` in the block's first 2 bytes."""
-    _swap(block, 2, new, byte_order, aligned)
-
-
-def store_uint32(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> None:
-    """Store ``new`` in the block's first 4 bytes."""
-    _swap(block, 4, new, byte_order, aligned)
-
-
-def store_uint64(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> None:
-    """Store ``new`` in the block's first 8 bytes."""
-    _swap(block, 8, new, byte_order, aligned)
-
-
-def swap_uint8(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Store ``new`` in the block's first byte and return what was there."""
-    return _swap(block, 1, new, byte_order, aligned)
-
-
-def swap_uint16(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Store ``new`` in the block's first 2 bytes and return what was there."""
-    return _swap(block, 2, new, byte_order, aligned)
-
-
-def swap_uint32(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Store ``new`` in the block's first 4 bytes and return what was there."""
-    return _swap(block, 4, new, byte_order, aligned)
-
-
-def swap_uint64(block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Store ``new`` in the block's first 8 bytes and return what was there."""
-    return _swap(block, 8, new, byte_order, aligned)
-
-
-def compare_and_swap_uint8(
-    block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
-) -> int:
-    """Store ``new`` if the word of byte is ``old``, and return what was there: equal to ``old`` means stored."""
-    return _compare_and_swap(block, 1, old, new, byte_order, aligned)
-
-
-def compare_and_swap_uint16(
-    block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
-) -> int:
-    """Store ``new`` if the word of 2 bytes is ``old``, and return what was there: equal to ``old`` means stored."""
-    return _compare_and_swap(block, 2, old, new, byte_order, aligned)
-
-
-def compare_and_swap_uint32(
-    block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
-) -> int:
-    """Store ``new`` if the word of 4 bytes is ``old``, and return what was there: equal to ``old`` means stored."""
-    return _compare_and_swap(block, 4, old, new, byte_order, aligned)
-
-
-def compare_and_swap_uint64(
-    block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
-) -> int:
-    """Store ``new`` if the word of 8 bytes is ``old``, and return what was there: equal to ``old`` means stored."""
-    return _compare_and_swap(block, 8, old, new, byte_order, aligned)
-
-
-def fetch_add_uint8(block: Block, value: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Add ``value``, which may be negative, to the word of byte, modulo its size; returns what was there."""
-    return _fetch_add(block, 1, value, byte_order, aligned)
-
-
-def fetch_add_uint16(block: Block, value: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Add ``value``, which may be negative, to the word of 2 bytes, modulo its size; returns what was there."""
-    return _fetch_add(block, 2, value, byte_order, aligned)
-
-
-def fetch_add_uint32(block: Block, value: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Add ``value``, which may be negative, to the word of 4 bytes, modulo its size; returns what was there."""
-    return _fetch_add(block, 4, value, byte_order, aligned)
-
-
-def fetch_add_uint64(block: Block, value: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
-    """Add ``value``, which may be negative, to the word of 8 bytes, modulo its size; returns what was there."""
-    return _fetch_add(block, 8, value, byte_order, aligned)
-
-
-def _load(block: Block, size: int, byte_order: ByteOrder, aligned: bool) -> int:
+def load(size: Size, block: Block, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
+    """The word at the start of the block."""
     address = _check(block, size, aligned)
     native = _native()
     if native is not None and address:
         return _ordered(native.load(address, size), size, byte_order)
-    with _lock:
-        value: int = _WORDS[size, byte_order].unpack(_get(block, size))[0]
-    return value
+    return _locked(block, size, byte_order, lambda found: None)
 
 
-def _swap(block: Block, size: int, new: int, byte_order: ByteOrder, aligned: bool) -> int:
-    data = _pack(size, byte_order, new, "new")
+def swap(size: Size, block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
+    """Store ``new`` and return what was there."""
+    new = _unsigned(new, size, "new")
     address = _check(block, size, aligned)
     check_writable(block, "block")
     native = _native()
     if native is not None and address:
         return _ordered(native.swap(address, size, _ordered(new, size, byte_order)), size, byte_order)
-    return _locked(block, size, byte_order, lambda found: data)
+    return _locked(block, size, byte_order, lambda found: new)
 
 
-def _compare_and_swap(block: Block, size: int, old: int, new: int, byte_order: ByteOrder, aligned: bool) -> int:
-    data = _pack(size, byte_order, new, "new")
-    expected = _pack(size, byte_order, old, "old")
+def compare_and_swap(
+    size: Size, block: Block, old: int, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
+) -> int:
+    """Store ``new`` if the word is ``old``, and return what was there: equal to ``old`` means stored."""
+    new, old = _unsigned(new, size, "new"), _unsigned(old, size, "old")
     address = _check(block, size, aligned)
     check_writable(block, "block")
     native = _native()
     if native is not None and address:
         found = native.compare_and_swap(address, size, _ordered(old, size, byte_order), _ordered(new, size, byte_order))
         return _ordered(found, size, byte_order)
-    return _locked(block, size, byte_order, lambda found: data if found == expected else None)
+    return _locked(block, size, byte_order, lambda found: new if found == old else None)
 
 
-def _fetch_add(block: Block, size: int, value: int, byte_order: ByteOrder, aligned: bool) -> int:
-    word = _WORDS[size, byte_order]
+def fetch_add(
+    size: Size, block: Block, value: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True
+) -> int:
+    """Add ``value``, which may be negative, to the word, modulo its size; returns what was there."""
     mask = (1 << 8 * size) - 1
     value = check_int(value, "value")
     if not -mask - 1 <= value <= mask:
@@ -244,24 +137,33 @@ def _fetch_add(block: Block, size: int, value: int, byte_order: ByteOrder, align
     check_writable(block, "block")
     native = _native()
     if native is None or not address:
-        return _locked(block, size, byte_order, lambda found: word.pack(word.unpack(found)[0] + value & mask))
+        return _locked(block, size, byte_order, lambda found: found + value & mask)
     if byte_order == HOST_BYTE_ORDER:
         return native.fetch_add(address, size, value & mask)
     while True:  # the carry runs the other way
-        old = _ordered(native.load(address, size), size, byte_order)
-        if _compare_and_swap(block, size, old, old + value & mask, byte_order, aligned) == old:
+        old = load(size, block, byte_order, aligned)
+        if compare_and_swap(size, block, old, old + value & mask, byte_order, aligned) == old:
             return old
 
 
-def _locked(block: Block, size: int, byte_order: ByteOrder, new: Callable[[bytes], bytes | None]) -> int:
-    """Store what ``new`` makes of the word, unless that is None, and return what was there."""
+load_uint32, load_uint64 = partial(load, 4), partial(load, 8)
+swap_uint32, swap_uint64 = partial(swap, 4), partial(swap, 8)
+compare_and_swap_uint32, compare_and_swap_uint64 = partial(compare_and_swap, 4), partial(compare_and_swap, 8)
+
+
+def _locked(block: Block, size: int, byte_order: ByteOrder, change: Callable[[int], int | None]) -> int:
+    """Store what ``change`` makes of the word, unless that is None, and return what was there."""
     with _lock:
-        found = _get(block, size)
-        data = new(found)
-        if data is not None:
-            _put(block, data, found)
-    previous: int = _WORDS[size, byte_order].unpack(found)[0]
-    return previous
+        try:
+            found = block.take_first(size).tobytes()
+        except HostFaultError as exc:
+            exc.transferred = 0  # half a word is nothing
+            raise
+        value = int.from_bytes(found, byte_order)
+        new = change(value)
+        if new is not None:
+            _put(block, new.to_bytes(size, byte_order), found)
+    return value
 
 
 def _check(block: Block, size: int, aligned: bool) -> int:
@@ -283,18 +185,11 @@ def _ordered(value: int, size: int, byte_order: ByteOrder) -> int:
     return int.from_bytes(value.to_bytes(size, "little"), "big")
 
 
-def _pack(size: int, byte_order: ByteOrder, value: int, name: str) -> bytes:
-    if not 0 <= check_int(value, name) < 1 << 8 * size:
+def _unsigned(value: int, size: int, name: str) -> int:
+    value = check_int(value, name)
+    if not 0 <= value < 1 << 8 * size:
         raise ValueError(f"{name} must be an unsigned {8 * size}-bit integer: {value}")
-    return _WORDS[size, byte_order].pack(value)
-
-
-def _get(block: Block, size: int) -> bytes:
-    try:
-        return block.take_first(size).tobytes()
-    except HostFaultError as exc:
-        exc.transferred = 0  # half a word is nothing
-        raise
+    return value
 
 
 def _put(block: Block, data: bytes, found: bytes) -> None:

@@ -95,6 +95,20 @@ def short_count(exc: BaseException, done: int) -> int:
     raise exc
 
 
+def error(code: int, reason: str) -> OSError:
+    """An OSError, of the subclass that belongs to its errno, with the errno's text and a reason."""
+    return OSError(code, f"{os.strerror(code)}: {reason}")
+
+
 def would_block() -> BlockingIOError:
     """What a Reader raises that has nothing to give now, and a Writer that can take nothing now."""
     return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def moved_count(n: int | None, most: int, who: str) -> int:
+    """The count ``who`` returned for ``most`` bytes. Raises BlockingIOError for None, ValueError for a wrong one."""
+    if n is None:  # a raw file object that has nothing now
+        raise would_block()
+    if not 0 <= n <= most:
+        raise ValueError(f"{who} returned {n} for {most} bytes")
+    return n

@@ -9,14 +9,12 @@ Source: GCC, libatomic; https://gcc.gnu.org/wiki/Atomic/GCCMM/LIbrary.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable
 from ctypes.util import find_library
 from typing import Any, Final
 
 _SEQ_CST: Final = 5
 _UINT: Final = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
-_PROBE_THREADS, _PROBE_TURNS = 2, 200
 
 
 class NativeAtomics:
@@ -33,14 +31,14 @@ class NativeAtomics:
         self._swaps: dict[int, Callable[[int, int, int], int]] = {}
         self._adds: dict[int, Callable[[int, int, int], int]] = {}
         self._compares: dict[int, Callable[..., bool]] = {}
+        order = ctypes.c_int
         try:
             for size, uint in _UINT.items():
-                self._loads[size] = _function(lib, f"__atomic_load_{size}", uint, ctypes.c_int)
-                self._swaps[size] = _function(lib, f"__atomic_exchange_{size}", uint, uint, ctypes.c_int)
-                self._adds[size] = _function(lib, f"__atomic_fetch_add_{size}", uint, uint, ctypes.c_int)
-                self._compares[size] = _function(
-                    lib, f"__atomic_compare_exchange_{size}", ctypes.c_bool, ctypes.c_void_p, uint, *[ctypes.c_int] * 2
-                )
+                self._loads[size] = _function(lib, f"__atomic_load_{size}", uint, order)
+                self._swaps[size] = _function(lib, f"__atomic_exchange_{size}", uint, uint, order)
+                self._adds[size] = _function(lib, f"__atomic_fetch_add_{size}", uint, uint, order)
+                compared = (ctypes.c_void_p, uint, order, order)
+                self._compares[size] = _function(lib, f"__atomic_compare_exchange_{size}", ctypes.c_bool, *compared)
         except AttributeError as exc:
             raise OSError(f"libatomic lacks a function: {exc}") from None
         self._try()
@@ -64,7 +62,7 @@ class NativeAtomics:
         return int(found.value)
 
     def _try(self) -> None:
-        """Do each operation once at each size, and some from two threads. Raises OSError if a result is wrong."""
+        """Do each operation once at each size. Raises OSError if a result is wrong."""
         for size, uint in _UINT.items():
             words = (uint * 3)(1, 2, 3)
             address = ctypes.addressof(words) + size
@@ -79,20 +77,6 @@ class NativeAtomics:
             ]
             if found != [2, 2, most, 2, 2, 1, 7, 3]:
                 raise OSError(f"libatomic gives wrong answers for words of {size} bytes")
-        count = ctypes.c_uint64()
-        address = ctypes.addressof(count)
-
-        def add() -> None:
-            for _ in range(_PROBE_TURNS):
-                self.fetch_add(address, 8, 1)
-
-        threads = [threading.Thread(target=add) for _ in range(_PROBE_THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if count.value != _PROBE_THREADS * _PROBE_TURNS:
-            raise OSError("libatomic loses additions")
 
 
 def _load() -> ctypes.PyDLL:

@@ -39,7 +39,6 @@ class BytesIO(ResolvedIO):
     def resolve(
         self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
-        """See ResolvedIO.resolve."""
         if not length:
             return [], None
         if not 0 <= addr < len(self._view):

@@ -52,7 +52,7 @@ class FaultPlan:
     steps: tuple[int | None, ...] = field(default=(), converter=_checked_steps)
 
 
-class FaultyIO:
+class FaultyIO(IO):
     """An IO over another one, with the faults of a plan; their reason is ``injected``.
 
     It offers none of the faster methods that an IO may have, so that the plan sees every access. ``injected`` lists
@@ -68,64 +68,56 @@ class FaultyIO:
         self._steps = iter(plan.steps)
 
     def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out."""
         with readable_view(src, "src") as view:
-            n = self._allowed(len(view))
-            if n is None or not _is_range(addr, len(view)):
+            n = self._allowed(len(view), addr)
+            if n is None:
                 return self._io.copy_out(addr, view, ignore_permissions=ignore_permissions)
             reader = BlockSeqReader(BlockSeq.of(Block(view)))
             return self._copy_out_from(_one(addr, len(view)), reader, ignore_permissions, n)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in."""
         with writable_view(dst, "dst") as view:
-            n = self._allowed(len(view))
-            if n is None or not _is_range(addr, len(view)):
+            n = self._allowed(len(view), addr)
+            if n is None:
                 return self._io.copy_in(addr, view, ignore_permissions=ignore_permissions)
             writer = BlockSeqWriter(BlockSeq.of(Block(view)))
             return self._copy_in_to(_one(addr, len(view)), writer, ignore_permissions, n)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.zero_out."""
         check_count(n, "n")
-        allowed = self._allowed(n)
-        if allowed is None or not _is_range(addr, n):
+        allowed = self._allowed(n, addr)
+        if allowed is None:
             return self._io.zero_out(addr, n, ignore_permissions=ignore_permissions)
         return self._copy_out_from(_one(addr, n), ReaderFunc(zero_seq), ignore_permissions, allowed)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out_from."""
         n = self._allowed(ars.num_bytes)
         if n is None:
             return self._io.copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
         return self._copy_out_from(ars, reader, ignore_permissions, n)
 
     def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in_to."""
         n = self._allowed(ars.num_bytes)
         if n is None:
             return self._io.copy_in_to(ars, writer, ignore_permissions=ignore_permissions)
         return self._copy_in_to(ars, writer, ignore_permissions, n)
 
     def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.swap_uint32."""
         self._atomic(addr, READ_WRITE, ignore_permissions)
         return self._io.swap_uint32(addr, new, ignore_permissions=ignore_permissions)
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.compare_and_swap_uint32."""
         self._atomic(addr, READ_WRITE, ignore_permissions)
         return self._io.compare_and_swap_uint32(addr, old, new, ignore_permissions=ignore_permissions)
 
     def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.load_uint32."""
         self._atomic(addr, READ, ignore_permissions)
         return self._io.load_uint32(addr, ignore_permissions=ignore_permissions)
 
-    def _allowed(self, length: int) -> int | None:
-        """How many bytes the plan lets through of this access; None if all."""
+    def _allowed(self, length: int, addr: int = 0) -> int | None:
+        """How many bytes the plan lets through of this access; None if all. What leaves 64 bits faults by itself."""
         step = next(self._steps, None)
-        return None if step is None or step >= length else step
+        return step if step is not None and step < length and 0 <= addr <= (1 << 64) - length else None
 
     def _atomic(self, addr: int, access: AccessType, ignore_permissions: bool) -> None:
         if next(self._steps, None) is None:
@@ -177,11 +169,6 @@ class _Cut:
             raise ValueError(f"the reader or writer returned {n} for {part.num_bytes} bytes")
         self.full = n == self._allowed
         return n
-
-
-def _is_range(addr: int, length: int) -> bool:
-    """Whether a range can be named; what leaves the address space faults of itself."""
-    return 0 <= addr <= (1 << 64) - length
 
 
 def _one(addr: int, length: int) -> AddrRangeSeq:

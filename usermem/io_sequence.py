@@ -83,11 +83,9 @@ class _UserMemoryFile(RawStream):
     """
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def writable(self) -> bool:
-        """True."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:

@@ -8,13 +8,12 @@ Source: gVisor pkg/sentry/kernel/task_usermem.go; Linux lib/iov_iter.c (import_i
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from functools import cache
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem.buffers import check_count, check_int
-from safemem.errors import add_transferred
+from safemem.errors import add_transferred, error
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.io_sequence import IOSequence
 from usermem.memory_io import IO, arch_of, check_io_range
@@ -62,7 +61,7 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
                 table = table[: exc.transferred // entry.size * entry.size]
             for base, length in entry.iter_unpack(table):
                 if length > arch.addr_mask >> 1:
-                    raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: iovec length {length:#x}")
+                    raise error(errno.EINVAL, f"iovec length {length:#x}")
                 start = check_io_range(base, length, arch).start
                 length = min(length, MAX_RW_COUNT - total)
                 flat += (start, length)
@@ -126,7 +125,7 @@ def copy_in_vector(
             if not pointer:
                 return strings
             if left <= 0:
-                raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: over {max_total_size} bytes of strings")
+                raise error(errno.ENOMEM, f"over {max_total_size} bytes of strings")
             strings.append(copy_string_in(io, pointer, min(max_elem_size, left), ignore_permissions=ignore_permissions))
             left -= len(strings[-1]) + 1
             addr = (addr + arch.pointer_size) & arch.addr_mask
@@ -150,6 +149,6 @@ def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, *, ignore_permissions: bo
     Raises OSError (EINVAL) if iovcnt is negative or over UIO_MAXIOV, else as :func:`copy_in_iovecs`.
     """
     if not 0 <= check_int(iovcnt, "iovcnt") <= UIO_MAXIOV:
-        raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {iovcnt} iovecs")
+        raise error(errno.EINVAL, f"{iovcnt} iovecs")
     ars = copy_in_iovecs(io, addr, iovcnt, ignore_permissions=ignore_permissions)
     return IOSequence(io, ars, ignore_permissions=ignore_permissions)

@@ -24,6 +24,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from safemem.block_seq import BlockSeq
+from safemem.errors import error
 from safemem.safecopy import address_of
 
 HEADER: Final = 64
@@ -182,7 +183,7 @@ def load(name: str) -> Call | OSError:
     """recvmmsg or sendmmsg, by name, or why this host cannot call it."""
     import ctypes
 
-    refusal = OSError(errno.ENOSYS, f"{os.strerror(errno.ENOSYS)}: {name}")
+    refusal = error(errno.ENOSYS, name)
     if not is_native():
         return refusal
     try:

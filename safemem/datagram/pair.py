@@ -38,7 +38,7 @@ from safemem.datagram.memory_queue import (
     put_back,
 )
 from safemem.datagram.message import Message
-from safemem.errors import TransferError, would_block
+from safemem.errors import TransferError, error, would_block
 
 CAP_HANDLES_SRC: Final = 1
 """This end makes use of the source addresses of what it receives."""
@@ -145,7 +145,6 @@ class MemoryEndpoint(DatagramEndpoint):
         return free if free >= self._out.mtu else 0
 
     def pending(self) -> int | None:
-        """The length of the datagram that comes next, which may be 0; None if there is none."""
         try:
             return len(self._in.entries[0][0]) if self._in.entries else None
         except (IndexError, TypeError):  # taken, or closed, at this moment
@@ -249,7 +248,7 @@ class MemoryEndpoint(DatagramEndpoint):
         return super().recvmmsg(batch, vlen, flags)
 
     @abstractmethod
-    def _gone(self) -> BrokenPipeError:
+    def _gone(self) -> OSError:
         """Why nothing can be sent or received any more."""
 
 
@@ -264,9 +263,9 @@ class DatagramPair(MemoryEndpoint):
     def __del__(self) -> None:
         self.close()
 
-    def _gone(self) -> BrokenPipeError:
+    def _gone(self) -> OSError:
         reason = "this half is closed" if self._closed else "the other half is gone"
-        return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: {reason}: make a new pair")
+        return error(errno.EPIPE, f"{reason}: make a new pair")
 
 
 def datagram_pair(
@@ -295,5 +294,5 @@ class MemoryDatagram(MemoryEndpoint):
         queue = MemoryQueue(write_buf_size, mtu)
         super().__init__(queue, queue)
 
-    def _gone(self) -> BrokenPipeError:
-        return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: this is closed: make a new one")
+    def _gone(self) -> OSError:
+        return error(errno.EPIPE, "this is closed: make a new one")

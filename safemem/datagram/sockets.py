@@ -39,6 +39,7 @@ from safemem.datagram.message import Message
 from safemem.datagram.mmsg import load
 from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
 from safemem.datagram.wait import POLLIN, POLLOUT, until_ready
+from safemem.errors import error
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -83,7 +84,7 @@ class DatagramSocket(DatagramEndpoint):
             raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, not {backend!r}")
         best = default_backend()
         if backend != "auto" and BACKENDS.index(backend) < BACKENDS.index(best):
-            raise OSError(errno.ENOSYS, f"{os.strerror(errno.ENOSYS)}: {backend}")
+            raise error(errno.ENOSYS, backend)
         self._sock = sock
         # The same socket to a Python that calls at once, and does not wait for it to be ready before: waiting is ours.
         self._direct = sock

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from safemem.datagram.flags import MSG_DONTWAIT
+from safemem.errors import error
 
 if TYPE_CHECKING:
     import socket
@@ -45,7 +45,7 @@ def until_ready(sock: socket.socket, flags: int, event: int, call: Callable[[int
                 raise TimeoutError(errno.ETIMEDOUT, "timed out")
         fd = sock.fileno()
         if fd < 0:
-            raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: the socket is closed")
+            raise error(errno.EBADF, "the socket is closed")
         if pause:
             time.sleep(pause if left is None else min(pause, left))
         poll = select.poll()

@@ -6,12 +6,12 @@ Source: include/uapi/linux/tls.h, net/tls/tls_main.c (do_tls_setsockopt_conf); t
 from __future__ import annotations
 
 import errno
-import os
 import struct
 import sys
 
 from attrs import frozen
 
+from safemem.errors import error
 from safemem.tls.keys import (
     TLS_AES_128_GCM_SHA256,
     TLS_AES_256_GCM_SHA384,
@@ -66,17 +66,17 @@ class CryptoInfo:
         optval = bytes(optval)
         order = "<" if byte_order == "little" else ">"
         if len(optval) < 4:
-            raise _invalid(f"{len(optval)} bytes hold no tls_crypto_info")
+            raise error(errno.EINVAL, f"{len(optval)} bytes hold no tls_crypto_info")
         version, cipher_type = struct.unpack_from(order + "HH", optval)
         if version != TLS_1_3_VERSION:
-            raise _invalid(f"version {version:#06x} is not TLS 1.3")
+            raise error(errno.EINVAL, f"version {version:#06x} is not TLS 1.3")
         for layout in _LAYOUTS:
             if layout.cipher_type == cipher_type:
                 break
         else:
-            raise _invalid(f"cipher type {cipher_type} is not known")
+            raise error(errno.EINVAL, f"cipher type {cipher_type} is not known")
         if len(optval) != layout.size:
-            raise _invalid(f"{layout.suite.name} takes {layout.size} bytes, not {len(optval)}")
+            raise error(errno.EINVAL, f"{layout.suite.name} takes {layout.size} bytes, not {len(optval)}")
         iv_end = 4 + layout.iv
         key_end = iv_end + layout.suite.key_length
         iv, key, salt = optval[4:iv_end], optval[iv_end:key_end], optval[key_end : key_end + layout.salt]
@@ -90,7 +90,3 @@ class CryptoInfo:
         head = struct.pack(order + "HH", TLS_1_3_VERSION, layout.cipher_type)
         salt, iv = keys.iv[: layout.salt], keys.iv[layout.salt :]
         return head + iv + keys.key + salt + keys.seq.to_bytes(8, "big")
-
-
-def _invalid(reason: str) -> OSError:
-    return OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {reason}")

@@ -9,7 +9,6 @@ Source: net/tls/tls_sw.c (tls_sw_recvmsg, tls_rx_one_record), Documentation/netw
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -17,7 +16,7 @@ from attrs import frozen
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError
+from safemem.errors import TransferError, error
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
 from safemem.tls.crypto_info import CryptoInfo
@@ -80,9 +79,9 @@ class KernelTLSReader:
         Raises OSError as Linux: EBUSY if the keys have not changed meanwhile, EINVAL for another cipher.
         """
         if not self._expired:
-            raise _error(errno.EBUSY, "TLS_RX is set already, and the peer has not changed its keys")
+            raise error(errno.EBUSY, "TLS_RX is set already, and the peer has not changed its keys")
         if info.keys.suite != self._suite:
-            raise _error(errno.EINVAL, f"the connection has {self._suite.name}, not {info.keys.suite.name}")
+            raise error(errno.EINVAL, f"the connection has {self._suite.name}, not {info.keys.suite.name}")
         self._layer.forget()
         self._layer.use(info.keys)
         self._expired = False
@@ -101,7 +100,7 @@ class KernelTLSReader:
             self._layer.forget()
             self._deframer.wipe()
             self._type = self._plain = self._plain_end = 0
-            self._error = _error(errno.EBADF, "the socket's TLS is closed")
+            self._error = error(errno.EBADF, "the socket's TLS is closed")
         finally:
             self._lock.release()
 
@@ -147,7 +146,7 @@ class KernelTLSReader:
             if kind and kind != self._type:
                 break
             if self._type != _DATA and not has_control:
-                raise _error(errno.EIO, f"a record of type {self._type}, and no control data to tell its type in")
+                raise error(errno.EIO, f"a record of type {self._type}, and no control data to tell its type in")
             kind = self._type
             n, whole = self._copy(dsts, done)
             done += n
@@ -163,7 +162,7 @@ class KernelTLSReader:
             if self._error is not None:
                 raise self._error
             if self._expired:
-                raise _error(EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
+                raise error(EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
             if self._ended:
                 return False
             try:
@@ -227,10 +226,6 @@ class KernelTLSReader:
         return n, whole
 
     def _fail(self, code: int | None, reason: str) -> NoReturn:
-        self._error = _error(code or errno.EINVAL, reason)
+        self._error = error(code or errno.EINVAL, reason)
         self._layer.forget()
         raise self._error
-
-
-def _error(code: int, reason: str) -> OSError:
-    return OSError(code, f"{os.strerror(code)}: {reason}")

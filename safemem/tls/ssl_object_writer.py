@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import ssl
 from contextlib import suppress
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, add_transferred
+from safemem.errors import TransferError, add_transferred, error
 from safemem.tls.ssl_session import BULK, SSLSession
 
 
@@ -30,7 +29,7 @@ class SSLObjectWriter:
             return 0
         with self._session.exclusive():
             if self._ended:
-                raise BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: close_notify has been sent")
+                raise error(errno.EPIPE, "close_notify has been sent")
             self._session.flush()
             return self._write(srcs)
 

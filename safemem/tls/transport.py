@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq
-from safemem.errors import would_block
+from safemem.errors import error, moved_count
 from safemem.protocols import Reader, Writer, refuse_messages
 
 if TYPE_CHECKING:
@@ -46,21 +46,13 @@ def receive(receive_into: Callable[[memoryview], int | None], view: memoryview) 
         if not moved:
             raise
         exc.transferred = 0  # type: ignore[attr-defined]  # those were bytes of ciphertext, not of data
-        return _possible(moved, view, "source"), exc
-    return _possible(n, view, "source"), None
+        return moved_count(moved, len(view), "the source"), exc
+    return moved_count(n, len(view), "the source"), None
 
 
-def _possible(n: int | None, view: memoryview, name: str) -> int:
-    if n is None:  # a raw file object that has nothing now
-        raise would_block()
-    if not 0 <= n <= len(view):
-        raise ValueError(f"the {name} returned {n} for {len(view)} bytes")
-    return n
-
-
-def sink_ended() -> BrokenPipeError:
+def sink_ended() -> OSError:
     """What is raised where a sink takes nothing more: a Writer's 0."""
-    return BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: the sink takes nothing more")
+    return error(errno.EPIPE, "the sink takes nothing more")
 
 
 def sender(sink: socket.socket | int | Writer) -> Callable[[memoryview], int]:
@@ -75,8 +67,8 @@ def sender(sink: socket.socket | int | Writer) -> Callable[[memoryview], int]:
     if hasattr(sink, "write_from_blocks"):
         refuse_messages(sink, "sink")
         write = sink.write_from_blocks
-        return lambda view: _possible(write(BlockSeq.of(Block(view))), view, "sink")
+        return lambda view: moved_count(write(BlockSeq.of(Block(view))), len(view), "the sink")
     call = getattr(sink, "send", None)
     if call is None:
         raise TypeError(f"sink must be a socket, a file descriptor or a Writer, not {type(sink).__name__}")
-    return lambda view: _possible(call(view), view, "sink")
+    return lambda view: moved_count(call(view), len(view), "the sink")

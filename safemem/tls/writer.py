@@ -9,7 +9,6 @@ Source: RFC 8446 sections 4.6.3, 5 and 6.1.
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, add_transferred, would_block
+from safemem.errors import TransferError, add_transferred, error, would_block
 from safemem.protocols import Writer
 from safemem.tls.aead import engine
 from safemem.tls.engines.engine import Sealer
@@ -217,7 +216,7 @@ class TLSWriter:
 
     def _check_open(self) -> None:
         if self._ended:
-            raise BrokenPipeError(errno.EPIPE, f"{os.strerror(errno.EPIPE)}: close_notify has been sent")
+            raise error(errno.EPIPE, "close_notify has been sent")
 
     def _encrypt(self, srcs: BlockSeq) -> int:
         """Encrypt as much as the buffer has room for, and return how much that was. An error counts it."""

@@ -1,6 +1,6 @@
 """Addr: an int whose named methods cannot silently leave the address space.
 
-Wrapping is checked against ctypes' unsigned integers, rounding against Arch.
+Wrapping is checked against ctypes' unsigned integers, rounding against the remainder.
 """
 
 from __future__ import annotations
@@ -104,38 +104,77 @@ def test_negative_length(name: str) -> None:
         method(Addr(0x1000), name)(-1)
 
 
+UNITS = {"": "page_size", "huge_": "huge_page_size", "cache_line_": "cache_line_size"}
+
+
+@pytest.mark.parametrize("name", UNITS)
+@given(x=U64 | st.integers(0, 2**22).map(lambda n: TOP64 - n), arch=ANY_ARCH)
+def test_rounding(name: str, x: int, arch: Arch) -> None:
+    """By the remainder: to the multiple before, or the next one, if the machine's addresses reach it."""
+    addr, size = Addr(x), getattr(arch, UNITS[name])
+    down = method(addr, f"{name}round_down")(arch)
+    assert down == x - x % size and type(down) is Addr
+    expected = x if x % size == 0 else x - x % size + size
+    up = method(addr, f"checked_{name}round_up")(arch)
+    if expected > arch.addr_mask:
+        assert up is None
+    else:
+        assert up == method(addr, f"{name}round_up")(arch) == expected and type(up) is Addr
+
+
 @given(U64, ANY_ARCH)
-def test_rounding_is_the_machines(x: int, arch: Arch) -> None:
-    """Rounding and offsets are those of Arch, as Addr."""
+def test_offsets(x: int, arch: Arch) -> None:
+    """The remainder in pages and huge pages, whether there is none, and how many pages reach so far."""
     addr = Addr(x)
-    for unit, name in (("page", ""), ("huge_page", "huge_"), ("cache_line", "cache_line_")):
-        down = method(addr, f"{name}round_down")(arch)
-        assert down == method(arch, f"{unit}_round_down")(x) and type(down) is Addr
-        up = method(addr, f"checked_{name}round_up")(arch)
-        assert up == method(arch, f"checked_{unit}_round_up")(x)
-        assert up is None or (type(up) is Addr and method(addr, f"{name}round_up")(arch) == up)
-    assert addr.page_offset(arch) == arch.page_offset(x)
-    assert addr.huge_page_offset(arch) == arch.huge_page_offset(x)
-    assert addr.is_page_aligned(arch) == arch.is_page_aligned(x)
-    assert addr.is_huge_page_aligned(arch) == arch.is_huge_page_aligned(x)
-    assert addr.checked_to_pages_round_up(arch) == arch.checked_to_pages_round_up(x)
+    assert addr.page_offset(arch) == x % arch.page_size
+    assert addr.huge_page_offset(arch) == x % arch.huge_page_size
+    assert addr.is_page_aligned(arch) == (x % arch.page_size == 0)
+    assert addr.is_huge_page_aligned(arch) == (x % arch.huge_page_size == 0)
+    up = addr.checked_round_up(arch)
+    assert addr.checked_to_pages_round_up(arch) == (None if up is None else up // arch.page_size)
 
 
 @pytest.mark.parametrize("arch", [AMD64, I386], ids=lambda arch: arch.name)
-@pytest.mark.parametrize("name", ["round_up", "huge_round_up", "cache_line_round_up", "to_pages_round_up"])
+@pytest.mark.parametrize("name", UNITS)
 def test_rounding_overflows(name: str, arch: Arch) -> None:
     """The last address of the space rounds up to no address: OverflowError, None in the twin."""
     addr = Addr(arch.addr_mask)
-    assert method(addr, f"checked_{name}")(arch) is None
+    assert method(addr, f"checked_{name}round_up")(arch) is None
+    with pytest.raises(OverflowError, match=arch.name):
+        method(addr, f"{name}round_up")(arch)
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (0, 0),
+        (63, 64),
+        (64, 64),
+        (65, 128),
+        (66, 128),
+        (99, 128),
+        (127, 128),
+        (128, 128),
+        (129, 192),
+        (2**32 - 1, 2**32),
+    ],
+)
+def test_cache_line_round_up(x: int, expected: int) -> None:
+    """gVisor's rows: the next multiple of 64, past 32 bits too."""
+    assert Addr(x).cache_line_round_up() == expected
+    assert Addr(x).checked_cache_line_round_up() == expected
+
+
+@pytest.mark.parametrize(
+    ("arch", "x"),
+    [(AMD64, 2**64 - 2), (AMD64, 2**64 - 1), (I386, 2**32 - 2), (I386, 2**32 - 1)],
+    ids=lambda value: value.name if isinstance(value, Arch) else str(value),
+)
+def test_cache_line_round_up_wraps(arch: Arch, x: int) -> None:
+    """gVisor's rows where the sum wraps, for both widths: no answer."""
+    assert Addr(x).checked_cache_line_round_up(arch) is None
     with pytest.raises(OverflowError):
-        method(addr, name)(arch)
-
-
-def test_to_pages() -> None:
-    """How many pages reach from 0 to the address, by the machine's page size."""
-    assert Addr(0).to_pages_round_up() == 0
-    assert Addr(4097).to_pages_round_up() == 2
-    assert Addr(4097).to_pages_round_up(ARM64_64K) == 1
+        Addr(x).cache_line_round_up(arch)
 
 
 def test_untagged() -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import ctypes
 import struct
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import attrs
 import pytest
@@ -35,22 +33,8 @@ from hostarch import (
 KIB = 1 << 10
 MIB = 1 << 20
 ARCHES = (AMD64, I386, ARM64, ARM64_16K, ARM64_64K, ARM, RISCV64, MIPS, MIPSEL, PPC64, S390X)
-UNITS = ("page", "huge_page", "cache_line")
 
 every_arch = pytest.mark.parametrize("arch", ARCHES, ids=lambda arch: arch.name)
-every_unit = pytest.mark.parametrize("unit", UNITS)
-
-
-def size_of(arch: Arch, unit: str) -> int:
-    """How large a page, a huge page or a cache line is."""
-    size: int = getattr(arch, f"{unit}_size")
-    return size
-
-
-def call(arch: Arch, name: str) -> Callable[[int], Any]:
-    """A method of arch by name."""
-    method: Callable[[int], Any] = getattr(arch, name)
-    return method
 
 
 arch_and_address = st.sampled_from(ARCHES).flatmap(
@@ -108,58 +92,36 @@ def test_host_byte_order() -> None:
     assert sys.byteorder == HOST_BYTE_ORDER
 
 
-@every_unit
 @given(arch_and_address)
-def test_round_down(unit: str, arch_and_x: tuple[Arch, int]) -> None:
-    """Rounding down removes the remainder; the offset is that remainder."""
+def test_round_down(arch_and_x: tuple[Arch, int]) -> None:
+    """Rounding down removes the remainder."""
     arch, x = arch_and_x
-    size = size_of(arch, unit)
-    assert call(arch, f"{unit}_round_down")(x) == x - x % size
-    if unit != "cache_line":
-        assert call(arch, f"{unit}_offset")(x) == x % size
-        assert call(arch, f"is_{unit}_aligned")(x) == (x % size == 0)
+    assert arch.page_round_down(x) == x - x % arch.page_size
+    assert arch.is_page_aligned(x) == (x % arch.page_size == 0)
 
 
-@every_unit
 @given(arch_and_address)
-def test_round_up(unit: str, arch_and_x: tuple[Arch, int]) -> None:
+def test_round_up(arch_and_x: tuple[Arch, int]) -> None:
     """Rounding up gives the next multiple, OverflowError where an address cannot hold it, and None in the twin."""
     arch, x = arch_and_x
-    size = size_of(arch, unit)
-    expected = x if x % size == 0 else x - x % size + size
+    expected = x if x % arch.page_size == 0 else x - x % arch.page_size + arch.page_size
     if expected > arch.addr_mask:
-        assert call(arch, f"checked_{unit}_round_up")(x) is None
+        assert arch.checked_page_round_up(x) is None
         with pytest.raises(OverflowError, match=arch.name):
-            call(arch, f"{unit}_round_up")(x)
+            arch.page_round_up(x)
     else:
-        assert call(arch, f"checked_{unit}_round_up")(x) == expected
-        assert call(arch, f"{unit}_round_up")(x) == expected
+        assert arch.checked_page_round_up(x) == expected
+        assert arch.page_round_up(x) == expected
 
 
-@given(arch_and_address)
-def test_pages(arch_and_x: tuple[Arch, int]) -> None:
-    """to_pages_round_up counts the pages that x bytes touch, and overflows exactly where rounding up does."""
-    arch, x = arch_and_x
-    if arch.checked_page_round_up(x) is None:
-        assert arch.checked_to_pages_round_up(x) is None
-        with pytest.raises(OverflowError):
-            arch.to_pages_round_up(x)
-    else:
-        pages = arch.to_pages_round_up(x)
-        assert (pages - 1) * arch.page_size < x <= pages * arch.page_size
-        assert arch.checked_to_pages_round_up(x) == pages
-
-
-@every_unit
 @every_arch
-def test_last_boundary(arch: Arch, unit: str) -> None:
+def test_last_boundary(arch: Arch) -> None:
     """The last boundary of the space rounds up to itself; the very next address has none above it."""
-    last = arch.addr_mask + 1 - size_of(arch, unit)
-    up = call(arch, f"{unit}_round_up")
-    assert up(last) == up(last - 1) == last
+    last = arch.addr_mask + 1 - arch.page_size
+    assert arch.page_round_up(last) == arch.page_round_up(last - 1) == last
     for x in (last + 1, arch.addr_mask):
         with pytest.raises(OverflowError):
-            up(x)
+            arch.page_round_up(x)
 
 
 @pytest.mark.parametrize("x", [-4097, -(1 << 64)])
@@ -169,39 +131,6 @@ def test_round_up_below_zero(arch: Arch, x: int) -> None:
     assert arch.checked_page_round_up(x) is None
     with pytest.raises(OverflowError):
         arch.page_round_up(x)
-
-
-@pytest.mark.parametrize(
-    ("x", "expected"),
-    [
-        (0, 0),
-        (63, 64),
-        (64, 64),
-        (65, 128),
-        (66, 128),
-        (99, 128),
-        (127, 128),
-        (128, 128),
-        (129, 192),
-        (2**32 - 1, 2**32),
-    ],
-)
-def test_cache_line_round_up(x: int, expected: int) -> None:
-    """gVisor's rows: the next multiple of 64, past 32 bits too."""
-    assert AMD64.cache_line_round_up(x) == expected
-    assert AMD64.checked_cache_line_round_up(x) == expected
-
-
-@pytest.mark.parametrize(
-    ("arch", "x"),
-    [(AMD64, 2**64 - 2), (AMD64, 2**64 - 1), (I386, 2**32 - 2), (I386, 2**32 - 1)],
-    ids=lambda value: value.name if isinstance(value, Arch) else str(value),
-)
-def test_cache_line_round_up_wraps(arch: Arch, x: int) -> None:
-    """gVisor's rows where the sum wraps, for both widths: no answer."""
-    assert arch.checked_cache_line_round_up(x) is None
-    with pytest.raises(OverflowError):
-        arch.cache_line_round_up(x)
 
 
 @pytest.mark.parametrize(

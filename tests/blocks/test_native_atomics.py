@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,13 +22,13 @@ from safemem import Block, atomics, native_atomics
 from usermem import BytesIO, FaultError
 
 SIZES = [1, 2, 4, 8]
-OPERATIONS = ["load", "store", "swap", "compare_and_swap", "fetch_add"]
+OPERATIONS = ["load", "swap", "compare_and_swap", "fetch_add"]
 TURNS = 300_000
 
 
 def operation(name: str, size: int) -> Any:
     """The function of this name for words of this size."""
-    return getattr(atomics, f"{name}_uint{8 * size}")
+    return partial(getattr(atomics, name), size)
 
 
 @pytest.fixture(scope="module", params=["native", "lock"])
@@ -50,10 +51,6 @@ def test_a_word_is_a_variable(tier: str, data: st.DataObject, size: int, order: 
         act = operation(name, size)
         if name == "load":
             assert act(block, **options) == word
-        elif name == "store":
-            value = data.draw(values)
-            assert act(block, value, **options) is None
-            word = value
         elif name == "swap":
             value = data.draw(values)
             assert act(block, value, **options) == word
@@ -87,7 +84,7 @@ words = Block(memory)
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(int(sys.argv[2])):
-    atomics.fetch_add_uint32(words, 1)
+    atomics.fetch_add(4, words, 1)
     value = atomics.load_uint64(words.drop_first(8))
 """
 
@@ -144,7 +141,7 @@ def test_what_the_lock_promises() -> None:
     with forced("lock"):
         block = Block(bytearray(8))
         threads = [
-            threading.Thread(target=lambda: [atomics.fetch_add_uint64(block, 1) for _ in range(2000)]) for _ in range(4)
+            threading.Thread(target=lambda: [atomics.fetch_add(8, block, 1) for _ in range(2000)]) for _ in range(4)
         ]
         for thread in threads:
             thread.start()
@@ -202,7 +199,7 @@ def test_a_library_that_lies(size: int, name: str, monkeypatch: pytest.MonkeyPat
     except OSError as exc:
         pytest.skip(f"no libatomic here: {exc}")
     monkeypatch.setattr(native_atomics, "_load", lambda: lying)
-    with pytest.raises(OSError, match=r"wrong answers|loses"):
+    with pytest.raises(OSError, match="wrong answers"):
         native_atomics.NativeAtomics()
 
 

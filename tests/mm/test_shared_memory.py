@@ -61,7 +61,7 @@ def test_two_processes_count_in_guest_memory() -> None:
     word = space.blocks(one(addr, 8), WRITE).head()
     child = os.fork()
     for _ in range(turns):
-        atomics.fetch_add_uint64(word, 1)
+        atomics.fetch_add(8, word, 1)
     if not child:
         os._exit(0)
     os.waitpid(child, 0)

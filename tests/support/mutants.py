@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from hostarch import AccessType, AddrRangeSeq
 from safemem import BlockSeq, Reader, ReaderFunc, Writer, WriterFunc
-from usermem import IO, FaultError, FaultReason
+from usermem import FaultError, FaultReason
+from watched_io import WatchedIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -14,35 +15,8 @@ if TYPE_CHECKING:
 PAGE = 4096
 
 
-class Wrapper:
+class Wrapper(WatchedIO):
     """All calls as the inner IO's: not broken."""
-
-    def __init__(self, inner: IO) -> None:
-        self.inner = inner
-
-    def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
-        return self.inner.copy_out(addr, src, ignore_permissions=ignore_permissions)
-
-    def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
-        return self.inner.copy_in(addr, dst, ignore_permissions=ignore_permissions)
-
-    def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
-        return self.inner.zero_out(addr, n, ignore_permissions=ignore_permissions)
-
-    def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
-        return self.inner.copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
-
-    def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
-        return self.inner.copy_in_to(ars, writer, ignore_permissions=ignore_permissions)
-
-    def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
-        return self.inner.swap_uint32(addr, new, ignore_permissions=ignore_permissions)
-
-    def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
-        return self.inner.compare_and_swap_uint32(addr, old, new, ignore_permissions=ignore_permissions)
-
-    def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
-        return self.inner.load_uint32(addr, ignore_permissions=ignore_permissions)
 
 
 class LastByteOfAPageLost(Wrapper):

@@ -19,7 +19,7 @@ class WatchedIO:
     """
 
     def __init__(self, inner: IO) -> None:
-        self._inner = inner
+        self.inner = inner
         self.arch = arch_of(inner)
         self.accesses: list[tuple[str, int, int]] = []
         self.ignored: list[bool] = []
@@ -29,41 +29,33 @@ class WatchedIO:
         self.ignored.append(ignore_permissions)
 
     def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out."""
         self._note("copy_out", addr, memoryview(src).nbytes, ignore_permissions)
-        return self._inner.copy_out(addr, src, ignore_permissions=ignore_permissions)
+        return self.inner.copy_out(addr, src, ignore_permissions=ignore_permissions)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in."""
         self._note("copy_in", addr, memoryview(dst).nbytes, ignore_permissions)
-        return self._inner.copy_in(addr, dst, ignore_permissions=ignore_permissions)
+        return self.inner.copy_in(addr, dst, ignore_permissions=ignore_permissions)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.zero_out."""
         self._note("zero_out", addr, n, ignore_permissions)
-        return self._inner.zero_out(addr, n, ignore_permissions=ignore_permissions)
+        return self.inner.zero_out(addr, n, ignore_permissions=ignore_permissions)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out_from."""
         self._note("copy_out_from", -1, ars.num_bytes, ignore_permissions)
-        return self._inner.copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
+        return self.inner.copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
 
     def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in_to."""
         self._note("copy_in_to", -1, ars.num_bytes, ignore_permissions)
-        return self._inner.copy_in_to(ars, writer, ignore_permissions=ignore_permissions)
+        return self.inner.copy_in_to(ars, writer, ignore_permissions=ignore_permissions)
 
     def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.swap_uint32."""
         self._note("swap_uint32", addr, 4, ignore_permissions)
-        return self._inner.swap_uint32(addr, new, ignore_permissions=ignore_permissions)
+        return self.inner.swap_uint32(addr, new, ignore_permissions=ignore_permissions)
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.compare_and_swap_uint32."""
         self._note("compare_and_swap_uint32", addr, 4, ignore_permissions)
-        return self._inner.compare_and_swap_uint32(addr, old, new, ignore_permissions=ignore_permissions)
+        return self.inner.compare_and_swap_uint32(addr, old, new, ignore_permissions=ignore_permissions)
 
     def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.load_uint32."""
         self._note("load_uint32", addr, 4, ignore_permissions)
-        return self._inner.load_uint32(addr, ignore_permissions=ignore_permissions)
+        return self.inner.load_uint32(addr, ignore_permissions=ignore_permissions)

@@ -17,8 +17,9 @@ from safemem.datagram.cmsg import Ancillary, pack_cmsgs, pktinfo_of, unpack_cmsg
 from safemem.datagram.flags import IP_PKTINFO, IPV6_PKTINFO
 from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader
+from safemem.errors import error
 from usermem.memory_io import IO
-from usermem.messages.header import MsgHeader, MsgLayout, error
+from usermem.messages.header import MsgHeader, MsgLayout
 from usermem.messages.name import AF_INET, AF_INET6
 
 MOST_RECEIVED: Final = 1 << 16

@@ -10,7 +10,6 @@ Source: Linux include/linux/socket.h (user_msghdr, mmsghdr), include/net/compat.
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from attrs import field, frozen
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem import BlockSeq, ReaderFunc, WriterFunc
+from safemem.errors import error
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
@@ -113,11 +113,6 @@ def copy_in_msghdr(
         raise error(errno.EMSGSIZE, f"{iovlen} iovecs")
     ranges = copy_in_iovecs(io, iov, iovlen, ignore_permissions=ignore_permissions)
     return MsgHeader(addr, layout, name, namelen, control, controllen, flags, ranges)
-
-
-def error(code: int, reason: str) -> OSError:
-    """An OSError with the text of its errno and a reason."""
-    return OSError(code, f"{os.strerror(code)}: {reason}")
 
 
 @contextmanager

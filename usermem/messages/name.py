@@ -13,7 +13,7 @@ from hostarch import Arch
 from hostarch.arch import HOST_BYTE_ORDER
 from safemem.datagram.address import Address, pack_sockaddr, unpack_sockaddr
 from safemem.datagram.endpoint import DatagramEndpoint
-from usermem.messages.header import error
+from safemem.errors import error
 
 AF_UNSPEC: Final = 0
 AF_UNIX: Final = 1

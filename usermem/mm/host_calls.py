@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap as host_mmap
-import os
 from functools import cache
 from typing import Any, Final
 
 from hostarch import mman
+from safemem.errors import error
 from usermem.mm.arena import MAP_NORESERVE, reserve
 from usermem.mm.host_run import HostRun, Whole, mmap_address
 
@@ -155,8 +155,7 @@ def file_resident(fd: int, start: int, end: int, page: int) -> bytes:
 
 
 def _error(what: str) -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, f"{os.strerror(code)}: {what}")
+    return error(ctypes.get_errno(), what)
 
 
 @cache

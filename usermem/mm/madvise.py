@@ -11,9 +11,10 @@ from typing import Final
 
 from hostarch import READ, WRITE, AccessType, mman
 from safemem.buffers import check_int
+from safemem.errors import error
 from usermem.errors import FaultReason
 from usermem.mm.change import Change
-from usermem.mm.memory_map import MemoryMap, error, page_range
+from usermem.mm.memory_map import MemoryMap, page_range
 from usermem.mm.vma import VMA
 
 _HINTS: Final = frozenset(

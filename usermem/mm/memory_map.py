@@ -20,7 +20,6 @@ Source: gVisor pkg/sentry/mm (MemoryManager).
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from random import Random
 from typing import Final, TypeVar
@@ -29,6 +28,7 @@ from attrs import define
 
 from hostarch import Arch, mman
 from safemem.buffers import check_int
+from safemem.errors import error
 from safemem.fork import fork_safe_lock
 from usermem.errors import FaultReason
 from usermem.mm.backing.anonymous import Anonymous
@@ -381,8 +381,3 @@ def page_range(arch: Arch, addr: int, length: int, name: str, overflow: int) -> 
     if addr < 0 or length < 0 or end is None:
         raise error(overflow, f"{name} of {length:#x} bytes at {addr:#x}")
     return addr, end
-
-
-def error(code: int, what: str) -> OSError:
-    """The OSError of a system call."""
-    return OSError(code, f"{os.strerror(code)}: {what}")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from safemem.errors import error
 from usermem.mm import host_calls
 from usermem.mm.host_run import HostRun
-from usermem.mm.memory_map import MemoryMap, error, page_range
+from usermem.mm.memory_map import MemoryMap, page_range
 
 _CHUNK: Final = 1 << 16  # pages that the host is asked for at a time
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from hostarch import READ, mman
 from safemem.buffers import check_int
+from safemem.errors import error
 from usermem.mm.backing import object_backing
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.host_file import host_file
@@ -18,7 +19,7 @@ from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.change import Change
 from usermem.mm.madvise import populate
-from usermem.mm.memory_map import MemoryMap, error
+from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import VMA, VMASet
 
 RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC

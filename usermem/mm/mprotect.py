@@ -9,8 +9,9 @@ import errno
 
 from hostarch import mman
 from safemem.buffers import check_int
+from safemem.errors import error
 from usermem.mm.change import Change
-from usermem.mm.memory_map import MemoryMap, error
+from usermem.mm.memory_map import MemoryMap
 from usermem.mm.mmap import RIGHTS
 from usermem.mm.vma import VMASet
 

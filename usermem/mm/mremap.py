@@ -10,8 +10,9 @@ from typing import Final
 
 from hostarch import mman
 from safemem.buffers import check_int
+from safemem.errors import error
 from usermem.mm.change import Change
-from usermem.mm.memory_map import MemoryMap, error
+from usermem.mm.memory_map import MemoryMap
 from usermem.mm.mmap import free_place
 from usermem.mm.vma import VMA
 

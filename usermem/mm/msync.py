@@ -9,7 +9,8 @@ import errno
 
 from hostarch import mman
 from safemem.buffers import check_int
-from usermem.mm.memory_map import MemoryMap, error, page_range
+from safemem.errors import error
+from usermem.mm.memory_map import MemoryMap, page_range
 
 
 def msync(mm: MemoryMap, addr: int, length: int, flags: int) -> int:

@@ -106,21 +106,18 @@ def check_io(make: Make) -> None:
 
 def _run(case: _Case, io: IO, model: ModelMemory) -> None:
     for call in case.calls:
-        theirs, expected = outcome(call, io), outcome(call, model)
-        if theirs != expected:
-            cause = theirs.error if isinstance(theirs, Raised) else None
-            theirs, expected = _told(theirs, expected)
-            raise AssertionError(
-                f"{case.rule}\n  call      {call}\n  the IO    {theirs}\n  must give {expected}"
-            ) from cause
+        _check_same(case.rule, call, "the IO   ", outcome(call, io), outcome(call, model))
 
 
-def _told(found: object, expected: object) -> tuple[str, str]:
-    """Both answers, of long ones what is around the first difference."""
+def _check_same(rule: str, call: object, what: str, found: object, expected: object) -> None:
+    """Raise AssertionError if the answers differ, with both: of long ones what is around the first difference."""
+    if found == expected:
+        return
     texts = str(found), str(expected)
     at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
-    shown = [f"…{text[at - 40 : at + 80]}…" if len(text) > 400 and at > 40 else text[:400] for text in texts]
-    return shown[0], shown[1]
+    theirs, right = (f"…{text[at - 40 : at + 80]}…" if len(text) > 400 and at > 40 else text[:400] for text in texts)
+    cause = found.error if isinstance(found, Raised) else None
+    raise AssertionError(f"{rule}\n  call      {call}\n  {what} {theirs}\n  must give {right}") from cause
 
 
 def _check_all(case: _Case, io: IO, model: ModelMemory) -> None:
@@ -183,12 +180,7 @@ def _check_bytes(io: IO, model: ModelMemory, spans: list[_Span], rule: str, call
         if span.readable:
             known = model.content(span.addr, span.length)
             found = outcome(CopyIn(span.addr, span.length, ignore_permissions=True), io)
-            if found != (span.length, "read", known.hex()):
-                cause = found.error if isinstance(found, Raised) else None
-                seen, right = _told(found, (span.length, "read", known.hex()))
-                raise AssertionError(
-                    f"{rule}\n  call      {call}\n  from {span.addr:#x} on the IO gives {seen}\n  and must give {right}"
-                ) from cause
+            _check_same(rule, call, f"from {span.addr:#x} on the IO gives", found, (span.length, "read", known.hex()))
 
 
 def _cases(edges: list[int], model: ModelMemory) -> Iterator[_Case]:
@@ -199,26 +191,26 @@ def _cases(edges: list[int], model: ModelMemory) -> Iterator[_Case]:
         limits += [(edge - 4 | 0x5A << 56, 8) for edge in edges]
     places = [*((edge - k, n) for edge in edges for k in _BEFORE for n in _LENGTHS if edge >= k), *limits]
     spans = [ars for addr, n in places if 0 <= addr <= (1 << 64) - n for ars in _ranges(addr, n)]
-    apart = [AddrRangeSeq(), *_ranges_apart(edges)]
+    spans += [AddrRangeSeq(), *_ranges_apart(edges)]
     for addr, n in places:
-        yield from _copies(addr, n)
+        for name, call in _copies(addr, n).items():
+            if n:
+                rule = f"{name} moves all, or says how much, where and why it stopped; no more changes"
+                yield _Case(rule, (call, _Resumed(call)))
+            else:
+                yield _Case(f"{name} of no bytes needs no mapping, and faults outside user space", (call,))
     for edge in edges:
         yield _Case("zero_out moves all, or says how much, whatever it is asked for", (ZeroOut(edge, 1 << 62),))
     for addr, n in places:
-        yield from _copies_ignoring_permissions(addr, n)
+        for call in _copies(addr, n).values():
+            yield _Case("ignore_permissions ignores what the guest forbade, and nothing else", (_ignoring(call),))
     for edge in edges:
         yield _Case("a negative count is a ValueError", (ZeroOut(edge, -1), CopyStringIn(edge, -1)))
     for ars in spans:
         yield from _streams(ars)
-    for ars in apart:
-        yield from _streams(ars)
-    for ars in [*spans, *apart]:
-        yield _Case(
-            "a reader: permissions are ignored if that is asked for", (CopyOutFrom(ars, ALL, ignore_permissions=True),)
-        )
-        yield _Case(
-            "a writer: permissions are ignored if that is asked for", (CopyInTo(ars, ALL, ignore_permissions=True),)
-        )
+    for ars in spans:
+        for who, stream in ("reader", CopyOutFrom(ars)), ("writer", CopyInTo(ars)):
+            yield _Case(f"a {who}: permissions are ignored if that is asked for", (_ignoring(stream),))
     for edge in edges:
         yield from _long_copies(max(edge - 8, 0), 2 * model.arch.page_size + 16)
     words = [edge + k for edge in edges for k in range(-8, 5) if edge + k >= 0]
@@ -231,7 +223,7 @@ def _cases(edges: list[int], model: ModelMemory) -> Iterator[_Case]:
         yield from _strings(addr, n)
     for edge in edges:
         yield from _long_strings(max(edge - 8, 0), model.arch.page_size + 100)
-    for ars in [*spans, *apart]:
+    for ars in spans:
         yield from _vectors(ars)
 
 
@@ -265,14 +257,12 @@ def _after(call: Operation, moved: int) -> Operation:
     raise TypeError(f"{call} cannot be resumed")
 
 
-def _copies(addr: int, n: int) -> Iterator[_Case]:
-    calls = {"copy_in": CopyIn(addr, n), "copy_out": CopyOut(addr, pattern(n)), "zero_out": ZeroOut(addr, n)}
-    for name, call in calls.items():
-        if n:
-            rule = f"{name} moves all, or says how much, where and why it stopped; no more changes"
-            yield _Case(rule, (call, _Resumed(call)))
-        else:
-            yield _Case(f"{name} of no bytes needs no mapping, and faults outside user space", (call,))
+def _copies(addr: int, n: int) -> dict[str, Operation]:
+    return {"copy_in": CopyIn(addr, n), "copy_out": CopyOut(addr, pattern(n)), "zero_out": ZeroOut(addr, n)}
+
+
+def _ignoring(call: Operation) -> Operation:
+    return evolve(call, ignore_permissions=True)
 
 
 def _long_copies(addr: int, n: int) -> Iterator[_Case]:
@@ -281,15 +271,6 @@ def _long_copies(addr: int, n: int) -> Iterator[_Case]:
     for call in (CopyOut(addr, pattern(n)), CopyIn(addr, n), CopyOutFrom(whole), CopyInTo(whole), ZeroOut(addr, n)):
         name = type(call).__name__
         yield _Case(f"long calls go over page ends: {name}", (call, CopyIn(addr, n, ignore_permissions=True)))
-
-
-def _copies_ignoring_permissions(addr: int, n: int) -> Iterator[_Case]:
-    for call in (
-        CopyIn(addr, n, ignore_permissions=True),
-        CopyOut(addr, pattern(n), ignore_permissions=True),
-        ZeroOut(addr, n, ignore_permissions=True),
-    ):
-        yield _Case("ignore_permissions ignores what the guest forbade, and nothing else", (call,))
 
 
 def _strings(addr: int, n: int) -> Iterator[_Case]:
@@ -303,14 +284,8 @@ def _strings(addr: int, n: int) -> Iterator[_Case]:
 
 
 def _long_strings(addr: int, n: int) -> Iterator[_Case]:
-    rule = "a string may be longer than a page"
-    yield _Case(
-        rule,
-        (
-            CopyOut(addr, pattern(n) + b"\0", ignore_permissions=True),
-            CopyStringIn(addr, n + 9, ignore_permissions=True),
-        ),
-    )
+    calls = CopyOut(addr, pattern(n) + b"\0"), CopyStringIn(addr, n + 9)
+    yield _Case("a string may be longer than a page", tuple(map(_ignoring, calls)))
 
 
 def _ranges(addr: int, n: int) -> list[AddrRangeSeq]:
@@ -364,22 +339,20 @@ def _vectors(ars: AddrRangeSeq) -> Iterator[_Case]:
     for n in {total, total + 1, total // 2}:
         for call in (CopyInVec(ars, n), CopyOutVec(ars, pattern(n)), ZeroOutVec(ars, n)):
             yield _Case(rule, (call,))
-    for call in (
-        CopyInVec(ars, total, ignore_permissions=True),
-        CopyOutVec(ars, pattern(total), ignore_permissions=True),
-    ):
-        yield _Case(f"{rule} (permissions ignored)", (call,))
+    for call in CopyInVec(ars, total), CopyOutVec(ars, pattern(total)):
+        yield _Case(f"{rule} (permissions ignored)", (_ignoring(call),))
 
 
 def _atomics(addr: int) -> Iterator[_Case]:
     """Each needs its word whole, aligned where it must be, with the rights it uses, or faults at its address."""
-    for ignore_permissions, how in ((False, ""), (True, " (permissions ignored)")):
-        load = LoadUint32(addr, ignore_permissions=ignore_permissions)
-        yield _Case(f"load_uint32 reads a whole, aligned word, and needs no right to write{how}", (load,))
-        swap = SwapUint32(addr, 0xFEDCBA98, ignore_permissions=ignore_permissions)
-        yield _Case(f"swap_uint32 stores the new value and returns the old{how}", (swap, load))
-        for old, new in ((1, 2), (None, 0xDEADBEEF)):
-            yield _Case(
-                f"compare_and_swap_uint32 stores iff the old value is there, and returns what was there{how}",
-                (CompareAndSwapUint32(addr, old, new, ignore_permissions=ignore_permissions), load),
-            )
+    load, swap = LoadUint32(addr), SwapUint32(addr, 0xFEDCBA98)
+    cases = [
+        _Case("load_uint32 reads a whole, aligned word, and needs no right to write", (load,)),
+        _Case("swap_uint32 stores the new value and returns the old", (swap, load)),
+    ]
+    for compare in CompareAndSwapUint32(addr, 1, 2), CompareAndSwapUint32(addr, None, 0xDEADBEEF):
+        rule = "compare_and_swap_uint32 stores iff the old value is there, and returns what was there"
+        cases.append(_Case(rule, (compare, load)))
+    yield from cases
+    for case in cases:
+        yield _Case(f"{case.rule} (permissions ignored)", tuple(map(_ignoring, case.calls)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import tempfile
 from typing import Literal
 
 from safemem import Block
+from safemem.errors import error
 
 _PAGE = mmap.PAGESIZE
 
@@ -35,8 +35,7 @@ class FaultyMemory:
             self._mmap = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.edge = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap)) + self._good
         if fault == "segv" and _libc().mprotect(ctypes.c_void_p(self.edge), ctypes.c_size_t(total - self._good), 0):
-            code = ctypes.get_errno()
-            raise OSError(code, f"{os.strerror(code)}: mprotect")
+            raise error(ctypes.get_errno(), "mprotect")
 
     def block(self, length: int, valid: int, content: bytes = b"") -> Block:
         """A block of which ``valid`` bytes lie before the edge; they get ``content``."""

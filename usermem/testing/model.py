@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, Reader, Writer
 from usermem.errors import FaultError, FaultReason, NameTooLongError
+from usermem.memory_io import IO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 _EVERYTHING = 7  # PROT_READ | PROT_WRITE | PROT_EXEC
 
 
-class ModelMemory:
+class ModelMemory(IO):
     """An IO over ``bytes``, a dict from address to value (0 where nothing was written), and the rights of its pages."""
+
+    _atomics_aligned = True  # an atomic's address must be a multiple of 4
 
     def __init__(self, arch: Arch = AMD64) -> None:
         self.arch = arch
@@ -129,7 +132,6 @@ class ModelMemory:
     # --- IO
 
     def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out."""
         data = bytes(memoryview(src).cast("B"))
         n, reason = self.reach(addr, len(data), WRITE, ignore_permissions=ignore_permissions)
         for at, value in enumerate(data[:n], self.plain(addr)):
@@ -137,14 +139,12 @@ class ModelMemory:
         return _all_or_fault(addr, n, WRITE, reason)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in."""
         view = memoryview(dst).cast("B")
         n, reason = self.reach(addr, len(view), READ, ignore_permissions=ignore_permissions)
         view[:n] = self.content(self.plain(addr), n)
         return _all_or_fault(addr, n, READ, reason)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.zero_out."""
         if n < 0:
             raise ValueError(f"n must not be negative: {n}")
         zeroed, reason = self.reach(addr, n, WRITE, ignore_permissions=ignore_permissions)
@@ -153,7 +153,6 @@ class ModelMemory:
         return _all_or_fault(addr, zeroed, WRITE, reason)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out_from."""
         addrs, buffers, fault = self._prefix(ars, WRITE, ignore_permissions)
         moved = 0
         try:
@@ -170,7 +169,6 @@ class ModelMemory:
         return _count_or_fault(moved, fault if moved == len(addrs) else None)
 
     def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in_to."""
         addrs, buffers, fault = self._prefix(ars, READ, ignore_permissions)
         moved = 0
         try:
@@ -184,18 +182,15 @@ class ModelMemory:
         return _count_or_fault(moved, fault if moved == len(addrs) else None)
 
     def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.swap_uint32."""
         _check_word(new)
         return self._word(addr, READ_WRITE, ignore_permissions, lambda found: new)
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.compare_and_swap_uint32."""
         _check_word(old)
         _check_word(new)
         return self._word(addr, READ_WRITE, ignore_permissions, lambda found: new if found == old else found)
 
     def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.load_uint32."""
         return self._word(addr, READ, ignore_permissions, None)
 
     # --- what an IO may offer beside: here, so that none of the library's own ways is taken
@@ -257,14 +252,10 @@ class ModelMemory:
                 return addrs, FaultError(ar.start + got, access, reason)
         return addrs, None
 
-    def needs_alignment(self) -> bool:
-        """Whether an atomic's address must be a multiple of 4."""
-        return True
-
     def _word(
         self, addr: int, access: AccessType, ignore_permissions: bool, change: Callable[[int], int] | None
     ) -> int:
-        if self.needs_alignment() and addr % 4:
+        if self._atomics_aligned and addr % 4:
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         _, reason = self.reach(addr, 4, access, ignore_permissions=ignore_permissions)
         if reason is not None:
@@ -297,13 +288,14 @@ class ModelMemory:
 class ModelBytes(ModelMemory):
     """The model of BytesIO: ``size`` bytes from address 0, no pages, no rights, no alignment."""
 
+    _atomics_aligned = False
+
     def __init__(self, content: bytes, arch: Arch = AMD64) -> None:
         super().__init__(arch)
         self.size = len(content)
         self.bytes = dict(enumerate(content))
 
     def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason | None:
-        """See ModelMemory.reason."""
         return None if 0 <= addr < self.size else FaultReason.UNMAPPED
 
     def map(self, addr: int, length: int, prot: int, max_prot: int = _EVERYTHING, file_size: int | None = None) -> None:
@@ -311,23 +303,17 @@ class ModelBytes(ModelMemory):
         raise ValueError("ModelBytes has no pages to map")
 
     def edges(self) -> list[int]:
-        """See ModelMemory.edges."""
         return [0, self.size]
 
     def _same_rights(self, addr: int) -> int:
         return 1
 
     def spans(self) -> list[tuple[int, int]]:
-        """See ModelMemory.spans: one."""
         return [(0, self.size)] if self.size else []
 
     def leaves_user_space(self, addr: int, length: int) -> bool:
         """Only a range so long that its length is negative as an int64 does."""
         return length >= 1 << 63
-
-    def needs_alignment(self) -> bool:
-        """See ModelMemory.needs_alignment: no."""
-        return False
 
 
 def _check_word(value: int) -> None:

@@ -68,20 +68,11 @@ class Temper:
 ALL = Temper()
 
 
-def _shown(operation: Operation) -> str:
-    """The call as it would be written, without the options that are not set."""
-
-    def words(attribute: Attribute[Any]) -> str:
-        value = getattr(operation, attribute.name)
-        return hex(value) if attribute.name == "addr" else str(value) if attribute.name == "ars" else repr(value)
-
-    shown = [a for a in fields(type(operation)) if getattr(operation, a.name) != a.default]
-    return f"{type(operation).__name__}({', '.join(f'{a.name}={words(a)}' for a in shown)})"
-
-
 @frozen(repr=False)
 class Operation(ABC):
     """One call on user memory."""
+
+    ignore_permissions: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def run(self, io: IO) -> Any:
@@ -92,7 +83,20 @@ class Operation(ABC):
     def at(self) -> int:
         """The address that the call is about."""
 
-    __repr__ = _shown
+    @property
+    def _how(self) -> dict[str, bool]:
+        return {"ignore_permissions": self.ignore_permissions}
+
+    def __repr__(self) -> str:
+        """The call as it would be written, without the options that are not set."""
+
+        def words(attribute: Attribute[Any]) -> str:
+            value = getattr(self, attribute.name)
+            return hex(value) if attribute.name == "addr" else str(value) if attribute.name == "ars" else repr(value)
+
+        shown = [a for a in fields(type(self)) if getattr(self, a.name) != a.default]
+        shown.sort(key=lambda a: a.kw_only)
+        return f"{type(self).__name__}({', '.join(f'{a.name}={words(a)}' for a in shown)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """For hypothesis and IPython: the same, not how a strategy came to it."""
@@ -102,22 +106,18 @@ class Operation(ABC):
 @frozen(repr=False)
 class _AtAddr(Operation):
     addr: int
-    ignore_permissions: bool = field(default=False, kw_only=True)
 
     @property
     def at(self) -> int:
-        """See Operation."""
         return self.addr
 
 
 @frozen(repr=False)
 class _AtRanges(Operation):
     ars: AddrRangeSeq
-    ignore_permissions: bool = field(default=False, kw_only=True)
 
     @property
     def at(self) -> int:
-        """See Operation."""
         return self.ars.head().start if self.ars else 0
 
 
@@ -128,8 +128,7 @@ class CopyOut(_AtAddr):
     src: bytes
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        return io.copy_out(self.addr, self.src, ignore_permissions=self.ignore_permissions)
+        return io.copy_out(self.addr, self.src, **self._how)
 
 
 @frozen(repr=False)
@@ -139,8 +138,7 @@ class CopyIn(_AtAddr):
     n: int
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        return _filling(self.n, lambda dst: io.copy_in(self.addr, dst, ignore_permissions=self.ignore_permissions))
+        return _filling(self.n, lambda dst: io.copy_in(self.addr, dst, **self._how))
 
 
 @frozen(repr=False)
@@ -150,8 +148,7 @@ class ZeroOut(_AtAddr):
     n: int
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        return io.zero_out(self.addr, self.n, ignore_permissions=self.ignore_permissions)
+        return io.zero_out(self.addr, self.n, **self._how)
 
 
 @frozen(repr=False)
@@ -161,17 +158,8 @@ class CopyOutFrom(_AtRanges):
     reader: Temper = ALL
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-
-        def give(dsts: BlockSeq, n: int) -> None:
-            data = memoryview(pattern(n))
-            for block in dsts:
-                part = data[: len(block)]
-                block.view()[: len(part)] = part
-                data = data[len(part) :]
-
-        stream = _Stream(self.reader, give)
-        return stream.watch(lambda: io.copy_out_from(self.ars, stream, ignore_permissions=self.ignore_permissions))
+        stream = _Stream(self.reader, _give)
+        return stream.watch(lambda: io.copy_out_from(self.ars, stream, **self._how))
 
 
 @frozen(repr=False)
@@ -181,9 +169,8 @@ class CopyInTo(_AtRanges):
     writer: Temper = ALL
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
         stream = _Stream(self.writer, lambda srcs, n: srcs.tobytes().hex())
-        return stream.watch(lambda: io.copy_in_to(self.ars, stream, ignore_permissions=self.ignore_permissions))
+        return stream.watch(lambda: io.copy_in_to(self.ars, stream, **self._how))
 
 
 @frozen(repr=False)
@@ -193,8 +180,7 @@ class SwapUint32(_AtAddr):
     new: int
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        return io.swap_uint32(self.addr, self.new, ignore_permissions=self.ignore_permissions)
+        return io.swap_uint32(self.addr, self.new, **self._how)
 
 
 @frozen(repr=False)
@@ -205,9 +191,8 @@ class CompareAndSwapUint32(_AtAddr):
     new: int
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        old = io.load_uint32(self.addr, ignore_permissions=self.ignore_permissions) if self.old is None else self.old
-        return io.compare_and_swap_uint32(self.addr, old, self.new, ignore_permissions=self.ignore_permissions)
+        old = io.load_uint32(self.addr, **self._how) if self.old is None else self.old
+        return io.compare_and_swap_uint32(self.addr, old, self.new, **self._how)
 
 
 @frozen(repr=False)
@@ -215,8 +200,7 @@ class LoadUint32(_AtAddr):
     """IO.load_uint32(addr)."""
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        return io.load_uint32(self.addr, ignore_permissions=self.ignore_permissions)
+        return io.load_uint32(self.addr, **self._how)
 
 
 @frozen(repr=False)
@@ -226,9 +210,8 @@ class CopyStringIn(_AtAddr):
     maxlen: int
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
         try:
-            return copy_string_in(io, self.addr, self.maxlen, ignore_permissions=self.ignore_permissions)
+            return copy_string_in(io, self.addr, self.maxlen, **self._how)
         except NameTooLongError as error:
             return "NameTooLongError", error.partial
         except FaultError as fault:
@@ -242,8 +225,7 @@ class CopyInVec(_AtRanges):
     n: int
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        return _filling(self.n, lambda dst: copy_in_vec(io, self.ars, dst, ignore_permissions=self.ignore_permissions))
+        return _filling(self.n, lambda dst: copy_in_vec(io, self.ars, dst, **self._how))
 
 
 @frozen(repr=False)
@@ -253,10 +235,9 @@ class CopyOutVec(_AtRanges):
     src: bytes
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
         if isinstance(io, ModelMemory):  # it has its own, so as not to be judged by the library's
-            return io.copy_out_vec(self.ars, self.src, ignore_permissions=self.ignore_permissions)
-        return copy_out_vec(io, self.ars, self.src, ignore_permissions=self.ignore_permissions)
+            return io.copy_out_vec(self.ars, self.src, **self._how)
+        return copy_out_vec(io, self.ars, self.src, **self._how)
 
 
 @frozen(repr=False)
@@ -266,10 +247,9 @@ class ZeroOutVec(_AtRanges):
     n: int
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
         if isinstance(io, ModelMemory):
-            return io.zero_out_vec(self.ars, self.n, ignore_permissions=self.ignore_permissions)
-        return zero_out_vec(io, self.ars, self.n, ignore_permissions=self.ignore_permissions)
+            return io.zero_out_vec(self.ars, self.n, **self._how)
+        return zero_out_vec(io, self.ars, self.n, **self._how)
 
 
 @frozen(repr=False)
@@ -280,10 +260,9 @@ class Readv(_AtAddr):
     reader: Temper = ALL
 
     def run(self, io: IO) -> Any:
-        """See Operation."""
-        copy_out_iovecs(io, self.addr, self.ars, ignore_permissions=self.ignore_permissions)
-        seq = iovecs_io_sequence(io, self.addr, len(self.ars), ignore_permissions=self.ignore_permissions)
-        return CopyOutFrom(seq.addrs, self.reader, ignore_permissions=self.ignore_permissions).run(io)
+        copy_out_iovecs(io, self.addr, self.ars, **self._how)
+        seq = iovecs_io_sequence(io, self.addr, len(self.ars), **self._how)
+        return CopyOutFrom(seq.addrs, self.reader, **self._how).run(io)
 
 
 KINDS: dict[str, tuple[type[Operation], ...]] = {
@@ -330,6 +309,10 @@ def describe(fault: FaultError) -> str:
 def pattern(n: int) -> bytes:
     """n bytes in an order that shows a shift, none of them 0."""
     return (bytes(1 + 7 * i % 251 for i in range(251)) * (n // 251 + 1))[:n]
+
+
+def _give(dsts: BlockSeq, n: int) -> None:
+    dsts.fill(pattern(n))
 
 
 def _filling(n: int, call: Callable[[bytearray], int]) -> Any:

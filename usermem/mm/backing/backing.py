@@ -9,10 +9,10 @@ Source: gVisor pkg/sentry/memmap (Mappable), Linux's vm_operations_struct.
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from hostarch import ANY_ACCESS
+from safemem.errors import error
 
 if TYPE_CHECKING:
     from usermem.mm.host_run import HostRun
@@ -90,7 +90,7 @@ class Backing:
 
     def punch(self, start: int, end: int) -> None:
         """Make [start, end) zero for all who share it (MADV_REMOVE). Raises OSError where there can be no holes."""
-        raise OSError(errno.EOPNOTSUPP, f"{os.strerror(errno.EOPNOTSUPP)}: MADV_REMOVE of what cannot have holes")
+        raise error(errno.EOPNOTSUPP, "MADV_REMOVE of what cannot have holes")
 
     def sync(self, run: HostRun, flags: int) -> None:
         """msync(2) of host memory in which a mapping of a host's file lies."""

@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from hostarch import mman
 from safemem import HostFaultError, safecopy
+from safemem.errors import error
 from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
 from usermem.mm.host_calls import READ_WRITE, Held, HostMapping
@@ -218,9 +219,9 @@ def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostF
     mode = _access_mode(fd)
     writable = not shared or mode == os.O_RDWR
     if mode == os.O_WRONLY or (prot & mman.PROT_WRITE and not writable):
-        raise OSError(errno.EACCES, f"{os.strerror(errno.EACCES)}: fd {fd} is not open for that")
+        raise error(errno.EACCES, f"fd {fd} is not open for that")
     if not can_map():
-        raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: this host cannot copy memory that may fault")
+        raise error(errno.ENODEV, "this host cannot copy memory that may fault")
     # A page is mapped for a moment: what the host refuses, it refuses now and not when the guest touches it.
     flags = mman.MAP_SHARED if shared else mman.MAP_PRIVATE
     host_prot = READ_WRITE if writable else mman.PROT_READ
