@@ -206,6 +206,7 @@ class ResolvedIO(ABC):
     ) -> int:
         """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
         if self._atomics_aligned and check_int(addr, "addr") & (size - 1):
+            self._accessible(addr, 0, access, ignore_permissions)  # what raises there comes first
             raise FaultError(addr, access, FaultReason.UNALIGNED)  # before a stack grows to it, or a hook hears of it
         blocks, fault = self._accessible(addr, size, access, ignore_permissions)
         if fault is not None:

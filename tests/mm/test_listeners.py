@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -156,7 +158,7 @@ def test_no_lock_is_held(name: str) -> None:
         if threading.current_thread() is main:
             thread = threading.Thread(target=other)
             thread.start()
-            thread.join(10)
+            thread.join(3)
             done.append("waited")
 
     main = threading.current_thread()
@@ -253,6 +255,61 @@ def test_threads_are_told_of_in_order() -> None:
     assert not late
     assert len(told) > 600
     assert alternate(told)
+
+
+def test_one_at_a_time() -> None:
+    """A listener that takes its time is not called for the next change meanwhile, whoever made it."""
+    space = AddressSpace()
+    inside: list[int] = []
+    most = 0
+
+    def listener(start: int, end: int, kind: ChangeKind) -> None:
+        nonlocal most
+        inside.append(start)
+        most = max(most, len(inside))
+        time.sleep(0.005)
+        inside.remove(start)
+
+    space.on_change = listener
+    threads = [
+        threading.Thread(target=lambda at=at: [space.mmap(at + 2 * i * PAGE, PAGE, RW, FIXED) for i in range(8)])
+        for at in (BASE, FAR, 2 * FAR)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_a_call_waits_for_another_thread_that_tells_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes first tells of both changes; the other call returns when its own was told."""
+    space = AddressSpace()
+    main = threading.current_thread()
+    begun = threading.Event()
+    told: list[int] = []
+    threads: list[threading.Thread] = []
+
+    def listener(start: int, end: int, kind: ChangeKind) -> None:
+        assert threading.current_thread() is not main
+        begun.set()
+        time.sleep(0.2)
+        told.append(start)
+
+    def tell(each: listeners.Listeners, *args: Any) -> None:
+        if threading.current_thread() is main:
+            threads.append(threading.Thread(target=space.mmap, args=(FAR, PAGE, RW, FIXED)))
+            threads[0].start()
+            assert begun.wait(10)
+        original(each, *args)
+
+    original = listeners.Listeners.tell
+    monkeypatch.setattr(listeners.Listeners, "tell", tell)
+    space.on_change = listener
+    space.mmap(BASE, PAGE, RW, FIXED)
+    assert told[0] == BASE
+    threads[0].join()
+    assert told == [BASE, FAR]
 
 
 @pytest.mark.parametrize("who", ["a handler", "a thread"])

@@ -150,8 +150,8 @@ def test_memory_goes_back_with_the_last_reference() -> None:
     assert other.read_bytes(again, 8 * MIB) == bytes(8 * MIB)
 
 
-def in_a_child(call: Callable[[], bytes]) -> bytes:
-    """What a call returns in a child process, up to a pipe's worth; b"" if it raises."""
+def in_a_child(call: Callable[[], bytes], meanwhile: Callable[[], object] = bool) -> bytes:
+    """What a call returns in a child process, up to a pipe's worth; b"" if it raises. And something to do meanwhile."""
     outlet, inlet = os.pipe()
     child = os.fork()
     if not child:
@@ -160,6 +160,7 @@ def in_a_child(call: Callable[[], bytes]) -> bytes:
         finally:
             os._exit(0)
     os.close(inlet)
+    meanwhile()
     found = os.read(outlet, PAGE)
     os.close(outlet)
     os.waitpid(child, 0)
@@ -233,6 +234,22 @@ def test_memory_that_goes_in_one_process_stays_in_the_other() -> None:
 
     assert in_a_child(child) == b"closed"
     assert space.read_bytes(at, MIB) == pattern(MIB)
+    ready, go = os.pipe(), os.pipe()
+
+    def reader() -> bytes:
+        os.write(ready[1], b"x")
+        os.read(go[0], 1)
+        return b"whole" if space.read_bytes(at, MIB) == pattern(MIB) else b"zeroed"
+
+    def parent() -> None:
+        os.read(ready[0], 1)
+        space.close()
+        gc.collect()
+        os.write(go[1], b"x")
+
+    assert in_a_child(reader, parent) == b"whole"
+    for fd in (*ready, *go):
+        os.close(fd)
 
 
 @forks

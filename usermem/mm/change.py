@@ -122,6 +122,14 @@ class Change:
         """Put memory where there was none yet. No listener is told, and nothing that is cached becomes wrong."""
         self.pmas = self.pmas.replace(pma.start, pma.end, [pma])
 
+    def divide(self, pma: PMA) -> None:
+        """Make two of a PMA, at a mapping in the middle of those that are cached."""
+        if self.pmas.find(pma.start) is pma:
+            firsts = sorted({key & -2 for key in pma.cached})
+            at = firsts[len(firsts) // 2]
+            self.pmas = self.pmas.replace(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])
+            self.touched.append((pma.start, pma.end))
+
     def rewrite(self, start: int, end: int) -> None:
         """Note that the same memory has other bytes: a listener is told, and what is cached stays right."""
         self.told.append((start, end, ChangeKind.MEMORY))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Final, TypeVar
 
@@ -61,6 +62,9 @@ _ATTEMPTS: Final = 8
 
 # The page cache knows what can be read and what can be written, which implies reading.
 _CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRITE)
+
+# How many stretches of one piece of memory may be cached before it is divided: a change of it drops them all.
+_CROWDED: Final = 128
 
 T = TypeVar("T")
 
@@ -144,8 +148,7 @@ class MemoryMap:
         events, dropped = change.events, change.dropped
         del change  # and with it what is unmapped now, if no copy is in flight
         try:
-            if dropped:
-                self._write_back(dropped)
+            self._write_back(dropped)
         finally:
             if events:
                 self.listeners.tell(events, self.tables)
@@ -181,6 +184,8 @@ class MemoryMap:
         end = min(end, pma.end)
         if access in _CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
             with self._lock: self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
+            if len(pma.cached) > _CROWDED:
+                self.change(partial(Change.divide, pma=pma))
         return pma.stretch(end)
 
     def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> None:

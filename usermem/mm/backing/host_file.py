@@ -19,6 +19,7 @@ import os
 import struct
 import sys
 from collections import deque
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -71,11 +72,11 @@ def _open_file(fd: int, status: os.stat_result, writable: bool) -> _OpenFile:
     file = _open_files.get(key)
     if file is not None:
         return file
-    for _ in range(len(_unused)):
-        found = _unused.popleft()
+    for found in tuple(_unused):
         if found[0] == key:
-            return _open_files.setdefault(key, _OpenFile(*found))
-        _unused.append(found)
+            with suppress(ValueError):  # another thread was first
+                _unused.remove(found)
+                return _open_files.setdefault(key, _OpenFile(*found))
     _close_unused()
     return _open_files.setdefault(key, _OpenFile(key, os.dup(fd)))
 
