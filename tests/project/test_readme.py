@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import seed
 
 import hostarch
 import safemem
@@ -49,7 +50,7 @@ def test_the_fuzzed_system_call_is_found_out() -> None:
     exec(compile(block, "README.md, fuzz your simulator", "exec"), readme)
     start = time.monotonic()
     with pytest.raises(AssertionError) as caught:
-        readme["test_readv"]()
+        seed(1)(readme["test_readv"])()  # the same draws in each run; of 20 other seeds all find it
     assert time.monotonic() - start < 60
     assert "layout=Layout(AMD64, (Mapping(0x" in "".join(caught.value.__notes__)
     readme["sys_readv"] = readme["expected_readv"]
