@@ -24,7 +24,7 @@ _FIXED = _ANON | mman.MAP_FIXED
 _WARM = 10_000
 _ROUNDS = 7
 _STEPS = 1_000_000
-_TURNS = 5
+_TURNS = 7
 _SYNCED = 32 << 20
 
 
@@ -180,13 +180,13 @@ def _in_turns(runs: Mapping[str, Callable[[], list[float]]]) -> dict[str, float]
 
 
 def _place(lengths: Sequence[int], flags: int = _ANON, limit: int | None = None) -> list[float]:
-    """Map so many pages each, where there is room. Neighbours are not merged. A slice is 1,000 calls."""
+    """Map so many pages each, where there is room. Neighbours are not merged. A slice is 250 calls."""
     space = AddressSpace(max_map_count=1 << 20, address_limit=limit)
     mmap = space.mmap
     times = []
-    for first in range(0, len(lengths), 1_000):
+    for first in range(0, len(lengths), 250):
         started = time.perf_counter()
-        for i, length in enumerate(lengths[first : first + 1_000]):
+        for i, length in enumerate(lengths[first : first + 250]):
             mmap(0, length * _PAGE, mman.PROT_READ + 2 * (i & 1), flags)
         times.append(time.perf_counter() - started)
     return times

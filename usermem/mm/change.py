@@ -48,30 +48,33 @@ class Change:
 
     def add(self, vma: VMA) -> None:
         """Map, in the place of whatever is mapped there."""
-        old = self.vmas.overlapping(vma.start, vma.end)
-        if old:
-            self._drop(old, vma.start, vma.end)
-            self.pmas = self.pmas.replace(vma.start, vma.end, [])
+        start, end = vma.start, vma.end
+        around = self.vmas.overlapping(start - 1, end + 1)
+        if self._drop(around, start, end):
+            self.pmas = self.pmas.replace(start, end, [])
         elif not vma.backing.anonymous:  # only zeros may have been placed ahead of it
-            self._drop_ahead(vma.start, vma.end)
-        self.vmas = self.vmas.put(vma.start, vma.end, [vma])
-        self.tell(vma.start, vma.end, ChangeKind.MAP)
+            self._drop_ahead(start, end)
+        self.vmas = self.vmas.put(start, end, [vma], around)
+        self.tell(start, end, ChangeKind.MAP)
 
     def unmap(self, start: int, end: int) -> None:
         """Unmap, and give up the memory too, with what was placed ahead in the free space around."""
-        old = self.vmas.overlapping(start, end)
-        if old:
-            self._drop(old, start, end)
-            self.vmas = self.vmas.put(start, end, [])
+        around = self.vmas.overlapping(start - 1, end + 1)
+        if self._drop(around, start, end):
+            self.vmas = self.vmas.put(start, end, [], around)
             self.tell(start, end, ChangeKind.UNMAP)
         self._drop_ahead(start, end)
 
-    def _drop(self, old: list[VMA], start: int, end: int) -> None:
-        """Note what shared ones of the mappings in [start, end) show no longer."""
-        for vma in old:
-            if vma.shared:
-                first, last = max(vma.start, start), min(vma.end, end)
-                self.dropped.append((vma.backing, vma.offset_at(first), vma.offset_at(last)))
+    def _drop(self, around: list[VMA], start: int, end: int) -> bool:
+        """Whether one of some mappings lies in [start, end); what shared ones no longer show is noted."""
+        any_there = False
+        for vma in around:
+            if vma.start < end and vma.end > start:
+                any_there = True
+                if vma.shared:
+                    first, last = max(vma.start, start), min(vma.end, end)
+                    self.dropped.append((vma.backing, vma.offset_at(first), vma.offset_at(last)))
+        return any_there
 
     def _drop_ahead(self, start: int, end: int) -> None:
         """Give up the host memory of the free space that [start, end) is part of."""

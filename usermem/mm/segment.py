@@ -4,8 +4,8 @@ Both tables of an address space are one: the guest's mappings (VMAs) and the hos
 makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it without a lock,
 a change is published by one store, and a change that fails has changed nothing.
 
-The set is a B+ tree. A node has up to 128 items: segments in a leaf, nodes above. A list beside them says where they
-start, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
+The set is a B+ tree. A node has up to 128 items: segments in a leaf, nodes above. Lists beside them say where they
+start and end, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
 space passes by whatever has none that is long enough: O(log n), whatever the lengths.
 
 Source: gVisor pkg/segment, whose gap tracking this follows.
@@ -51,32 +51,35 @@ S = TypeVar("S", bound=Segment)
 class _Node:
     """Some segments in a row (height 0), or some nodes of the next lower height. Immutable, but for ``gap``.
 
-    ``starts`` are those of the items; nodes share the list where it is the same. ``gap`` is no less than the longest
-    free space between two segments in the node: searches make it exact where it matters.
+    ``starts`` and ``ends`` are those of the items: ints beside them, for the interpreter is slow at attributes of things
+    that are now segments and now nodes. Nodes share these lists where they are the same. ``gap`` is no less than the
+    longest free space between two segments in the node: searches make it exact where it matters.
     """
 
-    __slots__ = ("end", "gap", "height", "items", "start", "starts")
+    __slots__ = ("ends", "gap", "height", "items", "starts")
 
-    def __init__(self, height: int, items: list[Any], starts: list[int], gap: int) -> None:
+    def __init__(self, height: int, items: list[Any], starts: list[int], ends: list[int], gap: int) -> None:
         self.height = height
         self.items = items
         self.starts = starts
+        self.ends = ends
         self.gap = gap
-        self.start = starts[0]
-        self.end: int = items[-1].end
+
+    @property
+    def start(self) -> int:
+        """The first address of the first segment in it."""
+        return self.starts[0]
+
+    @property
+    def end(self) -> int:
+        """The first address past the last segment in it."""
+        return self.ends[-1]
 
     @property
     def floor(self) -> int:
         """The floor of the first segment in it."""
         floor: int = self.items[0].floor
         return floor
-
-    def part(self, start: int, end: int) -> list[Any]:
-        """The items that have an address in [start, end)."""
-        i = bisect_right(self.starts, start)
-        if i and self.items[i - 1].end > start:
-            i -= 1
-        return self.items[i : bisect_left(self.starts, end, i)]
 
     def splice(self, start: int, end: int, new: list[Any]) -> list[_Node]:
         """The nodes that take this one's place with ``new`` instead of the segments that start in [start, end)."""
@@ -89,46 +92,67 @@ class _Node:
         if j < len(self.starts) and self.starts[j] < end:
             j = bisect_left(self.starts, end, j)
             middle += self.items[j - 1].splice(start, end, [])
+        elif len(middle) == 1 and len(middle[0].items) >= _FANOUT // 8:
+            return [self._with_one(i, middle[0])]  # nearly always: two thirds of the time of what follows
         # A small node is joined with its neighbours, so that the tree does not thin out.
-        if len(middle) != 1 or len(middle[0].items) < _FANOUT // 4:
+        if len(middle) != 1 or len(middle[0].items) < _FANOUT // 8:
             left, right = self.items[max(i - 1, 0) : i], self.items[j : j + 1]
             middle = _joined(left + middle + right)
             i, j = i - len(left), j + len(right)
         return self._with(i, j, middle)
 
+    def _with_one(self, i: int, child: _Node) -> _Node:
+        """The node with another child in the place of one."""
+        items = self.items.copy()
+        items[i] = child
+        starts, ends = self.starts, self.ends
+        start, end = child.starts[0], child.ends[-1]
+        if starts[i] != start:
+            starts = starts.copy()
+            starts[i] = start
+        if ends[i] != end:
+            ends = ends.copy()
+            ends[i] = end
+        gap = self.gap if self.gap > child.gap else child.gap
+        if i and start - ends[i - 1] > gap:
+            gap = start - ends[i - 1]
+        if i + 1 < len(items) and starts[i + 1] - end > gap:
+            gap = starts[i + 1] - end
+        return _Node(self.height, items, starts, ends, gap)
+
     def _with(self, i: int, j: int, new: list[Any]) -> list[_Node]:
         """The nodes with ``new`` in the place of the items i to j; none if there are none left."""
-        items = self.items.copy()
+        items, starts, ends = self.items.copy(), self.starts.copy(), self.ends.copy()
         items[i:j] = new
         if not items:
             return []
-        starts = self.starts
-        if j - i != 1 or len(new) != 1 or new[0].start != starts[i]:
-            starts = starts.copy()
-            starts[i:j] = [item.start for item in new]
+        starts[i:j] = [item.start for item in new]
+        ends[i:j] = [item.end for item in new]
         gap = self.gap
         for k in range(i or 1, min(i + len(new) + 1, len(items))):
-            between = items[k].start - items[k - 1].end  # a floor may lie below: the bound need not be exact
+            between = starts[k] - ends[k - 1]  # a floor may lie below: the bound need not be exact
             if between > gap:
                 gap = between
         if self.height:
-            for node in new:
-                if node.gap > gap:
-                    gap = node.gap
+            gap = max([gap, *[node.gap for node in new]])
         if len(items) <= _FANOUT:
-            return [_Node(self.height, items, starts, gap)]
-        return _packed(items, self.height, gap)
+            return [_Node(self.height, items, starts, ends, gap)]
+        # What is mapped upward or downward goes on so: the node it leaves behind stays nearly full.
+        some = _FANOUT // 4
+        return _packed(items, self.height, gap, {0: some, len(self.items): len(items) - some}.get(i))
 
 
-def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
-    """Nodes of even size for the items."""
+def _packed(items: list[Any], height: int, gap: int, cut: int | None = None) -> list[_Node]:
+    """Nodes for the items, of even size, or two that meet at ``cut`` if they are not too many for two."""
     count = -(-len(items) // _FANOUT)
     bounds = [len(items) * k // count for k in range(count + 1)]
+    if cut is not None and max(cut, len(items) - cut) <= _FANOUT:
+        bounds = [0, cut, len(items)]
     return [_node(items[low:high], height, gap) for low, high in itertools.pairwise(bounds)]
 
 
 def _node(items: list[Any], height: int, gap: int) -> _Node:
-    return _Node(height, items, [item.start for item in items], gap)
+    return _Node(height, items, [item.start for item in items], [item.end for item in items], gap)
 
 
 def _joined(nodes: list[_Node]) -> list[_Node]:
@@ -171,10 +195,8 @@ class SegmentSet(Generic[S]):
         """The first segment that ends after addr. (Linux's find_vma().)"""
         node = self._root
         while node is not None:
-            i = bisect_right(node.starts, addr)
-            if i and node.items[i - 1].end > addr:
-                i -= 1
-            if i == len(node.items):
+            i = bisect_right(node.ends, addr)
+            if i == len(node.ends):
                 return None
             if not node.height:
                 found: S = node.items[i]
@@ -200,19 +222,19 @@ class SegmentSet(Generic[S]):
         node = self._root
         if node is None or start >= end:
             return []
-        part = node.part(start, end)
+        part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
         while node.height:
             if len(part) != 1:
                 break
             node = part[0]
-            part = node.part(start, end)
+            part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
         else:
             return part
         found: list[S] = []
         nodes = part[::-1]
         while nodes:
             node = nodes.pop()
-            part = node.part(start, end)
+            part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
             if node.height:
                 nodes += reversed(part)
             else:
@@ -318,7 +340,7 @@ class SegmentSet(Generic[S]):
         for node in nodes:
             assert 0 < len(node.items) <= _FANOUT
             assert node.starts == [item.start for item in node.items]
-            assert (node.start, node.end) == (node.items[0].start, node.items[-1].end)
+            assert node.ends == [item.end for item in node.items]
             between = [right.floor - left.end for left, right in itertools.pairwise(node.items)]
             assert node.gap >= max(between, default=0)
             if node.height:

@@ -86,9 +86,12 @@ class VMASet(SegmentSet[VMA]):
 
     __slots__ = ()
 
-    def put(self, start: int, end: int, vmas: list[VMA]) -> VMASet:
-        """The set with ``vmas`` in the place of [start, end), each merged with its neighbours where they can be one."""
-        old = self.overlapping(start - 1, end + 1)
+    def put(self, start: int, end: int, vmas: list[VMA], around: list[VMA] | None = None) -> VMASet:
+        """The set with ``vmas`` in the place of [start, end), each merged with its neighbours where they can be one.
+
+        ``around`` are the mappings in [start - 1, end + 1), if the caller has them.
+        """
+        old = self.overlapping(start - 1, end + 1) if around is None else around
         new: list[VMA] = []
         if old and old[0].start < start:
             before = old[0]
