@@ -205,10 +205,11 @@ class ResolvedIO(ABC):
         *values: int,
     ) -> int:
         """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
-        if self._atomics_aligned and check_int(addr, "addr") & (size - 1):
-            self._accessible(addr, 0, access, ignore_permissions)  # what raises there comes first
-            raise FaultError(addr, access, FaultReason.UNALIGNED)  # before a stack grows to it, or a hook hears of it
-        blocks, fault = self._accessible(addr, size, access, ignore_permissions)
+        misaligned = self._atomics_aligned and check_int(addr, "addr") & (size - 1)
+        # Nothing of a misaligned word is resolved: no stack grows to it, and no hook hears of it.
+        blocks, fault = self._accessible(addr, 0 if misaligned else size, access, ignore_permissions)
+        if misaligned:
+            raise FaultError(addr, access, FaultReason.UNALIGNED)
         if fault is not None:
             raise FaultError(addr, access, fault.reason)
         if len(blocks[0]) < size:  # it straddles two pieces of host memory, which no operation can do at once

@@ -5,8 +5,8 @@ makes a new set, which shares all but a few nodes with the old one. So whoever h
 a change is published by one store, and a change that fails has changed nothing.
 
 The set is a B+ tree. A node has up to 128 items: segments in a leaf, nodes above. Lists beside them say where they
-start and end, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
-space passes by whatever has none that is long enough: O(log n), whatever the lengths.
+start and end, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for
+free space passes by whatever has none that is long enough: O(log n), whatever the lengths.
 
 Source: gVisor pkg/segment, whose gap tracking this follows.
 """
@@ -51,9 +51,8 @@ S = TypeVar("S", bound=Segment)
 class _Node:
     """Some segments in a row (height 0), or some nodes of the next lower height. Immutable, but for ``gap``.
 
-    ``starts`` and ``ends`` are those of the items: ints beside them, for the interpreter is slow at attributes of things
-    that are now segments and now nodes. Nodes share these lists where they are the same. ``gap`` is no less than the
-    longest free space between two segments in the node: searches make it exact where it matters.
+    ``starts`` and ``ends`` are those of the items; nodes share these lists where they are the same. ``gap`` is no less
+    than the longest free space between two segments in the node: searches make it exact where it matters.
     """
 
     __slots__ = ("ends", "gap", "height", "items", "starts")
@@ -92,10 +91,10 @@ class _Node:
         if j < len(self.starts) and self.starts[j] < end:
             j = bisect_left(self.starts, end, j)
             middle += self.items[j - 1].splice(start, end, [])
-        elif len(middle) == 1 and len(middle[0].items) >= _FANOUT // 8:
+        elif len(middle) == 1 and len(middle[0].items) >= _FANOUT // 4:
             return [self._with_one(i, middle[0])]  # nearly always: two thirds of the time of what follows
         # A small node is joined with its neighbours, so that the tree does not thin out.
-        if len(middle) != 1 or len(middle[0].items) < _FANOUT // 8:
+        if len(middle) != 1 or len(middle[0].items) < _FANOUT // 4:
             left, right = self.items[max(i - 1, 0) : i], self.items[j : j + 1]
             middle = _joined(left + middle + right)
             i, j = i - len(left), j + len(right)
@@ -137,17 +136,13 @@ class _Node:
             gap = max([gap, *[node.gap for node in new]])
         if len(items) <= _FANOUT:
             return [_Node(self.height, items, starts, ends, gap)]
-        # What is mapped upward or downward goes on so: the node it leaves behind stays nearly full.
-        some = _FANOUT // 4
-        return _packed(items, self.height, gap, {0: some, len(self.items): len(items) - some}.get(i))
+        return _packed(items, self.height, gap)
 
 
-def _packed(items: list[Any], height: int, gap: int, cut: int | None = None) -> list[_Node]:
-    """Nodes for the items, of even size, or two that meet at ``cut`` if they are not too many for two."""
+def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
+    """Nodes of even size for the items."""
     count = -(-len(items) // _FANOUT)
     bounds = [len(items) * k // count for k in range(count + 1)]
-    if cut is not None and max(cut, len(items) - cut) <= _FANOUT:
-        bounds = [0, cut, len(items)]
     return [_node(items[low:high], height, gap) for low, high in itertools.pairwise(bounds)]
 
 
