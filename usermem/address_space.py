@@ -120,8 +120,8 @@ class AddressSpace(PagedIO):
 
         Memory of a file that somebody can truncate must not be aliased: touching it beyond the file's end kills the
         process with SIGBUS. Raises ValueError, naming the mapping, if the range has any; with ``copy_files`` such runs
-        are copies of what the file holds now. Raises MemoryError if the host has no address space left, and what the
-        code of a mapped object raises.
+        are copies of what the file holds now, up to its end. A closed space has no runs. Raises MemoryError if the
+        host has no address space left, and what the code of a mapped object raises.
         """
         return host_runs.host_runs(self._map, start, end, copy_files)
 

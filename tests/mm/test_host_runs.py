@@ -6,6 +6,7 @@ import ctypes
 import gc
 import mmap
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,15 +181,19 @@ def test_a_range_that_is_no_whole_pages(name: str, low: int, high: int) -> None:
 
 
 def test_arguments() -> None:
-    """No ints are a TypeError, a closed space a ValueError, and a range that is empty or nowhere has no runs."""
+    """No ints are a TypeError; a range that is empty or nowhere has no runs, and nor has a closed space.
+
+    A listener may ask for them when close tells that all is unmapped.
+    """
     space = AddressSpace()
     space.mmap(BASE, PAGE, RW, FIXED)
     with pytest.raises(TypeError):
         space.host_runs(BASE, "end")  # type: ignore[arg-type]
     assert space.host_runs(BASE + PAGE, BASE) == space.host_runs(-5, 5) == space.host_runs(1 << 70, 1 << 71) == []
+    asked = []
+    space.on_change = lambda start, end, kind: asked.append(space.host_runs(start, end))
     space.close()
-    with pytest.raises(ValueError, match="closed"):
-        space.host_runs(BASE, BASE + PAGE)
+    assert asked == [[]]
 
 
 class Emulator:
@@ -268,3 +273,15 @@ def test_an_emulator_that_looks_only_where_it_is_told(seed: int) -> None:
             data = ctypes.string_at(emulator.pages[page][0], PAGE)
             assert data == space.read_bytes(page, PAGE, ignore_permissions=True)
     space._check()
+
+
+def test_copies_end_where_the_file_does() -> None:
+    """Of a host's file, with copies, the pages behind its end are holes; its last page is whole."""
+    with tempfile.TemporaryFile(buffering=0) as file, AddressSpace() as space:
+        file.write(pattern(PAGE + 100))
+        at = space.mmap(0, 4 * PAGE, R, mman.MAP_SHARED, file.fileno(), 0)
+        (run,) = space.host_runs(at, at + 4 * PAGE, copy_files=True)
+        assert (run.start, run.length, run.is_copy) == (at, 2 * PAGE, True)
+        assert ctypes.string_at(run.address, 2 * PAGE) == space.read_bytes(at, 2 * PAGE)
+        file.truncate(0)
+        assert space.host_runs(at, at + 4 * PAGE, copy_files=True) == []

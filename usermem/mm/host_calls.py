@@ -41,12 +41,12 @@ class HostMapping(Whole):
 
         Raises MemoryError if the host refuses, or has no mapping left for guests.
         """
+        self.memory: host_mmap.mmap | None = None
         self.offset = offset
         self.length = length
         self.prot = prot
         self.flags = flags
         self.address = 0
-        self.memory: host_mmap.mmap | None = None
         if len(_live) >= _MOST_MAPPINGS:
             raise MemoryError(f"guests hold {len(_live)} mappings of the host's; it has to keep some for itself")
         try:
@@ -69,7 +69,7 @@ class HostMapping(Whole):
 
     def __del__(self) -> None:
         _live.discard(id(self))
-        if self.memory is None and self.address:
+        if getattr(self, "address", 0) and self.memory is None:  # not if its making was interrupted
             _libc().munmap(self.address, self.length)
 
 

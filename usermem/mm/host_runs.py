@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from mmap import PAGESIZE
 
 from attrs import field, frozen
 
@@ -11,7 +11,6 @@ from safemem.buffers import check_int
 from usermem.mm.arena import Arena
 from usermem.mm.host_run import HostRun
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.vma import VMA
 
 
 @frozen
@@ -40,7 +39,6 @@ _copies = Arena()
 
 def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[GuestRun]:
     """See AddressSpace.host_runs."""
-    mm.check_open()
     start, end = check_int(start, "start"), check_int(end, "end")
     found: list[GuestRun] = []
     tables = mm.tables
@@ -56,21 +54,24 @@ def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[Gue
                     f"the memory at {at:#x}, {vma.label or 'of a file'}, must not be aliased: it may be truncated, "
                     "and touching it then kills the process. Ask for copies (copy_files=True)"
                 )
-            _append(found, _copied(vma, at, run) if run.may_fault else _run(vma, at, run))
+            is_copy = run.may_fault
+            if is_copy:
+                run, wanted = _copied(run), len(run)
+                stop = stop if len(run) == wanted else last  # the file ends there
+            if len(run):
+                _append(found, GuestRun(at, run.address, len(run), vma.prot, is_copy, (run,)))
             at, tables = last, mm.tables
     return found
 
 
-def _run(vma: VMA, start: int, run: HostRun, is_copy: bool = False) -> GuestRun:
-    return GuestRun(start, run.address, len(run), vma.prot, is_copy, (run,))
-
-
-def _copied(vma: VMA, start: int, run: HostRun) -> GuestRun:
-    """A copy of memory that may fault; zeros where it does."""
-    copy = _copies.allocate(len(run))
-    with suppress(HostFaultError):  # the file ends there: what was read is in its place, and the rest is zero
-        safecopy.copy_in(copy.view(), run.address)
-    return _run(vma, start, copy, is_copy=True)
+def _copied(run: HostRun) -> HostRun:
+    """A copy of memory that may fault, as far as it does not."""
+    copy = _copies.allocate(-(-len(run) // PAGESIZE) * PAGESIZE)
+    try:
+        done = safecopy.copy_in(copy.view()[: len(run)], run.address)
+    except HostFaultError as exc:
+        done = exc.transferred
+    return copy.part(0, done)
 
 
 def _append(found: list[GuestRun], run: GuestRun) -> None:

@@ -183,22 +183,26 @@ class MemoryMap:
                 break
         end = min(end, pma.end)
         if access in _CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
-            with self._lock: self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
-            if len(pma.cached) > _CROWDED:
+            with self._lock: crowded = self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
+            if crowded:
                 self.change(partial(Change.divide, pma=pma))
         return pma.stretch(end)
 
-    def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> None:
-        """Cache addr's page, if the tables are still the ones in which it was found. Call it under the lock."""
+    def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> bool:
+        """Cache addr's page, if the tables are still the ones in which it was found. Call it under the lock.
+
+        Returns whether the PMA has too many cached stretches.
+        """
         now = self.tables
         if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma or self._cache.frozen:
-            return
+            return False
         start = max(vma.start, pma.start)
         stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
         if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
             self._cache.remember(addr, stretch, writable)
         else:
             self._cache.forget(pma.cached, [start])
+        return len(pma.cached) > _CROWDED and self._cache.prune(pma.cached) > _CROWDED // 2
 
     def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
         """The mapping that addr lies in, its memory there, and where what can be accessed ends; or why it cannot."""

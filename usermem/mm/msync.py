@@ -23,13 +23,21 @@ def msync(mm: MemoryMap, addr: int, length: int, flags: int) -> int:
         length = 0  # in whole pages it wraps, and the kernel does not look
     addr, end = page_range(mm.arch, addr, length, "msync", errno.ENOMEM)
     tables = mm.tables
-    if tables.vmas.covered_up_to(addr, end) < end:
+    vmas = tables.vmas.overlapping(addr, end)
+    at = addr
+    for vma in vmas:
+        if vma.start > at:
+            break
+        at = vma.end
+    if at < end:
         raise error(errno.ENOMEM, f"msync: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
-    for vma in tables.vmas.overlapping(addr, end):
-        start, stop = max(vma.start, addr), min(vma.end, end)
-        for _first, run in mm.runs(tables, start, stop):
-            vma.backing.sync(run, flags)
+    for vma in vmas:
         if vma.shared:
+            start, stop = max(vma.start, addr), min(vma.end, end)
+            if vma.backing.is_synced:
+                for _, run in mm.runs(tables, start, stop):
+                    vma.backing.sync(run, flags)
             vma.backing.write_back(vma.offset_at(start), vma.offset_at(stop))
-    mm.raise_failed_write_back()
+    if mm.failed_write_back is not None:
+        mm.raise_failed_write_back()
     return 0

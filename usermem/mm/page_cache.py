@@ -82,6 +82,13 @@ class PageCache:
             self.words = {}
         (self.writable if writable else self.readable)[addr >> 12] = stretch
 
+    def prune(self, cached: dict[int, Stretch]) -> int:
+        """Take the stretches that are gone out of a PMA's ``cached``, and return how many are left."""
+        for key in tuple(cached):
+            if cached[key][2] < 0:
+                cached.pop(key)[:] = GONE  # again: a signal handler may have filled it
+        return len(cached)
+
     def forget(self, cached: dict[int, Stretch], firsts: list[int]) -> None:
         """Drop the stretches that begin at some addresses, of a PMA's ``cached``: they stay there, gone."""
         for first in firsts:

@@ -4,7 +4,7 @@ Both tables of an address space are one: the guest's mappings (VMAs) and the hos
 makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it without a lock,
 a change is published by one store, and a change that fails has changed nothing.
 
-The set is a B+ tree. A node has up to 128 items: segments in a leaf, nodes above. Lists beside them say where they
+The set is a B+ tree. A node has up to 96 items: segments in a leaf, nodes above. Lists beside them say where they
 start and end, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for
 free space passes by whatever has none that is long enough: O(log n), whatever the lengths.
 
@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
-_FANOUT: Final = 128
+_FANOUT: Final = 96
 """How many items a node has at most. Of 32 to 512 the quickest for mmap and munmap beside 100,000 mappings."""
 
 

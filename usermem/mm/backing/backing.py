@@ -31,6 +31,9 @@ class Backing:
     steady = True
     """Whether only calls to us change which of its bytes can be accessed, so that its pages may be cached."""
 
+    is_synced = False
+    """Whether :meth:`sync` does anything."""
+
     max_prot: int = ANY_ACCESS
     """The rights that mprotect may grant at most."""
 

@@ -112,6 +112,8 @@ def _is_locked(fd: int) -> bool:
 class HostFile(Backing):
     """A mapping of a file, shared with it or private."""
 
+    is_synced = True
+
     def __init__(self, file: _OpenFile, shared: bool, max_prot: int, page: int) -> None:
         """Use :func:`host_file`. ``page`` is the guest's page size."""
         self._file = file
