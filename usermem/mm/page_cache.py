@@ -114,7 +114,6 @@ class PagedIO(ResolvedIO):
         self._uint32 = Struct("<I" if arch.byte_order == "little" else ">I")
 
     def read_bytes(self, addr: int, n: int, ignore_permissions: bool = False) -> bytes:
-        """See ResolvedIO.read_bytes."""
         try:
             memory, base, limit, _ = self._readable[addr >> 12]
             start = addr - base

@@ -54,7 +54,6 @@ class CallerBuffer(Backing):
         return 0, HostRun(self._memory, self._base, 0, len(self._view), Held(self._view))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
-        """See Backing.resident."""
         return host_calls.resident(self._base + start, end - start, page) or b"\1" * ((end - start) // page)
 
     def private(self) -> Backing:

@@ -160,7 +160,6 @@ class HostFile(Backing):
         )
 
     def private(self) -> HostFile:
-        """See Backing.private."""
         return HostFile(self._file, False, self.max_prot, self._page)
 
     def discard(self, run: HostRun) -> bool:
@@ -173,7 +172,6 @@ class HostFile(Backing):
         host_calls.punch_hole(self._file.fd, start, end)
 
     def populate(self, run: HostRun, advice: int) -> bool:
-        """See Backing.populate."""
         try:
             host_calls.advise(run, advice)
         except OSError as exc:

@@ -180,7 +180,6 @@ class SharedMemory(Backing):
         return start - self._start, mapping.run(start - window, end - window, Held(self, mapping))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
-        """See Backing.resident."""
         stop = min(end, self._room)
         if self._file is not None:
             found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page)
@@ -237,11 +236,9 @@ class _PrivateMemory(Backing):
         return self._shared
 
     def accessible(self, page: int) -> int:
-        """See Backing.accessible."""
         return self._shared.accessible(page)
 
     def resident(self, start: int, end: int, page: int) -> bytes:
-        """See Backing.resident."""
         return self._shared.resident(start, end, page)
 
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
