@@ -108,8 +108,7 @@ class MemoryMap:
         """Have ``build`` make new tables, publish them, tell the listener, and return what it returned.
 
         It may run more than once, and must change nothing but the Change. What it raises passes through, and nothing
-        has changed. Raises ValueError if the space is closed. An interrupted call may tell of a change that was not
-        published.
+        has changed. Raises ValueError if the space is closed.
         """
         made: list[Change] = []
         try:
