@@ -1,1 +1,1 @@
-"""The AEAD engines, and the contract that they fulfil. :func:`safemem.tls.engine` chooses one of them."""
+"""The AEAD engines, and the contract that they fulfil. :mod:`safemem.tls.aead` chooses one of them."""
