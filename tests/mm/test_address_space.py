@@ -1,7 +1,7 @@
 """mmap, munmap and mprotect of an AddressSpace behave as Linux's: errnos, and where mappings go, on every machine.
 
 How mappings split and merge is in test_address_space_maps.py, what the memory behind them does in
-test_address_space_memory.py. The running kernel is asked the same in tests/kernel/test_mappings.py.
+test_address_space_memory.py. The running kernel is asked the same in tests/kernel/test_mmap_mprotect.py.
 """
 
 from __future__ import annotations

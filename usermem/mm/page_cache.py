@@ -13,9 +13,9 @@ now, and if that stretch begins where the old one did, in the same host memory, 
 The list of a stretch is found by ``PMA.cached``, from its first address (plus 1 for writing), and is never replaced.
 
 Coherence: a stretch is remembered under the lock that changes hold. A change (``MemoryMap._forget``) drops the
-stretches that it makes wrong before it publishes its tables, and while it is at it nothing is remembered. A thread that already holds a stretch
-counts as having run before the change. Each lookup loads one list, so this needs no lock, with a GIL or without. Words
-are remembered without the lock, so a change puts a new dict in the place of theirs.
+stretches that it makes wrong before it publishes its tables, and while it is at it nothing is remembered. A thread that
+already holds a stretch counts as having run before the change. Each lookup loads one list, so this needs no lock, with
+a GIL or without. Words are remembered without the lock, so a change puts a new dict in the place of theirs.
 
 Every method of PagedIO does what ResolvedIO's does, and calls it whenever it cannot be quick. Figures, as ratios to a
 raw slice of the same mmap: ``python tests/benchmarks copy``.
