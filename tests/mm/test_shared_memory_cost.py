@@ -45,21 +45,25 @@ def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def memory_files() -> dict[str, int]:
-    """The memory files that shared memory lies in: how much memory each has, in bytes, by its descriptor."""
+def memory_files() -> dict[int, int]:
+    """The memory files of this test: how much memory each has, in bytes, by its inode."""
     gc.collect()
     found = {}
     for link in Path("/proc/self/fd").iterdir():
         if link.exists() and "memfd:usermem-shared" in str(link.readlink()):
-            found[link.name] = link.stat().st_blocks * 512
-    return found
+            found[link.stat().st_ino] = link.stat().st_blocks * 512
+    return {inode: size for inode, size in found.items() if inode not in others}
+
+
+others: set[int] = set()
+"""The memory files that other tests have left something in."""
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Begin with a new memory file, which other tests have left nothing in."""
-    gc.collect()
+    """Begin with a new memory file."""
     shared_memory._retire()
+    others.update(memory_files())
     yield
     shared_memory._retire()
 
