@@ -28,7 +28,8 @@ def fork_safe_lock() -> RLock:
 
 def _free_locks() -> None:
     for lock in list(_locks):
-        lock._at_fork_reinit()  # type: ignore[attr-defined]
+        if not lock._is_owned():  # type: ignore[attr-defined]  # one that the forking thread holds, it will release
+            lock._at_fork_reinit()  # type: ignore[attr-defined]
 
 
 if hasattr(os, "register_at_fork"):

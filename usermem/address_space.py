@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from attrs import evolve
 
-from hostarch import AMD64, ANY_ACCESS, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch, mman
+from hostarch import AMD64, ANY_ACCESS, READ, WRITE, AccessType, AddrRangeSeq, Arch, mman
 from safemem import Block, BlockSeq
 from safemem.buffers import check_int
 from usermem.errors import FaultError, FaultReason
@@ -30,16 +30,13 @@ from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.object_pages import write_back_released
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.listeners import Listener
-from usermem.mm.memory_map import MAX_MAP_COUNT, STACK_LIMIT, Limits, MemoryMap
+from usermem.mm.memory_map import CACHED, MAX_MAP_COUNT, STACK_LIMIT, Limits, MemoryMap
 from usermem.mm.mmap import RIGHTS
 from usermem.mm.page_cache import GONE, PagedIO, Stretch
 from usermem.mm.vma import VMA
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-# The page cache knows what can be read and what can be written, which implies reading.
-_CACHED: Final = (READ, WRITE, READ_WRITE)
 
 # Of which spaces this thread runs a hook now.
 _hooks = threading.local()
@@ -121,7 +118,7 @@ class AddressSpace(PagedIO):
         Memory of a file that somebody can truncate must not be aliased: touching it beyond the file's end kills the
         process with SIGBUS. Raises ValueError, naming the mapping, if the range has any; with ``copy_files`` such runs
         are copies of what the file holds now, up to its end. A closed space has no runs. Raises MemoryError if the
-        host has no address space left, and what the code of a mapped object raises.
+        host has no address space left, or more than 1 TiB would get some; and what the code of a mapped object raises.
         """
         return host_runs.host_runs(self._map, start, end, copy_files)
 
@@ -167,7 +164,7 @@ class AddressSpace(PagedIO):
         addr -= tag
         end = addr + length
         cached: dict[int, Stretch] = {}
-        if access in _CACHED and not ignore_permissions:
+        if access in CACHED and not ignore_permissions:
             cached = self._writable if access & WRITE else self._readable
         blocks: list[Block] = []
         hooked = -1

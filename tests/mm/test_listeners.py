@@ -282,8 +282,8 @@ def test_one_at_a_time() -> None:
     assert most == 1
 
 
-def test_a_call_waits_for_another_thread_that_tells_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes first tells of all changes; the other call returns when its own was told."""
+def test_a_call_is_told_of_before_it_returns_though_another_overtakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is held up for long before it tells of its change tells of it all the same, and then returns."""
     space = AddressSpace()
     main = threading.current_thread()
     begun = threading.Event()

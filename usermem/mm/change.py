@@ -52,7 +52,7 @@ class Change:
         around = self.vmas.overlapping(start - 1, end + 1)
         if self._drop(around, start, end):
             self.pmas = self.pmas.replace(start, end, [])
-        elif not vma.backing.anonymous:  # only zeros may have been placed ahead of it
+        elif not vma.backing.anonymous:  # memory that was placed ahead is anonymous: no use to a file
             self._drop_ahead(start, end)
         self.vmas = self.vmas.put(start, end, [vma], around)
         self.tell(start, end, ChangeKind.MAP)

@@ -23,9 +23,30 @@ _PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 # The host allows 65,530 mappings by default (vm.max_map_count), and needs some for itself: threads, malloc, libraries.
 _MOST_MAPPINGS: Final = 1 << 15
 
-_ASKED: Final = 1 << 16  # pages at a time
+PAGES_ASKED: Final = 1 << 16
+"""How many pages the host is asked for at a time."""
 
 _live: set[int] = set()
+
+
+class _Unmapping:
+    """What unmaps host pages when it goes.
+
+    Nothing refers to it weakly: Python runs ``__del__`` before it clears weak references, so whoever looked the object
+    up in between would have one whose pages are gone.
+    """
+
+    __slots__ = ("address", "length")
+
+    def __init__(self, address: int, length: int) -> None:
+        self.address = address
+        self.length = length
+        _live.add(id(self))
+
+    def __del__(self) -> None:
+        _live.discard(id(self))
+        if getattr(self, "length", 0):  # 0 if an mmap object unmaps the pages
+            _libc().munmap(self.address, self.length)
 
 
 class HostMapping(Whole):
@@ -34,7 +55,7 @@ class HostMapping(Whole):
     ``memory`` is an mmap object over it if it was asked for, for memory that nobody can truncate; else None.
     """
 
-    __slots__ = ("address", "flags", "length", "memory", "offset", "prot")
+    __slots__ = ("_unmapping", "address", "flags", "length", "memory", "offset", "prot")
 
     def __init__(self, fd: int, offset: int, length: int, prot: int, flags: int, plain: bool = False) -> None:
         """Map ``length`` bytes at ``offset``, both in host pages; ``flags`` is MAP_SHARED or MAP_PRIVATE.
@@ -59,18 +80,13 @@ class HostMapping(Whole):
                 self.address = map_file(fd, offset, length, prot, flags)
         except OSError as exc:
             raise MemoryError(f"the host does not map {length:#x} bytes at {offset:#x} of a file: {exc}") from exc
-        _live.add(id(self))
+        self._unmapping = _Unmapping(self.address, 0 if plain else length)
 
     def run(self, start: int, end: int, keeper: Whole | None = None) -> HostRun:
         """Bytes [start, end) of it, counted from its first. ``keeper`` keeps the mapping, if it is not the keeper."""
         if self.memory is not None:
             return HostRun(self.memory, self.address, start, end, keeper or self)
         return HostRun(None, self.address, start, end, keeper or self)
-
-    def __del__(self) -> None:
-        _live.discard(id(self))
-        if getattr(self, "address", 0) and self.memory is None:  # not if its making was interrupted
-            _libc().munmap(self.address, self.length)
 
 
 class Held(Whole):
@@ -144,8 +160,8 @@ def resident(address: int, length: int, page: int) -> bytes | None:
 def file_resident(fd: int, start: int, end: int, page: int) -> bytes:
     """As :func:`resident`, of pages of a file, which are mapped for a moment; 0 for all if the host cannot tell."""
     found = bytearray()
-    for at in range(start, end, _ASKED * page):
-        length = min(_ASKED * page, end - at)
+    for at in range(start, end, PAGES_ASKED * page):
+        length = min(PAGES_ASKED * page, end - at)
         address = map_file(fd, at, length, mman.PROT_READ, mman.MAP_SHARED)
         try:
             found += resident(address, length, page) or bytes(length // page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmap import PAGESIZE
+from typing import Final
 
 from attrs import field, frozen
 
@@ -11,6 +12,13 @@ from safemem.buffers import check_int
 from usermem.mm.arena import Arena
 from usermem.mm.host_run import HostRun
 from usermem.mm.memory_map import MemoryMap
+from usermem.mm.vma import VMA
+
+# How often it begins anew where others map meanwhile.
+_ATTEMPTS: Final = 8
+
+# How much untouched memory gets host address space in one call, in bytes: a guest may map half of the host's.
+_MOST_PLACED: Final = 1 << 40
 
 
 @frozen
@@ -40,13 +48,29 @@ _copies = Arena()
 def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[GuestRun]:
     """See AddressSpace.host_runs."""
     start, end = check_int(start, "start"), check_int(end, "end")
+    for _ in range(_ATTEMPTS):
+        vmas = mm.tables.vmas
+        found = _runs(mm, vmas.overlapping(start, end), (start, end), copy_files)
+        if mm.tables.vmas is vmas:  # else a listener may have been told of what was found before
+            break
+    return found
+
+
+def _runs(mm: MemoryMap, vmas: list[VMA], part: tuple[int, int], copy_files: bool) -> list[GuestRun]:
+    """The runs of some mappings in [start, end)."""
     found: list[GuestRun] = []
-    tables = mm.tables
-    for vma in tables.vmas.overlapping(start, end):
+    placed = 0
+    for vma in vmas:
         limit = mm.accessible_end(vma)
-        at, stop = max(vma.start, start), min(end, limit)
+        at, stop = max(vma.start, part[0]), min(part[1], limit)
         while at < stop:
-            pma = tables.pmas.find(at) or mm.fill(tables, vma, at, limit)
+            tables = mm.tables
+            pma = tables.pmas.find(at)
+            if pma is None:
+                pma = mm.fill(tables, vma, at, limit)
+                placed += pma.end - pma.start
+                if placed > _MOST_PLACED:
+                    raise MemoryError(f"host_runs would place more than {_MOST_PLACED:#x} bytes: ask for fewer")
             last = min(pma.end, stop)
             run = pma.run.part(at - pma.start, last - pma.start)
             if run.may_fault and not copy_files:
@@ -60,7 +84,7 @@ def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[Gue
                 stop = stop if len(run) == wanted else last  # the file ends there
             if len(run):
                 _append(found, GuestRun(at, run.address, len(run), vma.prot, is_copy, (run,)))
-            at, tables = last, mm.tables
+            at = last
     return found
 
 

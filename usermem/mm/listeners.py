@@ -1,9 +1,9 @@
 """Who is told of changes of a map: the order of events, and that each call waits for its own.
 
-A change is noted under the map's lock, just before its tables are published. Then, without a lock, whoever made a
-change tells all that were published and not told yet, its own among them. So the listener is called in the order of the
-changes, for one at a time, and no call returns before its own events were told, by itself or by another thread. The
-listener may map. It may even wait for another thread that maps: that one waits for it only a moment, and then goes on.
+A change is noted under the map's lock, just before its tables are published. Then, without a lock, each thread tells
+its own, once those before them were told. So the listener is called in the order of the changes, for one at a time, and
+no call returns before its own events were told. The listener may map. It may even wait for another thread that maps, or
+for a lock that such a thread holds: a thread waits for another one only a moment, and then goes on.
 
 A signal handler may come in at any line, with changes of its own. So whether a noted change was published is not kept
 beside the tables but follows from them: they are the current ones, or were when the next change began.
@@ -38,8 +38,12 @@ Told = tuple[int, int, ChangeKind]
 Listener = Callable[[int, int, ChangeKind], object]
 
 
-# How long an event waits for the one before it, in seconds, if another thread is at that.
+# How long a thread waits for another one that is at an event, in seconds.
 _PATIENCE: Final = 0.1
+
+
+def _is_alive(thread: int) -> bool:
+    return any(each.ident == thread for each in threading.enumerate())
 
 
 def _nobody(start: int, end: int, kind: ChangeKind) -> None:
@@ -49,12 +53,13 @@ def _nobody(start: int, end: int, kind: ChangeKind) -> None:
 class Event:
     """A change that the listener is told: with the tables that have it, and how far it has come."""
 
-    __slots__ = ("done", "published", "tables", "teller", "told")
+    __slots__ = ("done", "owner", "published", "tables", "teller", "told")
 
     def __init__(self, told: Told, tables: object) -> None:
         self.told = told
         self.tables = tables
         self.published = False
+        self.owner = threading.get_ident()  # the thread whose call it is
         self.teller: int | None = None  # the thread that calls, or called, the listener for it
         self.done = threading.Event()
 
@@ -76,8 +81,11 @@ class Listeners:
         """Forget changes that were noted and not published."""
         for event in events:
             if not event.published:
-                with suppress(ValueError):
-                    self._events.remove(event)
+                self._drop(event)
+
+    def _drop(self, event: Event) -> None:
+        with suppress(ValueError):
+            self._events.remove(event)
 
     def see(self, tables: object) -> None:
         """Note that these tables were published."""
@@ -86,7 +94,7 @@ class Listeners:
                 event.published = True
 
     def tell(self, own: list[Event], tables: object) -> None:
-        """Tell all that is published, ``tables`` being the current ones, and return when ``own`` was told.
+        """Tell ``own``, some events of this thread, when all before them were told; ``tables`` are the current ones.
 
         The first error that the listener raises is raised at the end.
         """
@@ -96,21 +104,21 @@ class Listeners:
         for event in tuple(self._events):
             mine = None
             listener = self.listener or _nobody
-            if event.teller not in (None, me):
-                event.done.wait(_PATIENCE)
+            if event.owner != me and not event.done.wait(_PATIENCE) and not _is_alive(event.owner):
+                event.owner = me  # its thread has ended in the middle of a call, or is not in this child of a fork
+                if event.teller is not None:
+                    self._drop(event)
             try:
                 # One line without a call before the listener's: no other event can be told in between.
-                if event.published and event.teller is None: event.teller = me; mine = event; listener(*event.told)  # fmt: skip # noqa: E501, E701, E702
+                if event.owner == me and event.published and event.teller is None: event.teller = me; mine = event; listener(*event.told)  # fmt: skip # noqa: E501, E701, E702
             except BaseException as exc:
                 failed = failed or exc
             finally:
                 if mine is not None:
                     event.done.set()
-                    with suppress(ValueError):
-                        self._events.remove(event)
-        for event in own:
-            if event.published:
-                event.done.wait()
+                    self._drop(event)
+            if event is own[-1]:
+                break
         self.withdraw(own)
         if failed is not None:
             raise failed

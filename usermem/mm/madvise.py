@@ -43,7 +43,7 @@ _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: W
 
 _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 
-# How much is touched at most to populate a mapping: a guest that asks for more does not cost the host more.
+# How much of a mapping is populated at most, in bytes: a guest that asks for more does not cost the host more.
 _TOUCHED: Final = 1 << 30
 
 
@@ -99,18 +99,18 @@ def _discard(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
 
 
 def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | None:
-    """Place the pages of [start, end), have the host hold the first of them, and return where that stopped, if so."""
+    """Have the host hold the pages of [start, end), of the first GiB, and return where an access would fault, if so."""
     budget = _TOUCHED
-    while start < end:
+    while start < end and budget > 0:
         stretch = mm.locate(start, access, ignore_permissions=False)
         if isinstance(stretch, FaultReason):
             return start
         _, base, limit, run = stretch
         stop = min(base + limit, end)
-        if budget > 0 and not run.may_fault:
+        if not run.may_fault:
             offset = start - base - run.start
             run.view()[offset : offset + min(stop - start, budget) : host_mmap.PAGESIZE].tobytes()
-            budget -= stop - start
+        budget -= stop - start
         start = stop
     return None
 

@@ -11,7 +11,7 @@ Who may overtake whom:
   space in the middle of a change of its own thread is let in, and goes first: it publishes, and the change that it
   interrupted is built again over its outcome.
 - Cached pages that a change makes wrong are dropped before it publishes, and nothing is cached in between. So an
-  exception at any line leaves the old tables with a few cached pages less, or the new ones.
+  exception anywhere leaves the old tables with fewer cached pages, or the new ones.
 - Listeners, hooks, and the code of mapped objects run without the lock.
 
 Source: gVisor pkg/sentry/mm (MemoryManager).
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Final, TypeVar
@@ -60,8 +61,8 @@ _NEIGHBOURS: Final = 8
 # How often an access whose mapping others change begins anew, before it goes where it was going.
 _ATTEMPTS: Final = 8
 
-# The page cache knows what can be read and what can be written, which implies reading.
-_CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRITE)
+CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRITE)
+"""The accesses whose pages are cached: the cache knows what can be read, and what can be written and so read."""
 
 # How many stretches of one piece of memory may be cached before it is divided: a change of it drops them all.
 _CROWDED: Final = 128
@@ -79,6 +80,10 @@ class Limits:
     """How many bytes may be mapped (RLIMIT_AS); None for any number."""
     stack_limit: int = STACK_LIMIT
     """How long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK)."""
+
+
+class _ClosedError(ValueError):
+    """The address space is closed."""
 
 
 class MemoryMap:
@@ -102,13 +107,13 @@ class MemoryMap:
     def check_open(self) -> None:
         """Raise ValueError if the space is closed."""
         if self.tables.closed:
-            raise ValueError("the address space is closed")
+            raise _ClosedError("the address space is closed")
 
     def change(self, build: Callable[[Change], T]) -> T:
-        """Have ``build`` make new tables, publish them, tell the listener, and return what it returned.
+        """Publish the tables that ``build`` makes, tell the listener, and return what ``build`` returned.
 
-        It may run more than once, and must change nothing but the Change. What it raises passes through, and nothing
-        has changed. Raises ValueError if the space is closed.
+        ``build`` may run more than once, and must change nothing but the Change. What it raises passes through, and
+        nothing has changed. Raises ValueError if the space is closed.
         """
         made: list[Change] = []
         try:
@@ -181,7 +186,7 @@ class MemoryMap:
             if self.tables.vmas.find(addr) is vma:
                 break
         end = min(end, pma.end)
-        if access in _CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
+        if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
             with self._lock: crowded = self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
             if crowded:
                 self.change(partial(Change.divide, pma=pma))
@@ -216,10 +221,10 @@ class MemoryMap:
             rights |= mman.PROT_READ
         if access & ~rights:
             return FaultReason.PERMISSION
-        end = self.accessible_end(vma)
-        if addr >= end:
-            return FaultReason.BEYOND_FILE
         try:
+            end = self.accessible_end(vma)
+            if addr >= end:
+                return FaultReason.BEYOND_FILE
             return vma, tables.pmas.find(addr) or self.fill(tables, vma, addr, end), end
         except MemoryError:
             return FaultReason.NO_MEMORY
@@ -349,11 +354,14 @@ class MemoryMap:
             change.unmap(0, 1 << 64)
             change.closed = True
 
-        if not self.tables.closed:
-            self.change(build)
+        if self.tables.closed:
+            return
+        try:
+            with suppress(_ClosedError):  # by another thread, meanwhile
+                self.change(build)
+        finally:
             self._cache.readable.clear()
             self._cache.writable.clear()
-            write_back_released()
             self.raise_failed_write_back()
 
     def raise_failed_write_back(self) -> None:

@@ -6,14 +6,11 @@ Source: Linux mm/mincore.c.
 from __future__ import annotations
 
 import errno
-from typing import Final
 
 from safemem.errors import error
 from usermem.mm import host_calls
 from usermem.mm.host_run import HostRun
 from usermem.mm.memory_map import MemoryMap, page_range
-
-_CHUNK: Final = 1 << 16  # pages that the host is asked for at a time
 
 
 def mincore(mm: MemoryMap, addr: int, length: int) -> bytes:
@@ -42,7 +39,7 @@ def _resident_pages(run: HostRun, page: int) -> bytes:
     Where the host cannot tell, all pages that have a place are.
     """
     found = bytearray()
-    step = page * _CHUNK
+    step = page * host_calls.PAGES_ASKED
     for at in range(run.address, run.address + len(run), step):
         part = host_calls.resident(at, min(step, run.address + len(run) - at), page)
         if part is None:

@@ -14,7 +14,7 @@ from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.mm.backing import object_backing
 from usermem.mm.backing.backing import Backing
-from usermem.mm.backing.host_file import host_file
+from usermem.mm.backing.host_file import LARGEST_FILE, host_file
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.change import Change
@@ -28,9 +28,6 @@ RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
 # Where MAP_32BIT maps: find_start_end(), arch/x86/kernel/sys_x86_64.c.
 _LOW_START: Final = 0x4000_0000
 _LOW_END: Final = 0x8000_0000
-
-# Where a file of the host's ends at most: MAX_LFS_FILESIZE.
-_LARGEST_FILE: Final = (1 << 63) - 1
 
 
 def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tuple[int, int]) -> int:
@@ -52,7 +49,7 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     shared = kind != mman.MAP_PRIVATE
     backing: Backing
     if not anonymous:
-        if offset + length > _LARGEST_FILE:
+        if offset + length > LARGEST_FILE:
             raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x} of a file")
         backing = host_file(fd, shared, prot, offset, mm.arch.page_size)
     else:

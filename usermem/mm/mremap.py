@@ -106,6 +106,8 @@ class _Call:
         """Move (address, old length, new length) of a mapping to ``to``, or to where there is room."""
         addr, old_len, new_len = part
         if to is not None:
+            if to < self.mm.arch.min_addr:
+                raise error(errno.EPERM, f"address {to:#x} is below {self.mm.arch.min_addr:#x}")
             self.mm.check_cut(change.vmas, to, to + new_len)
             change.unmap(to, to + new_len)
             found = change.vmas.find(addr)  # the target may have been next to it or, if it has no length, itself

@@ -13,9 +13,11 @@ Source: mmap(2); Linux mm/filemap.c.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
+import stat
 import struct
 import sys
 from collections import deque
@@ -28,33 +30,53 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from hostarch import mman
 from safemem import HostFaultError, safecopy
 from safemem.errors import error
+from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
 from usermem.mm.host_calls import READ_WRITE, Held, HostMapping
 from usermem.mm.host_run import HostRun
 
 _WINDOW: Final = 1 << 26
-# Where a file ends at most: MAX_LFS_FILESIZE.
-_LARGEST_FILE: Final = (1 << 63) - 1
+
+LARGEST_FILE: Final = (1 << 63) - 1
+"""Where a file of the host's ends at most: MAX_LFS_FILESIZE."""
 
 _FLOCK: Final = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 _Key = tuple[int, int, bool]
 
 
-class _OpenFile:
-    """A descriptor that all mappings of one file share, and the windows of it that are mapped now."""
+class _Closing:
+    """What closes a descriptor when it goes. Nothing refers to it weakly: see host_calls."""
+
+    __slots__ = ("fd", "key")
 
     def __init__(self, key: _Key, fd: int) -> None:
         self.key = key
         self.fd = fd
-        self.windows: WeakValueDictionary[tuple[int, int], HostMapping] = WeakValueDictionary()
-        self.tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
-        """Of the mappings for guests whose pages are larger than the host's, the zeros that were put into each."""
 
     def __del__(self) -> None:
         _unused.append((self.key, self.fd))
         _close_unused()
+
+
+class _OpenFile:
+    """A descriptor that all mappings of one file share, and the windows of it that are mapped now.
+
+    What is no regular file has one for each mapping: an inode does not name its memory (/dev/zero, devices).
+    """
+
+    def __init__(self, key: _Key, fd: int, regular: bool = True) -> None:
+        self._closing = _Closing(key, fd)
+        self.key = key
+        self.fd = fd
+        self.regular = regular
+        self.lock = fork_safe_lock()
+        self.tail = 0, 0
+        """Where zeros are put behind the file's end, for guests whose pages are larger than the host's."""
+        self.windows: WeakValueDictionary[tuple[int, int], HostMapping] = WeakValueDictionary()
+        self.tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
+        """Of the mappings for such guests, the zeros that were put into each."""
 
     @property
     def host_prot(self) -> int:
@@ -69,6 +91,8 @@ _unused: deque[tuple[_Key, int]] = deque()
 def _open_file(fd: int, status: os.stat_result, writable: bool) -> _OpenFile:
     """The open file that a descriptor's mappings share. Raises OSError if the host has no descriptor left."""
     key = (status.st_dev, status.st_ino, writable)
+    if not stat.S_ISREG(status.st_mode):
+        return _OpenFile(key, os.dup(fd), regular=False)
     file = _open_files.get(key)
     if file is not None:
         return file
@@ -125,7 +149,7 @@ class HostFile(Backing):
     @property
     def key(self) -> object:
         """Linux merges neighbours of one file that have the same rights."""
-        return self._file.key, self._shared, self.max_prot
+        return self if not self._file.regular else self._file.key, self._shared, self.max_prot
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -138,18 +162,22 @@ class HostFile(Backing):
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
         """The window around ``offset``. See Backing.run."""
         start = offset & -_WINDOW
-        if self._shared:
+        if self._shared and self._file.regular:
             mapping = self._file.windows.get((start, self._page))
             if mapping is None:
-                length = min(_WINDOW, _LARGEST_FILE - start + 1)
+                length = min(_WINDOW, LARGEST_FILE - start + 1)
                 mapping = HostMapping(self._file.fd, start, length, self._file.host_prot, mman.MAP_SHARED)
                 mapping = self._file.windows.setdefault((start, self._page), mapping)
         else:
             start, end = max(start, low), min(start + _WINDOW, high)
-            mapping = HostMapping(self._file.fd, start, end - start, READ_WRITE, mman.MAP_PRIVATE)
+            prot, flags = READ_WRITE, mman.MAP_PRIVATE
+            if self._shared:
+                prot, flags = self._file.host_prot, mman.MAP_SHARED
+            mapping = HostMapping(self._file.fd, start, end - start, prot, flags)
         if self._page:
-            self._file.tails.setdefault(mapping, (0, 0))
-            self.accessible(self._page)
+            with self._file.lock:
+                if self._file.tails.setdefault(mapping, (0, 0)) != self._file.tail:
+                    self._move_zeros(mapping, self._file.tail)
         return start, mapping.run(0, mapping.length, Held(self._file, mapping))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
@@ -192,21 +220,46 @@ class HostFile(Backing):
         size = os.fstat(self._file.fd).st_size
         end = -(-size // page) * page
         tail = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, end
-        for mapping, zeros in list(self._file.tails.items()):
-            if zeros != tail:
-                self._move_zeros(mapping, zeros, tail)
-                self._file.tails[mapping] = tail
+        if tail != self._file.tail:
+            with self._file.lock:
+                self._file.tail = tail
+                for mapping, zeros in list(self._file.tails.items()):
+                    if zeros != tail:
+                        self._move_zeros(mapping, tail)
         return end
 
-    def _move_zeros(self, mapping: HostMapping, old: tuple[int, int], new: tuple[int, int]) -> None:
-        """Show the file again where the zeros behind its end were, and put them where they belong now."""
+    def _move_zeros(self, mapping: HostMapping, new: tuple[int, int]) -> None:
+        """Show the file again where zeros were behind its end, and put them where they belong now.
+
+        A private page keeps what was written to it. Raises MemoryError if the host refuses.
+        """
+        old = self._file.tails[mapping]
         low, high = mapping.offset, mapping.offset + mapping.length
+        try:
+            for start, end in _without(old, new):
+                if low <= start < end <= high:
+                    self._show_file(mapping, mapping.address + start - low, start, end)
+            for start, end in _without(new, old):
+                if low <= start < end <= high:
+                    host_calls.map_zeros(mapping.address + start - low, end - start, mapping.prot)
+        except OSError as exc:
+            raise MemoryError(f"the host does not map zeros behind a file's end: {exc}") from exc
+        self._file.tails[mapping] = new
+
+    def _show_file(self, mapping: HostMapping, address: int, start: int, end: int) -> None:
+        written = ctypes.string_at(address, end - start) if mapping.flags == mman.MAP_PRIVATE else b""
         flags = mapping.flags | mman.MAP_FIXED
-        if low <= old[0] < old[1] <= high:
-            address = mapping.address + old[0] - low
-            host_calls.map_file(self._file.fd, old[0], old[1] - old[0], mapping.prot, flags, address)
-        if low <= new[0] < new[1] <= high:
-            host_calls.map_zeros(mapping.address + new[0] - low, new[1] - new[0], mapping.prot)
+        host_calls.map_file(self._file.fd, start, end - start, mapping.prot, flags, address)
+        for at in range(0, len(written), mmap.PAGESIZE):
+            page = written[at : at + mmap.PAGESIZE]
+            if any(page):
+                with suppress(HostFaultError):  # the file has gone again
+                    safecopy.copy_out(address + at, memoryview(page))
+
+
+def _without(part: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, int]]:
+    """What of one range does not lie in another."""
+    return [(part[0], min(part[1], max(other[0], part[0]))), (max(part[0], min(other[1], part[1])), part[1])]
 
 
 def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostFile:

@@ -51,18 +51,29 @@ class _Window:
         return blake2b(self.view[at : at + _PAGE], digest_size=16).digest()
 
 
+class _Releasing:
+    """What queues the pages of an object when they go. Nothing refers to it weakly: see host_calls."""
+
+    __slots__ = ("mapped", "windows")
+
+    def __init__(self, mapped: MappedObject, windows: dict[int, _Window]) -> None:
+        self.mapped = mapped
+        self.windows = windows
+
+    def __del__(self) -> None:
+        if self.windows and getattr(self.mapped, "write_at", None) is not None:
+            _released.append((self.mapped, self.windows))
+
+
 class ObjectPages(Backing):
-    """The pages of an object that shared mappings see. Use :func:`object_pages`."""
+    """The pages of an object that shared mappings see. Use :func:`pages_of`."""
 
     steady = False  # the object may shrink at any time
 
     def __init__(self, mapped: MappedObject) -> None:
         self._mapped = mapped
         self._windows: dict[int, _Window] = {}
-
-    def __del__(self) -> None:
-        if self._windows and getattr(self._mapped, "write_at", None) is not None:
-            _released.append((self._mapped, self._windows))
+        self._releasing = _Releasing(mapped, self._windows)
 
     @property
     def mapped(self) -> object:
@@ -132,7 +143,7 @@ _known: WeakValueDictionary[int, ObjectPages] = WeakValueDictionary()
 _released: deque[tuple[MappedObject, dict[int, _Window]]] = deque()
 
 
-def object_pages(mapped: MappedObject) -> ObjectPages:
+def pages_of(mapped: MappedObject) -> ObjectPages:
     """The pages of an object: the same as long as somebody has them mapped."""
     write_back_released()
     pages = _known.get(id(mapped))

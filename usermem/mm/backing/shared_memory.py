@@ -180,7 +180,7 @@ class SharedMemory(Backing):
         return start - self._start, mapping.run(start - window, end - window, Held(self, mapping))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
-        stop = min(end, self._room)
+        stop = max(start, min(end, self._room))
         if self._file is not None:
             found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page)
         else:
