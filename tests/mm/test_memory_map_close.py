@@ -77,3 +77,24 @@ def test_a_hook_that_closes() -> None:
     assert space.maps() == ""
     with pytest.raises(ValueError, match="closed"):
         space.resolve(BASE, 8, READ)
+
+
+def test_close_beside_close() -> None:
+    """Both return; a listener that raises loses no error of an object's."""
+    for _ in range(200):
+        space = AddressSpace()
+        space.mmap(0, PAGE, RW, ANON)
+        failed: list[BaseException] = []
+
+        def close(space: AddressSpace = space, failed: list[BaseException] = failed) -> None:
+            try:
+                space.close()
+            except BaseException as exc:
+                failed.append(exc)
+
+        threads = [threading.Thread(target=close) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []

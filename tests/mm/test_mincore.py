@@ -10,7 +10,7 @@ import pytest
 
 from hostarch import AMD64, ARM64_16K, mman
 from usermem import AddressSpace
-from usermem.mm import host_calls, mincore
+from usermem.mm import host_calls
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or mmap.PAGESIZE != 4096, reason="counts Linux's pages")
 
@@ -40,7 +40,7 @@ def test_single_pages(flags: int) -> None:
 
 def test_large_guest_pages_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest's page is there if one of the host's in it is; long ranges are asked for in parts."""
-    monkeypatch.setattr(mincore, "_CHUNK", 2)
+    monkeypatch.setattr(host_calls, "PAGES_ASKED", 2)
     with AddressSpace(ARM64_16K) as space:
         space.mmap(BASE, 7 * 4 * PAGE, RW, SHARED)
         for page in (0, 3, 6):

@@ -416,3 +416,12 @@ def test_map_populate() -> None:
     assert space.mincore(BASE, PAGE) == b"\0"
     space.map_object(FAR, PAGE, R, FIXED, Object(pattern(PAGE), PAGE))
     assert not read
+
+
+def test_nothing_moves_below_the_lowest_address() -> None:
+    """As mmap, mremap maps nothing below min_addr: page 0 stays free."""
+    space = AddressSpace()
+    at = space.mmap(0, PAGE, RW, ANON)
+    with pytest.raises(PermissionError):
+        space.mremap(at, PAGE, PAGE, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED, 0)
+    assert len(space.mappings()) == 1

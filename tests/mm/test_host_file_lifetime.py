@@ -1,0 +1,80 @@
+"""A host mapping or descriptor that goes is found by nobody any more, and what an inode does not name is not shared."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edge_layouts import PAGE, RW
+from hostarch import ARM64_64K, mman
+from usermem import AddressSpace
+from usermem.mm import host_calls
+from usermem.mm.backing.host_file import can_map
+
+pytestmark = pytest.mark.skipif(not can_map(), reason="this host cannot copy memory that may fault")
+
+
+class Watched:
+    """The C library, which calls a function right after it has unmapped pages, without the GIL as it were."""
+
+    def __init__(self, libc: Any, after: Callable[[], object]) -> None:
+        self.libc = libc
+        self.after = after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.libc, name)
+
+    def munmap(self, address: int, length: int) -> int:
+        """munmap(2)."""
+        result: int = self.libc.munmap(address, length)
+        thread = threading.Thread(target=self.after)
+        thread.start()
+        thread.join()
+        return result
+
+
+def test_a_window_that_is_being_unmapped_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread that touches the file while the last mapping of a window goes gets a window of its own."""
+    with tempfile.TemporaryFile(buffering=0) as file, AddressSpace() as one, AddressSpace() as other:
+        file.write(b"x" * PAGE)
+        there = other.mmap(0, PAGE, RW, mman.MAP_SHARED, file.fileno(), 0)
+        at = one.mmap(0, PAGE, RW, mman.MAP_SHARED, file.fileno(), 0)
+        one.read_bytes(at, 1)
+        seen: list[bytes] = []
+        watched = Watched(host_calls._libc(), lambda: seen.append(other.read_bytes(there, 4)))
+        monkeypatch.setattr(host_calls, "_libc", lambda: watched)
+        one.munmap(at, PAGE)
+        monkeypatch.undo()
+        assert seen == [b"xxxx"]
+        assert other.read_bytes(there, 4) == b"xxxx"
+
+
+def test_mappings_of_a_device_have_memory_of_their_own() -> None:
+    """Each shared mapping of /dev/zero is another piece of memory, in one space and in two."""
+    fd = os.open("/dev/zero", os.O_RDWR)
+    try:
+        with AddressSpace() as one, AddressSpace() as other:
+            at = one.mmap(0, PAGE, RW, mman.MAP_SHARED, fd, 0)
+            one.copy_out(at, b"secret")
+            for space in (one, other):
+                assert space.read_bytes(space.mmap(0, PAGE, RW, mman.MAP_SHARED, fd, 0), 6) == bytes(6)
+            assert one.read_bytes(at, 6) == b"secret"
+    finally:
+        os.close(fd)
+
+
+def test_a_private_page_behind_the_end_keeps_what_was_written() -> None:
+    """On a machine with large pages, when the file grows."""
+    with tempfile.TemporaryFile(buffering=0) as file, AddressSpace(ARM64_64K) as space:
+        file.write(b"f" * 100)
+        at = space.mmap(0, 1 << 16, RW, mman.MAP_PRIVATE, file.fileno(), 0)
+        space.copy_out(at + 2 * PAGE, b"mine")
+        for size in (5100, 3 * PAGE + 5, 5 * PAGE):
+            file.truncate(size)
+            assert space.read_bytes(at + 2 * PAGE, 5) == b"mine\0"
+        assert space.read_bytes(at + 4 * PAGE, 4) == bytes(4)
