@@ -302,8 +302,10 @@ class MemoryMap:
 
     def can_cut(self, vmas: VMASet, start: int, end: int) -> bool:
         """Whether unmapping [start, end) leaves no more mappings than there may be."""
+        if len(vmas) < self.limits.max_map_count:
+            return True
         vma = vmas.find(start)
-        return len(vmas) < self.limits.max_map_count or vma is None or vma.start == start or vma.end <= end
+        return vma is None or vma.start == start or vma.end <= end
 
     def check_cut(self, vmas: VMASet, start: int, end: int) -> None:
         """Raise ENOMEM if unmapping [start, end) would leave too many mappings."""

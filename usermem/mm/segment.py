@@ -217,16 +217,16 @@ class SegmentSet(Generic[S]):
         node = self._root
         if node is None or start >= end:
             return []
-        part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
-        while node.height:
-            if len(part) != 1:
+        while True:
+            i = bisect_right(node.ends, start)
+            j = bisect_left(node.starts, end, i)
+            if not node.height or i == j:
+                return node.items[i:j]
+            if j - i > 1:
                 break
-            node = part[0]
-            part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
-        else:
-            return part
+            node = node.items[i]
         found: list[S] = []
-        nodes = part[::-1]
+        nodes = node.items[i:j][::-1]
         while nodes:
             node = nodes.pop()
             part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
