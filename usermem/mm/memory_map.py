@@ -302,10 +302,8 @@ class MemoryMap:
 
     def can_cut(self, vmas: VMASet, start: int, end: int) -> bool:
         """Whether unmapping [start, end) leaves no more mappings than there may be."""
-        if len(vmas) < self.limits.max_map_count:
-            return True
-        vma = vmas.find(start)
-        return vma is None or vma.start == start or vma.end <= end
+        few = len(vmas) < self.limits.max_map_count
+        return few or (vma := vmas.find(start)) is None or vma.start == start or vma.end <= end
 
     def check_cut(self, vmas: VMASet, start: int, end: int) -> None:
         """Raise ENOMEM if unmapping [start, end) would leave too many mappings."""
