@@ -55,3 +55,14 @@ def test_changing_rights_makes_no_places() -> None:
     space.mprotect(at, 1 << 22, RW)
     assert len(space.mappings()) == 1
     assert list(space._map.tables.pmas) == [place]
+
+
+def test_memory_whose_cached_pages_are_gone_is_not_divided() -> None:
+    """Another thread may have pruned what made it look crowded: then there is nothing to divide, and no error."""
+    space = AddressSpace()
+    space.mmap(BASE, PAGE, RW, FIXED)
+    space.copy_out(BASE, b"x")
+    (pma,) = space._map.tables.pmas
+    pma.cached.clear()
+    space._map.change(lambda change: change.divide(pma))
+    assert list(space._map.tables.pmas) == [pma]

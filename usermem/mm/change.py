@@ -126,9 +126,9 @@ class Change:
         self.pmas = self.pmas.replace(pma.start, pma.end, [pma])
 
     def divide(self, pma: PMA) -> None:
-        """Make two of a PMA, at a mapping in the middle of those that are cached."""
-        if self.pmas.find(pma.start) is pma:
-            firsts = sorted({key & -2 for key in pma.cached})
+        """Make two of a PMA, at a mapping in the middle of those that are cached; not if others were quicker."""
+        firsts = sorted({key & -2 for key in pma.cached})
+        if len(firsts) > 1 and self.pmas.find(pma.start) is pma:
             at = firsts[len(firsts) // 2]
             self.pmas = self.pmas.replace(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])
             self.touched.append((pma.start, pma.end))

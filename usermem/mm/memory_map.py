@@ -239,7 +239,7 @@ class MemoryMap:
         low, high = self._room(tables.vmas, tables.pmas, vma, addr)
         if not vma.backing.anonymous:
             high = min(high, end)
-        distance = 0 if vma.backing.anonymous else vma.start - vma.offset
+        distance = addr - vma.offset_at(addr)
         offset, run = vma.backing.run(addr - distance, low - distance, high - distance)
         start = offset + distance
         low, high = max(low, start), min(high, start + len(run))

@@ -23,15 +23,9 @@ def msync(mm: MemoryMap, addr: int, length: int, flags: int) -> int:
         length = 0  # in whole pages it wraps, and the kernel does not look
     addr, end = page_range(mm.arch, addr, length, "msync", errno.ENOMEM)
     tables = mm.tables
-    vmas = tables.vmas.overlapping(addr, end)
-    at = addr
-    for vma in vmas:
-        if vma.start > at:
-            break
-        at = vma.end
-    if at < end:
+    if tables.vmas.covered_up_to(addr, end) < end:
         raise error(errno.ENOMEM, f"msync: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
-    for vma in vmas:
+    for vma in tables.vmas.overlapping(addr, end):
         if vma.shared:
             start, stop = max(vma.start, addr), min(vma.end, end)
             if vma.backing.is_synced:
