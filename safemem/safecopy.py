@@ -40,6 +40,25 @@ def address_of(view: memoryview) -> int:
     return address & (1 << 64) - 1
 
 
+def view_at(address: int, length: int) -> memoryview:
+    """A writable view of host memory that may fault, for system calls alone: those report a fault, we would die of it.
+
+    The caller keeps the memory alive.
+    """
+    view: memoryview = _view_from_memory()(address, length, 0x200)  # PyBUF_WRITE
+    return view
+
+
+@cache
+def _view_from_memory() -> Any:
+    import ctypes
+
+    function = ctypes.pythonapi.PyMemoryView_FromMemory
+    function.restype = ctypes.py_object
+    function.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+    return function
+
+
 @cache
 def _process_vm(name: str) -> Callable[[int, int, int], int]:
     """The system call as ``call(local address, remote address, length) -> bytes moved``, raising OSError."""
