@@ -210,7 +210,10 @@ class PagedIO(ResolvedIO):
         if native is not None and self._in_host_order and not ignore_permissions:
             try:
                 _, base, limit, run = (self._readable if access is READ else self._writable)[addr >> 12]
-                if addr - base + size <= limit and not addr & size - 1 and not any(x >> 8 * size for x in values):
+                fits = addr - base + size <= limit and not addr & size - 1
+                for value in values:
+                    fits = fits and not value >> 8 * size
+                if fits:
                     found: int = getattr(native, operation)(run.base + addr - base, size, *values)
                     return found
             except (KeyError, TypeError):
