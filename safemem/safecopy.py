@@ -13,7 +13,6 @@ import errno
 import os
 import signal
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safemem.errors import HostFaultError, add_transferred
@@ -112,6 +111,8 @@ def _signal_at(address: int, right: str) -> signal.Signals:
 def mapping_at(address: int) -> list[str]:
     """The fields of the line of /proc/self/maps for a host address: range, rights, offset, device, inode, and a name if
     it has one. Empty if nothing is mapped there, or the host does not tell."""
+    from pathlib import Path  # 3.5 ms at import
+
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
