@@ -161,15 +161,19 @@ class ResolvedIO(ABC):
         *values: int,
     ) -> int:
         """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
-        misaligned = self._atomics_aligned and check_int(addr, "addr") & (size - 1)
+        addr = check_int(addr, "addr")
+        misaligned = self._atomics_aligned and addr & (size - 1)
         # Nothing of a misaligned word is resolved: no stack grows to it, and no hook hears of it.
-        word = AddrRangeSeq.unchecked([check_int(addr, "addr"), 0 if misaligned else size], size)
-        seq, fault = self._resolve_seq(word, access, ignore_permissions)
+        length = 0 if misaligned else size
+        blocks: list[Block] = []
+        fault = self.range_fault(addr, length, access)
+        if fault is None:
+            blocks, fault = self.resolve(addr, length, access, ignore_permissions=ignore_permissions)
         if misaligned:
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         if fault is not None:
             raise FaultError(addr, access, fault.reason)
-        block = seq.head()
+        block = blocks[0]
         if len(block) < size:  # it straddles two pieces of host memory, which no operation can do at once
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         try:
