@@ -4,9 +4,9 @@ Both tables of an address space are one: the guest's mappings (VMAs) and the hos
 makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it without a lock,
 a change is published by one store, and a change that fails has changed nothing.
 
-The set is a B+ tree. A node has up to 96 items: segments in a leaf, nodes above. Lists beside them say where they
-start and end, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for
-free space passes by whatever has none that is long enough: O(log n), whatever the lengths.
+The set is a B+ tree. A node has up to 96 items: segments in a leaf, nodes above. A list beside them says where they
+start, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
+space passes by whatever has none that is long enough: O(log n), whatever the lengths.
 
 Source: gVisor pkg/segment, whose gap tracking this follows.
 """
@@ -51,28 +51,23 @@ S = TypeVar("S", bound=Segment)
 class _Node:
     """Some segments in a row (height 0), or some nodes of the next lower height. Immutable, but for ``gap``.
 
-    ``starts`` and ``ends`` are those of the items; nodes share these lists where they are the same. ``gap`` is no less
-    than the longest free space between two segments in the node: searches make it exact where it matters.
+    ``starts`` are those of the items; nodes share the list where it is the same. ``end`` is the last item's. ``gap`` is
+    no less than the longest free space between two segments in the node: searches make it exact where it matters.
     """
 
-    __slots__ = ("ends", "gap", "height", "items", "starts")
+    __slots__ = ("end", "gap", "height", "items", "starts")
 
-    def __init__(self, height: int, items: list[Any], starts: list[int], ends: list[int], gap: int) -> None:
+    def __init__(self, height: int, items: list[Any], starts: list[int], gap: int) -> None:
         self.height = height
         self.items = items
         self.starts = starts
-        self.ends = ends
+        self.end: int = items[-1].end
         self.gap = gap
 
     @property
     def start(self) -> int:
         """The first address of the first segment in it."""
         return self.starts[0]
-
-    @property
-    def end(self) -> int:
-        """The first address past the last segment in it."""
-        return self.ends[-1]
 
     @property
     def floor(self) -> int:
@@ -104,39 +99,42 @@ class _Node:
         """The node with another child in the place of one."""
         items = self.items.copy()
         items[i] = child
-        starts, ends = self.starts, self.ends
-        start, end = child.starts[0], child.ends[-1]
+        starts, start = self.starts, child.starts[0]
         if starts[i] != start:
             starts = starts.copy()
             starts[i] = start
-        if ends[i] != end:
-            ends = ends.copy()
-            ends[i] = end
         gap = self.gap if self.gap > child.gap else child.gap
-        if i and start - ends[i - 1] > gap:
-            gap = start - ends[i - 1]
-        if i + 1 < len(items) and starts[i + 1] - end > gap:
-            gap = starts[i + 1] - end
-        return _Node(self.height, items, starts, ends, gap)
+        if i and start - items[i - 1].end > gap:
+            gap = start - items[i - 1].end
+        if i + 1 < len(items) and starts[i + 1] - child.end > gap:
+            gap = starts[i + 1] - child.end
+        return _Node(self.height, items, starts, gap)
 
     def _with(self, i: int, j: int, new: list[Any]) -> list[_Node]:
         """The nodes with ``new`` in the place of the items i to j; none if there are none left."""
-        items, starts, ends = self.items.copy(), self.starts.copy(), self.ends.copy()
+        items, starts = self.items.copy(), self.starts.copy()
         items[i:j] = new
         if not items:
             return []
         starts[i:j] = [item.start for item in new]
-        ends[i:j] = [item.end for item in new]
         gap = self.gap
-        for k in range(i or 1, min(i + len(new) + 1, len(items))):
-            between = starts[k] - ends[k - 1]  # a floor may lie below: the bound need not be exact
-            if between > gap:
-                gap = between
+        end = items[i - 1].end if i else starts[0]
+        for item in items[i : i + len(new) + 1]:
+            if item.start - end > gap:  # a floor may lie below: the bound need not be exact
+                gap = item.start - end
+            end = item.end
         if self.height:
             gap = max([gap, *[node.gap for node in new]])
         if len(items) <= _FANOUT:
-            return [_Node(self.height, items, starts, ends, gap)]
+            return [_Node(self.height, items, starts, gap)]
         return _packed(items, self.height, gap)
+
+    def part(self, start: int, end: int) -> list[Any]:
+        """The items that have an address in [start, end), start < end, in order."""
+        i = bisect_right(self.starts, start)
+        if i and self.items[i - 1].end > start:
+            i -= 1
+        return self.items[i : bisect_left(self.starts, end, i)]
 
 
 def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
@@ -147,7 +145,7 @@ def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
 
 
 def _node(items: list[Any], height: int, gap: int) -> _Node:
-    return _Node(height, items, [item.start for item in items], [item.end for item in items], gap)
+    return _Node(height, items, [item.start for item in items], gap)
 
 
 def _joined(nodes: list[_Node]) -> list[_Node]:
@@ -170,10 +168,10 @@ class SegmentSet(Generic[S]):
 
     __slots__ = ("_length", "_root", "num_bytes")
 
-    def __init__(self) -> None:
-        self._root: _Node | None = None
-        self._length = 0
-        self.num_bytes = 0
+    def __init__(self, _root: _Node | None = None, _length: int = 0, _num_bytes: int = 0) -> None:
+        self._root = _root
+        self._length = _length
+        self.num_bytes = _num_bytes
 
     def __len__(self) -> int:
         return self._length
@@ -183,21 +181,29 @@ class SegmentSet(Generic[S]):
 
     def find(self, addr: int) -> S | None:
         """The segment that addr lies in."""
-        found = self.last_before(addr + 1)
-        return found if found is not None and found.end > addr else None
+        node = self._root
+        while node is not None:
+            i = bisect_right(node.starts, addr)
+            if not i or (item := node.items[i - 1]).end <= addr:
+                return None
+            if not node.height:
+                found: S = item
+                return found
+            node = item
+        return None
 
     def first_from(self, addr: int) -> S | None:
         """The first segment that ends after addr. (Linux's find_vma().)"""
-        node = self._root
-        while node is not None:
-            i = bisect_right(node.ends, addr)
-            if i == len(node.ends):
-                return None
-            if not node.height:
-                found: S = node.items[i]
-                return found
-            node = node.items[i]
-        return None
+        item: Any = self._root
+        if item is None or item.end <= addr:
+            return None
+        for _ in range(item.height + 1):
+            node, i = item, bisect_right(item.starts, addr)
+            item = node.items[i - 1] if i else node.items[0]
+            if item.end <= addr:
+                item = node.items[i]
+        found: S = item
+        return found
 
     def last_before(self, addr: int) -> S | None:
         """The last segment that starts below addr."""
@@ -214,26 +220,15 @@ class SegmentSet(Generic[S]):
 
     def overlapping(self, start: int, end: int) -> list[S]:
         """The segments that have an address in [start, end), in order."""
-        node = self._root
-        if node is None or start >= end:
+        root = self._root
+        if root is None or start >= end:
             return []
-        while True:
-            i = bisect_right(node.ends, start)
-            j = bisect_left(node.starts, end, i)
-            if not node.height or i == j:
-                return node.items[i:j]
-            if j - i > 1:
-                break
-            node = node.items[i]
-        found: list[S] = []
-        nodes = node.items[i:j][::-1]
-        while nodes:
-            node = nodes.pop()
-            part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
-            if node.height:
-                nodes += reversed(part)
+        found = root.part(start, end)
+        for _ in range(root.height):
+            if len(found) == 1:
+                found = found[0].part(start, end)
             else:
-                found += part
+                found = [item for node in found for item in node.part(start, end)]
         return found
 
     def is_free(self, start: int, end: int) -> bool:
@@ -303,14 +298,11 @@ class SegmentSet(Generic[S]):
         """The set with some segments instead of others that are neighbours in it. They must cover no other's place."""
         if old == new:
             return self
-        made = type(self).__new__(type(self))
-        made._length = self._length + len(new) - len(old)
         size = self.num_bytes
         for segment in new:
             size += segment.end - segment.start
         for segment in old:
             size -= segment.end - segment.start
-        made.num_bytes = size
         if self._root is None:
             nodes = _packed(new, 0, 1 << 64) if new else []
         else:
@@ -321,8 +313,7 @@ class SegmentSet(Generic[S]):
         root = nodes[0] if nodes else None
         while root is not None and root.height and len(root.items) == 1:
             root = root.items[0]
-        made._root = root
-        return made
+        return type(self)(root, self._length + len(new) - len(old), size)
 
     def _check(self) -> None:
         """Raise AssertionError if the set is not what it says: for stress tests."""
@@ -335,7 +326,7 @@ class SegmentSet(Generic[S]):
         for node in nodes:
             assert 0 < len(node.items) <= _FANOUT
             assert node.starts == [item.start for item in node.items]
-            assert node.ends == [item.end for item in node.items]
+            assert node.end == node.items[-1].end
             between = [right.floor - left.end for left, right in itertools.pairwise(node.items)]
             assert node.gap >= max(between, default=0)
             if node.height:
