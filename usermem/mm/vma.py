@@ -92,16 +92,14 @@ class VMASet(SegmentSet[VMA]):
         ``around`` are the mappings in [start - 1, end + 1), if the caller has them.
         """
         old = self.overlapping(start - 1, end + 1) if around is None else around
-        new: list[VMA] = []
-        if old and old[0].start < start:
-            before = old[0]
-            new.append(before if before.end <= start else before.cut(before.start, start))
-        for vma in vmas:
-            _append(new, vma)
-        if old and old[-1].end > end:
-            after = old[-1]
-            _append(new, after if after.start >= end else after.cut(end, after.end))
-        return self.exchange(old, new)
+        new = vmas
+        if old:
+            first, last = old[0], old[-1]
+            if first.start < start:
+                new = [first if first.end <= start else first.cut(first.start, start), *vmas]
+            if last.end > end:
+                new = [*new, last if last.start >= end else last.cut(end, last.end)]
+        return self.exchange(old, _merged(new) if len(new) > 1 else new)
 
     def limit_from(self, addr: int) -> int:
         """Where the free space that addr lies in should end: at the next mapping, or the guard below one that grows."""
@@ -115,9 +113,12 @@ class VMASet(SegmentSet[VMA]):
             assert not left.can_merge(right), f"{left} and {right} should be one"
 
 
-def _append(vmas: list[VMA], vma: VMA) -> None:
-    """Add a mapping behind others, merged with the last if they can be one."""
-    if vmas and vmas[-1].can_merge(vma):
-        left = vmas.pop()
-        vma = left.over(left.start, vma.end, left.prot)
-    vmas.append(vma)
+def _merged(vmas: list[VMA]) -> list[VMA]:
+    """The same mappings, neighbours merged where they can be one."""
+    merged: list[VMA] = []
+    for vma in vmas:
+        if merged and merged[-1].end == vma.start and (left := merged[-1]).can_merge(vma):
+            merged[-1] = left.over(left.start, vma.end, left.prot)
+        else:
+            merged.append(vma)
+    return merged
