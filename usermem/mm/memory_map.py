@@ -163,7 +163,6 @@ class MemoryMap:
 
     def _forget(self, old: Tables, change: Change) -> None:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
-        self._cache.words = {}
         for start, end in change.touched:
             for pma in old.pmas.overlapping(start, end):
                 if not pma.cached:
@@ -174,6 +173,7 @@ class MemoryMap:
                 low, high = max(start - 1, pma.start), min(end + 1, pma.end)
                 firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
                 self._cache.forget(pma.cached, firsts)
+        self._cache.words = {}  # now that no word can be found by a stretch
 
     def locate(self, addr: int, access: int, *, ignore_permissions: bool) -> Stretch | FaultReason:
         """Where addr's bytes are and how far the run goes, or why they cannot be accessed.
