@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 
-from safemem.block import Block, copy
+from safemem import safecopy
+from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import check_count
-from safemem.errors import TransferError
-from safemem.pending import PendingBytes
+from safemem.errors import HostFaultError
 
 # readv(2) refuses more buffers than this; taking fewer is a short count, which is progress.
 _IOV_MAX = 1024
-# Memory that needs safecopy goes through a buffer of at most this size.
+# Of memory that needs safecopy at most so much is moved at a time.
 _STAGE = 1 << 20
 
 
@@ -24,7 +24,8 @@ class _FD:
 
     def __init__(self, fd: int, offset: int | None = None) -> None:
         """Raises ValueError if fd or offset is negative."""
-        check_count(fd, "fd")
+        if type(fd) is not int or fd < 0:
+            check_count(fd, "fd")
         if offset is not None:
             check_count(offset, "offset")
         self._fd = fd
@@ -37,31 +38,32 @@ class FDReader(_FD):
     ``offset`` then moves on with what was read, and the file's own does not.
     """
 
-    def __init__(self, fd: int, offset: int | None = None) -> None:
-        """Raises ValueError if fd or offset is negative."""
-        super().__init__(fd, offset)
-        self._pending = PendingBytes()
-
     def read_to_blocks(self, dsts: BlockSeq) -> int:
-        """Raises BlockingIOError if nothing is there now, OSError as readv does, HostFaultError if dsts faults."""
-        if not dsts:
-            return 0
-        if self._pending:
-            return self._pending.deliver(dsts)
-        views, staged = _views(dsts)
-        if staged:
-            views = [memoryview(bytearray(min(dsts.num_bytes, _STAGE)))]
+        """Raises BlockingIOError if nothing is there now, OSError as readv does, HostFaultError if dsts faults.
+
+        Nothing is read that dsts cannot take: what memory that may fault can take is looked at before.
+        """
+        views = dsts.pieces()
+        if Block in map(type, views):
+            return self._read_careful(dsts.take_first(_STAGE))
+        return self._read(views if len(views) <= _IOV_MAX else views[:_IOV_MAX]) if views else 0  # type: ignore[arg-type]
+
+    def _read(self, views: list[memoryview]) -> int:
         if self.offset is None:
-            n = os.readv(self._fd, views)
-            return self._pending.deliver(dsts, bytes(views[0][:n])) if staged and n else n
+            return os.readv(self._fd, views)
         n = os.preadv(self._fd, views, self.offset)
-        if staged:
-            try:
-                copy_seq(dsts, BlockSeq.of(Block(views[0][:n])))
-            except TransferError as exc:
-                self.offset += exc.transferred
-                raise
         self.offset += n
+        return n
+
+    def _read_careful(self, dsts: BlockSeq) -> int:
+        """Read into memory of which some may fault: only the kernel touches it, and only as far as it does not."""
+        _, fault = _staged(dsts)
+        if fault is not None:
+            dsts = dsts.take_first(fault.transferred)
+        views = [piece if isinstance(piece, memoryview) else kernel_view(piece) for piece in dsts.pieces()[:_IOV_MAX]]
+        n = self._read(views) if views else 0
+        if fault is not None and n == dsts.num_bytes:
+            raise fault
         return n
 
 
@@ -73,45 +75,34 @@ class FDWriter(_FD):
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """Raises BlockingIOError if nothing can be taken now, OSError as writev does, HostFaultError if srcs faults."""
-        if not srcs:
-            return 0
-        fault: TransferError | None = None
-        views, staged = _views(srcs)
-        if staged:
-            views, fault = _stage(srcs.take_first(_STAGE))
-        total = sum(map(len, views))
-        if not total:
-            n = 0
-        elif self.offset is None:
-            n = os.writev(self._fd, views)
-        else:
-            n = os.pwritev(self._fd, views, self.offset)
-            self.offset += n
-        if fault is not None and n == total:
-            fault.transferred = n
+        views = srcs.pieces()
+        fault: HostFaultError | None = None
+        if Block in map(type, views):
+            staged, fault = _staged(srcs.take_first(_STAGE))
+            views = [staged] if staged else []
+        n = self._write(views if len(views) <= _IOV_MAX else views[:_IOV_MAX]) if views else 0  # type: ignore[arg-type]
+        if fault is not None and n == fault.transferred:
             raise fault
         return n
 
-
-def _views(blocks: BlockSeq) -> tuple[list[memoryview], bool]:
-    """The first blocks' memory, or that some of them needs safecopy."""
-    views: list[memoryview] = []
-    for block in blocks:
-        if block.need_safecopy:
-            return [], True
-        views.append(block.view())
-        if len(views) == _IOV_MAX:
-            break
-    return views, False
+    def _write(self, views: list[memoryview]) -> int:
+        if self.offset is None:
+            return os.writev(self._fd, views)
+        n = os.pwritev(self._fd, views, self.offset)
+        self.offset += n
+        return n
 
 
-def _stage(srcs: BlockSeq) -> tuple[list[memoryview], TransferError | None]:
-    """The bytes of srcs in one buffer, up to where its memory faults, and that fault."""
+def kernel_view(block: Block) -> memoryview:
+    """The memory of a block that needs safecopy, for a system call: if we touched it, it might end the process."""
+    return safecopy.view_at(block.address, len(block))
+
+
+def _staged(srcs: BlockSeq) -> tuple[memoryview, HostFaultError | None]:
+    """A copy of the bytes of srcs, up to where its memory faults, and that fault."""
     buffer = memoryview(bytearray(srcs.num_bytes))
-    done = 0
-    for block in srcs:
-        try:
-            done += copy(Block(buffer[done:]), block)
-        except TransferError as exc:
-            return [buffer[: done + exc.transferred]], exc
-    return [buffer], None
+    try:
+        copy_seq(BlockSeq.of(Block(buffer)), srcs)
+    except HostFaultError as exc:
+        return buffer[: exc.transferred], exc
+    return buffer, None
