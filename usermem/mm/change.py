@@ -6,6 +6,7 @@ them by one store. Until then nobody sees anything, and a call that fails leaves
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from attrs import evolve
@@ -63,7 +64,7 @@ class Change(Tables):
         if self._drop(around, start, end):
             self.pmas = self.pmas.replace(start, end, [])
         elif not vma.backing.anonymous:  # memory that was placed ahead is anonymous: no use to a file
-            self._empty(start, end)
+            self._empty(start, end, around)
         self.vmas = self.vmas.put(start, end, [vma], around)
 
     def unmap(self, start: int, end: int) -> None:
@@ -72,7 +73,7 @@ class Change(Tables):
         if self._drop(around, start, end):
             self.told.append((start, end, ChangeKind.UNMAP))
             self.vmas = self.vmas.put(start, end, [], around)
-        self._empty(start, end)
+        self._empty(start, end, around)
 
     def _drop(self, around: list[VMA], start: int, end: int) -> bool:
         """Whether one of some mappings lies in [start, end); what shared ones no longer show is noted."""
@@ -85,21 +86,25 @@ class Change(Tables):
                     self.dropped.append((vma.backing, vma.offset_at(first), vma.offset_at(last)))
         return any_there
 
-    def _empty(self, start: int, end: int) -> None:
-        """Give up the host memory of [start, end), where nothing is mapped.
+    def _empty(self, start: int, end: int, around: Sequence[VMA] = ()) -> None:
+        """Give up the host memory of [start, end), where nothing is mapped; ``around`` are mappings that were beside it.
 
         What was placed ahead in the free space around goes with it, unless that is little and near a mapping: then the
         next one there finds it.
         """
-        if not self.pmas.count:
+        before = around[0] if around and around[0].start < start else self.vmas.last_before(start)
+        after = around[-1] if around and around[-1].end > end else self.vmas.first_from(end)
+        low = min(before.end, start) if before is not None else -anonymous.WINDOW  # nothing is near the ends
+        high = max(after.start, end) if after is not None else 1 << 65
+        last = self.pmas.last_before(high)
+        if last is None or last.end <= low:
             return
-        low, high = self.vmas.gap(start, -anonymous.WINDOW, 1 << 65)  # nothing is near the ends of all addresses
         ahead = self.pmas.overlapping(low, high)
-        if not ahead:
-            return
         near = high - ahead[0].start <= anonymous.WINDOW or ahead[-1].end - low <= anonymous.WINDOW
         if near and len(ahead) <= _PIECES:
             low, high = start, end
+            if self.pmas.is_free(low, high):
+                return
         self.touched.append((low, high))
         self.pmas = self.pmas.replace(low, high, [])
 
@@ -167,5 +172,6 @@ class Change(Tables):
         Call it before the memory there is replaced: what has none yet is not cached.
         """
         self.told.append((start, end, kind))
-        if not self.pmas.is_free(start, end):
+        pma = self.pmas.first_from(start)
+        if pma is not None and pma.start < end:
             self.touched.append((start, end))

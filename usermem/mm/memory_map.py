@@ -316,7 +316,7 @@ class MemoryMap:
 
     def check_cut(self, vmas: VMASet, start: int, end: int) -> None:
         """Raise ENOMEM if unmapping [start, end) would leave too many mappings."""
-        if vmas.count >= self.limits.max_map_count and not self.can_cut(vmas, start, end):
+        if not self.can_cut(vmas, start, end):
             raise error(errno.ENOMEM, f"there are {len(vmas)} mappings")
 
     def _grow_down(self, addr: int) -> bool:

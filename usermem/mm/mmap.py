@@ -37,7 +37,8 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     """See AddressSpace.mmap. ``file`` is the descriptor and the offset."""
     fd, offset = file
     names = mm.arch.map_flags
-    check_offset(mm, offset)
+    if offset or type(offset) is not int:
+        check_offset(mm, offset)
     prot, flags = check_int(prot, "prot"), check_int(flags, "flags")
     kind = flags & mman.MAP_TYPE
     anonymous = bool(flags & names.anonymous)
@@ -102,7 +103,8 @@ def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, off
             there = sum([part.end - part.start for part in change.vmas.within(start, end)])
             if not mm.may_expand(change.vmas, end - start - there):
                 raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
-        mm.check_cut(change.vmas, start, end)
+        if change.vmas.count >= mm.limits.max_map_count:
+            mm.check_cut(change.vmas, start, end)
         vma.start, vma.end = start, end
         change.add(vma)
         return start
@@ -113,14 +115,17 @@ def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, off
 def munmap(mm: MemoryMap, addr: int, length: int) -> int:
     """See AddressSpace.munmap."""
     arch = mm.arch
-    addr = arch.untagged(check_int(addr, "addr"))
-    length = check_int(length, "length")
-    end = arch.checked_page_round_up(addr + length)
-    if not arch.is_page_aligned(addr) or length <= 0 or addr < 0 or end is None or end > arch.max_addr:
+    addr, length = check_int(addr, "addr"), check_int(length, "length")
+    if arch.ignores_top_byte:
+        addr = arch.untagged(addr)
+    page = arch.page_size
+    end = (addr + length + page - 1) & -page
+    if addr & (page - 1) or length <= 0 or addr < 0 or end > arch.max_addr:
         raise error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
 
     def build(change: Change) -> int:
-        mm.check_cut(change.vmas, addr, end)
+        if change.vmas.count >= mm.limits.max_map_count:
+            mm.check_cut(change.vmas, addr, end)
         change.unmap(addr, end)
         return 0
 

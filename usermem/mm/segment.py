@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 _FANOUT: Final = 96
@@ -166,16 +166,23 @@ def _joined(nodes: list[_Node]) -> list[_Node]:
 class SegmentSet(Generic[S]):
     """Disjoint segments in order. Immutable: what changes it returns another set.
 
-    ``len(s)`` or ``count`` is how many there are, ``num_bytes`` the sum of their lengths; all O(1).
+    ``len(s)`` or ``count`` is how many there are.
     """
 
-    __slots__ = ("_root", "count", "num_bytes")
+    __slots__ = ("_num_bytes", "_root", "count")
 
-    def __init__(self, root: _Node | None = None, count: int = 0, num_bytes: int = 0) -> None:
+    def __init__(self, root: _Node | None = None, count: int = 0, num_bytes: int | None = None) -> None:
         """An empty set; the arguments are for this class alone."""
         self._root = root
         self.count = count
-        self.num_bytes = num_bytes
+        self._num_bytes = num_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """The sum of the lengths: O(1) in a set that was made out of one that was asked before."""
+        if self._num_bytes is None:
+            self._num_bytes = _size(self)
+        return self._num_bytes
 
     def __len__(self) -> int:
         return self.count
@@ -307,12 +314,7 @@ class SegmentSet(Generic[S]):
         """The set with some segments instead of others that are neighbours in it. They must cover no other's place."""
         if old == new:
             return self
-        size, starts = self.num_bytes, []
-        for segment in new:
-            size += segment.end - segment.start
-            starts.append(segment.start)
-        for segment in old:
-            size -= segment.end - segment.start
+        starts = [segment.start for segment in new]
         root = self._root
         if root is None:
             nodes = _packed(new, 0, 1 << 64)
@@ -328,6 +330,9 @@ class SegmentSet(Generic[S]):
         top = nodes[0] if nodes else None
         while top is not None and top.height and len(top.items) == 1:
             top = top.items[0]
+        size = self._num_bytes
+        if size is not None:
+            size += _size(new) - _size(old)
         return type(self)(top, self.count + len(new) - len(old), size)
 
     def _check(self) -> None:
@@ -347,6 +352,10 @@ class SegmentSet(Generic[S]):
             if node.height:
                 assert all(item.height == node.height - 1 and item.gap <= node.gap for item in node.items)
                 nodes += node.items
+
+
+def _size(segments: Iterable[Segment]) -> int:
+    return sum([segment.end - segment.start for segment in segments])
 
 
 def _inner_gaps(node: _Node, length: int, low: int, high: int, upward: bool) -> Iterator[tuple[int, int]]:

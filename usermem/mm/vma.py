@@ -92,14 +92,17 @@ class VMASet(SegmentSet[VMA]):
         ``around`` are the mappings in [start - 1, end + 1), if the caller has them.
         """
         old = self.overlapping(start - 1, end + 1) if around is None else around
-        new = vmas
-        if old:
-            first, last = old[0], old[-1]
-            if first.start < start:
-                new = [first if first.end <= start else first.cut(first.start, start), *vmas]
-            if last.end > end:
-                new = [*new, last if last.start >= end else last.cut(end, last.end)]
-        return self.exchange(old, _merged(new) if len(new) > 1 else new)
+        new: list[VMA] = []
+        if old and (first := old[0]).start < start:
+            new.append(first if first.end <= start else first.cut(first.start, start))
+        if old and (last := old[-1]).end > end:
+            vmas = [*vmas, last if last.start >= end else last.cut(end, last.end)]
+        for vma in vmas:
+            if new and (left := new[-1]).end == vma.start and left.can_merge(vma):
+                new[-1] = left.over(left.start, vma.end, left.prot)
+            else:
+                new.append(vma)
+        return self.exchange(old, new)
 
     def limit_from(self, addr: int) -> int:
         """Where the free space that addr lies in should end: at the next mapping, or the guard below one that grows."""
@@ -111,14 +114,3 @@ class VMASet(SegmentSet[VMA]):
         vmas = list(self)
         for left, right in itertools.pairwise(vmas):
             assert not left.can_merge(right), f"{left} and {right} should be one"
-
-
-def _merged(vmas: list[VMA]) -> list[VMA]:
-    """The same mappings, neighbours merged where they can be one."""
-    merged: list[VMA] = []
-    for vma in vmas:
-        if merged and merged[-1].end == vma.start and (left := merged[-1]).can_merge(vma):
-            merged[-1] = left.over(left.start, vma.end, left.prot)
-        else:
-            merged.append(vma)
-    return merged
