@@ -17,6 +17,7 @@ from hostarch.addr_range import AddrRange
 
 _MASK = (1 << 64) - 1
 _INT64_MAX = (1 << 63) - 1
+_new = object.__new__
 
 
 class AddrRangeSeq:
@@ -27,26 +28,26 @@ class AddrRangeSeq:
     an empty rest of a range that ``drop_first`` stops in.
     """
 
-    __slots__ = ("_first", "_flat", "_limit")
+    __slots__ = ("_limit", "flat", "window")
 
-    # [start, length, start, length, ...], never changed once it is here; _limit bytes are visible in all.
-    _flat: list[int]
-    _limit: int
-    # None where the whole list is visible, as nearly always: an index into it, and how many bytes of the range there
-    # are gone.
-    _first: tuple[int, int] | None
+    flat: list[int]
+    """``[start, length, start, length, …]``, never changed once it is here."""
+    window: tuple[int, int] | None
+    """None where all of ``flat`` is visible, as nearly always. Else where the first visible range is in it, and how
+    many bytes of that are gone."""
+    _limit: int  # so many bytes are visible
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
         """Raises ValueError if a length (an ill-formed range's wraps), or their sum, exceeds 2**63 - 1."""
-        self._flat = [x for ar in ranges for x in (ar.start, ar.length)]
-        self._limit = _num_bytes(self._flat)
-        self._first = None
+        self.flat = [x for ar in ranges for x in (ar.start, ar.length)]
+        self._limit = _num_bytes(self.flat)
+        self.window = None
 
-    def _window(self, index: int, offset: int, limit: int) -> AddrRangeSeq:
+    def _cut(self, index: int, offset: int, limit: int) -> AddrRangeSeq:
         seq = AddrRangeSeq.__new__(AddrRangeSeq)
-        seq._flat = self._flat
+        seq.flat = self.flat
         seq._limit = limit
-        seq._first = (index, offset)
+        seq.window = (index, offset)
         return seq
 
     @classmethod
@@ -64,25 +65,25 @@ class AddrRangeSeq:
         """A sequence from ``[start, length, start, length, …]``, which it keeps. Raises as the constructor."""
         return cls.unchecked(flat, _num_bytes(flat))
 
-    @classmethod
-    def unchecked(cls, flat: list[int], num_bytes: int) -> AddrRangeSeq:
+    @staticmethod
+    def unchecked(flat: list[int], num_bytes: int) -> AddrRangeSeq:
         """As :meth:`from_pairs`, where the caller knows that the lengths are right and add up to ``num_bytes``."""
-        seq = cls.__new__(cls)
-        seq._flat = flat
+        seq = _new(AddrRangeSeq)
+        seq.flat = flat
         seq._limit = num_bytes
-        seq._first = None
+        seq.window = None
         return seq
 
     def __len__(self) -> int:
-        return (len(self._flat) - self._start()[0]) // 2
+        return (len(self.flat) - self._start()[0]) // 2
 
     def _start(self) -> tuple[int, int]:
         """The index of the first visible range, and how many of its bytes are gone."""
-        return self._first or (0, 0)
+        return self.window or (0, 0)
 
     def is_empty(self) -> bool:
         """Whether there are no ranges. A sequence of empty ranges is not empty."""
-        return self._start()[0] == len(self._flat)
+        return self._start()[0] == len(self.flat)
 
     @property
     def num_bytes(self) -> int:
@@ -92,13 +93,15 @@ class AddrRangeSeq:
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """The (start, length) of each range, as plain ints."""
-        if self._first is not None:
-            return self._window_pairs(*self._first)
-        flat_ints = iter(self._flat)
+        if self.window is not None:
+            return self._window_pairs(*self.window)
+        if len(self.flat) == 2:  # as in read(2): half the time of what follows
+            return iter([(self.flat[0], self.flat[1])])
+        flat_ints = iter(self.flat)
         return zip(flat_ints, flat_ints)  # noqa: B905 - strict costs 60 ns, and cannot fail: the list is even
 
     def _window_pairs(self, index: int, offset: int) -> Iterator[tuple[int, int]]:
-        flat = self._flat
+        flat = self.flat
         left = self._limit
         for i in range(index, len(flat), 2):
             length = min(flat[i + 1] - offset, left)
@@ -112,23 +115,23 @@ class AddrRangeSeq:
 
     def _head_length(self) -> int:
         index, offset = self._start()
-        if index == len(self._flat) - 2:
+        if index == len(self.flat) - 2:
             return self._limit
-        return min(self._flat[index + 1] - offset, self._limit)
+        return min(self.flat[index + 1] - offset, self._limit)
 
     def head(self) -> AddrRange:
         """The first range. Raises IndexError if there is none."""
         if self.is_empty():
             raise IndexError("head of an empty AddrRangeSeq")
         index, offset = self._start()
-        start = self._flat[index] + offset
+        start = self.flat[index] + offset
         return AddrRange(start, (start + self._head_length()) & _MASK)
 
     def tail(self) -> AddrRangeSeq:
         """All ranges but the first. Raises IndexError if there is none."""
         if self.is_empty():
             raise IndexError("tail of an empty AddrRangeSeq")
-        return self._window(self._start()[0] + 2, 0, self._limit - self._head_length())
+        return self._cut(self._start()[0] + 2, 0, self._limit - self._head_length())
 
     def drop_first(self, n: int) -> AddrRangeSeq:
         """The sequence without its first n bytes; an empty one if it has fewer.
@@ -137,14 +140,14 @@ class AddrRangeSeq:
         Trailing empty ranges stay when n is exactly ``num_bytes``. Raises ValueError if n < 0.
         """
         n = _count(n)
-        flat = self._flat
+        flat = self.flat
         index, offset = self._start()
         limit = self._limit
         if n > limit or index == len(flat):
             return EMPTY
         last = len(flat) - 2
         if n == 0 and self._head_length() == 0:
-            return self._window(index + 2, 0, limit)
+            return self._cut(index + 2, 0, limit)
         limit -= n
         while n:
             length = n + limit if index == last else flat[index + 1] - offset
@@ -154,7 +157,7 @@ class AddrRangeSeq:
             n -= length
             index += 2
             offset = 0
-        return self._window(index, offset, limit)
+        return self._cut(index, offset, limit)
 
     def take_first(self, n: int) -> AddrRangeSeq:
         """The sequence cut after n bytes. No range goes: those past the cut become empty at their start.
@@ -162,7 +165,7 @@ class AddrRangeSeq:
         Raises ValueError if n < 0.
         """
         n = _count(n)
-        return self if n >= self._limit else self._window(*self._start(), n)
+        return self if n >= self._limit else self._cut(*self._start(), n)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AddrRangeSeq):

@@ -15,6 +15,8 @@ from safemem.block import Block, Piece, check_writable, copy, part, zero
 from safemem.buffers import check_count
 from safemem.errors import add_transferred
 
+_new = object.__new__
+
 
 class BlockSeq:
     """An immutable sequence of blocks. ``seq.num_bytes`` is their size, ``len(seq)`` how many there are (O(n)).
@@ -42,10 +44,10 @@ class BlockSeq:
         """A sequence of one block; of none if it is empty."""
         return cls((block,))
 
-    @classmethod
-    def unchecked(cls, pieces: list[Piece], num_bytes: int) -> BlockSeq:
+    @staticmethod
+    def unchecked(pieces: list[Piece], num_bytes: int) -> BlockSeq:
         """A sequence of a list that it keeps; the caller knows that it has ``num_bytes`` bytes and no empty piece."""
-        seq = cls.__new__(cls)
+        seq = _new(BlockSeq)
         seq._pieces = pieces
         seq._limit = num_bytes
         seq._first = None

@@ -5,30 +5,37 @@ Source: readv(2), preadv(2), writev(2), pwritev(2). Python restarts a call that 
 
 from __future__ import annotations
 
+import errno
 import os
 
 from safemem import safecopy
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.buffers import check_count
+from safemem.buffers import check_count, check_int
 from safemem.errors import HostFaultError
 
+_FD_MAX = (1 << 31) - 1
 # readv(2) refuses more buffers than this; taking fewer is a short count, which is progress.
 _IOV_MAX = 1024
 # Of memory that needs safecopy at most so much is moved at a time.
 _STAGE = 1 << 20
+# How often memory that others take away and bring back is looked at before its fault is the kernel's EFAULT.
+_ATTEMPTS = 8
 
 
 class _FD:
-    """A descriptor that stays the caller's, and where in its file to go on; None is the file's own position."""
+    """A descriptor that stays the caller's, and where in its file to go on; None is the file's own position.
+
+    The descriptor may be any int; what is none of this process's is OSError (EBADF) in each call.
+    """
 
     def __init__(self, fd: int, offset: int | None = None) -> None:
-        """Raises ValueError if fd or offset is negative."""
-        if type(fd) is not int or fd < 0:
-            check_count(fd, "fd")
+        """Raises ValueError if offset is negative."""
+        if type(fd) is not int:
+            fd = check_int(fd, "fd")
         if offset is not None:
             check_count(offset, "offset")
-        self._fd = fd
+        self._fd = fd if 0 <= fd <= _FD_MAX else -1  # Python has an OverflowError for more than a C int
         self.offset = offset
 
 
@@ -43,10 +50,19 @@ class FDReader(_FD):
 
         Nothing is read that dsts cannot take: what memory that may fault can take is looked at before.
         """
-        views = dsts.pieces()
-        if Block in map(type, views):
-            return self._read_careful(dsts.take_first(_STAGE))
-        return self._read(views if len(views) <= _IOV_MAX else views[:_IOV_MAX]) if views else 0  # type: ignore[arg-type]
+        pieces = dsts.pieces()
+        try:
+            if self.offset is None and 0 < len(pieces) <= _IOV_MAX:
+                return os.readv(self._fd, pieces)  # type: ignore[arg-type]
+            return self._read(pieces[:_IOV_MAX]) if pieces else 0  # type: ignore[arg-type]
+        except TypeError:  # a block is no buffer
+            if not dsts.need_safecopy:
+                raise
+        return self._read_careful(dsts.take_first(_STAGE))
+
+    def check(self) -> int:
+        """Raise what readv or preadv says of the descriptor: it moves nothing, and returns 0."""
+        return self._read([])
 
     def _read(self, views: list[memoryview]) -> int:
         if self.offset is None:
@@ -57,14 +73,25 @@ class FDReader(_FD):
 
     def _read_careful(self, dsts: BlockSeq) -> int:
         """Read into memory of which some may fault: only the kernel touches it, and only as far as it does not."""
-        _, fault = _staged(dsts)
-        if fault is not None:
-            dsts = dsts.take_first(fault.transferred)
-        views = [piece if isinstance(piece, memoryview) else kernel_view(piece) for piece in dsts.pieces()[:_IOV_MAX]]
-        n = self._read(views) if views else 0
-        if fault is not None and n == dsts.num_bytes:
-            raise fault
-        return n
+        for attempt in range(_ATTEMPTS):
+            _, fault = _staged(dsts)
+            taken = dsts if fault is None else dsts.take_first(fault.transferred)
+            views = [
+                piece if isinstance(piece, memoryview) else safecopy.view_at(piece.address, len(piece))
+                for piece in taken.pieces()[:_IOV_MAX]
+            ]
+            try:
+                n = self._read(views) if views else 0
+            except OSError as exc:
+                if exc.errno != errno.EFAULT or attempt == _ATTEMPTS - 1:
+                    raise
+                continue  # some went away in between, as by ftruncate(2), and nothing was read
+            if fault is None and n < taken.num_bytes:
+                _, fault = _staged(taken)  # was it cut short by a fault?
+            if fault is not None and n == fault.transferred:
+                raise fault
+            return n
+        raise AssertionError("the last attempt returns or raises")
 
 
 class FDWriter(_FD):
@@ -75,15 +102,23 @@ class FDWriter(_FD):
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """Raises BlockingIOError if nothing can be taken now, OSError as writev does, HostFaultError if srcs faults."""
-        views = srcs.pieces()
-        fault: HostFaultError | None = None
-        if Block in map(type, views):
-            staged, fault = _staged(srcs.take_first(_STAGE))
-            views = [staged] if staged else []
-        n = self._write(views if len(views) <= _IOV_MAX else views[:_IOV_MAX]) if views else 0  # type: ignore[arg-type]
+        pieces = srcs.pieces()
+        try:
+            if self.offset is None and 0 < len(pieces) <= _IOV_MAX:
+                return os.writev(self._fd, pieces)  # type: ignore[arg-type]
+            return self._write(pieces[:_IOV_MAX]) if pieces else 0  # type: ignore[arg-type]
+        except TypeError:  # a block is no buffer
+            if not srcs.need_safecopy:
+                raise
+        staged, fault = _staged(srcs.take_first(_STAGE))
+        n = self._write([staged]) if staged else 0
         if fault is not None and n == fault.transferred:
             raise fault
         return n
+
+    def check(self) -> int:
+        """Raise what writev or pwritev says of the descriptor: it moves nothing, and returns 0."""
+        return self._write([])
 
     def _write(self, views: list[memoryview]) -> int:
         if self.offset is None:
@@ -91,11 +126,6 @@ class FDWriter(_FD):
         n = os.pwritev(self._fd, views, self.offset)
         self.offset += n
         return n
-
-
-def kernel_view(block: Block) -> memoryview:
-    """The memory of a block that needs safecopy, for a system call: if we touched it, it might end the process."""
-    return safecopy.view_at(block.address, len(block))
 
 
 def _staged(srcs: BlockSeq) -> tuple[memoryview, HostFaultError | None]:

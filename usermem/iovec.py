@@ -39,8 +39,9 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
 
     The faults carry the ranges before them in ``partial``. ValueError if n < 0.
     """
-    addr = check_int(addr, "addr")
-    check_count(n, "n")
+    if type(addr) is not int or type(n) is not int or n < 0:
+        addr = check_int(addr, "addr")
+        check_count(n, "n")
     arch = arch_of(io)
     entry, top = arch.iovec, arch.max_addr
     flat: list[int] = []
@@ -50,9 +51,11 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
             raise FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
         for first in range(0, n, _TABLE_CHUNK):
             fault: FaultError | None = None
-            at, size = addr + first * entry.size, min(n - first, _TABLE_CHUNK) * entry.size
+            count = n - first if n - first < _TABLE_CHUNK else _TABLE_CHUNK
             try:
-                table = read_bytes(io, at, size, ignore_permissions=ignore_permissions)
+                table = read_bytes(
+                    io, addr + first * entry.size, count * entry.size, ignore_permissions=ignore_permissions
+                )
             except FaultError as exc:
                 fault = exc
                 table = exc.partial[: exc.transferred // entry.size * entry.size]
@@ -155,9 +158,14 @@ def single_io_sequence(io: IO, addr: int, length: int, *, ignore_permissions: bo
 
     Raises FaultError if it leaves user space, or if the length is negative as a guest's ssize_t.
     """
-    addr, length = check_int(addr, "addr"), min(check_int(length, "length"), MAX_RW_COUNT)
+    if type(addr) is not int or type(length) is not int:  # the calls are a fifth of the time
+        addr, length = check_int(addr, "addr"), check_int(length, "length")
+    if length > MAX_RW_COUNT:
+        length = MAX_RW_COUNT
     start = checked_start(addr, length, arch_of(io))
-    return IOSequence(io, AddrRangeSeq.unchecked([start, length], length), ignore_permissions=ignore_permissions)
+    ars = AddrRangeSeq.unchecked([start, length], length)
+    # A call with a keyword takes 100 ns longer, a sixth of the whole.
+    return IOSequence(io, ars, ignore_permissions=True) if ignore_permissions else IOSequence(io, ars)
 
 
 def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, *, ignore_permissions: bool = False) -> IOSequence:
@@ -165,7 +173,9 @@ def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, *, ignore_permissions: bo
 
     Raises OSError (EINVAL) if iovcnt is negative or over UIO_MAXIOV, else as :func:`copy_in_iovecs`.
     """
-    if not 0 <= check_int(iovcnt, "iovcnt") <= UIO_MAXIOV:
+    if type(iovcnt) is not int:
+        iovcnt = check_int(iovcnt, "iovcnt")
+    if not 0 <= iovcnt <= UIO_MAXIOV:
         raise error(errno.EINVAL, f"{iovcnt} iovecs")
     ars = copy_in_iovecs(io, addr, iovcnt, ignore_permissions=ignore_permissions)
     return IOSequence(io, ars, ignore_permissions=ignore_permissions)

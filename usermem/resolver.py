@@ -157,7 +157,7 @@ class ResolvedIO(ABC):
                 done = short_count(exc, 0)
                 fault = None
             if type(done) is not int or not 0 <= done <= most:
-                done = _checked(done, most)
+                done = checked_count(done, most)
         if fault is not None and done == most:
             fault.transferred = done
             raise fault
@@ -196,7 +196,7 @@ def _over(view: memoryview) -> BlockSeq:
     return BlockSeq.unchecked([view] if view else [], len(view))
 
 
-def _checked(count: int, most: int) -> int:
+def checked_count(count: int, most: int) -> int:
     """What a reader or writer says it moved, if that can be."""
     if not 0 <= check_int(count, "what the reader or writer returned") <= most:
         raise ValueError(f"the reader or writer returned {count} for {most} bytes")

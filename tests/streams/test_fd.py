@@ -280,14 +280,23 @@ def test_descriptors_that_cannot(tmp_path: Path, offset: int | None) -> None:
 
 
 def test_arguments_that_are_none() -> None:
-    """A negative descriptor or offset is the caller's ValueError, and something else than an int a TypeError."""
+    """A negative offset is the caller's ValueError, and something else than an int a TypeError."""
     for make in (FDReader, FDWriter):
-        with pytest.raises(ValueError, match="fd"):
-            make(-1)
         with pytest.raises(ValueError, match="offset"):
             make(0, -1)
         with pytest.raises(TypeError, match="fd"):
             make("0")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fd", [-1, -(1 << 40), (1 << 31), (1 << 32) - 1, 1 << 63, (1 << 64) - 1, 1 << 70])
+def test_any_int_is_a_descriptor(fd: int) -> None:
+    """What a guest has in its register and is no descriptor is EBADF, at the call."""
+    for offset in (None, 0):
+        with pytest.raises(OSError, match="descriptor") as read:
+            FDReader(fd, offset).read_to_blocks(room(8))
+        with pytest.raises(OSError, match="descriptor") as written:
+            FDWriter(fd, offset).write_from_blocks(room(8))
+        assert read.value.errno == written.value.errno == errno.EBADF
 
 
 @given(data=st.binary(max_size=60), sizes=st.lists(st.integers(1, 9), max_size=9), unsafe=st.booleans())

@@ -23,6 +23,7 @@ raw slice of the same mmap: ``python tests/benchmarks copy``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,10 @@ from hostarch import HOST_BYTE_ORDER, READ, WRITE, AccessType, AddrRangeSeq, Arc
 from safemem import BlockSeq, atomics
 from safemem.block import Piece
 from safemem.buffers import check_int
+from safemem.errors import short_count
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, NameTooLongError
-from usermem.resolver import ResolvedIO
+from usermem.resolver import ResolvedIO, checked_count
 from usermem.strings import copy_string_in_chunks
 from usermem.vec import copy_in_ranges
 
@@ -172,30 +174,78 @@ class PagedIO(ResolvedIO):
             pass
         return super().zero_out(addr, n, ignore_permissions=ignore_permissions)
 
+    def cached_view(self, addr: int, n: int, writable: bool) -> memoryview | None:
+        """The host memory behind [addr, addr + n), if a page that is cached tells it; None says nothing.
+
+        The view keeps the memory alive.
+        """
+        try:
+            _, base, limit, run = (self._writable if writable else self._readable)[addr >> 12]
+            start = addr - base
+            if n >= 0 and start + n <= limit:
+                start -= run.start
+                view: memoryview = run.view()[start : start + n]
+                return view
+        except (KeyError, TypeError):
+            pass
+        return None
+
+    def _stream(
+        self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], ignore_permissions: bool
+    ) -> int:
+        seq = None
+        if not ignore_permissions:
+            pages = self._writable if access is WRITE else self._readable
+            if len(ars.flat) == 2 and ars.window is None:  # as of read(2): half the time of any number of ranges
+                addr, n = ars.flat
+                try:
+                    _, base, limit, run = pages[addr >> 12]
+                    start = addr - base
+                    if n > 0 and start + n <= limit:
+                        start -= run.start
+                        seq = BlockSeq.unchecked([run.view()[start : start + n]], n)
+                except KeyError:
+                    pass
+            else:
+                seq = self._cached_seq(ars, pages)
+        if not seq:
+            return super()._stream(ars, access, move, ignore_permissions)
+        try:
+            done = move(seq)
+        except BlockingIOError as exc:
+            done = short_count(exc, 0)
+        return done if type(done) is int and 0 <= done <= seq.num_bytes else checked_count(done, seq.num_bytes)
+
     def _resolve_seq(
         self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool
     ) -> tuple[BlockSeq, FaultError | None]:
-        pages = self._writable if access is WRITE else self._readable
-        if (access is not WRITE and access is not READ) or ignore_permissions:
-            return super()._resolve_seq(ars, access, ignore_permissions)
+        seq = None
+        if access in (READ, WRITE) and not ignore_permissions:
+            seq = self._cached_seq(ars, self._writable if access == WRITE else self._readable)
+        return (seq, None) if seq is not None else super()._resolve_seq(ars, access, ignore_permissions)
+
+    def _cached_seq(self, ars: AddrRangeSeq, pages: dict[int, Stretch]) -> BlockSeq | None:
+        """The memory of all ranges, if cached pages tell it; None says nothing."""
         views: list[Piece] = []
-        low, limit, first = 1, 0, 0  # ranges in the run of the one before need no lookup: low to limit
+        total = 0
+        first, low, limit = 0, 0, -1  # ranges in the run of the one before need no lookup: low to limit, from first on
         try:
             for addr, n in ars.pairs():
-                if addr < low or addr + n > limit:
-                    _, base, stop, run = pages[addr >> 12]
-                    low, limit = addr, base + stop
-                    if addr + n > limit:
-                        break
-                    first, view = base + run.start, run.view()
+                start = addr - first
+                stop = start + n
+                if start < low or stop > limit:
+                    _, base, end, run = pages[addr >> 12]
+                    if addr - base + n > end:
+                        return None
+                    view, first, limit = run.view(), base + run.start, end - run.start
+                    start = low = addr - first
+                    stop = start + n
                 if n:
-                    start = addr - first
-                    views.append(view[start : start + n])
-            else:
-                return BlockSeq.unchecked(views, ars.num_bytes), None
+                    views.append(view[start:stop])
+                    total += n
         except KeyError:
-            pass
-        return super()._resolve_seq(ars, access, ignore_permissions)
+            return None
+        return BlockSeq.unchecked(views, total)
 
     def _atomic(
         self,
