@@ -41,7 +41,7 @@ class Tables:
 class Change(Tables):
     """The next tables, made out of old ones step by step, and what the change does to whom."""
 
-    __slots__ = ("dropped", "told", "touched")
+    __slots__ = ("dropped", "gone", "told", "touched")
 
     def __init__(self, old: Tables) -> None:
         self.vmas = old.vmas
@@ -53,6 +53,8 @@ class Change(Tables):
         """What listeners are told, in order."""
         self.touched: list[tuple[int, int]] = []
         """The ranges of addresses in which cached pages may be wrong now."""
+        self.gone: list[PMA] = []
+        """The memory that is no longer where it was, or cut."""
         self.dropped: list[Dropped] = []
         """The parts of backings that shared mappings no longer show."""
 
@@ -62,7 +64,7 @@ class Change(Tables):
         around = self.vmas.overlapping(start - 1, end + 1)
         self.tell(start, end, ChangeKind.MAP)
         if self._drop(around, start, end):
-            self.pmas = self.pmas.replace(start, end, [])
+            self._clear(start, end)
         elif not vma.backing.anonymous:  # memory that was placed ahead is anonymous: no use to a file
             self._empty(start, end, around)
         self.vmas = self.vmas.put(start, end, [vma], around)
@@ -103,10 +105,14 @@ class Change(Tables):
         near = high - ahead[0].start <= anonymous.WINDOW or ahead[-1].end - low <= anonymous.WINDOW
         if near and len(ahead) <= _PIECES:
             low, high = start, end
-            if self.pmas.is_free(low, high):
-                return
-        self.touched.append((low, high))
-        self.pmas = self.pmas.replace(low, high, [])
+        self._clear(low, high)
+
+    def _clear(self, start: int, end: int, new: Sequence[PMA] = ()) -> None:
+        """Put ``new`` in the place of the memory in [start, end)."""
+        old = self.pmas.overlapping(start, end)
+        if old:
+            self.gone += old
+            self.pmas = self.pmas.replace(start, end, [*new], old)
 
     def protect(self, start: int, end: int, prot: int, around: list[VMA] | None = None) -> None:
         """Give everything mapped in [start, end) the rights prot. ``around``: see VMASet.put."""
@@ -127,8 +133,8 @@ class Change(Tables):
 
     def refill(self, start: int, end: int) -> None:
         """Forget the memory of [start, end): the backing gives it anew when it is touched."""
-        self.tell(start, end, ChangeKind.MEMORY)
-        self.pmas = self.pmas.replace(start, end, [])
+        self.told.append((start, end, ChangeKind.MEMORY))
+        self._clear(start, end)
 
     def move(self, vma: VMA, old: tuple[int, int], new: tuple[int, int], keep: bool) -> None:
         """Map at ``new``, where nothing is mapped, what a mapping shows from the start of ``old`` on, with its bytes.
@@ -139,7 +145,7 @@ class Change(Tables):
         to, stop = new
         pmas = [] if vma.shared else [pma.moved(to - start) for pma in self.pmas.within(start, end)]
         if start < end and not keep:
-            self.tell(start, end, ChangeKind.UNMAP)
+            self.told.append((start, end, ChangeKind.UNMAP))
             self.vmas = self.vmas.put(start, end, [])
             self._empty(start, end)
         elif start < end and not vma.shared:
@@ -152,15 +158,14 @@ class Change(Tables):
 
     def place(self, pma: PMA) -> None:
         """Put memory where there was none yet. No listener is told, and nothing that is cached becomes wrong."""
-        self.pmas = self.pmas.replace(pma.start, pma.end, [pma])
+        self.pmas = self.pmas.exchange([], [pma])
 
     def divide(self, pma: PMA) -> None:
         """Make two of a PMA, at a mapping in the middle of those that are cached; not if others were quicker."""
         firsts = sorted({key & -2 for key in pma.cached})
         if len(firsts) > 1 and self.pmas.find(pma.start) is pma:
             at = firsts[len(firsts) // 2]
-            self.pmas = self.pmas.replace(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])
-            self.touched.append((pma.start, pma.end))
+            self._clear(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])
 
     def rewrite(self, start: int, end: int) -> None:
         """Note that the same memory has other bytes: a listener is told, and what is cached stays right."""
@@ -169,7 +174,7 @@ class Change(Tables):
     def tell(self, start: int, end: int, kind: ChangeKind) -> None:
         """Note a change of [start, end) that a listener is told, and that cached pages may not outlive.
 
-        Call it before the memory there is replaced: what has none yet is not cached.
+        Of memory that is replaced the caches know by themselves.
         """
         self.told.append((start, end, kind))
         pma = self.pmas.first_from(start)

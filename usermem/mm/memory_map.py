@@ -135,13 +135,13 @@ class MemoryMap:
             change = Change(old)
             result = build(change)
             try:
-                if change.touched:
+                if change.touched or change.gone:
                     self._cache.frozen = True
                     self._forget(old, change)
                 if change.dropped or self.listeners.listener is not None:
                     events: list[Event] = []
                     made.append((change.dropped, events))
-                    change.dropped = []  # the tables must keep nothing alive
+                    change.dropped = []  # see _forget
                     if self.listeners.listener is not None:
                         self.listeners.see(old)
                         events += self.listeners.note(change.told, change)
@@ -166,14 +166,14 @@ class MemoryMap:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
         for start, end in change.touched:
             for pma in old.pmas.overlapping(start, end):
-                if not pma.cached:
-                    continue
-                if change.pmas is not old.pmas and change.pmas.find(pma.start) is not pma:
-                    self._cache.forget(pma.cached, list(pma.cached))
-                    continue
-                low, high = max(start - 1, pma.start), min(end + 1, pma.end)
-                firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
-                self._cache.forget(pma.cached, firsts)
+                if pma.cached:
+                    low, high = max(start - 1, pma.start), min(end + 1, pma.end)
+                    firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
+                    self._cache.forget(pma.cached, firsts)
+        while change.gone:  # the tables must keep nothing alive
+            cached = change.gone.pop().cached
+            if cached:
+                self._cache.forget(cached, list(cached))
         self._cache.words = {}  # now that no word can be found by a stretch
 
     def locate(self, addr: int, access: int, *, ignore_permissions: bool) -> Stretch | FaultReason:
@@ -187,30 +187,40 @@ class MemoryMap:
             if type(found) is not tuple:
                 return found
             vma, pma, end = found
-            if self.tables.vmas.find(addr) is vma:
+            if end > pma.end:
+                end = pma.end
+            if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
+                with self._lock: current = self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
+                if len(pma.cached) > _CROWDED:
+                    self._thin(pma)
+            else:
+                current = self.tables.vmas.find(addr) is vma
+            if current:
                 break
-        end = end if end < pma.end else pma.end
-        if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
-            with self._lock: crowded = self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
-            if crowded:
-                self.change(partial(Change.divide, pma=pma))
         return pma.stretch(end)
 
     def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> bool:
-        """Cache addr's page, if the tables are still the ones in which it was found. Call it under the lock.
+        """Cache addr's page, and return whether the tables are still the ones in which it was found.
 
-        Returns whether the PMA has too many cached stretches.
+        Call it under the lock.
         """
         now = self.tables
-        if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma or self._cache.frozen:
+        if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma:
             return False
-        start = max(vma.start, pma.start)
-        stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
-        if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
-            self._cache.remember(addr, stretch, writable)
-        else:
-            self._cache.forget(pma.cached, [start])
-        return len(pma.cached) > _CROWDED and self._cache.prune(pma.cached) > _CROWDED // 2
+        if not self._cache.frozen:
+            start = vma.start if vma.start > pma.start else pma.start
+            stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
+            if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
+                self._cache.remember(addr, stretch, writable)
+            else:
+                self._cache.forget(pma.cached, [start])
+        return True
+
+    def _thin(self, pma: PMA) -> None:
+        """Take what is gone out of the many cached stretches of a PMA; divide it if that is not enough."""
+        with self._lock: left = self._cache.prune(pma.cached)  # fmt: skip # noqa: E701
+        if left > _CROWDED // 2:
+            self.change(partial(Change.divide, pma=pma))
 
     def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
         """The mapping that addr lies in, its memory there, and where what can be accessed ends; or why it cannot."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 _FANOUT: Final = 96
@@ -47,6 +48,8 @@ class Segment(Protocol):
 
 S = TypeVar("S", bound=Segment)
 
+_start = attrgetter("start")
+
 
 class _Node:
     """Some segments in a row (height 0), or some nodes of the next lower height. Immutable, but for ``gap``.
@@ -75,20 +78,17 @@ class _Node:
         floor: int = self.items[0].floor
         return floor
 
-    def splice(self, start: int, end: int, new: list[Any], starts: list[int]) -> list[_Node]:
-        """The nodes that take this one's place with ``new`` instead of the segments that start in [start, end).
-
-        ``starts`` are those of the new ones.
-        """
+    def splice(self, start: int, end: int, new: list[Any]) -> list[_Node]:
+        """The nodes that take this one's place with ``new`` instead of the segments that start in [start, end)."""
         if not self.height:
             i = bisect_left(self.starts, start)
-            return self.with_items(i, bisect_left(self.starts, end, i), new, starts)
+            return self.with_items(i, bisect_left(self.starts, end, i), new)
         i = max(bisect_right(self.starts, start) - 1, 0)
-        middle: list[_Node] = self.items[i].splice(start, end, new, starts)
+        middle: list[_Node] = self.items[i].splice(start, end, new)
         j = i + 1
         if j < len(self.starts) and self.starts[j] < end:
             j = bisect_left(self.starts, end, j)
-            middle += self.items[j - 1].splice(start, end, [], [])
+            middle += self.items[j - 1].splice(start, end, [])
         elif len(middle) == 1 and len(middle[0].items) >= _FANOUT // 4:
             return [self._with_one(i, middle[0])]  # nearly always: two thirds of the time of what follows
         # A small node is joined with its neighbours, so that the tree does not thin out.
@@ -96,7 +96,7 @@ class _Node:
             left, right = self.items[max(i - 1, 0) : i], self.items[j : j + 1]
             middle = _joined(left + middle + right)
             i, j = i - len(left), j + len(right)
-        return self.with_items(i, j, middle, [node.start for node in middle])
+        return self.with_items(i, j, middle)
 
     def _with_one(self, i: int, child: _Node) -> _Node:
         """The node with another child in the place of one."""
@@ -113,18 +113,18 @@ class _Node:
             gap = starts[i + 1] - child.end
         return _Node(self.height, items, starts, gap)
 
-    def with_items(self, i: int, j: int, new: list[Any], new_starts: list[int]) -> list[_Node]:
+    def with_items(self, i: int, j: int, new: list[Any]) -> list[_Node]:
         """The nodes with ``new`` in the place of the items i to j; none if there are none left."""
         items, starts = self.items.copy(), self.starts.copy()
         items[i:j] = new
         if not items:
             return []
-        starts[i:j] = new_starts
+        starts[i:j] = map(_start, new)
         gap = self.gap
         end = items[i - 1].end if i else starts[0]
         for item in items[i : i + len(new) + 1]:
-            if item.start - end > gap:  # a floor may lie below: the bound need not be exact
-                gap = item.start - end
+            if (between := item.start - end) > gap:  # a floor may lie below: the bound need not be exact
+                gap = between
             end = item.end
         if self.height:
             gap = max([gap, *[node.gap for node in new]])
@@ -148,7 +148,7 @@ def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
 
 
 def _node(items: list[Any], height: int, gap: int) -> _Node:
-    return _Node(height, items, [item.start for item in items], gap)
+    return _Node(height, items, list(map(_start, items)), gap)
 
 
 def _joined(nodes: list[_Node]) -> list[_Node]:
@@ -300,9 +300,13 @@ class SegmentSet(Generic[S]):
         bottom = max(root.end, low)
         return bottom if high - bottom >= length else None
 
-    def replace(self, start: int, end: int, segments: list[S]) -> Self:
-        """The set with ``segments``, in order and inside, instead of [start, end); others are cut at the bounds."""
-        old = self.overlapping(start, end)
+    def replace(self, start: int, end: int, segments: list[S], old: list[S] | None = None) -> Self:
+        """The set with ``segments``, in order and inside, instead of [start, end); others are cut at the bounds.
+
+        ``old`` are those that overlap it, if the caller has them.
+        """
+        if old is None:
+            old = self.overlapping(start, end)
         new = segments
         if old and old[0].start < start:
             new = [old[0].cut(old[0].start, start), *new]
@@ -314,17 +318,15 @@ class SegmentSet(Generic[S]):
         """The set with some segments instead of others that are neighbours in it. They must cover no other's place."""
         if old == new:
             return self
-        starts = [segment.start for segment in new]
         root = self._root
         if root is None:
             nodes = _packed(new, 0, 1 << 64)
-        else:
-            start = old[0].start if old else starts[0]
-            if root.height:
-                nodes = root.splice(start, old[-1].start + 1 if old else start, new, starts)
-            else:  # a third of the time saved
-                i = bisect_left(root.starts, start)
-                nodes = root.with_items(i, i + len(old), new, starts)
+        elif root.height:
+            start = (old or new)[0].start
+            nodes = root.splice(start, old[-1].start + 1 if old else start, new)
+        else:  # a third of the time saved
+            i = bisect_left(root.starts, (old or new)[0].start)
+            nodes = root.with_items(i, i + len(old), new)
         while len(nodes) > 1:
             nodes = _packed(nodes, nodes[0].height + 1, 1 << 64)
         top = nodes[0] if nodes else None
