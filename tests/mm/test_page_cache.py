@@ -80,7 +80,7 @@ class ClearedFirst(AddressSpace):
         with self._map._lock:
             change = Change(self._map.tables)
             build(change)
-            self._map.tables = change.tables()
+            self._map.tables = change
 
 
 class LateCache(PageCache):

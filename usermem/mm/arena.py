@@ -5,8 +5,9 @@ page-aligned :class:`HostRun` pieces of it, all zero. Reserved memory costs noth
 else can see or truncate it, so plain slices are safe.
 
 A piece is given back when the last reference to its memory is gone: a table's, a copy's in flight, or that of any
-view. Its content then becomes zero and its pages return to the host. Cutting a run cuts the lease below it, so that
-each part is given back on its own.
+view. Its content then becomes zero and its pages return to the host, but for those of the last piece, if it is small:
+a guest that maps, touches and unmaps a page over and over gets it again, without a system call. Cutting a run cuts the
+lease below it, so that each part is given back on its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from safemem.fork import fork_safe_lock
@@ -34,6 +36,9 @@ _LARGEST_CHUNK: Final = 1 << 36
 # Chunks are this far apart in the free list, and no longer: pieces of two are never neighbours.
 _CHUNK_SHIFT: Final = 56
 _TRIES: Final = 8
+
+# A piece up to this size, in bytes, is cleared in 0.3 us; giving its pages up and touching them again takes 15 us.
+_SMALL: Final = 1 << 14
 
 
 class FreeList:
@@ -171,17 +176,30 @@ class Arena:
         self._free = FreeList()
         # Pieces come back from __del__, which may run in any thread at any moment: an append is atomic.
         self._returned: deque[tuple[int, int]] = deque()
+        self._warm: deque[tuple[int, int]] = deque()  # the last small piece that came back: zero, not given up
         self._next_chunk = _FIRST_CHUNK
         self._madvise_zeroes = _MADV_ZEROES
 
     def allocate(self, length: int) -> HostRun:
         """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises MemoryError if the host has none left."""
+        while self._warm:
+            try:
+                at, end = self._warm.pop()
+            except IndexError:  # another thread has it
+                break
+            if end - at == length:
+                return self._run(at, length)
+            self._give_up(at, end)
         with self._lock: at = self._take(length)  # fmt: skip # noqa: E701 - see MemoryMap.change
         if at is None:
             raise MemoryError(f"the host has no {length:#x} bytes of address space left")
+        return self._run(at, length)
+
+    def _run(self, at: int, length: int) -> HostRun:
         chunk, start = at >> _CHUNK_SHIFT, at & (1 << _CHUNK_SHIFT) - 1
         atom = _Atom(self, chunk, start, start + length, owns=True)
-        return HostRun(*self.chunks[chunk], start, start + length, _Lease([atom]))
+        memory, address = self.chunks[chunk]
+        return HostRun(memory, address, start, start + length, _Lease([atom]))
 
     def _take(self, length: int) -> int | None:
         """A place in the free list, under the lock. A signal handler in the middle of it gets a chunk of its own."""
@@ -201,8 +219,20 @@ class Arena:
 
     def give_back(self, chunk: int, start: int, end: int) -> None:
         """Take back a range that nothing refers to any more: zero it, and let the host have its pages."""
-        self._zero(self.chunks[chunk][0], start, end)
-        self._returned.append((chunk << _CHUNK_SHIFT | start, chunk << _CHUNK_SHIFT | end))
+        at, stop = chunk << _CHUNK_SHIFT | start, chunk << _CHUNK_SHIFT | end
+        if end - start > _SMALL:
+            self._give_up(at, stop)
+            return
+        self.chunks[chunk][0][start:end] = bytes(end - start)
+        self._warm.append((at, stop))
+        if len(self._warm) > 1:
+            with suppress(IndexError):
+                self._give_up(*self._warm.popleft())
+
+    def _give_up(self, at: int, stop: int) -> None:
+        start = at & (1 << _CHUNK_SHIFT) - 1
+        self._zero(self.chunks[at >> _CHUNK_SHIFT][0], start, start + stop - at)
+        self._returned.append((at, stop))
 
     def zero(self, run: HostRun) -> None:
         """Zero a run of this arena where it is, and let the host have its pages back."""

@@ -6,64 +6,76 @@ them by one store. Until then nobody sees anything, and a call that fails leaves
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 from attrs import evolve
 
+from usermem.mm.backing import anonymous
 from usermem.mm.backing.backing import Backing
 from usermem.mm.listeners import ChangeKind, Event, Told
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.vma import VMA, VMASet
 
 
-class Tables(NamedTuple):
-    """All that an address space knows at one moment."""
+# Of how many pieces the memory that was placed ahead in a free space may be.
+_PIECES: Final = 4
 
-    vmas: VMASet
-    pmas: PMASet
-    brk_start: int = 0
-    brk: int = 0
-    closed: bool = False
+Dropped = tuple[Backing, int, int]
+"""A part of a backing, by offsets."""
 
 
-class Change:
-    """New tables, made out of old ones step by step, and what they do to whom."""
+class Tables:
+    """All that an address space knows at one moment. Nobody changes them once they are published."""
 
-    __slots__ = ("brk", "brk_start", "closed", "dropped", "events", "pmas", "told", "touched", "vmas")
+    __slots__ = ("brk", "brk_start", "closed", "pmas", "vmas")
+
+    def __init__(self, vmas: VMASet, pmas: PMASet) -> None:
+        self.vmas = vmas
+        self.pmas = pmas
+        self.brk_start = 0
+        self.brk = 0
+        self.closed = False
+
+
+class Change(Tables):
+    """The next tables, made out of old ones step by step, and what the change does to whom."""
+
+    __slots__ = ("dropped", "gone", "told", "touched")
 
     def __init__(self, old: Tables) -> None:
-        self.vmas, self.pmas, self.brk_start, self.brk, self.closed = old
+        self.vmas = old.vmas
+        self.pmas = old.pmas
+        self.brk_start = old.brk_start
+        self.brk = old.brk
+        self.closed = old.closed
         self.told: list[Told] = []
         """What listeners are told, in order."""
         self.touched: list[tuple[int, int]] = []
         """The ranges of addresses in which cached pages may be wrong now."""
-        self.dropped: list[tuple[Backing, int, int]] = []
-        """The parts of backings, by offsets, that shared mappings no longer show."""
-        self.events: list[Event] = []
-        """What listeners are told, once it is noted in its order."""
-
-    def tables(self) -> Tables:
-        """The new tables."""
-        return Tables(self.vmas, self.pmas, self.brk_start, self.brk, self.closed)
+        self.gone: list[PMA] = []
+        """The memory that is no longer where it was, or cut."""
+        self.dropped: list[Dropped] = []
+        """The parts of backings that shared mappings no longer show."""
 
     def add(self, vma: VMA) -> None:
         """Map, in the place of whatever is mapped there."""
         start, end = vma.start, vma.end
         around = self.vmas.overlapping(start - 1, end + 1)
-        if self._drop(around, start, end):
-            self.pmas = self.pmas.replace(start, end, [])
-        elif not vma.backing.anonymous:  # memory that was placed ahead is anonymous: no use to a file
-            self._drop_ahead(start, end)
-        self.vmas = self.vmas.put(start, end, [vma], around)
         self.tell(start, end, ChangeKind.MAP)
+        if self._drop(around, start, end):
+            self._clear(start, end)
+        elif not vma.backing.anonymous:  # memory that was placed ahead is anonymous: no use to a file
+            self._empty(start, end, around)
+        self.vmas = self.vmas.put(start, end, [vma], around)
 
     def unmap(self, start: int, end: int) -> None:
         """Unmap, and give up the memory too, with what was placed ahead in the free space around."""
         around = self.vmas.overlapping(start - 1, end + 1)
         if self._drop(around, start, end):
+            self.told.append((start, end, ChangeKind.UNMAP))
             self.vmas = self.vmas.put(start, end, [], around)
-            self.tell(start, end, ChangeKind.UNMAP)
-        self._drop_ahead(start, end)
+        self._empty(start, end, around)
 
     def _drop(self, around: list[VMA], start: int, end: int) -> bool:
         """Whether one of some mappings lies in [start, end); what shared ones no longer show is noted."""
@@ -76,20 +88,43 @@ class Change:
                     self.dropped.append((vma.backing, vma.offset_at(first), vma.offset_at(last)))
         return any_there
 
-    def _drop_ahead(self, start: int, end: int) -> None:
-        """Give up the host memory of the free space that [start, end) is part of."""
-        if not self.pmas:
-            return
-        low, high = self.vmas.gap(start, 0, 1 << 64)
-        if self.pmas.overlapping(low, high):
-            self.pmas = self.pmas.replace(low, high, [])
-            self.touched.append((low, high))
+    def _empty(self, start: int, end: int, around: Sequence[VMA] = ()) -> None:
+        """Give up the host memory of [start, end), where nothing is mapped; ``around`` are mappings that were beside it.
 
-    def protect(self, start: int, end: int, prot: int) -> None:
-        """Give everything mapped in [start, end) the rights prot."""
-        vmas = [vma.over(vma.start, vma.end, prot) for vma in self.vmas.within(start, end)]
-        self.vmas = self.vmas.put(start, end, vmas)
+        What was placed ahead in the free space around goes with it, unless that is little and near a mapping: then the
+        next one there finds it.
+        """
+        before = around[0] if around and around[0].start < start else self.vmas.last_before(start)
+        after = around[-1] if around and around[-1].end > end else self.vmas.first_from(end)
+        low = min(before.end, start) if before is not None else -anonymous.WINDOW  # nothing is near the ends
+        high = max(after.start, end) if after is not None else 1 << 65
+        last = self.pmas.last_before(high)
+        if last is None or last.end <= low:
+            return
+        ahead = self.pmas.overlapping(low, high)
+        near = high - ahead[0].start <= anonymous.WINDOW or ahead[-1].end - low <= anonymous.WINDOW
+        if near and len(ahead) <= _PIECES:
+            low, high = start, end
+        self._clear(low, high)
+
+    def _clear(self, start: int, end: int, new: Sequence[PMA] = ()) -> None:
+        """Put ``new`` in the place of the memory in [start, end)."""
+        old = self.pmas.overlapping(start, end)
+        if old:
+            self.gone += old
+            self.pmas = self.pmas.replace(start, end, [*new], old)
+
+    def protect(self, start: int, end: int, prot: int, around: list[VMA] | None = None) -> None:
+        """Give everything mapped in [start, end) the rights prot. ``around``: see VMASet.put."""
+        if around is None:
+            around = self.vmas.overlapping(start - 1, end + 1)
         self.tell(start, end, ChangeKind.PROTECT)
+        vmas = [
+            vma.over(vma.start if vma.start > start else start, vma.end if vma.end < end else end, prot)
+            for vma in around
+            if vma.start < end and vma.end > start
+        ]
+        self.vmas = self.vmas.put(start, end, vmas, around)
 
     def rename(self, start: int, end: int, name: str) -> None:
         """Give everything mapped in [start, end) a name."""
@@ -98,8 +133,8 @@ class Change:
 
     def refill(self, start: int, end: int) -> None:
         """Forget the memory of [start, end): the backing gives it anew when it is touched."""
-        self.pmas = self.pmas.replace(start, end, [])
-        self.tell(start, end, ChangeKind.MEMORY)
+        self.told.append((start, end, ChangeKind.MEMORY))
+        self._clear(start, end)
 
     def move(self, vma: VMA, old: tuple[int, int], new: tuple[int, int], keep: bool) -> None:
         """Map at ``new``, where nothing is mapped, what a mapping shows from the start of ``old`` on, with its bytes.
@@ -110,12 +145,12 @@ class Change:
         to, stop = new
         pmas = [] if vma.shared else [pma.moved(to - start) for pma in self.pmas.within(start, end)]
         if start < end and not keep:
+            self.told.append((start, end, ChangeKind.UNMAP))
             self.vmas = self.vmas.put(start, end, [])
-            self._drop_ahead(start, end)
-            self.tell(start, end, ChangeKind.UNMAP)
+            self._empty(start, end)
         elif start < end and not vma.shared:
             self.refill(start, end)
-        self._drop_ahead(to, stop)
+        self._empty(to, stop)
         self.vmas = self.vmas.put(to, stop, [vma.over(start, start + stop - to, vma.prot).placed(to, stop)])
         for pma in pmas:
             self.place(pma)
@@ -123,21 +158,25 @@ class Change:
 
     def place(self, pma: PMA) -> None:
         """Put memory where there was none yet. No listener is told, and nothing that is cached becomes wrong."""
-        self.pmas = self.pmas.replace(pma.start, pma.end, [pma])
+        self.pmas = self.pmas.exchange([], [pma])
 
     def divide(self, pma: PMA) -> None:
         """Make two of a PMA, at a mapping in the middle of those that are cached; not if others were quicker."""
         firsts = sorted({key & -2 for key in pma.cached})
         if len(firsts) > 1 and self.pmas.find(pma.start) is pma:
             at = firsts[len(firsts) // 2]
-            self.pmas = self.pmas.replace(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])
-            self.touched.append((pma.start, pma.end))
+            self._clear(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])
 
     def rewrite(self, start: int, end: int) -> None:
         """Note that the same memory has other bytes: a listener is told, and what is cached stays right."""
         self.told.append((start, end, ChangeKind.MEMORY))
 
     def tell(self, start: int, end: int, kind: ChangeKind) -> None:
-        """Note a change of [start, end) that a listener is told, and that cached pages may not outlive."""
+        """Note a change of [start, end) that a listener is told, and that cached pages may not outlive.
+
+        Of memory that is replaced the caches know by themselves.
+        """
         self.told.append((start, end, kind))
-        self.touched.append((start, end))
+        pma = self.pmas.first_from(start)
+        if pma is not None and pma.start < end:
+            self.touched.append((start, end))

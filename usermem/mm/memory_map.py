@@ -33,11 +33,10 @@ from safemem.errors import error
 from safemem.fork import fork_safe_lock
 from usermem.errors import FaultReason
 from usermem.mm.backing.anonymous import Anonymous
-from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.object_pages import write_back_released
-from usermem.mm.change import Change, Tables
+from usermem.mm.change import Change, Dropped, Tables
 from usermem.mm.host_run import HostRun
-from usermem.mm.listeners import Listeners
+from usermem.mm.listeners import Event, Listeners
 from usermem.mm.page_cache import PageCache, Stretch
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.vma import VMA, VMASet
@@ -67,6 +66,7 @@ CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRI
 _CROWDED: Final = 128
 
 T = TypeVar("T")
+Made = tuple[list[Dropped], list[Event]]
 
 
 @define
@@ -116,62 +116,65 @@ class MemoryMap:
         ``build`` may run more than once, and must change nothing but the Change. What it raises passes through, and
         nothing has changed. Raises ValueError if the space is closed.
         """
-        made: list[Change] = []
+        made: list[Made] = []
         try:
             # In one line: a trace function that raises at the line of a ``with`` that ends would leave it locked.
             with self._lock: result = self._publish(build, made)  # fmt: skip # noqa: E701
         finally:
             while made:
-                self._finish(made.pop())
+                self._finish(*made.pop())
+        write_back_released()
         return result
 
-    def _publish(self, build: Callable[[Change], T], made: list[Change]) -> T:
+    def _publish(self, build: Callable[[Change], T], made: list[Made]) -> T:
         """Build and publish under the lock; again where a signal handler, say, has published in the meantime."""
         while True:
             old = self.tables
-            self.check_open()
+            if old.closed:
+                self.check_open()
             change = Change(old)
             result = build(change)
-            new = change.tables()
             try:
-                self._cache.frozen = True
-                self._forget(old, new, change.touched)
-                made.append(change)
-                if self.listeners.listener is not None:
-                    self.listeners.see(old)
-                    change.events = self.listeners.note(change.told, new)
+                if change.touched or change.gone:
+                    self._cache.frozen = True
+                    self._forget(old, change)
+                if change.dropped or self.listeners.listener is not None:
+                    events: list[Event] = []
+                    made.append((change.dropped, events))
+                    change.dropped = []  # see _forget
+                    if self.listeners.listener is not None:
+                        self.listeners.see(old)
+                        events += self.listeners.note(change.told, change)
                 # One line without a call: no handler can run between the look and the store.
-                self.tables = outcome = new if self.tables is old else self.tables
+                self.tables = outcome = change if self.tables is old else self.tables
             finally:
                 self._cache.frozen = False
-            if outcome is new:
+            if outcome is change:
                 return result
-            self.listeners.withdraw(made.pop().events)
+            while made:
+                self.listeners.withdraw(made.pop()[1])
 
-    def _finish(self, change: Change) -> None:
+    def _finish(self, dropped: list[Dropped], events: list[Event]) -> None:
         """Write back what is unmapped now, and tell the listener: without the lock."""
-        events, dropped = change.events, change.dropped
-        del change  # and with it what is unmapped now, if no copy is in flight
         try:
             self._write_back(dropped)
         finally:
             if events:
                 self.listeners.tell(events, self.tables)
 
-    def _forget(self, old: Tables, new: Tables, touched: list[tuple[int, int]]) -> None:
+    def _forget(self, old: Tables, change: Change) -> None:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
-        for start, end in touched if old.pmas else ():
-            for pma in old.pmas.overlapping(start - 1, end + 1):
-                if not pma.cached:
-                    continue
-                if new.pmas.find(pma.start) is not pma:
-                    self._cache.forget(pma.cached, list(pma.cached))
-                    continue
-                low, high = max(start - 1, pma.start), min(end + 1, pma.end)
-                firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
-                self._cache.forget(pma.cached, firsts)
-        if touched:
-            self._cache.words = {}
+        for start, end in change.touched:
+            for pma in old.pmas.overlapping(start, end):
+                if pma.cached:
+                    low, high = max(start - 1, pma.start), min(end + 1, pma.end)
+                    firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
+                    self._cache.forget(pma.cached, firsts)
+        while change.gone:  # the tables must keep nothing alive
+            cached = change.gone.pop().cached
+            if cached:
+                self._cache.forget(cached, list(cached))
+        self._cache.words = {}  # now that no word can be found by a stretch
 
     def locate(self, addr: int, access: int, *, ignore_permissions: bool) -> Stretch | FaultReason:
         """Where addr's bytes are and how far the run goes, or why they cannot be accessed.
@@ -181,40 +184,51 @@ class MemoryMap:
         """
         for _ in range(_ATTEMPTS):
             found = self._look(addr, access, ignore_permissions)
-            if isinstance(found, FaultReason):
+            if type(found) is not tuple:
                 return found
             vma, pma, end = found
-            if self.tables.vmas.find(addr) is vma:
+            if end > pma.end:
+                end = pma.end
+            if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
+                with self._lock: current = self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
+                if len(pma.cached) > _CROWDED:
+                    self._thin(pma)
+            else:
+                current = self.tables.vmas.find(addr) is vma
+            if current:
                 break
-        end = min(end, pma.end)
-        if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
-            with self._lock: crowded = self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
-            if crowded:
-                self.change(partial(Change.divide, pma=pma))
         return pma.stretch(end)
 
     def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> bool:
-        """Cache addr's page, if the tables are still the ones in which it was found. Call it under the lock.
+        """Cache addr's page, and return whether the tables are still the ones in which it was found.
 
-        Returns whether the PMA has too many cached stretches.
+        Call it under the lock.
         """
         now = self.tables
-        if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma or self._cache.frozen:
+        if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma:
             return False
-        start = max(vma.start, pma.start)
-        stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
-        if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
-            self._cache.remember(addr, stretch, writable)
-        else:
-            self._cache.forget(pma.cached, [start])
-        return len(pma.cached) > _CROWDED and self._cache.prune(pma.cached) > _CROWDED // 2
+        if not self._cache.frozen:
+            start = vma.start if vma.start > pma.start else pma.start
+            stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
+            if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
+                self._cache.remember(addr, stretch, writable)
+            else:
+                self._cache.forget(pma.cached, [start])
+        return True
+
+    def _thin(self, pma: PMA) -> None:
+        """Take what is gone out of the many cached stretches of a PMA; divide it if that is not enough."""
+        with self._lock: left = self._cache.prune(pma.cached)  # fmt: skip # noqa: E701
+        if left > _CROWDED // 2:
+            self.change(partial(Change.divide, pma=pma))
 
     def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
         """The mapping that addr lies in, its memory there, and where what can be accessed ends; or why it cannot."""
         tables = self.tables
-        if tables.vmas.find(addr) is None and self._grow_down(addr):
-            tables = self.tables
         vma = tables.vmas.find(addr)
+        if vma is None and self._grow_down(addr):
+            tables = self.tables
+            vma = tables.vmas.find(addr)
         if vma is None:
             return FaultReason.UNMAPPED
         rights = vma.max_prot if ignore_permissions else vma.prot
@@ -237,35 +251,39 @@ class MemoryMap:
 
     def fill(self, tables: Tables, vma: VMA, addr: int, end: int) -> PMA:
         """Memory for the page at addr, which has none there, up to ``end`` at most. Raises what Backing.run does."""
-        low, high = self._room(tables.vmas, tables.pmas, vma, addr)
+        low, high = self._room(tables, vma, addr)
         if not vma.backing.anonymous:
             high = min(high, end)
         distance = addr - vma.offset_at(addr)
         offset, run = vma.backing.run(addr - distance, low - distance, high - distance)
         start = offset + distance
-        low, high = max(low, start), min(high, start + len(run))
         filled = PMA(start, run)
+        low, high = max(low, start), min(high, filled.end)
 
         def place(change: Change) -> PMA:
-            now, there = change.vmas.find(addr), change.pmas.find(addr)
-            if now is None or now.backing.key != vma.backing.key or now.offset_at(addr) != vma.offset_at(addr):
-                return filled.cut(low, high)  # overtaken: this access goes where it was going
-            if there is not None:
-                return there
-            first, last = self._room(change.vmas, change.pmas, now, addr)
-            pma = filled.cut(max(first, low), min(last, high))
+            first, last = low, high
+            if change.vmas is not tables.vmas or change.pmas is not tables.pmas:
+                now, there = change.vmas.find(addr), change.pmas.find(addr)
+                if now is None or now.backing.key != vma.backing.key or now.offset_at(addr) != vma.offset_at(addr):
+                    return filled.cut(low, high)  # overtaken: this access goes where it was going
+                if there is not None:
+                    return there
+                first, last = self._room(change, now, addr)
+                first, last = max(first, low), min(last, high)
+            pma = filled.cut(first, last)
             change.place(pma)
             return pma
 
         return self.change(place)
 
     @staticmethod
-    def _room(vmas: VMASet, pmas: PMASet, vma: VMA, addr: int) -> tuple[int, int]:
+    def _room(tables: Tables, vma: VMA, addr: int) -> tuple[int, int]:
         """The addresses around addr that have no memory yet, and whose memory may be one run with addr's.
 
         For anonymous memory they reach over anonymous neighbours and free space, for what is mapped there later.
         """
-        low, high = pmas.gap(addr, 0, 1 << 64)
+        vmas = tables.vmas
+        low, high = tables.pmas.gap(addr, 0, 1 << 64)
         if not vma.backing.anonymous:
             return max(low, vma.start), min(high, vma.end)
         first = last = vma
@@ -303,7 +321,7 @@ class MemoryMap:
 
     def can_cut(self, vmas: VMASet, start: int, end: int) -> bool:
         """Whether unmapping [start, end) leaves no more mappings than there may be."""
-        few = len(vmas) < self.limits.max_map_count
+        few = vmas.count < self.limits.max_map_count
         return few or (vma := vmas.find(start)) is None or vma.start == start or vma.end <= end
 
     def check_cut(self, vmas: VMASet, start: int, end: int) -> None:
@@ -334,7 +352,7 @@ class MemoryMap:
 
         return self.change(grow)
 
-    def _write_back(self, dropped: list[tuple[Backing, int, int]]) -> None:
+    def _write_back(self, dropped: list[Dropped]) -> None:
         """Have backings take what was written to parts that are unmapped now.
 
         As in Linux the unmapping call does not tell what failed: the next msync does, or close.
@@ -346,7 +364,6 @@ class MemoryMap:
             except Exception as exc:
                 self.failed_write_back = self.failed_write_back or exc
             del backing
-        write_back_released()
 
     def close(self) -> None:
         """See AddressSpace.close."""

@@ -22,6 +22,9 @@ from usermem.mm.madvise import populate
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import VMA, VMASet
 
+_ANONYMOUS_KINDS: Final = (mman.MAP_SHARED, mman.MAP_PRIVATE)
+_FILE_KINDS: Final = (*_ANONYMOUS_KINDS, mman.MAP_SHARED_VALIDATE)
+
 RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
 """The rights that a mapping can have."""
 
@@ -34,17 +37,19 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     """See AddressSpace.mmap. ``file`` is the descriptor and the offset."""
     fd, offset = file
     names = mm.arch.map_flags
-    check_offset(mm, offset)
-    prot, kind = check_int(prot, "prot"), check_int(flags, "flags") & mman.MAP_TYPE
+    if offset or type(offset) is not int:
+        check_offset(mm, offset)
+    prot, flags = check_int(prot, "prot"), check_int(flags, "flags")
+    kind = flags & mman.MAP_TYPE
     anonymous = bool(flags & names.anonymous)
     if not anonymous and check_int(fd, "fd") < 0:
         raise error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
     if not anonymous:
         os.fstat(fd)  # EBADF comes before all else
-    kinds = (mman.MAP_SHARED, mman.MAP_PRIVATE) + (mman.MAP_SHARED_VALIDATE,) * (not anonymous)
-    if kind not in kinds or not anonymous:
+    known = kind in (_ANONYMOUS_KINDS if anonymous else _FILE_KINDS)
+    if not known or not anonymous:
         find_place(mm, mm.tables.vmas, addr, length, flags, offset)  # its errors come first
-    if kind not in kinds:
+    if not known:
         raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
     shared = kind != mman.MAP_PRIVATE
     backing: Backing
@@ -54,8 +59,8 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
         backing = host_file(fd, shared, prot, offset, mm.arch.page_size)
     else:
         backing = _anonymous(mm, shared, length)
-    template = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
-    start = map_backing(mm, addr, length, flags, template, offset)
+    vma = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
+    start = map_backing(mm, addr, length, flags, vma, offset)
     if flags & names.populate and anonymous:
         populate(mm, start, start + mm.arch.page_round_up(length), READ)  # best effort
     return start
@@ -84,24 +89,23 @@ def _anonymous(mm: MemoryMap, shared: bool, length: int) -> Backing:
         raise error(errno.ENOMEM, f"the host has no {length:#x} bytes of shared memory") from None
 
 
-def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, template: VMA, offset: int) -> int:
-    """Map what ``template`` says where ``addr`` and ``flags`` say, and return the address."""
-    guard = mm.guard if flags & mm.arch.map_flags.growsdown else 0
+def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, offset: int) -> int:
+    """Map what ``vma`` says where ``addr`` and ``flags`` say, and return the address. It becomes the mapping."""
+    vma.guard = mm.guard if flags & mm.arch.map_flags.growsdown else 0
 
     def build(change: Change) -> int:
         start, end = find_place(mm, change.vmas, addr, length, flags, offset)
-        if guard and not template.backing.anonymous:
+        if vma.guard and not vma.backing.anonymous:
             raise error(errno.EINVAL, "only private anonymous memory grows down")
-        if template.prot & ~template.max_prot:
-            raise error(errno.EACCES, f"prot {template.prot:#x} is more than max_prot {template.max_prot:#x}")
-        there = 0
+        if vma.prot & ~vma.max_prot:
+            raise error(errno.EACCES, f"prot {vma.prot:#x} is more than max_prot {vma.max_prot:#x}")
         if mm.limits.address_limit is not None:
-            there = sum([vma.end - vma.start for vma in change.vmas.within(start, end)])
-        if not mm.may_expand(change.vmas, end - start - there):
-            raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
-        mm.check_cut(change.vmas, start, end)
-        vma = template.placed(start, end)
-        vma.guard = guard
+            there = sum([part.end - part.start for part in change.vmas.within(start, end)])
+            if not mm.may_expand(change.vmas, end - start - there):
+                raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
+        if change.vmas.count >= mm.limits.max_map_count:
+            mm.check_cut(change.vmas, start, end)
+        vma.start, vma.end = start, end
         change.add(vma)
         return start
 
@@ -111,18 +115,21 @@ def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, template: VMA
 def munmap(mm: MemoryMap, addr: int, length: int) -> int:
     """See AddressSpace.munmap."""
     arch = mm.arch
-    addr = arch.untagged(check_int(addr, "addr"))
-    length = check_int(length, "length")
-    end = arch.checked_page_round_up(addr + length)
-    if not arch.is_page_aligned(addr) or length <= 0 or addr < 0 or end is None or end > arch.max_addr:
+    addr, length = check_int(addr, "addr"), check_int(length, "length")
+    if arch.ignores_top_byte:
+        addr = arch.untagged(addr)
+    page = arch.page_size
+    end = (addr + length + page - 1) & -page
+    if addr & (page - 1) or length <= 0 or addr < 0 or end > arch.max_addr:
         raise error(errno.EINVAL, f"munmap of {length:#x} bytes at {addr:#x}")
 
-    def build(change: Change) -> None:
-        mm.check_cut(change.vmas, addr, end)
+    def build(change: Change) -> int:
+        if change.vmas.count >= mm.limits.max_map_count:
+            mm.check_cut(change.vmas, addr, end)
         change.unmap(addr, end)
+        return 0
 
-    mm.change(build)
-    return 0
+    return mm.change(build)
 
 
 def check_offset(mm: MemoryMap, offset: int) -> None:
@@ -138,13 +145,13 @@ def find_place(mm: MemoryMap, vmas: VMASet, addr: int, length: int, flags: int, 
     length = check_int(length, "length")
     if not length:
         raise error(errno.EINVAL, "mmap of length 0")
-    size = arch.checked_page_round_up(length)
-    if size is None or length < 0:
+    size = (length + arch.page_size - 1) & -arch.page_size
+    if size > arch.addr_mask or length < 0:
         raise error(errno.ENOMEM, f"mmap of {length:#x} bytes")
-    if offset < 0 or (offset + size) >> arch.page_shift > arch.addr_mask:
+    if offset and (offset < 0 or (offset + size) >> arch.page_shift > arch.addr_mask):
         raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x}")
     fixed = flags & (names.fixed | names.fixed_noreplace)
-    if len(vmas) > mm.limits.max_map_count:
+    if vmas.count > mm.limits.max_map_count:
         raise error(errno.ENOMEM, f"there are {len(vmas)} mappings")
     if size > arch.max_addr or (fixed and not 0 <= addr <= arch.max_addr - size):
         raise error(errno.ENOMEM, f"mmap of {length:#x} bytes at {addr:#x}")

@@ -37,14 +37,19 @@ def mprotect(mm: MemoryMap, addr: int, length: int, prot: int) -> int:
     def build(change: Change) -> tuple[int, int]:
         start = _growing_start(change.vmas, addr, end, prot) if prot & _GROWS else addr
         stop, code = start, errno.ENOMEM
-        for vma in change.vmas.overlapping(start, end):
-            if vma.start > stop:
+        around = change.vmas.overlapping(start - 1, end + 1)
+        for vma in around:
+            if vma.end <= start:
+                continue
+            if vma.start > stop or stop == end:
                 break
             if prot & RIGHTS & ~vma.max_prot:
                 code = errno.EACCES
                 break
-            stop = min(vma.end, end)
-        if stop > start:
+            stop = vma.end if vma.end < end else end
+        if stop == end:
+            change.protect(start, end, prot & RIGHTS, around)
+        elif stop > start:
             change.protect(start, stop, prot & RIGHTS)
         return stop, code
 

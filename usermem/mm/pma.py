@@ -37,7 +37,9 @@ class PMA:
         return self.start
 
     def cut(self, start: int, end: int) -> PMA:
-        """The part in [start, end); the rest is not kept alive by it."""
+        """The part in [start, end), which may be all of it; the rest is not kept alive by it."""
+        if start == self.start and end == self.end:
+            return self
         return PMA(start, self.run.cut(start - self.start, end - self.start))
 
     def stretch(self, end: int) -> Stretch:

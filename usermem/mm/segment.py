@@ -4,9 +4,9 @@ Both tables of an address space are one: the guest's mappings (VMAs) and the hos
 makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it without a lock,
 a change is published by one store, and a change that fails has changed nothing.
 
-The set is a B+ tree. A node has up to 96 items: segments in a leaf, nodes above. Lists beside them say where they
-start and end, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for
-free space passes by whatever has none that is long enough: O(log n), whatever the lengths.
+The set is a B+ tree. A node has up to 96 items: segments in a leaf, nodes above. A list beside them says where they
+start, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
+space passes by whatever has none that is long enough: O(log n), whatever the lengths.
 
 Source: gVisor pkg/segment, whose gap tracking this follows.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 _FANOUT: Final = 96
@@ -47,32 +48,29 @@ class Segment(Protocol):
 
 S = TypeVar("S", bound=Segment)
 
+_start = attrgetter("start")
+
 
 class _Node:
     """Some segments in a row (height 0), or some nodes of the next lower height. Immutable, but for ``gap``.
 
-    ``starts`` and ``ends`` are those of the items; nodes share these lists where they are the same. ``gap`` is no less
-    than the longest free space between two segments in the node: searches make it exact where it matters.
+    ``starts`` are those of the items; nodes share the list where it is the same. ``end`` is the last item's. ``gap`` is
+    no less than the longest free space between two segments in the node: searches make it exact where it matters.
     """
 
-    __slots__ = ("ends", "gap", "height", "items", "starts")
+    __slots__ = ("end", "gap", "height", "items", "starts")
 
-    def __init__(self, height: int, items: list[Any], starts: list[int], ends: list[int], gap: int) -> None:
+    def __init__(self, height: int, items: list[Any], starts: list[int], gap: int) -> None:
         self.height = height
         self.items = items
         self.starts = starts
-        self.ends = ends
+        self.end: int = items[-1].end
         self.gap = gap
 
     @property
     def start(self) -> int:
         """The first address of the first segment in it."""
         return self.starts[0]
-
-    @property
-    def end(self) -> int:
-        """The first address past the last segment in it."""
-        return self.ends[-1]
 
     @property
     def floor(self) -> int:
@@ -84,7 +82,7 @@ class _Node:
         """The nodes that take this one's place with ``new`` instead of the segments that start in [start, end)."""
         if not self.height:
             i = bisect_left(self.starts, start)
-            return self._with(i, bisect_left(self.starts, end, i), new)
+            return self.with_items(i, bisect_left(self.starts, end, i), new)
         i = max(bisect_right(self.starts, start) - 1, 0)
         middle: list[_Node] = self.items[i].splice(start, end, new)
         j = i + 1
@@ -98,45 +96,48 @@ class _Node:
             left, right = self.items[max(i - 1, 0) : i], self.items[j : j + 1]
             middle = _joined(left + middle + right)
             i, j = i - len(left), j + len(right)
-        return self._with(i, j, middle)
+        return self.with_items(i, j, middle)
 
     def _with_one(self, i: int, child: _Node) -> _Node:
         """The node with another child in the place of one."""
         items = self.items.copy()
         items[i] = child
-        starts, ends = self.starts, self.ends
-        start, end = child.starts[0], child.ends[-1]
+        starts, start = self.starts, child.starts[0]
         if starts[i] != start:
             starts = starts.copy()
             starts[i] = start
-        if ends[i] != end:
-            ends = ends.copy()
-            ends[i] = end
         gap = self.gap if self.gap > child.gap else child.gap
-        if i and start - ends[i - 1] > gap:
-            gap = start - ends[i - 1]
-        if i + 1 < len(items) and starts[i + 1] - end > gap:
-            gap = starts[i + 1] - end
-        return _Node(self.height, items, starts, ends, gap)
+        if i and start - items[i - 1].end > gap:
+            gap = start - items[i - 1].end
+        if i + 1 < len(items) and starts[i + 1] - child.end > gap:
+            gap = starts[i + 1] - child.end
+        return _Node(self.height, items, starts, gap)
 
-    def _with(self, i: int, j: int, new: list[Any]) -> list[_Node]:
+    def with_items(self, i: int, j: int, new: list[Any]) -> list[_Node]:
         """The nodes with ``new`` in the place of the items i to j; none if there are none left."""
-        items, starts, ends = self.items.copy(), self.starts.copy(), self.ends.copy()
+        items, starts = self.items.copy(), self.starts.copy()
         items[i:j] = new
         if not items:
             return []
-        starts[i:j] = [item.start for item in new]
-        ends[i:j] = [item.end for item in new]
+        starts[i:j] = map(_start, new)
         gap = self.gap
-        for k in range(i or 1, min(i + len(new) + 1, len(items))):
-            between = starts[k] - ends[k - 1]  # a floor may lie below: the bound need not be exact
-            if between > gap:
+        end = items[i - 1].end if i else starts[0]
+        for item in items[i : i + len(new) + 1]:
+            if (between := item.start - end) > gap:  # a floor may lie below: the bound need not be exact
                 gap = between
+            end = item.end
         if self.height:
             gap = max([gap, *[node.gap for node in new]])
         if len(items) <= _FANOUT:
-            return [_Node(self.height, items, starts, ends, gap)]
+            return [_Node(self.height, items, starts, gap)]
         return _packed(items, self.height, gap)
+
+    def part(self, start: int, end: int) -> list[Any]:
+        """The items that have an address in [start, end), start < end, in order."""
+        i = bisect_right(self.starts, start)
+        if i and self.items[i - 1].end > start:
+            i -= 1
+        return self.items[i : bisect_left(self.starts, end, i)]
 
 
 def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
@@ -147,7 +148,7 @@ def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
 
 
 def _node(items: list[Any], height: int, gap: int) -> _Node:
-    return _Node(height, items, [item.start for item in items], [item.end for item in items], gap)
+    return _Node(height, items, list(map(_start, items)), gap)
 
 
 def _joined(nodes: list[_Node]) -> list[_Node]:
@@ -165,38 +166,57 @@ def _joined(nodes: list[_Node]) -> list[_Node]:
 class SegmentSet(Generic[S]):
     """Disjoint segments in order. Immutable: what changes it returns another set.
 
-    ``len(s)`` is how many there are, ``num_bytes`` the sum of their lengths; both O(1).
+    ``len(s)`` or ``count`` is how many there are.
     """
 
-    __slots__ = ("_length", "_root", "num_bytes")
+    __slots__ = ("_num_bytes", "_root", "count")
 
-    def __init__(self) -> None:
-        self._root: _Node | None = None
-        self._length = 0
-        self.num_bytes = 0
+    def __init__(self, root: _Node | None = None, count: int = 0, num_bytes: int | None = None) -> None:
+        """An empty set; the arguments are for this class alone."""
+        self._root = root
+        self.count = count
+        self._num_bytes = num_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """The sum of the lengths: O(1) in a set that was made out of one that was asked before."""
+        if self._num_bytes is None:
+            self._num_bytes = _size(self)
+        return self._num_bytes
 
     def __len__(self) -> int:
-        return self._length
+        return self.count
 
     def __iter__(self) -> Iterator[S]:
         return iter(self.overlapping(self._root.start, self._root.end)) if self._root is not None else iter(())
 
     def find(self, addr: int) -> S | None:
         """The segment that addr lies in."""
-        found = self.last_before(addr + 1)
-        return found if found is not None and found.end > addr else None
+        node = self._root
+        while node is not None:
+            i = bisect_right(node.starts, addr)
+            if not i or (item := node.items[i - 1]).end <= addr:
+                return None
+            if not node.height:
+                found: S = item
+                return found
+            node = item
+        return None
 
     def first_from(self, addr: int) -> S | None:
         """The first segment that ends after addr. (Linux's find_vma().)"""
         node = self._root
         while node is not None:
-            i = bisect_right(node.ends, addr)
-            if i == len(node.ends):
+            i = bisect_right(node.starts, addr)
+            if i and node.items[i - 1].end > addr:
+                i -= 1
+            elif i == len(node.starts):
                 return None
+            item = node.items[i]
             if not node.height:
-                found: S = node.items[i]
+                found: S = item
                 return found
-            node = node.items[i]
+            node = item
         return None
 
     def last_before(self, addr: int) -> S | None:
@@ -214,26 +234,17 @@ class SegmentSet(Generic[S]):
 
     def overlapping(self, start: int, end: int) -> list[S]:
         """The segments that have an address in [start, end), in order."""
-        node = self._root
-        if node is None or start >= end:
+        root = self._root
+        if root is None or start >= end:
             return []
-        while True:
-            i = bisect_right(node.ends, start)
-            j = bisect_left(node.starts, end, i)
-            if not node.height or i == j:
-                return node.items[i:j]
-            if j - i > 1:
-                break
-            node = node.items[i]
-        found: list[S] = []
-        nodes = node.items[i:j][::-1]
-        while nodes:
-            node = nodes.pop()
-            part = node.items[bisect_right(node.ends, start) : bisect_left(node.starts, end)]
-            if node.height:
-                nodes += reversed(part)
+        found = root.part(start, end)
+        height = root.height
+        while height:
+            height -= 1
+            if len(found) == 1:
+                found = found[0].part(start, end)
             else:
-                found += part
+                found = [item for node in found for item in node.part(start, end)]
         return found
 
     def is_free(self, start: int, end: int) -> bool:
@@ -253,10 +264,10 @@ class SegmentSet(Generic[S]):
     def gap(self, addr: int, low: int, high: int) -> tuple[int, int]:
         """The bounds, within [low, high), of the free space around addr, which lies in no segment."""
         before, after = self.last_before(addr), self.first_from(addr)
-        if before is not None:
-            low = max(low, before.end)
-        if after is not None:
-            high = min(high, after.start)
+        if before is not None and before.end > low:
+            low = before.end
+        if after is not None and after.start < high:
+            high = after.start
         return low, high
 
     def covered_up_to(self, start: int, end: int) -> int:
@@ -270,7 +281,7 @@ class SegmentSet(Generic[S]):
     def highest_gap(self, length: int, low: int, high: int) -> int | None:
         """Where ``length`` free addresses begin, as high as can be in [low, high); None if there are none."""
         root = self._root
-        if root is None or high - max(root.end, low) >= length:
+        if root is None or high - length >= (root.end if root.end > low else low):
             return high - length if high - low >= length else None
         if root.gap >= length:
             for _, top in _inner_gaps(root, length, low, high, upward=False):
@@ -289,9 +300,13 @@ class SegmentSet(Generic[S]):
         bottom = max(root.end, low)
         return bottom if high - bottom >= length else None
 
-    def replace(self, start: int, end: int, segments: list[S]) -> Self:
-        """The set with ``segments``, in order and inside, instead of [start, end); others are cut at the bounds."""
-        old = self.overlapping(start, end)
+    def replace(self, start: int, end: int, segments: list[S], old: list[S] | None = None) -> Self:
+        """The set with ``segments``, in order and inside, instead of [start, end); others are cut at the bounds.
+
+        ``old`` are those that overlap it, if the caller has them.
+        """
+        if old is None:
+            old = self.overlapping(start, end)
         new = segments
         if old and old[0].start < start:
             new = [old[0].cut(old[0].start, start), *new]
@@ -303,26 +318,24 @@ class SegmentSet(Generic[S]):
         """The set with some segments instead of others that are neighbours in it. They must cover no other's place."""
         if old == new:
             return self
-        made = type(self).__new__(type(self))
-        made._length = self._length + len(new) - len(old)
-        size = self.num_bytes
-        for segment in new:
-            size += segment.end - segment.start
-        for segment in old:
-            size -= segment.end - segment.start
-        made.num_bytes = size
-        if self._root is None:
-            nodes = _packed(new, 0, 1 << 64) if new else []
-        else:
-            start = old[0].start if old else new[0].start
-            nodes = self._root.splice(start, old[-1].start + 1 if old else start, new)
+        root = self._root
+        if root is None:
+            nodes = _packed(new, 0, 1 << 64)
+        elif root.height:
+            start = (old or new)[0].start
+            nodes = root.splice(start, old[-1].start + 1 if old else start, new)
+        else:  # a third of the time saved
+            i = bisect_left(root.starts, (old or new)[0].start)
+            nodes = root.with_items(i, i + len(old), new)
         while len(nodes) > 1:
-            nodes = _packed(list(nodes), nodes[0].height + 1, 1 << 64)
-        root = nodes[0] if nodes else None
-        while root is not None and root.height and len(root.items) == 1:
-            root = root.items[0]
-        made._root = root
-        return made
+            nodes = _packed(nodes, nodes[0].height + 1, 1 << 64)
+        top = nodes[0] if nodes else None
+        while top is not None and top.height and len(top.items) == 1:
+            top = top.items[0]
+        size = self._num_bytes
+        if size is not None:
+            size += _size(new) - _size(old)
+        return type(self)(top, self.count + len(new) - len(old), size)
 
     def _check(self) -> None:
         """Raise AssertionError if the set is not what it says: for stress tests."""
@@ -330,17 +343,21 @@ class SegmentSet(Generic[S]):
         for segment in self:
             assert last <= segment.start < segment.end, f"{segment} at {last:#x}"
             last, count, size = segment.end, count + 1, size + segment.end - segment.start
-        assert (count, size) == (self._length, self.num_bytes)
+        assert (count, size) == (self.count, self.num_bytes)
         nodes = [self._root] if self._root is not None else []
         for node in nodes:
             assert 0 < len(node.items) <= _FANOUT
             assert node.starts == [item.start for item in node.items]
-            assert node.ends == [item.end for item in node.items]
+            assert node.end == node.items[-1].end
             between = [right.floor - left.end for left, right in itertools.pairwise(node.items)]
             assert node.gap >= max(between, default=0)
             if node.height:
                 assert all(item.height == node.height - 1 and item.gap <= node.gap for item in node.items)
                 nodes += node.items
+
+
+def _size(segments: Iterable[Segment]) -> int:
+    return sum([segment.end - segment.start for segment in segments])
 
 
 def _inner_gaps(node: _Node, length: int, low: int, high: int, upward: bool) -> Iterator[tuple[int, int]]:

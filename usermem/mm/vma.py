@@ -93,14 +93,15 @@ class VMASet(SegmentSet[VMA]):
         """
         old = self.overlapping(start - 1, end + 1) if around is None else around
         new: list[VMA] = []
-        if old and old[0].start < start:
-            before = old[0]
-            new.append(before if before.end <= start else before.cut(before.start, start))
+        if old and (first := old[0]).start < start:
+            new.append(first if first.end <= start else first.cut(first.start, start))
+        if old and (last := old[-1]).end > end:
+            vmas = [*vmas, last if last.start >= end else last.cut(end, last.end)]
         for vma in vmas:
-            _append(new, vma)
-        if old and old[-1].end > end:
-            after = old[-1]
-            _append(new, after if after.start >= end else after.cut(end, after.end))
+            if new and (left := new[-1]).end == vma.start and left.can_merge(vma):
+                new[-1] = left.over(left.start, vma.end, left.prot)
+            else:
+                new.append(vma)
         return self.exchange(old, new)
 
     def limit_from(self, addr: int) -> int:
@@ -113,11 +114,3 @@ class VMASet(SegmentSet[VMA]):
         vmas = list(self)
         for left, right in itertools.pairwise(vmas):
             assert not left.can_merge(right), f"{left} and {right} should be one"
-
-
-def _append(vmas: list[VMA], vma: VMA) -> None:
-    """Add a mapping behind others, merged with the last if they can be one."""
-    if vmas and vmas[-1].can_merge(vma):
-        left = vmas.pop()
-        vma = left.over(left.start, vma.end, left.prot)
-    vmas.append(vma)
