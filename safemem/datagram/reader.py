@@ -13,7 +13,6 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_PEEK
-from safemem.datagram.message import Message
 
 FaultPolicy = Literal["keep", "linux"]
 """What happens to a datagram whose destination is not writable: it stays queued, or is lost as in Linux."""
@@ -27,6 +26,12 @@ class DatagramReader:
     """
 
     message_oriented = True
+    received = False
+    msg_len = 0
+    flags = 0
+    peer: Address | None = None
+    local: Address | None = None
+    ancillary: tuple[Ancillary, ...] = ()
 
     def __init__(
         self,
@@ -48,12 +53,6 @@ class DatagramReader:
         self._wanted = wanted
         self._keep = fault_policy == "keep"
         self._ancbufsize = ancbufsize
-        self.received = False
-        self.msg_len = 0
-        self.flags = 0
-        self.peer: Address | None = None
-        self.local: Address | None = None
-        self.ancillary: tuple[Ancillary, ...] = ()
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """Receive one datagram into dsts, and return how many bytes of it are there.
@@ -63,27 +62,24 @@ class DatagramReader:
         """
         self.received = False
         room = dsts.num_bytes
-        wanted = room if self._wanted is None else max(self._wanted, room)
+        wanted = room if self._wanted is None else self._wanted
         if wanted > room and self._keep:
             length = self._endpoint.recvmsg(EMPTY, self._flags | MSG_PEEK).length
-            if min(wanted, length) > room:
+            if length > room:
                 raise BadBlocksError(length, room, wanted)
         message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
-        self._note(message)
-        moved = message.data.num_bytes
-        if min(wanted, message.length) > room:
-            exc = BadBlocksError(message.length, room, wanted, lost=not self._flags & MSG_PEEK)
-            exc.transferred = moved
-            raise exc
-        return moved
-
-    def _note(self, message: Message) -> None:
         self.received = True
         self.msg_len = message.length
         self.flags = message.flags
         self.peer = message.peer
         self.local = message.local
         self.ancillary = message.ancillary
+        moved = message.data.num_bytes
+        if wanted > room and message.length > room:
+            exc = BadBlocksError(message.length, room, wanted, lost=not self._flags & MSG_PEEK)
+            exc.transferred = moved
+            raise exc
+        return moved
 
 
 class DatagramWriter:

@@ -86,8 +86,7 @@ def copy_in_control(io: IO, header: MsgHeader, *, ignore_permissions: bool) -> b
     if header.controllen >= OPTMEM_MAX:
         raise error(errno.ENOBUFS, f"{header.controllen} bytes of control data")
     control = bytearray(header.controllen)
-    if control:
-        io.copy_in(header.control, control, ignore_permissions=ignore_permissions)
+    io.copy_in(header.control, control, ignore_permissions=ignore_permissions)
     return bytes(control)
 
 

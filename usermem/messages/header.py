@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
+from typing import Final
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
-from safemem import BlockSeq, ReaderFunc, WriterFunc
+from safemem import BlockSeq, WriterFunc
 from safemem.errors import error
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, FaultReason
@@ -34,22 +33,26 @@ MSG_CMSG_COMPAT = 0x8000_0000
 
 @frozen
 class MsgLayout:
-    """Where the fields of a struct msghdr are, in bytes from its start; ``size`` is the whole, ``entry`` a mmsghdr's.
+    """Where the fields of a struct msghdr are, in bytes from its start. A pointer has ``word`` bytes.
 
-    ``msg_len`` is the field of the mmsghdr, right behind the msghdr.
+    ``answer`` are msg_controllen and msg_flags, which are neighbours; ``msg_len`` is the field of the mmsghdr, right
+    behind the msghdr.
     """
 
     packed: struct.Struct
-    namelen: int
-    controllen: int
-    flags: int
+    answer: struct.Struct
     word: int
     order: str
 
     @property
-    def size(self) -> int:
-        """sizeof(struct msghdr)."""
-        return self.packed.size
+    def namelen(self) -> int:
+        """Where msg_namelen is."""
+        return self.word
+
+    @property
+    def controllen(self) -> int:
+        """Where msg_controllen is, and msg_flags behind it."""
+        return 5 * self.word
 
     @property
     def msg_len(self) -> int:
@@ -62,16 +65,19 @@ class MsgLayout:
         return self.packed.size + self.word
 
 
-@cache
+_LAYOUTS: Final = {
+    (word, order): MsgLayout(struct.Struct(sign + packed), struct.Struct(sign + answer), word, sign)
+    for word, packed, answer in ((8, "Qi4xQQQQI4x", "QI"), (4, "IiIIIII", "II"))
+    for order, sign in (("little", "<"), ("big", ">"))
+}
+
+
 def msg_layout(arch: Arch) -> MsgLayout:
     """The layout of a machine."""
-    order = "<" if arch.byte_order == "little" else ">"
-    if arch.pointer_size == 8:
-        return MsgLayout(struct.Struct(order + "Qi4xQQQQI4x"), 8, 40, 48, 8, order)
-    return MsgLayout(struct.Struct(order + "IiIIIII"), 4, 20, 24, 4, order)
+    return _LAYOUTS[arch.pointer_size, arch.byte_order]
 
 
-@frozen
+@define
 class MsgHeader:
     """A struct msghdr as the guest passed it: pointers, and lengths in bytes (``iovlen`` in iovecs).
 
@@ -80,7 +86,6 @@ class MsgHeader:
     """
 
     addr: int
-    layout: MsgLayout
     name: int
     namelen: int
     control: int
@@ -90,73 +95,67 @@ class MsgHeader:
 
 
 def copy_in_msghdr(
-    io: IO, addr: int, sent_name: bytearray | None = None, *, ignore_permissions: bool = False
+    io: IO, addr: int, layout: MsgLayout, sent_name: bytearray | None = None, *, ignore_permissions: bool = False
 ) -> MsgHeader:
     """The struct msghdr at addr, checked as Linux does, with its iovecs. ``sent_name`` is filled with the name.
 
     Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
     iovecs.
     """
-    layout = msg_layout(arch_of(io))
     name, namelen, iov, iovlen, control, controllen, flags = copy_struct_in(
         io, addr, layout.packed, ignore_permissions=ignore_permissions
     )
     if not name:
         namelen = 0
-    if namelen < 0:
+    elif namelen < 0:
         raise error(errno.EINVAL, f"msg_namelen {namelen}")
-    namelen = min(namelen, NAME_MAX)
-    if sent_name is not None and namelen:
-        sent_name += bytes(namelen)
-        io.copy_in(name, sent_name, ignore_permissions=ignore_permissions)
+    elif namelen:
+        namelen = min(namelen, NAME_MAX)
+        if sent_name is not None:
+            sent_name += bytes(namelen)
+            io.copy_in(name, sent_name, ignore_permissions=ignore_permissions)
     if iovlen > UIO_MAXIOV:
         raise error(errno.EMSGSIZE, f"{iovlen} iovecs")
     ranges = copy_in_iovecs(io, iov, iovlen, ignore_permissions=ignore_permissions)
-    return MsgHeader(addr, layout, name, namelen, control, controllen, flags, ranges)
-
-
-@contextmanager
-def whole_messages() -> Iterator[None]:
-    """Have errors count no bytes: a message goes whole or not at all, and a part of one is no result of a call."""
-    try:
-        yield
-    except OSError as exc:
-        count_nothing(exc)
-        raise
+    return MsgHeader(addr, name, namelen, control, controllen, flags, ranges)
 
 
 def count_nothing(exc: BaseException) -> BaseException:
-    """The error, counting no bytes."""
+    """The error, counting no bytes: a message goes whole or not at all, and a part of one is no result of a call."""
     if getattr(exc, "transferred", 0):
         exc.transferred = 0  # type: ignore[attr-defined]
     return exc
 
 
-def checked_flags(flags: int, arch: Arch) -> int:
+def checked_flags(flags: int, layout: MsgLayout) -> int:
     """The flags of a call as an unsigned int. Raises OSError (EINVAL) for the one that Linux keeps for itself."""
     flags &= 0xFFFF_FFFF
-    if flags & MSG_CMSG_COMPAT and arch.pointer_size == 8:
+    if flags & MSG_CMSG_COMPAT and layout.word == 8:
         raise error(errno.EINVAL, "flag MSG_CMSG_COMPAT")
     return flags & ~MSG_CMSG_COMPAT
 
 
 def unwritable(io: IO, ranges: AddrRangeSeq, *, ignore_permissions: bool) -> FaultError | None:
     """What a write to all of these ranges would raise, or None. Nothing is written."""
-    seen = 0
-
-    def look(blocks: BlockSeq) -> int:
-        nonlocal seen
-        seen = blocks.num_bytes
-        return 0
-
+    look = _Look()
     try:
-        io.copy_out_from(ranges, ReaderFunc(look), ignore_permissions=ignore_permissions)
-        if seen == ranges.num_bytes:
+        io.copy_out_from(ranges, look, ignore_permissions=ignore_permissions)
+        if look.seen == ranges.num_bytes:
             return None
-        io.copy_out_from(ranges.drop_first(seen), ReaderFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)
+        io.copy_out_from(ranges.drop_first(look.seen), _Look(), ignore_permissions=ignore_permissions)
     except FaultError as exc:
         return exc
-    return FaultError(address_at(ranges, seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
+    return FaultError(address_at(ranges, look.seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
+
+
+class _Look:
+    """A Reader that has nothing; ``seen`` is how many bytes it could have filled."""
+
+    seen = 0
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        self.seen = dsts.num_bytes
+        return 0
 
 
 def unreadable(io: IO, ranges: AddrRangeSeq, done: int, *, ignore_permissions: bool) -> FaultError:

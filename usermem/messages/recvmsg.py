@@ -20,21 +20,23 @@ import time
 from contextlib import suppress
 from typing import Final, Literal
 
-from attrs import field, frozen
+from attrs import define
 
 from hostarch import AddrRangeSeq
 from safemem import BlockSeq, HostFaultError
 from safemem.block_seq import EMPTY
+from safemem.datagram.address import Address
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
 from safemem.datagram.reader import DatagramReader, FaultPolicy
-from usermem.cstruct import copy_int32_out, copy_pointer_out, copy_uint32_out
+from usermem.cstruct import copy_int32_out, copy_uint32_out
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO, arch_of
 from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
 from usermem.messages.header import (
     MsgHeader,
+    MsgLayout,
     checked_flags,
     copy_in_msghdr,
     copy_in_timeout,
@@ -43,7 +45,6 @@ from usermem.messages.header import (
     msg_layout,
     timeout_range,
     unwritable,
-    whole_messages,
 )
 from usermem.messages.name import family_of, pack_name
 
@@ -73,10 +74,15 @@ def recvmsg_into_user(
     Raises FaultError; OSError: EINVAL for a negative length or a forbidden flag, EMSGSIZE for more than UIO_MAXIOV
     iovecs; BlockingIOError and other errors of the endpoint.
     """
-    with whole_messages():
-        flags = checked_flags(flags, arch_of(io))
-        header = copy_in_msghdr(io, msg_addr, ignore_permissions=ignore_permissions)
-        return _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions).receive(header, flags)
+    layout = msg_layout(arch_of(io))
+    call = _Call(io, endpoint, layout, fault_policy, ignore_permissions)
+    try:
+        flags = checked_flags(flags, layout)
+        header = copy_in_msghdr(io, msg_addr, layout, ignore_permissions=ignore_permissions)
+        return call.receive(header, flags)
+    except OSError as exc:
+        count_nothing(exc)
+        raise
 
 
 def recvmmsg_into_user(
@@ -108,14 +114,18 @@ def recvmmsg_into_user(
     Raises as recvmsg_into_user; FaultError and OSError (EINVAL) for a bad timeout; FaultError if the time left cannot
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
-    with whole_messages():
-        flags = checked_flags(flags, arch_of(io))
-        call = _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions)
+    layout = msg_layout(arch_of(io))
+    call = _Call(io, endpoint, layout, fault_policy, ignore_permissions)
+    try:
+        flags = checked_flags(flags, layout)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
         done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock)
         if done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
         return done
+    except OSError as exc:
+        count_nothing(exc)
+        raise
 
 
 class _Clock:
@@ -134,35 +144,30 @@ class _Clock:
         return self._end is not None and not self.is_deadline and not self.left()
 
 
-class _Once:
-    """A message reader that remembers its call: ``room`` bytes of blocks, and what it raised."""
+class _Once(DatagramReader):
+    """A reader that remembers its call: ``room`` bytes of blocks, None if there was none, and whether they faulted."""
 
-    message_oriented = True
-
-    def __init__(self, reader: DatagramReader) -> None:
-        self._reader = reader
-        self.called = False
-        self.room = 0
-        self.error: BaseException | None = None
+    room: int | None = None
+    host_fault = False
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
-        self.called = True
         self.room = dsts.num_bytes
         try:
-            return self._reader.read_to_blocks(dsts)
-        except BaseException as exc:
-            self.error = exc
+            return super().read_to_blocks(dsts)
+        except HostFaultError:
+            self.host_fault = True
             raise
 
 
-@frozen
+@define
 class _Call:
     """A guest's call: what all its datagrams have in common."""
 
     io: IO
     endpoint: DatagramEndpoint
+    layout: MsgLayout
     fault_policy: FaultPolicy
-    ignore_permissions: bool = field(kw_only=True)
+    ignore_permissions: bool
 
     def unwritable(self, ranges: AddrRangeSeq) -> FaultError | None:
         """What a write to all of these ranges would raise, or None."""
@@ -181,7 +186,7 @@ class _Call:
 
     def receive_many(self, addr: int, vlen: int, flags: int, clock: _Clock) -> int:
         """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
-        layout = msg_layout(arch_of(self.io))
+        layout = self.layout
         done = 0
         try:
             if not vlen:
@@ -189,7 +194,7 @@ class _Call:
             while done < vlen:
                 entry = addr + done * layout.entry
                 try:
-                    header = copy_in_msghdr(self.io, entry, ignore_permissions=self.ignore_permissions)
+                    header = copy_in_msghdr(self.io, entry, layout, ignore_permissions=self.ignore_permissions)
                 except OSError:
                     if not done:
                         self.raise_held()
@@ -232,45 +237,35 @@ class _Call:
 
     def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
         """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
-        io, layout, ignore = self.io, header.layout, self.ignore_permissions
-        family = family_of(self.endpoint)
+        io, layout, ignore = self.io, self.layout, self.ignore_permissions
         passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
         room = min(header.controllen, MOST_RECEIVED) if header.control else 0
         if self.fault_policy == "keep":
             self.check_answers(header, room, passed, has_msg_len)
-        reader = self.receive_data(header, passed, room_at_endpoint(layout, room))
-
-        def write(offset: int, data: bytes) -> bool:
-            try:
-                io.copy_out(header.control + offset, data, ignore_permissions=ignore)
-            except FaultError:
-                return False
-            return True
-
-        used, cut = put_control(layout, room, control_of(reader, family), write)
+        reader = self.receive_data(header.ranges, passed, room_at_endpoint(layout, room) if room else 0)
+        used, cut = self.store_control(header, room, reader)
         if header.name:
-            name = pack_name(reader.peer, family, arch_of(io))
-            copy_int32_out(io, header.addr + layout.namelen, len(name), ignore_permissions=ignore)
-            if name[: header.namelen]:
-                io.copy_out(header.name, name[: header.namelen], ignore_permissions=ignore)
+            self.store_name(header, reader.peer)
         msg_flags = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut
-        copy_uint32_out(io, header.addr + layout.flags, msg_flags, ignore_permissions=ignore)
-        copy_pointer_out(io, header.addr + layout.controllen, used, ignore_permissions=ignore)
+        at, answer = header.addr + layout.controllen, layout.answer.pack(used, msg_flags)
+        if self.fault_policy == "keep":  # both can be written, for all that is known
+            io.copy_out(at, answer, ignore_permissions=ignore)
+        else:  # a fault of the flags comes first, and leaves the length as it was
+            io.copy_out(at + layout.word, answer[layout.word :], ignore_permissions=ignore)
+            io.copy_out(at, answer[: layout.word], ignore_permissions=ignore)
         return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, header.ranges.num_bytes)
 
     def check_answers(self, header: MsgHeader, room: int, flags: int, has_msg_len: bool) -> None:
         """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
-        layout = header.layout
+        layout = self.layout
         first = layout.namelen if header.name else layout.controllen
-        last = (layout.msg_len if has_msg_len else layout.flags) + 4
+        last = layout.msg_len + 4 if has_msg_len else layout.controllen + layout.answer.size
         fields = [header.addr + first, last - first]
 
         def fault_of(namelen: int, room: int) -> FaultError | None:
             pairs = [header.name, namelen] if namelen else []
             pairs += [header.control, room] if room else []
-            return unwritable(
-                self.io, AddrRangeSeq.from_pairs(pairs + fields), ignore_permissions=self.ignore_permissions
-            )
+            return self.unwritable(AddrRangeSeq.from_pairs(pairs + fields))
 
         if fault_of(header.namelen, room) is None:
             return
@@ -282,26 +277,46 @@ class _Call:
         if fault is not None:
             raise fault
 
-    def receive_data(self, header: MsgHeader, flags: int, ancbufsize: int) -> DatagramReader:
-        """One datagram into the header's ranges; returns the reader, which knows the rest about it."""
-        ranges = header.ranges
-        reader = DatagramReader(self.endpoint, flags, ranges.num_bytes, self.fault_policy, ancbufsize)
-        once = _Once(reader)
+    def receive_data(self, ranges: AddrRangeSeq, flags: int, ancbufsize: int) -> DatagramReader:
+        """One datagram into the ranges; returns the reader, which knows the rest about it."""
+        reader = _Once(self.endpoint, flags, ranges.num_bytes, self.fault_policy, ancbufsize)
         try:
             try:
-                self.io.copy_out_from(ranges, once, ignore_permissions=self.ignore_permissions)
+                self.io.copy_out_from(ranges, reader, ignore_permissions=self.ignore_permissions)
             except FaultError as fault:
-                if isinstance(once.error, HostFaultError) and self.fault_policy == "linux":
+                if reader.host_fault and self.fault_policy == "linux":
                     with suppress(BlockingIOError):
                         self.endpoint.recvmsg(EMPTY, flags | MSG_DONTWAIT)  # which endpoints keep, and Linux does not
                 # Memory that was filled to the hole is fine if the datagram ends there, as is none for an empty one.
-                if not reader.received and (once.called or fault.reason is FaultReason.OUTSIDE_RANGE):
+                if not reader.received and (reader.room is not None or fault.reason is FaultReason.OUTSIDE_RANGE):
                     raise
-            if not once.called:
-                once.read_to_blocks(EMPTY)
+            if reader.room is None:
+                reader.read_to_blocks(EMPTY)
         except BadBlocksError as exc:
-            hole = self.unwritable(ranges.drop_first(once.room))
+            hole = self.unwritable(ranges.drop_first(reader.room or 0))
             if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
                 raise
             raise hole from exc
         return reader
+
+    def store_control(self, header: MsgHeader, room: int, reader: DatagramReader) -> tuple[int, bool]:
+        """Store the control data that came, where they can be; returns their length, and whether some were cut."""
+        if not reader.ancillary and reader.local is None:
+            return 0, False
+
+        def write(offset: int, data: bytes) -> bool:
+            try:
+                self.io.copy_out(header.control + offset, data, ignore_permissions=self.ignore_permissions)
+            except FaultError:
+                return False
+            return True
+
+        return put_control(self.layout, room, control_of(reader, family_of(self.endpoint)), write)
+
+    def store_name(self, header: MsgHeader, peer: Address | None) -> None:
+        """Store the length of the sender's name, and as much of it as there is room for. Raises FaultError."""
+        name = pack_name(peer, family_of(self.endpoint), arch_of(self.io))
+        ignore = self.ignore_permissions
+        copy_int32_out(self.io, header.addr + self.layout.namelen, len(name), ignore_permissions=ignore)
+        if name[: header.namelen]:
+            self.io.copy_out(header.name, name[: header.namelen], ignore_permissions=ignore)

@@ -15,11 +15,10 @@ from safemem import BlockSeq
 from safemem.block_seq import EMPTY
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import UIO_MAXIOV
-from safemem.datagram.reader import DatagramWriter
 from usermem.cstruct import copy_uint32_out
 from usermem.memory_io import IO, arch_of
 from usermem.messages.control import copy_in_control, parse_control
-from usermem.messages.header import checked_flags, copy_in_msghdr, msg_layout, unreadable, whole_messages
+from usermem.messages.header import checked_flags, copy_in_msghdr, count_nothing, msg_layout, unreadable
 from usermem.messages.name import family_of, unpack_name
 
 _MSG_EOR: Final = 0x80  # the only flag that sendmmsg takes from a msg_flags
@@ -38,8 +37,11 @@ def sendmsg_from_user(
     data; BlockingIOError and other errors of the endpoint. Memory that cannot be read comes before what the endpoint
     says (no destination, too long); in Linux it is the other way round.
     """
-    with whole_messages():
-        return _send(io, endpoint, msg_addr, checked_flags(flags, arch_of(io)), 0, ignore_permissions)[0]
+    try:
+        return _Call(io, endpoint, flags, ignore_permissions).send(msg_addr)
+    except OSError as exc:
+        count_nothing(exc)
+        raise
 
 
 def sendmmsg_from_user(
@@ -57,59 +59,58 @@ def sendmmsg_from_user(
     msg_len cannot be stored, which has gone but does not count. Raises that one's error if it is the first; else the
     error is forgotten, and sending again from there tells it.
     """
-    with whole_messages():
-        flags = checked_flags(flags, arch_of(io))
-        layout = msg_layout(arch_of(io))
-        done = 0
-        try:
-            for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
-                entry = msgvec_addr + i * layout.entry
-                sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, ignore_permissions)
-                copy_uint32_out(io, entry + layout.msg_len, sent, ignore_permissions=ignore_permissions)
-                done += 1
-                if sent < size:
-                    break
-        except OSError:
-            if not done:
-                raise
-        return done
+    done = 0
+    try:
+        call = _Call(io, endpoint, flags, ignore_permissions)
+        for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
+            entry = msgvec_addr + i * call.layout.entry
+            sent = call.send(entry, _MSG_EOR)
+            copy_uint32_out(io, entry + call.layout.msg_len, sent, ignore_permissions=ignore_permissions)
+            done += 1
+            if sent < call.size:
+                break
+    except OSError as exc:
+        if not done:
+            count_nothing(exc)
+            raise
+    return done
 
 
-class _Gather:
-    """A message writer that sends nothing unless it is given all ``size`` bytes; ``room`` is how many it was given."""
+class _Call:
+    """A guest's call. As a message writer it sends nothing unless it is given all ``size`` bytes of the datagram."""
 
     message_oriented = True
 
-    def __init__(self, writer: DatagramWriter, size: int) -> None:
-        self._writer = writer
-        self._size = size
-        self.room = 0
-        self.sent: int | None = None
+    def __init__(self, io: IO, endpoint: DatagramEndpoint, flags: int, ignore_permissions: bool) -> None:
+        self.layout = msg_layout(arch_of(io))
+        self.size = 0
+        self._io = io
+        self._endpoint = endpoint
+        self._flags = checked_flags(flags, self.layout)
+        self._ignore_permissions = ignore_permissions
+
+    def send(self, addr: int, allowed_flags: int = 0) -> int:
+        """One datagram of ``size`` bytes, by the struct msghdr at addr; returns how much of it went."""
+        io, layout, ignore = self._io, self.layout, self._ignore_permissions
+        name = bytearray()
+        header = copy_in_msghdr(io, addr, layout, name, ignore_permissions=ignore)
+        control = copy_in_control(io, header, ignore_permissions=ignore) if header.controllen else b""
+        self._message_flags = self._flags | header.flags & allowed_flags
+        self._peer = unpack_name(bytes(name), family_of(self._endpoint), arch_of(io)) if name else None
+        self._ancillary = parse_control(layout, control) if control else ()
+        self.size = header.ranges.num_bytes
+        self._room = 0
+        self._sent: int | None = None
+        io.copy_in_to(header.ranges, self, ignore_permissions=ignore)
+        if not self.size:
+            self.write_from_blocks(EMPTY)
+        if self._sent is None:
+            raise unreadable(io, header.ranges, self._room, ignore_permissions=ignore)
+        return self._sent
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
-        self.room = srcs.num_bytes
-        if self.room < self._size:
+        self._room = srcs.num_bytes
+        if self._room < self.size:
             return 0
-        self.sent = self._writer.write_from_blocks(srcs)
-        return self.sent
-
-
-def _send(
-    io: IO, endpoint: DatagramEndpoint, addr: int, flags: int, allowed_flags: int, ignore_permissions: bool
-) -> tuple[int, int]:
-    """One datagram; returns how much of it went, and its length."""
-    arch = arch_of(io)
-    name = bytearray()
-    header = copy_in_msghdr(io, addr, name, ignore_permissions=ignore_permissions)
-    flags |= header.flags & allowed_flags
-    control = copy_in_control(io, header, ignore_permissions=ignore_permissions)
-    peer = unpack_name(bytes(name), family_of(endpoint), arch) if name else None
-    ancillary = parse_control(header.layout, control)
-    size = header.ranges.num_bytes
-    gather = _Gather(DatagramWriter(endpoint, peer, None, flags, ancillary), size)
-    io.copy_in_to(header.ranges, gather, ignore_permissions=ignore_permissions)
-    if not size:
-        gather.write_from_blocks(EMPTY)
-    if gather.sent is None:
-        raise unreadable(io, header.ranges, gather.room, ignore_permissions=ignore_permissions)
-    return gather.sent, size
+        self._sent = self._endpoint.sendmsg(srcs, self._peer, None, self._message_flags, self._ancillary)
+        return self._sent
