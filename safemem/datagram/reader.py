@@ -13,6 +13,7 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_PEEK
+from safemem.errors import HostFaultError
 
 FaultPolicy = Literal["keep", "linux"]
 """What happens to a datagram whose destination is not writable: it stays queued, or is lost as in Linux."""
@@ -22,7 +23,8 @@ class DatagramReader:
     """Reads one datagram a call. 0 is an empty datagram; BlockingIOError means that there is none.
 
     After a call ``msg_len`` is the datagram's length, ``flags`` tells by MSG_TRUNC whether some of it found no room and
-    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one.
+    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one. ``room`` is how many
+    bytes the blocks of the last call have, None before the first, and ``faulted`` whether these blocks did.
     """
 
     message_oriented = True
@@ -32,6 +34,8 @@ class DatagramReader:
     peer: Address | None = None
     local: Address | None = None
     ancillary: tuple[Ancillary, ...] = ()
+    room: int | None = None
+    faulted = False
 
     def __init__(
         self,
@@ -60,14 +64,18 @@ class DatagramReader:
         Raises BadBlocksError if ``wanted`` says that dsts should have been longer and this datagram needs that;
         HostFaultError if dsts faults; BlockingIOError and other errors of the endpoint.
         """
-        self.received = False
-        room = dsts.num_bytes
+        self.received = self.faulted = False
+        room = self.room = dsts.num_bytes
         wanted = room if self._wanted is None else self._wanted
         if wanted > room and self._keep:
             length = self._endpoint.recvmsg(EMPTY, self._flags | MSG_PEEK).length
             if length > room:
                 raise BadBlocksError(length, room, wanted)
-        message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
+        try:
+            message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
+        except HostFaultError:
+            self.faulted = True
+            raise
         self.received = True
         self.msg_len = message.length
         self.flags = message.flags

@@ -14,8 +14,6 @@ import struct
 from functools import cache
 from typing import Final
 
-from attrs import define, field, frozen
-
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem import BlockSeq, WriterFunc
 from safemem.errors import error
@@ -31,44 +29,28 @@ MSG_CMSG_COMPAT = 0x8000_0000
 """What Linux marks the calls of 32-bit guests with. Nobody else may pass it."""
 
 
-@frozen
 class MsgLayout:
-    """Where the fields of a struct msghdr are, in bytes from its start. A pointer has ``word`` bytes.
+    """Where the fields of a struct msghdr are, in bytes from its start, for words of ``word`` bytes in a byte order.
 
-    ``answer`` are msg_controllen and msg_flags, which are neighbours; ``msg_len`` is the field of the mmsghdr, right
-    behind the msghdr.
+    ``answer`` are msg_controllen and msg_flags, which are neighbours. ``msg_len`` is the field of the mmsghdr, right
+    behind the msghdr; the whole mmsghdr has ``entry`` bytes.
     """
 
-    packed: struct.Struct
-    answer: struct.Struct
-    word: int
-    order: str
-
-    @property
-    def namelen(self) -> int:
-        """Where msg_namelen is."""
-        return self.word
-
-    @property
-    def controllen(self) -> int:
-        """Where msg_controllen is, and msg_flags behind it."""
-        return 5 * self.word
-
-    @property
-    def msg_len(self) -> int:
-        """Where the mmsghdr has its msg_len."""
-        return self.packed.size
-
-    @property
-    def entry(self) -> int:
-        """sizeof(struct mmsghdr)."""
-        return self.packed.size + self.word
+    def __init__(self, word: int, order: str) -> None:
+        """``order`` is that of a struct format."""
+        self.packed = struct.Struct(order + ("Qi4xQQQQI4x" if word == 8 else "IiIIIII"))
+        self.answer = struct.Struct(order + ("QI" if word == 8 else "II"))
+        self.namelen = word
+        self.controllen = 5 * word
+        self.answers_end = self.controllen + self.answer.size
+        self.msg_len = self.packed.size
+        self.entry = self.packed.size + word
+        self.word = word
+        self.order = order
 
 
 _LAYOUTS: Final = {
-    (word, order): MsgLayout(struct.Struct(sign + packed), struct.Struct(sign + answer), word, sign)
-    for word, packed, answer in ((8, "Qi4xQQQQI4x", "QI"), (4, "IiIIIII", "II"))
-    for order, sign in (("little", "<"), ("big", ">"))
+    (word, order): MsgLayout(word, sign) for word in (4, 8) for order, sign in (("little", "<"), ("big", ">"))
 }
 
 
@@ -77,21 +59,12 @@ def msg_layout(arch: Arch) -> MsgLayout:
     return _LAYOUTS[arch.pointer_size, arch.byte_order]
 
 
-@define
-class MsgHeader:
-    """A struct msghdr as the guest passed it: pointers, and lengths in bytes (``iovlen`` in iovecs).
+MsgHeader = tuple[int, int, int, int, int, int, AddrRangeSeq]
+"""A struct msghdr as the guest passed it: (its address, name, namelen, control, controllen, flags, ranges).
 
-    ``name`` and ``namelen`` are 0 if there is no place for a name, and ``namelen`` is at most NAME_MAX.
-    ``ranges`` are the memory of the data.
-    """
-
-    addr: int
-    name: int
-    namelen: int
-    control: int
-    controllen: int
-    flags: int
-    ranges: AddrRangeSeq = field(repr=False)
+``name`` and ``namelen`` are 0 if there is no place for a name, and ``namelen`` is at most NAME_MAX. ``ranges`` are the
+memory of the data. (A tuple takes 0.04 us where the smallest class takes 0.3.)
+"""
 
 
 def copy_in_msghdr(
@@ -117,7 +90,7 @@ def copy_in_msghdr(
     if iovlen > UIO_MAXIOV:
         raise error(errno.EMSGSIZE, f"{iovlen} iovecs")
     ranges = copy_in_iovecs(io, iov, iovlen, ignore_permissions=ignore_permissions)
-    return MsgHeader(addr, name, namelen, control, controllen, flags, ranges)
+    return addr, name, namelen, control, controllen, flags, ranges
 
 
 def count_nothing(exc: BaseException) -> BaseException:

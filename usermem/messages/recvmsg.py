@@ -20,12 +20,8 @@ import time
 from contextlib import suppress
 from typing import Final, Literal
 
-from attrs import define
-
 from hostarch import AddrRangeSeq
-from safemem import BlockSeq, HostFaultError
 from safemem.block_seq import EMPTY
-from safemem.datagram.address import Address
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
@@ -36,7 +32,6 @@ from usermem.memory_io import IO, arch_of
 from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
 from usermem.messages.header import (
     MsgHeader,
-    MsgLayout,
     checked_flags,
     copy_in_msghdr,
     copy_in_timeout,
@@ -74,12 +69,10 @@ def recvmsg_into_user(
     Raises FaultError; OSError: EINVAL for a negative length or a forbidden flag, EMSGSIZE for more than UIO_MAXIOV
     iovecs; BlockingIOError and other errors of the endpoint.
     """
-    layout = msg_layout(arch_of(io))
-    call = _Call(io, endpoint, layout, fault_policy, ignore_permissions)
     try:
-        flags = checked_flags(flags, layout)
-        header = copy_in_msghdr(io, msg_addr, layout, ignore_permissions=ignore_permissions)
-        return call.receive(header, flags)
+        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions)
+        header = copy_in_msghdr(io, msg_addr, call.layout, ignore_permissions=ignore_permissions)
+        return call.receive(header, call.call_flags)
     except OSError as exc:
         count_nothing(exc)
         raise
@@ -114,12 +107,10 @@ def recvmmsg_into_user(
     Raises as recvmsg_into_user; FaultError and OSError (EINVAL) for a bad timeout; FaultError if the time left cannot
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
-    layout = msg_layout(arch_of(io))
-    call = _Call(io, endpoint, layout, fault_policy, ignore_permissions)
     try:
-        flags = checked_flags(flags, layout)
+        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
-        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock)
+        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, clock)
         if done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
         return done
@@ -144,30 +135,17 @@ class _Clock:
         return self._end is not None and not self.is_deadline and not self.left()
 
 
-class _Once(DatagramReader):
-    """A reader that remembers its call: ``room`` bytes of blocks, None if there was none, and whether they faulted."""
+class _Call(DatagramReader):
+    """A guest's call. It is the reader of its datagrams, too, which is one object less to make."""
 
-    room: int | None = None
-    host_fault = False
-
-    def read_to_blocks(self, dsts: BlockSeq) -> int:
-        self.room = dsts.num_bytes
-        try:
-            return super().read_to_blocks(dsts)
-        except HostFaultError:
-            self.host_fault = True
-            raise
-
-
-@define
-class _Call:
-    """A guest's call: what all its datagrams have in common."""
-
-    io: IO
-    endpoint: DatagramEndpoint
-    layout: MsgLayout
-    fault_policy: FaultPolicy
-    ignore_permissions: bool
+    def __init__(
+        self, io: IO, endpoint: DatagramEndpoint, flags: int, fault_policy: FaultPolicy, ignore_permissions: bool
+    ) -> None:
+        super().__init__(endpoint, fault_policy=fault_policy)
+        self.io = io
+        self.layout = msg_layout(arch_of(io))
+        self.call_flags = checked_flags(flags, self.layout) if flags else 0
+        self.ignore_permissions = ignore_permissions
 
     def unwritable(self, ranges: AddrRangeSeq) -> FaultError | None:
         """What a write to all of these ranges would raise, or None."""
@@ -176,17 +154,15 @@ class _Call:
     def timeout(self, addr: int, time64: bool) -> int:
         """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
         timeout = copy_in_timeout(self.io, addr, time64, ignore_permissions=self.ignore_permissions)
-        if self.fault_policy == "keep":
-            fault = unwritable(
-                self.io, timeout_range(self.io, addr, time64), ignore_permissions=self.ignore_permissions
-            )
+        if self._keep:
+            fault = self.unwritable(timeout_range(self.io, addr, time64))
             if fault is not None:
                 raise fault
         return timeout
 
-    def receive_many(self, addr: int, vlen: int, flags: int, clock: _Clock) -> int:
+    def receive_many(self, addr: int, vlen: int, clock: _Clock) -> int:
         """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
-        layout = self.layout
+        layout, flags = self.layout, self.call_flags
         done = 0
         try:
             if not vlen:
@@ -213,14 +189,14 @@ class _Call:
             if not done:
                 raise
             if not isinstance(exc, BlockingIOError):
-                self.endpoint.hold_error(count_nothing(exc))
+                self._endpoint.hold_error(count_nothing(exc))
         return done
 
     def raise_held(self) -> None:
         """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""
         if MSG_DONTWAIT:
             with suppress(BlockingIOError):
-                self.endpoint.recvmsg(EMPTY, MSG_PEEK | MSG_DONTWAIT)
+                self._endpoint.recvmsg(EMPTY, MSG_PEEK | MSG_DONTWAIT)
 
     def receive_by(self, clock: _Clock, header: MsgHeader, flags: int) -> int:
         """:meth:`receive`, waiting by the clock, whether the endpoint waits or not."""
@@ -237,86 +213,87 @@ class _Call:
 
     def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
         """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
+        addr, name, namelen, control, controllen, _, ranges = header
         io, layout, ignore = self.io, self.layout, self.ignore_permissions
-        passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
-        room = min(header.controllen, MOST_RECEIVED) if header.control else 0
-        if self.fault_policy == "keep":
-            self.check_answers(header, room, passed, has_msg_len)
-        reader = self.receive_data(header.ranges, passed, room_at_endpoint(layout, room) if room else 0)
-        used, cut = self.store_control(header, room, reader)
-        if header.name:
-            self.store_name(header, reader.peer)
-        msg_flags = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut
-        at, answer = header.addr + layout.controllen, layout.answer.pack(used, msg_flags)
-        if self.fault_policy == "keep":  # both can be written, for all that is known
-            io.copy_out(at, answer, ignore_permissions=ignore)
-        else:  # a fault of the flags comes first, and leaves the length as it was
-            io.copy_out(at + layout.word, answer[layout.word :], ignore_permissions=ignore)
-            io.copy_out(at, answer[: layout.word], ignore_permissions=ignore)
-        return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, header.ranges.num_bytes)
+        room = min(controllen, MOST_RECEIVED) if control else 0
+        self._flags = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
+        self._ancbufsize = room_at_endpoint(layout, room) if room else 0
+        if self._keep:
+            self.check_answers(header, room, has_msg_len)
+        self.receive_data(ranges)
+        used, cut = 0, False
+        if self.ancillary or self.local is not None:
+            used, cut = self.store_control(control, room)
+        if name:
+            packed = pack_name(self.peer, family_of(self._endpoint), arch_of(io))
+            copy_int32_out(io, addr + layout.namelen, len(packed), ignore_permissions=ignore)
+            if packed and namelen:
+                io.copy_out(name, packed[:namelen], ignore_permissions=ignore)
+        answer = layout.answer.pack(used, self.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut)
+        if self._keep:  # all of it can be written, for all that is known
+            io.copy_out(addr + layout.controllen, answer, ignore_permissions=ignore)
+        else:  # Linux stores the flags first, and a fault there leaves the length as it was
+            io.copy_out(addr + layout.controllen + layout.word, answer[layout.word :], ignore_permissions=ignore)
+            io.copy_out(addr + layout.controllen, answer[: layout.word], ignore_permissions=ignore)
+        return self.msg_len if flags & MSG_TRUNC else min(self.msg_len, ranges.num_bytes)
 
-    def check_answers(self, header: MsgHeader, room: int, flags: int, has_msg_len: bool) -> None:
+    def check_answers(self, header: MsgHeader, room: int, has_msg_len: bool) -> None:
         """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
+        addr, name, namelen, control, _, _, _ = header
         layout = self.layout
-        first = layout.namelen if header.name else layout.controllen
-        last = layout.msg_len + 4 if has_msg_len else layout.controllen + layout.answer.size
-        fields = [header.addr + first, last - first]
+        first = layout.namelen if name else layout.controllen
+        last = layout.msg_len + 4 if has_msg_len else layout.answers_end
+        fields = [addr + first, last - first]
+        has_peeked = False
+        while True:
+            pairs = [name, namelen] if namelen else []
+            if room:
+                pairs += (control, room)
+            fault = self.unwritable(AddrRangeSeq.from_pairs(pairs + fields))
+            if fault is None:
+                return
+            if has_peeked:
+                raise fault
+            message = self._endpoint.recvmsg(EMPTY, self._flags | MSG_PEEK)
+            has_peeked = True
+            family = family_of(self._endpoint)
+            namelen = min(namelen, len(pack_name(message.peer, family, arch_of(self.io))))
+            if not control_of(message, family) and not message.control_truncated:
+                room = 0
 
-        def fault_of(namelen: int, room: int) -> FaultError | None:
-            pairs = [header.name, namelen] if namelen else []
-            pairs += [header.control, room] if room else []
-            return self.unwritable(AddrRangeSeq.from_pairs(pairs + fields))
-
-        if fault_of(header.namelen, room) is None:
-            return
-        message = self.endpoint.recvmsg(EMPTY, flags | MSG_PEEK)
-        family = family_of(self.endpoint)
-        namelen = min(header.namelen, len(pack_name(message.peer, family, arch_of(self.io))))
-        has_control = bool(control_of(message, family)) or message.control_truncated
-        fault = fault_of(namelen, room if has_control else 0)
-        if fault is not None:
-            raise fault
-
-    def receive_data(self, ranges: AddrRangeSeq, flags: int, ancbufsize: int) -> DatagramReader:
-        """One datagram into the ranges; returns the reader, which knows the rest about it."""
-        reader = _Once(self.endpoint, flags, ranges.num_bytes, self.fault_policy, ancbufsize)
+    def receive_data(self, ranges: AddrRangeSeq) -> None:
+        """One datagram into the ranges."""
+        self._wanted = ranges.num_bytes
+        self.room = None
         try:
             try:
-                self.io.copy_out_from(ranges, reader, ignore_permissions=self.ignore_permissions)
+                self.io.copy_out_from(ranges, self, ignore_permissions=self.ignore_permissions)
             except FaultError as fault:
-                if reader.host_fault and self.fault_policy == "linux":
+                if self.faulted and not self._keep:
                     with suppress(BlockingIOError):
-                        self.endpoint.recvmsg(EMPTY, flags | MSG_DONTWAIT)  # which endpoints keep, and Linux does not
+                        # which endpoints keep, and Linux does not
+                        self._endpoint.recvmsg(EMPTY, self._flags | MSG_DONTWAIT)
                 # Memory that was filled to the hole is fine if the datagram ends there, as is none for an empty one.
-                if not reader.received and (reader.room is not None or fault.reason is FaultReason.OUTSIDE_RANGE):
+                if self.room is None and fault.reason is FaultReason.OUTSIDE_RANGE:
                     raise
-            if reader.room is None:
-                reader.read_to_blocks(EMPTY)
+                if self.room is not None and not self.received:
+                    raise
+            if self.room is None:
+                self.read_to_blocks(EMPTY)
         except BadBlocksError as exc:
-            hole = self.unwritable(ranges.drop_first(reader.room or 0))
+            hole = self.unwritable(ranges.drop_first(self.room or 0))
             if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
                 raise
             raise hole from exc
-        return reader
 
-    def store_control(self, header: MsgHeader, room: int, reader: DatagramReader) -> tuple[int, bool]:
+    def store_control(self, addr: int, room: int) -> tuple[int, bool]:
         """Store the control data that came, where they can be; returns their length, and whether some were cut."""
-        if not reader.ancillary and reader.local is None:
-            return 0, False
 
         def write(offset: int, data: bytes) -> bool:
             try:
-                self.io.copy_out(header.control + offset, data, ignore_permissions=self.ignore_permissions)
+                self.io.copy_out(addr + offset, data, ignore_permissions=self.ignore_permissions)
             except FaultError:
                 return False
             return True
 
-        return put_control(self.layout, room, control_of(reader, family_of(self.endpoint)), write)
-
-    def store_name(self, header: MsgHeader, peer: Address | None) -> None:
-        """Store the length of the sender's name, and as much of it as there is room for. Raises FaultError."""
-        name = pack_name(peer, family_of(self.endpoint), arch_of(self.io))
-        ignore = self.ignore_permissions
-        copy_int32_out(self.io, header.addr + self.layout.namelen, len(name), ignore_permissions=ignore)
-        if name[: header.namelen]:
-            self.io.copy_out(header.name, name[: header.namelen], ignore_permissions=ignore)
+        return put_control(self.layout, room, control_of(self, family_of(self._endpoint)), write)

@@ -86,26 +86,26 @@ class _Call:
         self.size = 0
         self._io = io
         self._endpoint = endpoint
-        self._flags = checked_flags(flags, self.layout)
+        self._flags = checked_flags(flags, self.layout) if flags else 0
         self._ignore_permissions = ignore_permissions
 
     def send(self, addr: int, allowed_flags: int = 0) -> int:
         """One datagram of ``size`` bytes, by the struct msghdr at addr; returns how much of it went."""
         io, layout, ignore = self._io, self.layout, self._ignore_permissions
         name = bytearray()
-        header = copy_in_msghdr(io, addr, layout, name, ignore_permissions=ignore)
-        control = copy_in_control(io, header, ignore_permissions=ignore) if header.controllen else b""
-        self._message_flags = self._flags | header.flags & allowed_flags
+        _, _, _, control, length, flags, ranges = copy_in_msghdr(io, addr, layout, name, ignore_permissions=ignore)
+        packed = copy_in_control(io, control, length, ignore_permissions=ignore) if length else b""
+        self._message_flags = self._flags | flags & allowed_flags
         self._peer = unpack_name(bytes(name), family_of(self._endpoint), arch_of(io)) if name else None
-        self._ancillary = parse_control(layout, control) if control else ()
-        self.size = header.ranges.num_bytes
+        self._ancillary = parse_control(layout, packed) if packed else ()
+        self.size = ranges.num_bytes
         self._room = 0
         self._sent: int | None = None
-        io.copy_in_to(header.ranges, self, ignore_permissions=ignore)
+        io.copy_in_to(ranges, self, ignore_permissions=ignore)
         if not self.size:
             self.write_from_blocks(EMPTY)
         if self._sent is None:
-            raise unreadable(io, header.ranges, self._room, ignore_permissions=ignore)
+            raise unreadable(io, ranges, self._room, ignore_permissions=ignore)
         return self._sent
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
