@@ -38,7 +38,7 @@ from safemem.datagram.flags import (
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import load
 from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, until_ready
+from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -215,6 +215,11 @@ class DatagramSocket(DatagramEndpoint):
         """One datagram: its length, control data, flags, and the peer, or something that is false."""
         flags |= MSG_TRUNC
         if self._backend != "recvfrom":
+            try:
+                return self._direct.recvmsg_into(views, space, flags | MSG_DONTWAIT)
+            except BlockingIOError:
+                if not may_wait(self._sock, flags):
+                    raise
             return until_ready(self._sock, flags, POLLIN, self._direct.recvmsg_into, views, space)
         if len(views) > 1:
             raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
@@ -236,6 +241,11 @@ class DatagramSocket(DatagramEndpoint):
         if self._backend == "recvfrom" and (len(views) > 1 or control):
             raise ValueError(f"{len(views)} blocks and {len(control)} control data: sendto takes one block alone")
         try:
+            try:
+                return self._send(views, control, peer, flags | MSG_DONTWAIT)
+            except BlockingIOError:
+                if not may_wait(self._sock, flags):
+                    raise
             return until_ready(self._sock, flags, POLLOUT, self._send, views, control, peer)
         except OSError as exc:
             raise self._explained(exc, srcs.num_bytes) from None
@@ -252,7 +262,7 @@ class DatagramSocket(DatagramEndpoint):
         self, views: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int
     ) -> int:
         if len(views) > 1 or control:
-            return self._direct.sendmsg(views, control, flags, *(() if peer is None else (peer,)))
+            return self._direct.sendmsg(views, control, flags, peer)
         return self._direct.send(views[0], flags) if peer is None else self._direct.sendto(views[0], flags, peer)
 
     @property
