@@ -68,7 +68,7 @@ memory of the data. (A tuple takes 0.04 us where the smallest class takes 0.3.)
 
 
 def copy_in_msghdr(
-    io: IO, addr: int, layout: MsgLayout, sent_name: bytearray | None = None, *, ignore_permissions: bool = False
+    io: IO, addr: int, layout: MsgLayout, sent_name: bytearray | None, ignore_permissions: bool
 ) -> MsgHeader:
     """The struct msghdr at addr, checked as Linux does, with its iovecs. ``sent_name`` is filled with the name.
 
@@ -100,15 +100,15 @@ def count_nothing(exc: BaseException) -> BaseException:
     return exc
 
 
-def checked_flags(flags: int, layout: MsgLayout) -> int:
+def checked_flags(flags: int, arch: Arch) -> int:
     """The flags of a call as an unsigned int. Raises OSError (EINVAL) for the one that Linux keeps for itself."""
     flags &= 0xFFFF_FFFF
-    if flags & MSG_CMSG_COMPAT and layout.word == 8:
+    if flags & MSG_CMSG_COMPAT and arch.pointer_size == 8:
         raise error(errno.EINVAL, "flag MSG_CMSG_COMPAT")
     return flags & ~MSG_CMSG_COMPAT
 
 
-def unwritable(io: IO, ranges: AddrRangeSeq, *, ignore_permissions: bool) -> FaultError | None:
+def unwritable(io: IO, ranges: AddrRangeSeq, ignore_permissions: bool) -> FaultError | None:
     """What a write to all of these ranges would raise, or None. Nothing is written."""
     look = _Look()
     try:
@@ -131,7 +131,7 @@ class _Look:
         return 0
 
 
-def unreadable(io: IO, ranges: AddrRangeSeq, done: int, *, ignore_permissions: bool) -> FaultError:
+def unreadable(io: IO, ranges: AddrRangeSeq, done: int, ignore_permissions: bool) -> FaultError:
     """What reading on from byte ``done`` of the ranges raises, where no more could be read."""
     try:
         io.copy_in_to(ranges.drop_first(done), WriterFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)

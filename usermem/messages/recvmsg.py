@@ -71,7 +71,7 @@ def recvmsg_into_user(
     """
     try:
         call = _Call(io, endpoint, flags, fault_policy, ignore_permissions)
-        header = copy_in_msghdr(io, msg_addr, call.layout, ignore_permissions=ignore_permissions)
+        header = copy_in_msghdr(io, msg_addr, call.layout, None, ignore_permissions)
         return call.receive(header, call.call_flags)
     except OSError as exc:
         count_nothing(exc)
@@ -144,18 +144,14 @@ class _Call(DatagramReader):
         super().__init__(endpoint, fault_policy=fault_policy)
         self.io = io
         self.layout = msg_layout(arch_of(io))
-        self.call_flags = checked_flags(flags, self.layout) if flags else 0
+        self.call_flags = checked_flags(flags, arch_of(io)) if flags else 0
         self.ignore_permissions = ignore_permissions
-
-    def unwritable(self, ranges: AddrRangeSeq) -> FaultError | None:
-        """What a write to all of these ranges would raise, or None."""
-        return unwritable(self.io, ranges, ignore_permissions=self.ignore_permissions)
 
     def timeout(self, addr: int, time64: bool) -> int:
         """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
         timeout = copy_in_timeout(self.io, addr, time64, ignore_permissions=self.ignore_permissions)
         if self._keep:
-            fault = self.unwritable(timeout_range(self.io, addr, time64))
+            fault = unwritable(self.io, timeout_range(self.io, addr, time64), self.ignore_permissions)
             if fault is not None:
                 raise fault
         return timeout
@@ -170,7 +166,7 @@ class _Call(DatagramReader):
             while done < vlen:
                 entry = addr + done * layout.entry
                 try:
-                    header = copy_in_msghdr(self.io, entry, layout, ignore_permissions=self.ignore_permissions)
+                    header = copy_in_msghdr(self.io, entry, layout, None, self.ignore_permissions)
                 except OSError:
                     if not done:
                         self.raise_held()
@@ -249,7 +245,7 @@ class _Call(DatagramReader):
             pairs = [name, namelen] if namelen else []
             if room:
                 pairs += (control, room)
-            fault = self.unwritable(AddrRangeSeq.from_pairs(pairs + fields))
+            fault = unwritable(self.io, AddrRangeSeq.from_pairs(pairs + fields), self.ignore_permissions)
             if fault is None:
                 return
             if has_peeked:
@@ -281,7 +277,7 @@ class _Call(DatagramReader):
             if self.room is None:
                 self.read_to_blocks(EMPTY)
         except BadBlocksError as exc:
-            hole = self.unwritable(ranges.drop_first(self.room or 0))
+            hole = unwritable(self.io, ranges.drop_first(self.room or 0), self.ignore_permissions)
             if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
                 raise
             raise hole from exc

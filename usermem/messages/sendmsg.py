@@ -13,6 +13,8 @@ from typing import Final
 
 from safemem import BlockSeq
 from safemem.block_seq import EMPTY
+from safemem.datagram.address import Address
+from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import UIO_MAXIOV
 from usermem.cstruct import copy_uint32_out
@@ -38,7 +40,8 @@ def sendmsg_from_user(
     says (no destination, too long); in Linux it is the other way round.
     """
     try:
-        return _Call(io, endpoint, flags, ignore_permissions).send(msg_addr)
+        flags = checked_flags(flags, arch_of(io)) if flags else 0
+        return _send(io, endpoint, msg_addr, flags, 0, ignore_permissions)[0]
     except OSError as exc:
         count_nothing(exc)
         raise
@@ -61,13 +64,14 @@ def sendmmsg_from_user(
     """
     done = 0
     try:
-        call = _Call(io, endpoint, flags, ignore_permissions)
+        flags = checked_flags(flags, arch_of(io))
+        layout = msg_layout(arch_of(io))
         for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
-            entry = msgvec_addr + i * call.layout.entry
-            sent = call.send(entry, _MSG_EOR)
-            copy_uint32_out(io, entry + call.layout.msg_len, sent, ignore_permissions=ignore_permissions)
+            entry = msgvec_addr + i * layout.entry
+            sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, ignore_permissions)
+            copy_uint32_out(io, entry + layout.msg_len, sent, ignore_permissions=ignore_permissions)
             done += 1
-            if sent < call.size:
+            if sent < size:
                 break
     except OSError as exc:
         if not done:
@@ -76,41 +80,52 @@ def sendmmsg_from_user(
     return done
 
 
-class _Call:
-    """A guest's call. As a message writer it sends nothing unless it is given all ``size`` bytes of the datagram."""
+class _Gather:
+    """A message writer that sends nothing unless it is given all ``size`` bytes; ``room`` is how many it was given."""
 
     message_oriented = True
+    room = 0
+    sent: int | None = None
 
-    def __init__(self, io: IO, endpoint: DatagramEndpoint, flags: int, ignore_permissions: bool) -> None:
-        self.layout = msg_layout(arch_of(io))
-        self.size = 0
-        self._io = io
+    def __init__(
+        self,
+        endpoint: DatagramEndpoint,
+        peer: Address | None,
+        flags: int,
+        ancillary: tuple[Ancillary, ...],
+        size: int,
+    ) -> None:
         self._endpoint = endpoint
-        self._flags = checked_flags(flags, self.layout) if flags else 0
-        self._ignore_permissions = ignore_permissions
-
-    def send(self, addr: int, allowed_flags: int = 0) -> int:
-        """One datagram of ``size`` bytes, by the struct msghdr at addr; returns how much of it went."""
-        io, layout, ignore = self._io, self.layout, self._ignore_permissions
-        name = bytearray()
-        _, _, _, control, length, flags, ranges = copy_in_msghdr(io, addr, layout, name, ignore_permissions=ignore)
-        packed = copy_in_control(io, control, length, ignore_permissions=ignore) if length else b""
-        self._message_flags = self._flags | flags & allowed_flags
-        self._peer = unpack_name(bytes(name), family_of(self._endpoint), arch_of(io)) if name else None
-        self._ancillary = parse_control(layout, packed) if packed else ()
-        self.size = ranges.num_bytes
-        self._room = 0
-        self._sent: int | None = None
-        io.copy_in_to(ranges, self, ignore_permissions=ignore)
-        if not self.size:
-            self.write_from_blocks(EMPTY)
-        if self._sent is None:
-            raise unreadable(io, ranges, self._room, ignore_permissions=ignore)
-        return self._sent
+        self._peer = peer
+        self._flags = flags
+        self._ancillary = ancillary
+        self._size = size
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
-        self._room = srcs.num_bytes
-        if self._room < self.size:
+        self.room = srcs.num_bytes
+        if self.room < self._size:
             return 0
-        self._sent = self._endpoint.sendmsg(srcs, self._peer, None, self._message_flags, self._ancillary)
-        return self._sent
+        self.sent = sent = self._endpoint.sendmsg(srcs, self._peer, None, self._flags, self._ancillary)
+        return sent
+
+
+def _send(
+    io: IO, endpoint: DatagramEndpoint, addr: int, flags: int, allowed_flags: int, ignore_permissions: bool
+) -> tuple[int, int]:
+    """One datagram; returns how much of it went, and its length."""
+    arch = arch_of(io)
+    layout = msg_layout(arch)
+    name = bytearray()
+    header = copy_in_msghdr(io, addr, layout, name, ignore_permissions)
+    _, _, _, control, controllen, msg_flags, ranges = header
+    packed = copy_in_control(io, control, controllen, ignore_permissions=ignore_permissions) if controllen else b""
+    peer = unpack_name(bytes(name), family_of(endpoint), arch) if name else None
+    ancillary = parse_control(layout, packed) if packed else ()
+    size = ranges.num_bytes
+    gather = _Gather(endpoint, peer, flags | msg_flags & allowed_flags, ancillary, size)
+    io.copy_in_to(ranges, gather, ignore_permissions=ignore_permissions)
+    if not size:
+        gather.write_from_blocks(EMPTY)
+    if gather.sent is None:
+        raise unreadable(io, ranges, gather.room, ignore_permissions)
+    return gather.sent, size
