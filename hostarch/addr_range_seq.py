@@ -17,6 +17,7 @@ from hostarch.addr_range import AddrRange
 
 _MASK = (1 << 64) - 1
 _INT64_MAX = (1 << 63) - 1
+_new = object.__new__
 
 
 class AddrRangeSeq:
@@ -27,43 +28,26 @@ class AddrRangeSeq:
     an empty rest of a range that ``drop_first`` stops in.
     """
 
-    __slots__ = ("_cut", "_flat", "_index", "_limit", "_offset")
+    __slots__ = ("_limit", "flat", "window")
 
-    # [start, length, start, length, ...], never changed once it is here; the first visible range is at _index, its
-    # first _offset bytes are gone; _limit bytes are visible in all, and _cut says that this is less than there are.
-    _flat: list[int]
-    _index: int
-    _offset: int
-    _limit: int
-    _cut: bool
+    flat: list[int]
+    """``[start, length, start, length, …]``, never changed once it is here."""
+    window: tuple[int, int] | None
+    """None where all of ``flat`` is visible, as nearly always. Else where the first visible range is in it, and how
+    many bytes of that are gone."""
+    _limit: int  # so many bytes are visible
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
         """Raises ValueError if a length (an ill-formed range's wraps), or their sum, exceeds 2**63 - 1."""
-        self._init_flat([x for ar in ranges for x in (ar.start, ar.length)])
+        self.flat = [x for ar in ranges for x in (ar.start, ar.length)]
+        self._limit = _num_bytes(self.flat)
+        self.window = None
 
-    def _init_flat(self, flat: list[int]) -> None:
-        if len(flat) % 2:
-            raise ValueError("ranges: a start without a length at the end")
-        limit = 0
-        for i in range(1, len(flat), 2):
-            if not 0 <= flat[i] <= _INT64_MAX:
-                raise ValueError(f"ranges: length {flat[i]:#x} of the range at {flat[i - 1]:#x} overflows int64")
-            limit += flat[i]
-        if limit > _INT64_MAX:
-            raise ValueError(f"ranges: total length {limit:#x} overflows int64")
-        self._flat = flat
-        self._index = 0
-        self._offset = 0
-        self._limit = limit
-        self._cut = False
-
-    def _window(self, index: int, offset: int, limit: int, cut: bool) -> AddrRangeSeq:
+    def _cut(self, index: int, offset: int, limit: int) -> AddrRangeSeq:
         seq = AddrRangeSeq.__new__(AddrRangeSeq)
-        seq._flat = self._flat
-        seq._index = index
-        seq._offset = offset
+        seq.flat = self.flat
         seq._limit = limit
-        seq._cut = cut
+        seq.window = (index, offset)
         return seq
 
     @classmethod
@@ -74,45 +58,52 @@ class AddrRangeSeq:
         """
         if ar.length > _MASK:
             raise ValueError(f"ar: length {ar.length:#x} does not fit 64 bits")
-        seq = cls.__new__(cls)
-        seq._flat = [ar.start, ar.length]
-        seq._index = 0
-        seq._offset = 0
-        seq._limit = ar.length
-        seq._cut = False
-        return seq
+        return cls.unchecked([ar.start, ar.length], ar.length)
 
     @classmethod
     def from_pairs(cls, flat: list[int]) -> AddrRangeSeq:
         """A sequence from ``[start, length, start, length, …]``, which it keeps. Raises as the constructor."""
-        seq = cls.__new__(cls)
-        seq._init_flat(flat)
+        return cls.unchecked(flat, _num_bytes(flat))
+
+    @staticmethod
+    def unchecked(flat: list[int], num_bytes: int) -> AddrRangeSeq:
+        """As :meth:`from_pairs`, where the caller knows that the lengths are right and add up to ``num_bytes``."""
+        seq = _new(AddrRangeSeq)
+        seq.flat = flat
+        seq._limit = num_bytes
+        seq.window = None
         return seq
 
     def __len__(self) -> int:
-        return (len(self._flat) - self._index) // 2
+        return (len(self.flat) - self._start()[0]) // 2
+
+    def _start(self) -> tuple[int, int]:
+        """The index of the first visible range, and how many of its bytes are gone."""
+        return self.window or (0, 0)
 
     def is_empty(self) -> bool:
         """Whether there are no ranges. A sequence of empty ranges is not empty."""
-        return self._index == len(self._flat)
+        return self._start()[0] == len(self.flat)
 
     @property
     def num_bytes(self) -> int:
         """The sum of the lengths, in bytes (as an int64: only ``of`` lets one past 2**63 - 1, and it is negative)."""
-        return self._limit if self._limit <= _INT64_MAX else self._limit - (1 << 64)
+        limit = self._limit
+        return limit if limit <= _INT64_MAX else limit - (1 << 64)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """The (start, length) of each range, as plain ints."""
-        if self._index or self._offset or self._cut:
-            return self._window_pairs()
-        flat_ints = iter(self._flat)
+        if self.window is not None:
+            return self._window_pairs(*self.window)
+        if len(self.flat) == 2:  # as in read(2): half the time of what follows
+            return iter([(self.flat[0], self.flat[1])])
+        flat_ints = iter(self.flat)
         return zip(flat_ints, flat_ints)  # noqa: B905 - strict costs 60 ns, and cannot fail: the list is even
 
-    def _window_pairs(self) -> Iterator[tuple[int, int]]:
-        flat = self._flat
-        offset = self._offset
+    def _window_pairs(self, index: int, offset: int) -> Iterator[tuple[int, int]]:
+        flat = self.flat
         left = self._limit
-        for i in range(self._index, len(flat), 2):
+        for i in range(index, len(flat), 2):
             length = min(flat[i + 1] - offset, left)
             yield flat[i] + offset, length
             left -= length
@@ -123,23 +114,24 @@ class AddrRangeSeq:
             yield AddrRange(start, (start + length) & _MASK)
 
     def _head_length(self) -> int:
-        i = self._index
-        if i == len(self._flat) - 2:
+        index, offset = self._start()
+        if index == len(self.flat) - 2:
             return self._limit
-        return min(self._flat[i + 1] - self._offset, self._limit)
+        return min(self.flat[index + 1] - offset, self._limit)
 
     def head(self) -> AddrRange:
         """The first range. Raises IndexError if there is none."""
-        if self._index == len(self._flat):
+        if self.is_empty():
             raise IndexError("head of an empty AddrRangeSeq")
-        start = self._flat[self._index] + self._offset
+        index, offset = self._start()
+        start = self.flat[index] + offset
         return AddrRange(start, (start + self._head_length()) & _MASK)
 
     def tail(self) -> AddrRangeSeq:
         """All ranges but the first. Raises IndexError if there is none."""
-        if self._index == len(self._flat):
+        if self.is_empty():
             raise IndexError("tail of an empty AddrRangeSeq")
-        return self._window(self._index + 2, 0, self._limit - self._head_length(), self._cut)
+        return self._cut(self._start()[0] + 2, 0, self._limit - self._head_length())
 
     def drop_first(self, n: int) -> AddrRangeSeq:
         """The sequence without its first n bytes; an empty one if it has fewer.
@@ -148,15 +140,14 @@ class AddrRangeSeq:
         Trailing empty ranges stay when n is exactly ``num_bytes``. Raises ValueError if n < 0.
         """
         n = _count(n)
-        flat = self._flat
-        index = self._index
+        flat = self.flat
+        index, offset = self._start()
         limit = self._limit
         if n > limit or index == len(flat):
             return EMPTY
-        offset = self._offset
         last = len(flat) - 2
         if n == 0 and self._head_length() == 0:
-            return self._window(index + 2, 0, limit, self._cut)
+            return self._cut(index + 2, 0, limit)
         limit -= n
         while n:
             length = n + limit if index == last else flat[index + 1] - offset
@@ -166,7 +157,7 @@ class AddrRangeSeq:
             n -= length
             index += 2
             offset = 0
-        return self._window(index, offset, limit, self._cut)
+        return self._cut(index, offset, limit)
 
     def take_first(self, n: int) -> AddrRangeSeq:
         """The sequence cut after n bytes. No range goes: those past the cut become empty at their start.
@@ -174,9 +165,7 @@ class AddrRangeSeq:
         Raises ValueError if n < 0.
         """
         n = _count(n)
-        if n >= self._limit:
-            return self
-        return self._window(self._index, self._offset, n, True)
+        return self if n >= self._limit else self._cut(*self._start(), n)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AddrRangeSeq):
@@ -191,6 +180,20 @@ class AddrRangeSeq:
 
     def __repr__(self) -> str:
         return f"<AddrRangeSeq {self}>"
+
+
+def _num_bytes(flat: list[int]) -> int:
+    """The sum of the lengths. Raises ValueError if one of them, or the sum, is none."""
+    if len(flat) % 2:
+        raise ValueError("ranges: a start without a length at the end")
+    total = 0
+    for i in range(1, len(flat), 2):
+        if not 0 <= flat[i] <= _INT64_MAX:
+            raise ValueError(f"ranges: length {flat[i]:#x} of the range at {flat[i - 1]:#x} overflows int64")
+        total += flat[i]
+    if total > _INT64_MAX:
+        raise ValueError(f"ranges: total length {total:#x} overflows int64")
+    return total
 
 
 def _count(n: int) -> int:

@@ -12,6 +12,7 @@ Source: gVisor pkg/hostarch (hostarch.go, sizes_util.go); user space limits from
 from __future__ import annotations
 
 import sys
+from struct import Struct
 from typing import Final, Literal
 
 from attrs import field, frozen, validators
@@ -29,6 +30,7 @@ class Arch:
 
     ``max_addr`` is the first address past user space, exclusive, as Linux's TASK_SIZE. ``min_addr`` limits only where
     ``mmap`` places things (vm.mmap_min_addr), not what can be accessed. Shifts are powers of two, in bytes.
+    ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Arch:
     huge_page_size: int = field(init=False)
     cache_line_size: int = field(init=False)
     addr_mask: int = field(init=False)
+    pointer: Struct = field(init=False, eq=False, repr=False)
+    iovec: Struct = field(init=False, eq=False, repr=False)
 
     @page_size.default
     def _page_size(self) -> int:
@@ -61,6 +65,17 @@ class Arch:
     @addr_mask.default
     def _addr_mask(self) -> int:
         return (1 << 8 * self.pointer_size) - 1
+
+    @pointer.default
+    def _pointer(self) -> Struct:
+        return self._struct("Q" if self.pointer_size == 8 else "I")
+
+    @iovec.default
+    def _iovec(self) -> Struct:
+        return self._struct("QQ" if self.pointer_size == 8 else "II")
+
+    def _struct(self, fields: str) -> Struct:
+        return Struct(("<" if self.byte_order == "little" else ">") + fields)
 
     def page_round_down(self, x: int) -> int:
         """The largest multiple of the page size that is <= x."""

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Tier = Literal["native", "lock"]
 Size = Literal[1, 2, 4, 8]
+Operation = Literal["load", "swap", "compare_and_swap", "fetch_add"]
+"""The name of an operation, here and of NativeAtomics."""
 
 FORCED: Final = "SAFEMEM_ATOMICS"
 """The environment variable that forces a tier."""
@@ -49,7 +51,7 @@ _lock = threading.Lock()
 def tier() -> Tier:
     """Against whom these operations are atomic: see the module. Raises OSError if the one that is forced is not here,
     ValueError if it is none."""
-    return "lock" if _native() is None else "native"
+    return "lock" if native() is None else "native"
 
 
 def reason() -> str:
@@ -77,7 +79,8 @@ def _found() -> NativeAtomics | OSError:
 
 
 @cache
-def _native() -> NativeAtomics | None:
+def native() -> NativeAtomics | None:
+    """The processor's own operations, by host addresses; None for the tier ``lock``. Raises as :func:`tier`."""
     forced = os.environ.get(FORCED)
     if forced == "lock":
         return None
@@ -93,22 +96,20 @@ def _native() -> NativeAtomics | None:
 
 def load(size: Size, block: Block, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
     """The word at the start of the block."""
-    address = _check(block, size, aligned)
-    native = _native()
-    if native is not None and address:
-        return _ordered(native.load(address, size), size, byte_order)
-    return _locked(block, size, byte_order, lambda found: None)
+    operations, address = _check(block, size, aligned)
+    if operations is None:
+        return _locked(block, size, byte_order, lambda found: None)
+    return _ordered(operations.load(address, size), size, byte_order)
 
 
 def swap(size: Size, block: Block, new: int, byte_order: ByteOrder = HOST_BYTE_ORDER, aligned: bool = True) -> int:
     """Store ``new`` and return what was there."""
     new = _unsigned(new, size, "new")
-    address = _check(block, size, aligned)
+    operations, address = _check(block, size, aligned)
     check_writable(block, "block")
-    native = _native()
-    if native is not None and address:
-        return _ordered(native.swap(address, size, _ordered(new, size, byte_order)), size, byte_order)
-    return _locked(block, size, byte_order, lambda found: new)
+    if operations is None:
+        return _locked(block, size, byte_order, lambda found: new)
+    return _ordered(operations.swap(address, size, _ordered(new, size, byte_order)), size, byte_order)
 
 
 def compare_and_swap(
@@ -116,13 +117,12 @@ def compare_and_swap(
 ) -> int:
     """Store ``new`` if the word is ``old``, and return what was there: equal to ``old`` means stored."""
     new, old = _unsigned(new, size, "new"), _unsigned(old, size, "old")
-    address = _check(block, size, aligned)
+    operations, address = _check(block, size, aligned)
     check_writable(block, "block")
-    native = _native()
-    if native is not None and address:
-        found = native.compare_and_swap(address, size, _ordered(old, size, byte_order), _ordered(new, size, byte_order))
-        return _ordered(found, size, byte_order)
-    return _locked(block, size, byte_order, lambda found: new if found == old else None)
+    if operations is None:
+        return _locked(block, size, byte_order, lambda found: new if found == old else None)
+    values = _ordered(old, size, byte_order), _ordered(new, size, byte_order)
+    return _ordered(operations.compare_and_swap(address, size, *values), size, byte_order)
 
 
 def fetch_add(
@@ -133,13 +133,12 @@ def fetch_add(
     value = check_int(value, "value")
     if not -mask - 1 <= value <= mask:
         raise ValueError(f"value must fit in {8 * size} bits: {value}")
-    address = _check(block, size, aligned)
+    operations, address = _check(block, size, aligned)
     check_writable(block, "block")
-    native = _native()
-    if native is None or not address:
+    if operations is None:
         return _locked(block, size, byte_order, lambda found: found + value & mask)
     if byte_order == HOST_BYTE_ORDER:
-        return native.fetch_add(address, size, value & mask)
+        return operations.fetch_add(address, size, value & mask)
     while True:  # the carry runs the other way
         old = load(size, block, byte_order, aligned)
         if compare_and_swap(size, block, old, old + value & mask, byte_order, aligned) == old:
@@ -166,16 +165,15 @@ def _locked(block: Block, size: int, byte_order: ByteOrder, change: Callable[[in
     return value
 
 
-def _check(block: Block, size: int, aligned: bool) -> int:
-    """The word's host address if the processor may go there, else 0."""
+def _check(block: Block, size: int, aligned: bool) -> tuple[NativeAtomics | None, int]:
+    """The processor's operations and the word's host address, if it may go there; None for the lock."""
     if len(block) < size:
         raise ValueError(f"block must have at least {size} bytes, not {len(block)}")
     address = block.address
-    if not address % size:
-        return 0 if block.need_safecopy else address
-    if aligned:
+    odd = address % size != 0
+    if odd and aligned:
         raise AlignmentError(address, size)
-    return 0
+    return None if odd or block.need_safecopy or not address else native(), address
 
 
 def _ordered(value: int, size: int, byte_order: ByteOrder) -> int:

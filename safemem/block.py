@@ -9,7 +9,7 @@ Source: gVisor pkg/safemem/block_unsafe.go.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from safemem import safecopy
 from safemem.buffers import check_count, readable_view, writable_view
@@ -21,7 +21,7 @@ _ZEROS = memoryview(bytes(1 << 16))
 
 
 class Block:
-    """``len(block)`` bytes of host memory. Immutable as a value: it always means the same bytes of memory.
+    """``len(block)`` bytes of host memory. A value: it always means the same bytes of memory, and equals what does.
 
     A block keeps the memory behind it alive.
     """
@@ -123,46 +123,78 @@ class Block:
         safecopy.copy_in(memoryview(out), self._start)
         return bytes(out)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Block):
+            return NotImplemented
+        return self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def _value(self) -> tuple[int, int, bool]:
+        return self.address, self._length, self.need_safecopy
+
     def __repr__(self) -> str:
         mark = "*" if self._view is None else ""
         return f"<Block [{self.address:#x}-{self.address + self._length:#x}){mark}>"
 
 
-def copy(dst: Block, src: Block) -> int:
-    """Copy min(len(dst), len(src)) bytes and return how many. Blocks that overlap are copied as by memmove.
+Piece: TypeAlias = memoryview | Block
+"""A piece of host memory as it is cheapest: a flat byte view; a Block where it needs safecopy."""
+
+
+def part(piece: Piece, start: int, n: int) -> Piece:
+    """The n bytes of a piece from ``start`` on, which lie inside."""
+    return piece[start : start + n] if isinstance(piece, memoryview) else piece._window(piece._start + start, n)
+
+
+def copy(dst: Piece, src: Piece) -> int:
+    """Copy min(len(dst), len(src)) bytes and return how many. Pieces that overlap are copied as by memmove.
 
     Raises HostFaultError if memory faults (the source's fault if both do at the same byte), with the exact count;
     TypeError if dst is read-only.
     """
-    n = min(dst._length, src._length)
+    n = min(len(dst), len(src))
     check_writable(dst, "dst")
-    if dst._view is not None and src._view is not None:
-        dst._view[dst._start : dst._start + n] = src._view[src._start : src._start + n]
+    to, source = _view_of(dst, n), _view_of(src, n)
+    if to is not None and source is not None:
+        to[:] = source
         return n
-    to, start = dst.address, src.address
-    if abs(to - start) >= n:
-        if dst._view is not None:
-            return safecopy.copy_in(dst._view[dst._start : dst._start + n], start)
-        if src._view is not None:
-            return safecopy.copy_out(to, src._view[src._start : src._start + n])
-    return safecopy.copy(to, start, n)
+    at, start = _address_of(dst), _address_of(src)
+    if abs(at - start) >= n:
+        if to is not None:
+            return safecopy.copy_in(to, start)
+        if source is not None:
+            return safecopy.copy_out(at, source)
+    return safecopy.copy(at, start, n)
 
 
-def zero(dst: Block) -> int:
-    """Set every byte of the block to 0 and return how many. Raises as :func:`copy`."""
+def _view_of(piece: Piece, n: int) -> memoryview | None:
+    """The first n bytes of plain memory; None if it needs safecopy."""
+    if isinstance(piece, memoryview):
+        return piece[:n]
+    return None if piece._view is None else piece._view[piece._start : piece._start + n]
+
+
+def _address_of(piece: Piece) -> int:
+    return safecopy.address_of(piece) if isinstance(piece, memoryview) else piece.address
+
+
+def zero(dst: Piece) -> int:
+    """Set every byte to 0 and return how many. Raises as :func:`copy`."""
     check_writable(dst, "dst")
-    if dst._view is None:
-        return safecopy.zero_out(dst._start, dst._length)
-    view = dst.view()
-    for done in range(0, dst._length, len(_ZEROS)):
-        part = view[done : done + len(_ZEROS)]
-        part[:] = _ZEROS[: len(part)]
-    return dst._length
+    view = _view_of(dst, len(dst))
+    if view is None:
+        return safecopy.zero_out(_address_of(dst), len(dst))
+    for done in range(0, len(view), len(_ZEROS)):
+        rest = view[done : done + len(_ZEROS)]
+        rest[:] = _ZEROS[: len(rest)]
+    return len(view)
 
 
-def check_writable(block: Block, name: str) -> None:
-    """Raise TypeError, naming the argument, if the block is read-only memory."""
-    if block.readonly:
+def check_writable(piece: Piece, name: str) -> None:
+    """Raise TypeError, naming the argument, if a piece is read-only memory."""
+    if piece.readonly:
         raise TypeError(f"{name} must be writable, and is a block of read-only memory")
 
 

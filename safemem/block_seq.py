@@ -1,7 +1,7 @@
-"""BlockSeq: an immutable sequence of blocks, as a window on a shared list. Empty blocks disappear.
+"""BlockSeq: an immutable sequence of pieces of host memory, as a window on a shared list. Empty ones disappear.
 
-It reads the private slots of Block, as a friend: a slot takes 9 ns and a property 43, and to copy one block to another
-reads some fifteen of them in 1.8 us.
+Plain memory is in the list as a flat byte view, as readv(2) and slice assignment want it; memory that may fault is in
+it as a Block. Blocks over the views are made when somebody asks for one.
 
 Source: gVisor pkg/safemem/seq_unsafe.go.
 """
@@ -9,10 +9,13 @@ Source: gVisor pkg/safemem/seq_unsafe.go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
-from safemem.block import Block, check_writable, copy, zero
+from safemem.block import Block, Piece, check_writable, copy, part, zero
 from safemem.buffers import check_count
 from safemem.errors import add_transferred
+
+_new = object.__new__
 
 
 class BlockSeq:
@@ -22,24 +25,33 @@ class BlockSeq:
     blocks costs O(n) in all.
     """
 
-    __slots__ = ("_blocks", "_index", "_limit", "_offset")
+    __slots__ = ("_first", "_limit", "_pieces")
 
-    # The first visible block is at _index, its first _offset bytes are gone; _limit bytes are visible in all.
-    _blocks: list[Block]
-    _index: int
-    _offset: int
+    # Never changed once they are here; _limit bytes of them are visible.
+    _pieces: list[Piece]
     _limit: int
+    # None where the whole list is visible, as nearly always: an index into it, and how many bytes of the piece there
+    # are gone.
+    _first: tuple[int, int] | None
 
     def __init__(self, blocks: Iterable[Block] = ()) -> None:
-        self._blocks = [block for block in blocks if block._length]
-        self._index = 0
-        self._offset = 0
-        self._limit = sum([block._length for block in self._blocks])
+        self._pieces = [block if block.need_safecopy else block.view() for block in blocks if len(block)]
+        self._limit = sum(map(len, self._pieces))
+        self._first = None
 
     @classmethod
     def of(cls, block: Block) -> BlockSeq:
         """A sequence of one block; of none if it is empty."""
         return cls((block,))
+
+    @staticmethod
+    def unchecked(pieces: list[Piece], num_bytes: int) -> BlockSeq:
+        """A sequence of a list that it keeps; the caller knows that it has ``num_bytes`` bytes and no empty piece."""
+        seq = _new(BlockSeq)
+        seq._pieces = pieces
+        seq._limit = num_bytes
+        seq._first = None
+        return seq
 
     @property
     def num_bytes(self) -> int:
@@ -49,30 +61,39 @@ class BlockSeq:
     def __bool__(self) -> bool:
         return self._limit != 0
 
+    def pieces(self) -> list[Piece]:
+        """The memory of each block, which must not be changed: a view, or a block if that needs safecopy."""
+        return self._pieces if self._first is None else list(self._window_pieces(*self._first))
+
+    def _window_pieces(self, index: int, offset: int) -> Iterator[Piece]:
+        left = self._limit
+        pieces = self._pieces
+        while left:
+            piece = pieces[index]
+            n = min(len(piece) - offset, left)
+            yield piece if n == len(piece) else part(piece, offset, n)
+            left -= n
+            offset = 0
+            index += 1
+
+    def _iter_pieces(self) -> Iterator[Piece]:
+        return iter(self._pieces) if self._first is None else self._window_pieces(*self._first)
+
     @property
     def need_safecopy(self) -> bool:
         """Whether one of the blocks does."""
-        return any(block._view is None for block in self)
+        return Block in map(type, self._iter_pieces())
 
     def is_empty(self) -> bool:
         """Whether there are no blocks, and so no bytes."""
         return self._limit == 0
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return sum(1 for _ in self._iter_pieces())
 
     def __iter__(self) -> Iterator[Block]:
-        left = self._limit
-        offset = self._offset
-        blocks = self._blocks
-        index = self._index
-        while left:
-            block = blocks[index]
-            length = min(block._length - offset, left)
-            yield block if length == block._length else block._window(block._start + offset, length)
-            left -= length
-            offset = 0
-            index += 1
+        for piece in self._iter_pieces():
+            yield piece if isinstance(piece, Block) else Block.from_view(piece, 0, len(piece))
 
     def head(self) -> Block:
         """The first block. Raises IndexError if there is none."""
@@ -89,50 +110,49 @@ class BlockSeq:
         check_count(n, "n")
         if n >= self._limit:
             return EMPTY
-        index = self._index
-        offset = self._offset + n
-        blocks = self._blocks
-        while offset >= blocks[index]._length:
-            offset -= blocks[index]._length
+        index, offset = self._first or (0, 0)
+        offset += n
+        pieces = self._pieces
+        while offset >= len(pieces[index]):
+            offset -= len(pieces[index])
             index += 1
         return self._window(index, offset, self._limit - n)
 
     def take_first(self, n: int) -> BlockSeq:
         """The first n bytes; all of them if there are fewer. Raises ValueError if n < 0."""
         check_count(n, "n")
-        return self if n >= self._limit else self._window(self._index, self._offset, n)
+        return self if n >= self._limit else self._window(*(self._first or (0, 0)), n)
 
     def _window(self, index: int, offset: int, limit: int) -> BlockSeq:
         seq = BlockSeq.__new__(BlockSeq)
-        seq._blocks = self._blocks
-        seq._index = index
-        seq._offset = offset
+        seq._pieces = self._pieces
         seq._limit = limit
+        seq._first = (index, offset)
         return seq
 
     def check_writable(self, name: str) -> None:
         """Raise TypeError, naming the argument, if a block is read-only memory."""
-        for block in self:
-            if block._view is not None and block._view.readonly:
-                check_writable(block, name)
+        for piece in self._iter_pieces():
+            if piece.readonly:
+                check_writable(piece, name)
 
-    def views(self) -> list[memoryview]:
-        """The memory of each block, as readv(2) wants it. Raises BufferError if one needs safecopy."""
-        return [block.view() for block in self]
+    def views(self, most: int | None = None) -> list[memoryview]:
+        """The memory of each block, or of the first ``most``, as readv(2) wants it.
+
+        Raises BufferError if one needs safecopy.
+        """
+        pieces = islice(self._iter_pieces(), most)
+        return [piece if isinstance(piece, memoryview) else piece.view() for piece in pieces]
 
     def tobytes(self) -> bytes:
         """A copy of all bytes. Raises HostFaultError if memory faults, with the bytes before it in ``transferred``."""
-        n = self._limit
-        if n:
-            block = self._blocks[self._index]
-            view, at = block._view, self._offset
-            if view is not None and at + n <= block._length:  # one block has all: a fifth of the time of the loop
-                at += block._start
-                return view.tobytes() if view.nbytes == n else view[at : at + n].tobytes()
+        pieces = self.pieces()
+        if len(pieces) == 1:
+            return pieces[0].tobytes()
         parts: list[bytes] = []
-        for block in self:
+        for piece in pieces:
             try:
-                parts.append(block.tobytes())
+                parts.append(piece.tobytes())
             except OSError as exc:
                 add_transferred(exc, sum(map(len, parts)))
                 raise
@@ -143,33 +163,13 @@ class BlockSeq:
 
         Raises HostFaultError and TypeError as :func:`copy_seq`.
         """
-        n, size = len(data), self._limit
-        if n > size:
+        n = len(data)
+        if n > self._limit:
             return None
-        part = self if n == size else self._window(self._index, self._offset, n)
+        filled = self if n == self._limit else self.take_first(n)
         if n:
-            block = self._blocks[self._index]
-            view, at = block._view, self._offset
-            if view is not None and at + n <= block._length:  # one block takes all: a tenth of the time of copy_seq
-                at += block._start
-                view[at : at + n] = data
-            else:
-                part._scatter(data)
-        return part
-
-    def _scatter(self, data: bytes) -> None:
-        """Fill all blocks with data of just their length: 2.4 us for four, where copy_seq takes 5.9."""
-        views: list[memoryview] = []
-        for block in self:
-            if block._view is None or block._view.readonly:
-                copy_seq(self, BlockSeq((Block(data),)))
-                return
-            views.append(block.view())
-        done = 0
-        for view in views:
-            end = done + len(view)
-            view[:] = data[done:end]
-            done = end
+            copy_seq(filled, BlockSeq.unchecked([memoryview(data)], n))
+        return filled
 
     def __repr__(self) -> str:
         return f"<BlockSeq {list(self)}>"
@@ -184,24 +184,24 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
     Raises HostFaultError if memory faults, with the exact count; TypeError, before anything is copied, if a block of
     dsts is read-only. (gVisor's safemem.CopySeq.)
     """
-    done = 0
     total = min(dsts._limit, srcs._limit)
-    dsts = dsts.take_first(total)
+    if dsts._limit != total:
+        dsts = dsts.take_first(total)
     dsts.check_writable("dst")
-    pieces = iter(srcs.take_first(total))
-    start = left = 0
-    for dst in dsts:
-        at, room = dst._start, dst._length
-        while room:
-            if not left:
-                src = next(pieces)
-                start, left = src._start, src._length
-            n = room if room < left else left
-            if dst._view is not None and src._view is not None:
-                dst._view[at : at + n] = src._view[start : start + n]  # a third of the time of copy()
+    done = at = room = 0
+    to = dsts._iter_pieces()
+    for src in srcs._iter_pieces():
+        start, left = 0, len(src)
+        while left and done < total:
+            if not room:
+                dst = next(to)
+                at, room = 0, len(dst)
+            n = left if left < room else room
+            if type(dst) is memoryview and type(src) is memoryview:
+                dst[at : at + n] = src[start : start + n]  # a third of the time of copy()
             else:
                 try:
-                    copy(dst._window(at, n), src._window(start, n))
+                    copy(part(dst, at, n), part(src, start, n))
                 except OSError as exc:
                     add_transferred(exc, done)
                     raise
@@ -217,7 +217,7 @@ def zero_seq(dsts: BlockSeq) -> int:
     """Set all bytes to 0 and return how many. Raises as :func:`copy_seq`. (gVisor's safemem.ZeroSeq.)"""
     dsts.check_writable("dst")
     done = 0
-    for dst in dsts:
+    for dst in dsts._iter_pieces():
         try:
             done += zero(dst)
         except OSError as exc:

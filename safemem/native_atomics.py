@@ -14,6 +14,8 @@ from ctypes.util import find_library
 from typing import Any, Final
 
 _SEQ_CST: Final = 5
+_POINTER: Final = ctypes.c_void_p
+_LONG: Final = ctypes.c_uint64
 _UINT: Final = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
@@ -27,39 +29,38 @@ class NativeAtomics:
     def __init__(self) -> None:
         """Raises OSError if there is no libatomic, or it does not do what it should."""
         lib = _load()
-        self._loads: dict[int, Callable[[int, int], int]] = {}
-        self._swaps: dict[int, Callable[[int, int, int], int]] = {}
-        self._adds: dict[int, Callable[[int, int, int], int]] = {}
+        self._loads: dict[int, Callable[..., int]] = {}
+        self._swaps: dict[int, Callable[..., int]] = {}
+        self._adds: dict[int, Callable[..., int]] = {}
         self._compares: dict[int, Callable[..., bool]] = {}
-        order = ctypes.c_int
         try:
             for size, uint in _UINT.items():
-                self._loads[size] = _function(lib, f"__atomic_load_{size}", uint, order)
-                self._swaps[size] = _function(lib, f"__atomic_exchange_{size}", uint, uint, order)
-                self._adds[size] = _function(lib, f"__atomic_fetch_add_{size}", uint, uint, order)
-                compared = (ctypes.c_void_p, uint, order, order)
-                self._compares[size] = _function(lib, f"__atomic_compare_exchange_{size}", ctypes.c_bool, *compared)
+                self._loads[size] = _function(lib, f"__atomic_load_{size}", uint)
+                self._swaps[size] = _function(lib, f"__atomic_exchange_{size}", uint)
+                self._adds[size] = _function(lib, f"__atomic_fetch_add_{size}", uint)
+                self._compares[size] = _function(lib, f"__atomic_compare_exchange_{size}", ctypes.c_bool)
         except AttributeError as exc:
             raise OSError(f"libatomic lacks a function: {exc}") from None
         self._try()
 
     def load(self, address: int, size: int) -> int:
         """The word."""
-        return self._loads[size](address, _SEQ_CST)
+        return self._loads[size](_POINTER(address), _SEQ_CST)
 
     def swap(self, address: int, size: int, new: int) -> int:
         """Store ``new``; what was there."""
-        return self._swaps[size](address, new, _SEQ_CST)
+        return self._swaps[size](_POINTER(address), new if size < 8 else _LONG(new), _SEQ_CST)
 
     def fetch_add(self, address: int, size: int, value: int) -> int:
         """Add ``value``, modulo the word's size; what was there."""
-        return self._adds[size](address, value, _SEQ_CST)
+        return self._adds[size](_POINTER(address), value if size < 8 else _LONG(value), _SEQ_CST)
 
     def compare_and_swap(self, address: int, size: int, old: int, new: int) -> int:
         """Store ``new`` if the word is ``old``; what was there."""
         found = _UINT[size](old)
-        self._compares[size](address, ctypes.addressof(found), new, _SEQ_CST, _SEQ_CST)
-        return int(found.value)
+        value = new if size < 8 else _LONG(new)
+        stored = self._compares[size](_POINTER(address), ctypes.byref(found), value, _SEQ_CST, _SEQ_CST)
+        return old if stored else int(found.value)
 
     def _try(self) -> None:
         """Do each operation once at each size. Raises OSError if a result is wrong."""
@@ -90,8 +91,11 @@ def _load() -> ctypes.PyDLL:
     raise OSError("there is no libatomic: install GCC's run time (libatomic1)")
 
 
-def _function(lib: ctypes.PyDLL, name: str, result: Any, *arguments: Any) -> Any:
+def _function(lib: ctypes.PyDLL, name: str, result: Any) -> Any:
+    """A function without argtypes, whose conversions take half of a call's time.
+
+    So a plain int is a C int to it, which has room for a word of up to 4 bytes; what is longer is passed as an object.
+    """
     function = getattr(lib, name)
     function.restype = result
-    function.argtypes = (ctypes.c_void_p, *arguments)
     return function

@@ -27,6 +27,7 @@ from usermem.cstruct import (
 )
 from usermem.errors import FaultError, FaultReason, InvalidIntegerError, NameTooLongError, Signal, linux_result
 from usermem.faults import FaultPlan, FaultyIO
+from usermem.fd import pread_fd, pwrite_fd, read_fd, readv_fd, write_fd, writev_fd
 from usermem.hexdump import hexdump
 from usermem.io_sequence import IOReadWriter, IOSequence, IOSequenceReadWriter
 from usermem.iovec import (
@@ -105,7 +106,13 @@ __all__ = [
     "hexdump",
     "iovecs_io_sequence",
     "linux_result",
+    "pread_fd",
+    "pwrite_fd",
+    "read_fd",
+    "readv_fd",
     "render",
     "single_io_sequence",
+    "write_fd",
+    "writev_fd",
     "zero_out_vec",
 ]

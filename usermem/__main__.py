@@ -6,9 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from usermem.doctor import doctor
-from usermem.tour import tour
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tour and return its exit status: 0 if every byte came out as it went in."""
@@ -26,10 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.file == Path("doctor"):
+        from usermem.doctor import doctor
+
         print(doctor(), end="")
         return 0
     if not args.file.is_file():
         parser.error(f"{args.file} is not a regular file")
+    from usermem.tour import tour
+
     return tour(args.file)
 
 

@@ -141,7 +141,7 @@ class AddressSpace(PagedIO):
         found, fault = self._resolve_seq(ars, access, ignore_permissions)
         if fault is not None:
             raise fault
-        return BlockSeq(found)
+        return found
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """See ResolvedIO.range_fault."""

@@ -9,13 +9,12 @@ from struct import Struct
 from typing import Any
 
 from safemem.buffers import check_int
-from usermem.errors import FaultError
-from usermem.memory_io import IO, arch_of
+from usermem.memory_io import IO, arch_of, read_bytes
 
 
 def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
     """Unpack the struct at addr. Raises FaultError, with the bytes before the fault in ``partial``."""
-    return layout.unpack(_read(io, addr, layout.size, ignore_permissions))
+    return layout.unpack(read_bytes(io, addr, layout.size, ignore_permissions=ignore_permissions))
 
 
 def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, ignore_permissions: bool = False) -> int:
@@ -99,18 +98,9 @@ def copy_pointer_out(io: IO, addr: int, value: int, *, ignore_permissions: bool 
     return _copy_int_out(io, addr, value, arch_of(io).pointer_size, False, ignore_permissions)
 
 
-def _read(io: IO, addr: int, n: int, ignore_permissions: bool) -> bytearray:
-    buffer = bytearray(n)
-    try:
-        io.copy_in(addr, buffer, ignore_permissions=ignore_permissions)
-    except FaultError as exc:
-        exc.partial = bytes(buffer[: exc.transferred])
-        raise
-    return buffer
-
-
 def _copy_int_in(io: IO, addr: int, size: int, signed: bool, ignore_permissions: bool) -> int:
-    return int.from_bytes(_read(io, addr, size, ignore_permissions), arch_of(io).byte_order, signed=signed)
+    data = read_bytes(io, addr, size, ignore_permissions=ignore_permissions)
+    return int.from_bytes(data, arch_of(io).byte_order, signed=signed)
 
 
 def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, ignore_permissions: bool) -> int:

@@ -56,14 +56,33 @@ class FaultError(TransferError):
     (a string's bytes, the strings of an argument vector, the count and values of parsed integers), else None.
     """
 
+    # OSError's own fields stay empty, because parsing them and making the text takes 1.5 us, and most handlers look at
+    # neither: these hide them.
+    errno = errno.EFAULT
+    partial: Any = None
+
     def __init__(self, address: int, access: AccessType, reason: FaultReason, transferred: int = 0) -> None:
-        super().__init__(
-            errno.EFAULT, f"{os.strerror(errno.EFAULT)}: {address:#x} ({access}, {reason.value})", transferred
-        )
         self.address = address
         self.access = access
         self.reason = reason
-        self.partial: Any = None
+        self.transferred = transferred
+
+    @property
+    def strerror(self) -> str:  # type: ignore[override]
+        """What went wrong and where, for people."""
+        return f"{os.strerror(errno.EFAULT)}: {self.address:#x} ({self.access}, {self.reason.value})"
+
+    @property
+    def args(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """errno and strerror, as every OSError has them."""
+        return errno.EFAULT, self.strerror
+
+    def __str__(self) -> str:
+        moved = f" ({self.transferred} bytes transferred)" if self.transferred else ""
+        return f"[Errno {errno.EFAULT}] {self.strerror}{moved}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.args}"
 
     @property
     def signo(self) -> Signal:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import define, field
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq
 from safemem import Reader, Writer
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _TOP = 1 << 64
 
 
-@frozen
+@define(unsafe_hash=True)  # not frozen: making one takes a third of the time
 class IOSequence:
-    """The arguments of a read or write system call: where the bytes are. Immutable."""
+    """The arguments of a read or write system call: where the bytes are. A value, not to be changed."""
 
     io: IO
     addrs: AddrRangeSeq

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import errno
 import struct
-from functools import cache
+from collections.abc import Iterator
 
-from hostarch import READ, WRITE, AddrRangeSeq, Arch
+from hostarch import READ, WRITE, AddrRangeSeq
 from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred, error
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.io_sequence import IOSequence
-from usermem.memory_io import IO, arch_of, check_io_range
+from usermem.memory_io import IO, arch_of, checked_start, read_bytes
 from usermem.strings import copy_string_in
 
 MAX_RW_COUNT = 0x7FFF_F000
@@ -25,12 +25,9 @@ MAX_RW_COUNT = 0x7FFF_F000
 UIO_MAXIOV = 1024
 """The most ranges a guest may pass to readv or writev."""
 
-_TABLE_CHUNK = 1024
-
-
-@cache
-def _iovec_struct(arch: Arch) -> struct.Struct:
-    return struct.Struct(("<" if arch.byte_order == "little" else ">") + ("QQ" if arch.pointer_size == 8 else "II"))
+_TABLE_CHUNK = 1024  # iovecs
+_VECTOR_CHUNK = 256  # bytes of pointers
+_PAGE = 4096
 
 
 def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -> AddrRangeSeq:
@@ -42,37 +39,42 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
 
     The faults carry the ranges before them in ``partial``. ValueError if n < 0.
     """
-    addr = check_int(addr, "addr")
-    check_count(n, "n")
+    if type(addr) is not int or type(n) is not int or n < 0:
+        addr = check_int(addr, "addr")
+        check_count(n, "n")
     arch = arch_of(io)
-    entry = _iovec_struct(arch)
+    entry, top = arch.iovec, arch.max_addr
     flat: list[int] = []
-    total = 0
+    left = MAX_RW_COUNT
     try:
         if addr < 0 or addr + n * entry.size > arch.addr_mask:
             raise FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
         for first in range(0, n, _TABLE_CHUNK):
-            table = bytearray(min(n - first, _TABLE_CHUNK) * entry.size)
             fault: FaultError | None = None
+            count = n - first if n - first < _TABLE_CHUNK else _TABLE_CHUNK
             try:
-                io.copy_in(addr + first * entry.size, table, ignore_permissions=ignore_permissions)
+                table = read_bytes(
+                    io, addr + first * entry.size, count * entry.size, ignore_permissions=ignore_permissions
+                )
             except FaultError as exc:
                 fault = exc
-                table = table[: exc.transferred // entry.size * entry.size]
-            for base, length in entry.iter_unpack(table):
-                if length > arch.addr_mask >> 1:
-                    raise error(errno.EINVAL, f"iovec length {length:#x}")
-                start = check_io_range(base, length, arch).start
-                length = min(length, MAX_RW_COUNT - total)
-                flat += (start, length)
-                total += length
+                table = exc.partial[: exc.transferred // entry.size * entry.size]
+            for start, length in entry.iter_unpack(table):
+                if start + length > top or length > left:
+                    if length > arch.addr_mask >> 1:
+                        raise error(errno.EINVAL, f"iovec length {length:#x}")
+                    start = checked_start(start, length, arch)
+                    length = min(length, left)
+                flat.append(start)
+                flat.append(length)
+                left -= length
             if fault is not None:
                 add_transferred(fault, first * entry.size)
                 raise fault
     except FaultError as exc:
         exc.partial = AddrRangeSeq.from_pairs(flat)
         raise
-    return AddrRangeSeq.from_pairs(flat)
+    return AddrRangeSeq.unchecked(flat, MAX_RW_COUNT - left)
 
 
 def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, *, ignore_permissions: bool = False) -> int:
@@ -83,7 +85,7 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, *, ignore_permissions:
     """
     addr = check_int(addr, "addr")
     arch = arch_of(io)
-    entry = _iovec_struct(arch)
+    entry = arch.iovec
     try:
         table = [entry.pack(start, length) for start, length in ars.pairs()]
     except struct.error:
@@ -91,7 +93,7 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, *, ignore_permissions:
     if table and not 0 <= addr <= arch.addr_mask - len(table) * entry.size:
         raise FaultError(addr, WRITE, FaultReason.OUTSIDE_RANGE)
     done = 0
-    for packed in table:
+    for packed in table:  # one by one: those before one that leaves user space are written
         try:
             done += io.copy_out(addr + done, packed, ignore_permissions=ignore_permissions)
         except OSError as exc:
@@ -114,24 +116,41 @@ def copy_in_vector(
     addr = check_int(addr, "addr")
     check_count(max_elem_size, "max_elem_size")
     check_count(max_total_size, "max_total_size")
-    arch = arch_of(io)
     strings: list[bytes] = []
     left = max_total_size
     try:
-        while True:
-            word = bytearray(arch.pointer_size)
-            io.copy_in(addr, word, ignore_permissions=ignore_permissions)
-            pointer = int.from_bytes(word, arch.byte_order)
-            if not pointer:
-                return strings
+        for pointer in _pointers(io, addr, ignore_permissions):
             if left <= 0:
                 raise error(errno.ENOMEM, f"over {max_total_size} bytes of strings")
-            strings.append(copy_string_in(io, pointer, min(max_elem_size, left), ignore_permissions=ignore_permissions))
+            most = max_elem_size if max_elem_size < left else left
+            strings.append(copy_string_in(io, pointer, most, ignore_permissions=ignore_permissions))
             left -= len(strings[-1]) + 1
-            addr = (addr + arch.pointer_size) & arch.addr_mask
     except (FaultError, NameTooLongError) as exc:
         exc.partial = strings
         raise
+    return strings
+
+
+def _pointers(io: IO, addr: int, ignore_permissions: bool) -> Iterator[int]:
+    """The pointers at addr before the NULL one, read ahead, but not beyond the page: a fault comes in its turn."""
+    arch = arch_of(io)
+    word = arch.pointer.size
+    while True:
+        n = max(min(_VECTOR_CHUNK, -addr % _PAGE) // word, 1) * word
+        fault: FaultError | None = None
+        try:
+            table = read_bytes(io, addr, n, ignore_permissions=ignore_permissions)
+        except FaultError as exc:
+            fault = exc
+            table = exc.partial[: exc.transferred // word * word]
+        for (pointer,) in arch.pointer.iter_unpack(table):
+            if not pointer:
+                return
+            yield pointer
+        if fault is not None:
+            fault.transferred %= word
+            raise fault
+        addr = (addr + n) & arch.addr_mask
 
 
 def single_io_sequence(io: IO, addr: int, length: int, *, ignore_permissions: bool = False) -> IOSequence:
@@ -139,8 +158,14 @@ def single_io_sequence(io: IO, addr: int, length: int, *, ignore_permissions: bo
 
     Raises FaultError if it leaves user space, or if the length is negative as a guest's ssize_t.
     """
-    ar = check_io_range(check_int(addr, "addr"), min(check_int(length, "length"), MAX_RW_COUNT), arch_of(io))
-    return IOSequence(io, AddrRangeSeq.of(ar), ignore_permissions=ignore_permissions)
+    if type(addr) is not int or type(length) is not int:  # the calls are a fifth of the time
+        addr, length = check_int(addr, "addr"), check_int(length, "length")
+    if length > MAX_RW_COUNT:
+        length = MAX_RW_COUNT
+    start = checked_start(addr, length, arch_of(io))
+    ars = AddrRangeSeq.unchecked([start, length], length)
+    # A call with a keyword takes 100 ns longer, a sixth of the whole.
+    return IOSequence(io, ars, ignore_permissions=True) if ignore_permissions else IOSequence(io, ars)
 
 
 def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, *, ignore_permissions: bool = False) -> IOSequence:
@@ -148,7 +173,9 @@ def iovecs_io_sequence(io: IO, addr: int, iovcnt: int, *, ignore_permissions: bo
 
     Raises OSError (EINVAL) if iovcnt is negative or over UIO_MAXIOV, else as :func:`copy_in_iovecs`.
     """
-    if not 0 <= check_int(iovcnt, "iovcnt") <= UIO_MAXIOV:
+    if type(iovcnt) is not int:
+        iovcnt = check_int(iovcnt, "iovcnt")
+    if not 0 <= iovcnt <= UIO_MAXIOV:
         raise error(errno.EINVAL, f"{iovcnt} iovecs")
     ars = copy_in_iovecs(io, addr, iovcnt, ignore_permissions=ignore_permissions)
     return IOSequence(io, ars, ignore_permissions=ignore_permissions)

@@ -73,13 +73,39 @@ def arch_of(io: IO) -> Arch:
     return arch
 
 
+def read_bytes(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -> bytes:
+    """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``.
+
+    An IO that has a method of this name is asked for it.
+    """
+    try:
+        found: bytes = io.read_bytes(addr, n, ignore_permissions=ignore_permissions)  # type: ignore[attr-defined]
+    except AttributeError:
+        if hasattr(io, "read_bytes"):
+            raise
+        buffer = bytearray(n)
+        try:
+            io.copy_in(addr, buffer, ignore_permissions=ignore_permissions)
+        except FaultError as exc:
+            exc.partial = bytes(buffer[: exc.transferred])
+            raise
+        return bytes(buffer)
+    return found
+
+
 def check_io_range(addr: int, length: int, arch: Arch = AMD64) -> AddrRange:
     """[addr, addr + length) if it lies in user space, whether anything is mapped there or not: Linux's access_ok().
 
     There is no lower bound, and an empty range may stand at the very end. Raises FaultError (outside-range) otherwise;
     then nothing of the range may be touched.
     """
-    start = arch.untagged(addr)
+    start = checked_start(addr, length, arch)
+    return AddrRange(start, start + length)
+
+
+def checked_start(addr: int, length: int, arch: Arch) -> int:
+    """Where the range of :func:`check_io_range` begins. Raises as that does."""
+    start = arch.untagged(addr) if arch.ignores_top_byte else addr
     if length < 0 or start < 0 or start + length > arch.max_addr:
         raise FaultError(addr, NO_ACCESS, FaultReason.OUTSIDE_RANGE)
-    return AddrRange(start, start + length)
+    return start

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
-from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics, copy, zero
-from safemem.block_seq import copy_seq
+from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics
+from safemem.block_seq import copy_seq, zero_seq
 from safemem.buffers import check_count, check_int, readable_view, writable_view
-from safemem.errors import add_transferred, short_count
+from safemem.errors import short_count
 from usermem.errors import FaultError, FaultReason
 
 if TYPE_CHECKING:
@@ -49,25 +49,19 @@ class ResolvedIO(ABC):
     def read_bytes(self, addr: int, n: int, *, ignore_permissions: bool = False) -> bytes:
         """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
         check_count(n, "n")
-        blocks, fault = self._accessible(addr, n, READ, ignore_permissions)
-        seq = BlockSeq(blocks)
-        if not seq.need_safecopy:
-            data = seq.tobytes()
-        else:
-            buffer = bytearray(seq.num_bytes)
-            moved = len(buffer)
-            try:
-                copy_seq(BlockSeq.of(Block(buffer)), seq)
-            except HostFaultError as exc:
-                moved = exc.transferred
-                fault = _guest_fault(exc, addr, 0, READ)
-                fault.__cause__ = exc.with_traceback(None)
-            data = bytes(buffer[:moved])
-        if fault is not None:
-            fault.partial = data
-            fault.transferred = len(data)
-            raise fault
-        return data
+        buffer = bytearray()
+
+        def take(srcs: BlockSeq) -> int:
+            nonlocal buffer
+            buffer = bytearray(srcs.num_bytes)
+            return copy_seq(_over(memoryview(buffer)), srcs)
+
+        try:
+            self._move(addr, n, READ, ignore_permissions, take)
+        except FaultError as fault:
+            fault.partial = bytes(buffer[: fault.transferred])
+            raise
+        return bytes(buffer)
 
     def write_bytes(self, addr: int, data: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """The same as :meth:`copy_out`, the twin of :meth:`read_bytes`."""
@@ -77,25 +71,19 @@ class ResolvedIO(ABC):
         """See IO.copy_out."""
         # The view is released at once: a caller may want to resize its buffer while it holds our error's traceback.
         with readable_view(src, "src") as view:
-
-            def move(block: Block, done: int) -> int:
-                return copy(block, Block.from_view(view, done, len(block)))
-
-            return self._transfer(addr, len(view), WRITE, ignore_permissions, move)
+            srcs = _over(view)
+            return self._move(addr, len(view), WRITE, ignore_permissions, lambda dsts: copy_seq(dsts, srcs))
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_in."""
         with writable_view(dst, "dst") as view:
-
-            def move(block: Block, done: int) -> int:
-                return copy(Block.from_view(view, done, len(block)), block)
-
-            return self._transfer(addr, len(view), READ, ignore_permissions, move)
+            dsts = _over(view)
+            return self._move(addr, len(view), READ, ignore_permissions, lambda srcs: copy_seq(dsts, srcs))
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         """See IO.zero_out."""
         check_count(n, "n")
-        return self._transfer(addr, n, WRITE, ignore_permissions, lambda block, done: zero(block))
+        return self._move(addr, n, WRITE, ignore_permissions, zero_seq)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         """See IO.copy_out_from."""
@@ -107,40 +95,31 @@ class ResolvedIO(ABC):
 
     def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.swap_uint32."""
-        return self._atomic(atomics.swap_uint32, addr, 4, READ_WRITE, ignore_permissions, new)
+        return self._atomic("swap", addr, 4, READ_WRITE, ignore_permissions, new)
 
     def swap_uint64(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """As swap_uint32, for 8 bytes, at a multiple of 8 where addresses must be aligned."""
-        return self._atomic(atomics.swap_uint64, addr, 8, READ_WRITE, ignore_permissions, new)
+        return self._atomic("swap", addr, 8, READ_WRITE, ignore_permissions, new)
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         """See IO.compare_and_swap_uint32."""
-        return self._atomic(atomics.compare_and_swap_uint32, addr, 4, READ_WRITE, ignore_permissions, old, new)
+        return self._atomic("compare_and_swap", addr, 4, READ_WRITE, ignore_permissions, old, new)
 
     def compare_and_swap_uint64(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         """As compare_and_swap_uint32, for 8 bytes."""
-        return self._atomic(atomics.compare_and_swap_uint64, addr, 8, READ_WRITE, ignore_permissions, old, new)
+        return self._atomic("compare_and_swap", addr, 8, READ_WRITE, ignore_permissions, old, new)
 
     def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
         """See IO.load_uint32."""
-        return self._atomic(atomics.load_uint32, addr, 4, READ, ignore_permissions)
+        return self._atomic("load", addr, 4, READ, ignore_permissions)
 
     def load_uint64(self, addr: int, *, ignore_permissions: bool = False) -> int:
         """As load_uint32, for 8 bytes."""
-        return self._atomic(atomics.load_uint64, addr, 8, READ, ignore_permissions)
-
-    def _accessible(
-        self, addr: int, length: int, access: AccessType, ignore_permissions: bool
-    ) -> tuple[list[Block], FaultError | None]:
-        addr = check_int(addr, "addr")
-        fault = self.range_fault(addr, length, access)
-        if fault is not None:
-            return [], fault
-        return self.resolve(addr, length, access, ignore_permissions=ignore_permissions)
+        return self._atomic("load", addr, 8, READ, ignore_permissions)
 
     def _resolve_seq(
         self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool
-    ) -> tuple[list[Block], FaultError | None]:
+    ) -> tuple[BlockSeq, FaultError | None]:
         """:meth:`resolve` for many ranges. Raises FaultError, before anything is resolved, if one leaves user space."""
         for addr, length in ars.pairs():
             fault = self.range_fault(addr, length, access)
@@ -151,55 +130,44 @@ class ResolvedIO(ABC):
             found, fault = self.resolve(addr, length, access, ignore_permissions=ignore_permissions)
             blocks += found
             if fault is not None:
-                return blocks, fault
-        return blocks, None
+                return BlockSeq(blocks), fault
+        return BlockSeq(blocks), None
 
-    def _transfer(
-        self, addr: int, length: int, access: AccessType, ignore_permissions: bool, move: Callable[[Block, int], int]
+    def _move(
+        self, addr: int, n: int, access: AccessType, ignore_permissions: bool, move: Callable[[BlockSeq], int]
     ) -> int:
-        """Call ``move(block, bytes done before it)`` for each block of the accessible prefix."""
-        blocks, fault = self._accessible(addr, length, access, ignore_permissions)
-        done = 0
-        try:
-            for block in blocks:
-                done += move(block, done)
-        except HostFaultError as exc:
-            raise _guest_fault(exc, addr, done, access) from exc.with_traceback(None)
-        except OSError as exc:  # the host refuses to copy memory that may fault
-            add_transferred(exc, done)
-            raise
-        if fault is not None:
-            fault.transferred = done
-            raise fault
-        return done
+        """:meth:`_stream` over one range."""
+        return self._stream(AddrRangeSeq.unchecked([check_int(addr, "addr"), n], n), access, move, ignore_permissions)
 
     def _stream(
         self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], ignore_permissions: bool
     ) -> int:
-        blocks, fault = self._resolve_seq(ars, access, ignore_permissions)
-        seq = BlockSeq(blocks)
+        seq, fault = self._resolve_seq(ars, access, ignore_permissions)
+        most = seq.num_bytes
         done = 0
-        if seq:
+        if most:
             try:
                 done = move(seq)
             except HostFaultError as exc:
                 if not _is_ours(exc, seq):
                     raise
                 start = _addr_at(ars.pairs(), exc.transferred) - exc.transferred
-                raise _guest_fault(exc, start, 0, access) from exc.with_traceback(None)
+                raise _guest_fault(exc, start, access) from exc.with_traceback(None)
             except BlockingIOError as exc:
-                return _checked(short_count(exc, 0), seq.num_bytes)
-            _checked(done, seq.num_bytes)
-        if fault is not None and done == seq.num_bytes:
+                done = short_count(exc, 0)
+                fault = None
+            if type(done) is not int or not 0 <= done <= most:
+                done = checked_count(done, most)
+        if fault is not None and done == most:
             fault.transferred = done
             raise fault
         return done
 
     def _atomic(
         self,
-        operate: Callable[..., int],
+        operation: atomics.Operation,
         addr: int,
-        size: int,
+        size: atomics.Size,
         access: AccessType,
         ignore_permissions: bool,
         *values: int,
@@ -207,20 +175,28 @@ class ResolvedIO(ABC):
         """Operate on the word at addr. It is there whole or not at all: nothing is ever transferred in part."""
         misaligned = self._atomics_aligned and check_int(addr, "addr") & (size - 1)
         # Nothing of a misaligned word is resolved: no stack grows to it, and no hook hears of it.
-        blocks, fault = self._accessible(addr, 0 if misaligned else size, access, ignore_permissions)
+        word = AddrRangeSeq.unchecked([check_int(addr, "addr"), 0 if misaligned else size], size)
+        seq, fault = self._resolve_seq(word, access, ignore_permissions)
         if misaligned:
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         if fault is not None:
             raise FaultError(addr, access, fault.reason)
-        if len(blocks[0]) < size:  # it straddles two pieces of host memory, which no operation can do at once
+        block = seq.head()
+        if len(block) < size:  # it straddles two pieces of host memory, which no operation can do at once
             raise FaultError(addr, access, FaultReason.UNALIGNED)
         try:
-            return operate(blocks[0], *values, self.arch.byte_order, aligned=False)
+            found: int = getattr(atomics, operation)(size, block, *values, self.arch.byte_order, aligned=False)
+            return found
         except HostFaultError as exc:
-            raise _guest_fault(exc, addr, 0, access) from exc.with_traceback(None)
+            raise _guest_fault(exc, addr, access) from exc.with_traceback(None)
 
 
-def _checked(count: int, most: int) -> int:
+def _over(view: memoryview) -> BlockSeq:
+    """A sequence of one view, or of none if it is empty."""
+    return BlockSeq.unchecked([view] if view else [], len(view))
+
+
+def checked_count(count: int, most: int) -> int:
     """What a reader or writer says it moved, if that can be."""
     if not 0 <= check_int(count, "what the reader or writer returned") <= most:
         raise ValueError(f"the reader or writer returned {count} for {most} bytes")
@@ -233,11 +209,10 @@ def _is_ours(exc: HostFaultError, seq: BlockSeq) -> bool:
     return bool(rest) and rest.head().need_safecopy and rest.head().address == exc.address
 
 
-def _guest_fault(exc: HostFaultError, addr: int, done: int, access: AccessType) -> FaultError:
-    """A host fault in the blocks behind addr, after ``done`` bytes, as the guest's."""
-    done += exc.transferred
+def _guest_fault(exc: HostFaultError, addr: int, access: AccessType) -> FaultError:
+    """A host fault in the blocks behind addr as the guest's."""
     reason = FaultReason.BEYOND_FILE if exc.signo.name == "SIGBUS" else FaultReason.UNMAPPED
-    return FaultError(addr + done, access, reason, done)
+    return FaultError(addr + exc.transferred, access, reason, exc.transferred)
 
 
 def _addr_at(ranges: Iterable[tuple[int, int]], offset: int) -> int:

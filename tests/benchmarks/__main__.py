@@ -1,6 +1,8 @@
-"""``python tests/benchmarks copy|walk|tls [--json FILE] [--check]``: what things cost, as ratios taken in one run.
+"""``python tests/benchmarks SUITE [--only TEXT] [--json FILE] [--check]``: what things cost, as ratios in one run.
 
 ``copy``: each copy against a raw slice. ``walk``: long sequences against short ones. ``tls``: against Python's ssl.
+``datagram``: against a loop of socket calls. ``mapping``: many mappings against few. ``syscall``: whole system calls
+against what one writes by hand.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +29,14 @@ _CONFIG = "OPENSSL_CONF"
 def main() -> int:
     """Measure, print a table, and return 1 if --check is given and a bar is missed."""
     parser = argparse.ArgumentParser(prog="tests/benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=["copy", "walk", "tls", "datagram", "mapping"])
+    parser.add_argument("suite", choices=_SUITES)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows whose name contains this")
     args = parser.parse_args()
     if args.suite == "tls" and _CONFIG not in os.environ:
         return _with_aes_128()
-    print(f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}; best of many, in ns")
+    print(f"{_build()}, {platform.machine()}; best of many, in ns")
     results = list(_SUITES[args.suite](args.only))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -43,6 +46,15 @@ def main() -> int:
         + "".join(f"\n  not: {m}" for m in missed)
     )
     return int(args.check and bool(missed))
+
+
+def _build() -> str:
+    """The build of Python, on which bars depend: its version, compiler, and optimisations."""
+    arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    switches = {"PGO": "--enable-optimizations", "LTO": "--with-lto"}
+    flags = ", ".join(name if switch in arguments else f"no {name}" for name, switch in switches.items())
+    version = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{version} ({platform.python_compiler()}, {flags})"
 
 
 def _copy(only: str) -> Iterator[dict[str, Any]]:
@@ -135,7 +147,32 @@ def _mapping(only: str) -> Iterator[dict[str, Any]]:
         yield {"row": row.name, "ratio": row.ratio, "bar": row.bar, "missed": row.missed}
 
 
-_SUITES = {"copy": _copy, "walk": _walk, "tls": _tls, "datagram": _datagram, "mapping": _mapping}
+def _syscall(only: str) -> Iterator[dict[str, Any]]:
+    import syscall_rows
+
+    print(f"{'row':30}{'ours':>8}{'reference':>17}{'ratio':>8}{'bar':>6}   beside")
+    for row in syscall_rows.rows(only):
+        if row.against not in row.runs:
+            print(f"{row.name:30} left out: {row.against} is not there")
+            continue
+        times = best(row.runs, rounds=60)
+        ratio = times["ours"] / times[row.against]
+        missed = ratio > row.bar
+        beside = ", ".join(f"{who} {ns:.0f}" for who, ns in times.items() if who not in ("ours", row.against))
+        line = f"{row.name:30}{times['ours']:8.0f}{row.against:>10}{times[row.against]:7.0f}{ratio:8.2f}{row.bar:6.2f}"
+        print(f"{line}   {beside}{'  MISSED' if missed else ''}")
+        found = {"row": row.name, "against": row.against, "ratio": ratio, "bar": row.bar, "ns": times, "missed": missed}
+        yield found | {"python": _build()}
+
+
+_SUITES = {
+    "copy": _copy,
+    "walk": _walk,
+    "tls": _tls,
+    "datagram": _datagram,
+    "mapping": _mapping,
+    "syscall": _syscall,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

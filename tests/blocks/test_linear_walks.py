@@ -9,6 +9,7 @@ import pytest
 
 from hostarch import AddrRangeSeq
 from safemem import Block, BlockSeq, copy_seq, zero_seq
+from safemem.block import Piece
 
 T = TypeVar("T")
 
@@ -95,11 +96,11 @@ def test_iteration_over_ranges(cut: bool) -> None:
         assert flat.reads.items <= 3 * n
 
 
-def counted(n: int) -> tuple[BlockSeq, CountingList[Block]]:
+def counted(n: int) -> tuple[BlockSeq, CountingList[Piece]]:
     """A sequence of n blocks of one and two bytes, and the list behind it, which counts its reads."""
     memory = Block(bytearray(2))
     seq = BlockSeq(memory.take_first(1 + i % 2) for i in range(n))
-    seq._blocks = blocks = CountingList(seq._blocks)
+    seq._pieces = blocks = CountingList(seq._pieces)
     return seq, blocks
 
 

@@ -211,18 +211,18 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "PyDLL", nothing)
     monkeypatch.delenv(atomics.FORCED, raising=False)
-    for cached in (atomics._found, atomics._native):
+    for cached in (atomics._found, atomics.native):
         cached.cache_clear()
     try:
         assert atomics.tier() == "lock"
         assert "libatomic" in atomics.reason()
         monkeypatch.setenv(atomics.FORCED, "native")
-        atomics._native.cache_clear()
+        atomics.native.cache_clear()
         with pytest.raises(OSError, match="libatomic"):
             atomics.tier()
     finally:
         monkeypatch.undo()
-        for cached in (atomics._found, atomics._native):
+        for cached in (atomics._found, atomics.native):
             cached.cache_clear()
 
 

@@ -14,7 +14,9 @@ import pytest
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.mark.parametrize(("suite", "only", "count"), [("copy", "u32", 2), ("walk", "BlockSeq", 3)])
+@pytest.mark.parametrize(
+    ("suite", "only", "count"), [("copy", "u32", 2), ("walk", "BlockSeq", 3), ("syscall", "uint64", 1)]
+)
 def test_a_suite_prints_and_writes_its_rows(suite: str, only: str, count: int, tmp_path: Path) -> None:
     """Each row has a positive ratio and a bar, and --json writes what was printed."""
     out = tmp_path / "rows.json"

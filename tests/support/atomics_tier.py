@@ -15,7 +15,7 @@ def forced(tier: str) -> Iterator[None]:
     """Have this tier meanwhile; skips the test where it is not there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(atomics.FORCED, tier)
-        atomics._native.cache_clear()
+        atomics.native.cache_clear()
         try:
             try:
                 assert atomics.tier() == tier
@@ -23,4 +23,4 @@ def forced(tier: str) -> Iterator[None]:
                 pytest.skip(f"no {tier} atomics here: {exc}")
             yield
         finally:
-            atomics._native.cache_clear()
+            atomics.native.cache_clear()

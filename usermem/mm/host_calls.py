@@ -5,8 +5,8 @@ Source: mmap(2), madvise(2), msync(2), mincore(2), fallocate(2).
 
 from __future__ import annotations
 
-import ctypes
 import mmap as host_mmap
+import sys
 from functools import cache
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from usermem.mm.host_run import HostRun, Whole, mmap_address
 
 READ_WRITE: Final = mman.PROT_READ | mman.PROT_WRITE
 
-_FAILED: Final = ctypes.c_void_p(-1).value
+_FAILED: Final = 2 * sys.maxsize + 1  # MAP_FAILED, as an unsigned pointer
 _PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 # The host allows 65,530 mappings by default (vm.max_map_count), and needs some for itself: threads, malloc, libraries.
@@ -144,6 +144,8 @@ def resident(address: int, length: int, page: int) -> bytes | None:
 
     None if the host cannot tell.
     """
+    import ctypes  # 2 ms at import
+
     size = host_mmap.PAGESIZE
     low = address & -size
     vector = ctypes.create_string_buffer(-(-(address + length - low) // size))
@@ -171,11 +173,15 @@ def file_resident(fd: int, start: int, end: int, page: int) -> bytes:
 
 
 def _error(what: str) -> OSError:
+    import ctypes
+
     return error(ctypes.get_errno(), what)
 
 
 @cache
 def _mincore() -> Any:
+    import ctypes
+
     try:
         function: Any = ctypes.CDLL(None).mincore
     except (AttributeError, OSError, TypeError):
@@ -186,6 +192,8 @@ def _mincore() -> Any:
 
 @cache
 def _libc() -> Any:
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
     libc.mmap.restype = pointer

@@ -7,7 +7,6 @@ caller's buffer. Memory that may fault (a file that somebody can truncate) has a
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from functools import lru_cache
 from typing import Any, Protocol, Self
@@ -114,6 +113,8 @@ class HostRun:
 
 @lru_cache(64)
 def _array_type(length: int) -> Any:
+    import ctypes  # 2 ms at import
+
     return ctypes.c_ubyte * length
 
 

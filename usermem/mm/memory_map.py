@@ -23,7 +23,6 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from random import Random
 from typing import Final, TypeVar
 
 from attrs import define
@@ -98,6 +97,8 @@ class MemoryMap:
         self.guard = _GUARD_PAGES << arch.page_shift
         self.base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
         if seed is not None:
+            from random import Random  # 2 ms at import
+
             self.base -= Random(seed).getrandbits(28 if arch.pointer_size == 8 else 8) << arch.page_shift
         self.listeners = Listeners()
         self.failed_write_back: Exception | None = None

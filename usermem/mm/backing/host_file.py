@@ -13,7 +13,6 @@ Source: mmap(2); Linux mm/filemap.c.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -23,7 +22,6 @@ import sys
 from collections import deque
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -154,6 +152,8 @@ class HostFile(Backing):
     @property
     def label(self) -> str:  # type: ignore[override]
         """What the host calls the file now, as in /proc/PID/maps."""
+        from pathlib import Path  # 3.5 ms at import
+
         try:
             return str(Path(f"/proc/self/fd/{self._file.fd}").readlink())
         except OSError:
@@ -247,6 +247,8 @@ class HostFile(Backing):
         self._file.tails[mapping] = new
 
     def _show_file(self, mapping: HostMapping, address: int, start: int, end: int) -> None:
+        import ctypes  # 2 ms at import
+
         written = ctypes.string_at(address, end - start) if mapping.flags == mman.MAP_PRIVATE else b""
         flags = mapping.flags | mman.MAP_FIXED
         host_calls.map_file(self._file.fd, start, end - start, mapping.prot, flags, address)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import mmap
 import sys
 from collections import deque
-from hashlib import blake2b
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -48,6 +47,8 @@ class _Window:
 
     def digest(self, at: int) -> bytes:
         """The digest of the page at an offset."""
+        from hashlib import blake2b  # 3 ms at import
+
         return blake2b(self.view[at : at + _PAGE], digest_size=16).digest()
 
 
