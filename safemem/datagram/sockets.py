@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
@@ -406,8 +406,5 @@ class DatagramSocket(DatagramEndpoint):
 
 def _views(blocks: BlockSeq) -> list[memoryview] | None:
     """The memory of blocks as the host takes it; None if some may fault, or there are more than it takes."""
-    try:
-        views = blocks.views()
-    except BufferError:
-        return None
-    return views if len(views) <= UIO_MAXIOV else None
+    pieces = blocks.pieces()
+    return None if Block in map(type, pieces) or len(pieces) > UIO_MAXIOV else cast("list[memoryview]", pieces)

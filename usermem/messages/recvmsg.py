@@ -239,13 +239,14 @@ class _Call(DatagramReader):
         layout = self.layout
         first = layout.namelen if name else layout.controllen
         last = layout.msg_len + 4 if has_msg_len else layout.answers_end
-        fields = [addr + first, last - first]
         has_peeked = False
         while True:
             pairs = [name, namelen] if namelen else []
             if room:
                 pairs += (control, room)
-            fault = unwritable(self.io, AddrRangeSeq.from_pairs(pairs + fields), self.ignore_permissions)
+            pairs += (addr + first, last - first)
+            ranges = AddrRangeSeq.unchecked(pairs, namelen + room + last - first)
+            fault = unwritable(self.io, ranges, self.ignore_permissions)
             if fault is None:
                 return
             if has_peeked:
