@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
@@ -175,11 +175,11 @@ class DatagramSocket(DatagramEndpoint):
         space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
         if self._held:
             self._raise_held()
-        views = _views(dsts)
-        if views is None:
+        pieces: list[Any] = dsts.pieces()
+        if Block in map(type, pieces) or len(pieces) > UIO_MAXIOV:
             return self._recvmsg_by_copy(dsts, flags, space)
         try:
-            length, ancillary, result, peer = self._receive(views, flags, space)
+            length, ancillary, result, peer = self._receive(pieces, flags, space)
         except TypeError:
             dsts.check_writable("dsts")
             raise
@@ -237,16 +237,18 @@ class DatagramSocket(DatagramEndpoint):
     ) -> int:
         """As any endpoint. Blocks that may fault are copied first."""
         control = [*ancdata] if local is None else [*ancdata, *self._from(local)]
-        views = _views(srcs) or [srcs.tobytes()]
-        if self._backend == "recvfrom" and (len(views) > 1 or control):
-            raise ValueError(f"{len(views)} blocks and {len(control)} control data: sendto takes one block alone")
+        data: Sequence[Any] = srcs.pieces()
+        if Block in map(type, data) or not 0 < len(data) <= UIO_MAXIOV:
+            data = [srcs.tobytes()]
+        if self._backend == "recvfrom" and (len(data) > 1 or control):
+            raise ValueError(f"{len(data)} blocks and {len(control)} control data: sendto takes one block alone")
         try:
             try:
-                return self._send(views, control, peer, flags | MSG_DONTWAIT)
+                return self._send(data, control, peer, flags | MSG_DONTWAIT)
             except BlockingIOError:
                 if not may_wait(self._sock, flags):
                     raise
-            return until_ready(self._sock, flags, POLLOUT, self._send, views, control, peer)
+            return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
         except OSError as exc:
             raise self._explained(exc, srcs.num_bytes) from None
 
@@ -259,11 +261,11 @@ class DatagramSocket(DatagramEndpoint):
         return [pktinfo_of(self.family, local)]
 
     def _send(
-        self, views: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int
+        self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int
     ) -> int:
-        if len(views) > 1 or control:
-            return self._direct.sendmsg(views, control, flags, peer)
-        return self._direct.send(views[0], flags) if peer is None else self._direct.sendto(views[0], flags, peer)
+        if len(data) > 1 or control:
+            return self._direct.sendmsg(data, control, flags, peer)
+        return self._direct.send(data[0], flags) if peer is None else self._direct.sendto(data[0], flags, peer)
 
     @property
     def gro(self) -> bool:
@@ -402,9 +404,3 @@ class DatagramSocket(DatagramEndpoint):
         if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
             self._backend = "recvmsg"
         return n
-
-
-def _views(blocks: BlockSeq) -> list[memoryview] | None:
-    """The memory of blocks as the host takes it; None if some may fault, or there are more than it takes."""
-    pieces = blocks.pieces()
-    return None if Block in map(type, pieces) or len(pieces) > UIO_MAXIOV else cast("list[memoryview]", pieces)

@@ -20,7 +20,7 @@ from safemem.errors import error
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
-from usermem.memory_io import IO, arch_of
+from usermem.memory_io import IO, arch_of, read_bytes
 
 NAME_MAX = 128
 """sizeof(struct sockaddr_storage): of a longer name Linux looks at so many bytes."""
@@ -54,13 +54,14 @@ _LAYOUTS: Final = {
 }
 
 
-def msg_layout(arch: Arch) -> MsgLayout:
-    """The layout of a machine."""
+def layout_of(io: IO) -> MsgLayout:
+    """The layout of the machine that an IO belongs to."""
+    arch = arch_of(io)
     return _LAYOUTS[arch.pointer_size, arch.byte_order]
 
 
-MsgHeader = tuple[int, int, int, int, int, int, AddrRangeSeq]
-"""A struct msghdr as the guest passed it: (its address, name, namelen, control, controllen, flags, ranges).
+MsgHeader = tuple[int, int, int, int, int, int, AddrRangeSeq, bytes]
+"""A struct msghdr as the guest passed it: (its address, name, namelen, control, controllen, flags, ranges, sent name).
 
 ``name`` and ``namelen`` are 0 if there is no place for a name, and ``namelen`` is at most NAME_MAX. ``ranges`` are the
 memory of the data. (A tuple takes 0.04 us where the smallest class takes 0.3.)
@@ -68,29 +69,30 @@ memory of the data. (A tuple takes 0.04 us where the smallest class takes 0.3.)
 
 
 def copy_in_msghdr(
-    io: IO, addr: int, layout: MsgLayout, sent_name: bytearray | None, ignore_permissions: bool
+    io: IO, addr: int, layout: MsgLayout, has_name: bool, ignore_permissions: bool
 ) -> MsgHeader:
-    """The struct msghdr at addr, checked as Linux does, with its iovecs. ``sent_name`` is filled with the name.
+    """The struct msghdr at addr, checked as Linux does, with its iovecs, and with the name itself if it ``has_name``.
 
     Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
     iovecs.
     """
-    name, namelen, iov, iovlen, control, controllen, flags = copy_struct_in(
-        io, addr, layout.packed, ignore_permissions=ignore_permissions
-    )
+    packed = read_bytes(io, addr, layout.msg_len, ignore_permissions=ignore_permissions)
+    name, namelen, iov, iovlen, control, controllen, flags = layout.packed.unpack(packed)
+    sent_name = b""
     if not name:
         namelen = 0
     elif namelen < 0:
         raise error(errno.EINVAL, f"msg_namelen {namelen}")
     elif namelen:
         namelen = min(namelen, NAME_MAX)
-        if sent_name is not None:
-            sent_name += bytes(namelen)
-            io.copy_in(name, sent_name, ignore_permissions=ignore_permissions)
+        if has_name:
+            buffer = bytearray(namelen)
+            io.copy_in(name, buffer, ignore_permissions=ignore_permissions)
+            sent_name = bytes(buffer)
     if iovlen > UIO_MAXIOV:
         raise error(errno.EMSGSIZE, f"{iovlen} iovecs")
     ranges = copy_in_iovecs(io, iov, iovlen, ignore_permissions=ignore_permissions)
-    return addr, name, namelen, control, controllen, flags, ranges
+    return addr, name, namelen, control, controllen, flags, ranges, sent_name
 
 
 def count_nothing(exc: BaseException) -> BaseException:

@@ -37,7 +37,7 @@ from usermem.messages.header import (
     copy_in_timeout,
     copy_out_timeout,
     count_nothing,
-    msg_layout,
+    layout_of,
     timeout_range,
     unwritable,
 )
@@ -71,7 +71,7 @@ def recvmsg_into_user(
     """
     try:
         call = _Call(io, endpoint, flags, fault_policy, ignore_permissions)
-        header = copy_in_msghdr(io, msg_addr, call.layout, None, ignore_permissions)
+        header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions)
         return call.receive(header, call.call_flags)
     except OSError as exc:
         count_nothing(exc)
@@ -143,7 +143,7 @@ class _Call(DatagramReader):
     ) -> None:
         super().__init__(endpoint, fault_policy=fault_policy)
         self.io = io
-        self.layout = msg_layout(arch_of(io))
+        self.layout = layout_of(io)
         self.call_flags = checked_flags(flags, arch_of(io)) if flags else 0
         self.ignore_permissions = ignore_permissions
 
@@ -166,7 +166,7 @@ class _Call(DatagramReader):
             while done < vlen:
                 entry = addr + done * layout.entry
                 try:
-                    header = copy_in_msghdr(self.io, entry, layout, None, self.ignore_permissions)
+                    header = copy_in_msghdr(self.io, entry, layout, False, self.ignore_permissions)
                 except OSError:
                     if not done:
                         self.raise_held()
@@ -209,7 +209,7 @@ class _Call(DatagramReader):
 
     def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
         """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
-        addr, name, namelen, control, controllen, _, ranges = header
+        addr, name, namelen, control, controllen, _, ranges, _ = header
         io, layout, ignore = self.io, self.layout, self.ignore_permissions
         room = min(controllen, MOST_RECEIVED) if control else 0
         self._flags = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
@@ -235,7 +235,7 @@ class _Call(DatagramReader):
 
     def check_answers(self, header: MsgHeader, room: int, has_msg_len: bool) -> None:
         """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
-        addr, name, namelen, control, _, _, _ = header
+        addr, name, namelen, control, *_ = header
         layout = self.layout
         first = layout.namelen if name else layout.controllen
         last = layout.msg_len + 4 if has_msg_len else layout.answers_end

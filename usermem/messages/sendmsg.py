@@ -20,7 +20,7 @@ from safemem.datagram.flags import UIO_MAXIOV
 from usermem.cstruct import copy_uint32_out
 from usermem.memory_io import IO, arch_of
 from usermem.messages.control import copy_in_control, parse_control
-from usermem.messages.header import checked_flags, copy_in_msghdr, count_nothing, msg_layout, unreadable
+from usermem.messages.header import checked_flags, copy_in_msghdr, count_nothing, layout_of, unreadable
 from usermem.messages.name import family_of, unpack_name
 
 _MSG_EOR: Final = 0x80  # the only flag that sendmmsg takes from a msg_flags
@@ -65,7 +65,7 @@ def sendmmsg_from_user(
     done = 0
     try:
         flags = checked_flags(flags, arch_of(io))
-        layout = msg_layout(arch_of(io))
+        layout = layout_of(io)
         for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
             entry = msgvec_addr + i * layout.entry
             sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, ignore_permissions)
@@ -81,7 +81,7 @@ def sendmmsg_from_user(
 
 
 class _Gather:
-    """A message writer that sends nothing unless it is given all ``size`` bytes; ``room`` is how many it was given."""
+    """A message writer that sends nothing unless it is given all ``size`` bytes; ``room`` is how many there were then."""
 
     message_oriented = True
     room = 0
@@ -102,8 +102,8 @@ class _Gather:
         self._size = size
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
-        self.room = srcs.num_bytes
-        if self.room < self._size:
+        if srcs.num_bytes < self._size:
+            self.room = srcs.num_bytes
             return 0
         self.sent = sent = self._endpoint.sendmsg(srcs, self._peer, None, self._flags, self._ancillary)
         return sent
@@ -113,13 +113,11 @@ def _send(
     io: IO, endpoint: DatagramEndpoint, addr: int, flags: int, allowed_flags: int, ignore_permissions: bool
 ) -> tuple[int, int]:
     """One datagram; returns how much of it went, and its length."""
-    arch = arch_of(io)
-    layout = msg_layout(arch)
-    name = bytearray()
-    header = copy_in_msghdr(io, addr, layout, name, ignore_permissions)
-    _, _, _, control, controllen, msg_flags, ranges = header
+    layout = layout_of(io)
+    header = copy_in_msghdr(io, addr, layout, True, ignore_permissions)
+    _, _, _, control, controllen, msg_flags, ranges, name = header
     packed = copy_in_control(io, control, controllen, ignore_permissions=ignore_permissions) if controllen else b""
-    peer = unpack_name(bytes(name), family_of(endpoint), arch) if name else None
+    peer = unpack_name(name, family_of(endpoint), arch_of(io)) if name else None
     ancillary = parse_control(layout, packed) if packed else ()
     size = ranges.num_bytes
     gather = _Gather(endpoint, peer, flags | msg_flags & allowed_flags, ancillary, size)
