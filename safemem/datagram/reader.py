@@ -23,8 +23,8 @@ class DatagramReader:
     """Reads one datagram a call. 0 is an empty datagram; BlockingIOError means that there is none.
 
     After a call ``msg_len`` is the datagram's length, ``flags`` tells by MSG_TRUNC whether some of it found no room and
-    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one. ``room`` is how many
-    bytes the blocks of the last call have, None before the first, and ``faulted`` whether these blocks did.
+    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one. ``room``
+    is how many bytes the blocks had, None before the first call, and ``faulted`` whether they faulted.
     """
 
     message_oriented = True

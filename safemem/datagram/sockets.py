@@ -98,8 +98,7 @@ class DatagramSocket(DatagramEndpoint):
         self._forced = backend != "auto"
         self._local = False
         self._port = 0
-        # How many the host takes in a message, for all that is known.
-        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1
+        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1  # that the host takes, for all that is known
 
     def close(self) -> None:
         """Close the socket. A second call does nothing. As with any socket, nobody who waits in it is woken by that."""
@@ -173,23 +172,24 @@ class DatagramSocket(DatagramEndpoint):
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received."""
         space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
-        if self._held:
-            self._raise_held()
+        self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        if Block in map(type, pieces) or len(pieces) > UIO_MAXIOV:
-            return self._recvmsg_by_copy(dsts, flags, space)
         try:
-            length, ancillary, result, peer = self._receive(pieces, flags, space)
+            if Block in map(type, pieces) or len(pieces) > UIO_MAXIOV:
+                found = self._receive_by_copy(dsts, flags, space)
+            else:
+                found = self._receive(pieces, flags, space)
         except TypeError:
             dsts.check_writable("dsts")
             raise
+        length, ancillary, result, peer = found
         local = self._local_of(ancillary) if self._local else None
         return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
 
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
         return self.recvmsg(dsts, flags, control_len - PKTINFO_SPACE * self._local)
 
-    def _recvmsg_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+    def _receive_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         dsts.check_writable("dsts")
         bounce = memoryview(bytearray(_LARGEST))
         for now in (flags | MSG_PEEK, flags):  # what is taken may be another than was seen, if others receive too
@@ -197,10 +197,7 @@ class DatagramSocket(DatagramEndpoint):
             copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
             if flags & MSG_PEEK:
                 break
-        if length > dsts.num_bytes:
-            result |= MSG_TRUNC
-        local = self._local_of(ancillary)
-        return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
+        return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
 
     def _local_of(self, ancillary: list[Ancillary]) -> Address | None:
         return local_of(ancillary, self._own_port()) if self._local else None
@@ -212,7 +209,7 @@ class DatagramSocket(DatagramEndpoint):
         return self._port
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
-        """One datagram: its length, control data, flags, and the peer, or something that is false."""
+        """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
         flags |= MSG_TRUNC
         if self._backend != "recvfrom":
             try:
@@ -240,8 +237,6 @@ class DatagramSocket(DatagramEndpoint):
         data: Sequence[Any] = srcs.pieces()
         if Block in map(type, data) or not 0 < len(data) <= UIO_MAXIOV:
             data = [srcs.tobytes()]
-        if self._backend == "recvfrom" and (len(data) > 1 or control):
-            raise ValueError(f"{len(data)} blocks and {len(control)} control data: sendto takes one block alone")
         try:
             try:
                 return self._send(data, control, peer, flags | MSG_DONTWAIT)
@@ -252,18 +247,16 @@ class DatagramSocket(DatagramEndpoint):
         except OSError as exc:
             raise self._explained(exc, srcs.num_bytes) from None
 
-    def _from(self, local: Address | None) -> list[Ancillary]:
-        """The control data that send from a local address, if one is given."""
-        if local is None:
-            return []
+    def _from(self, local: Address) -> list[Ancillary]:
+        """The control data that send from a local address."""
         if not self._local:
             raise LocalAddressNotAvailableError(_ENABLE)
         return [pktinfo_of(self.family, local)]
 
-    def _send(
-        self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int
-    ) -> int:
+    def _send(self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int) -> int:
         if len(data) > 1 or control:
+            if self._backend == "recvfrom":
+                raise ValueError(f"{len(data)} blocks and {len(control)} control data: sendto takes one block alone")
             return self._direct.sendmsg(data, control, flags, peer)
         return self._direct.send(data[0], flags) if peer is None else self._direct.sendto(data[0], flags, peer)
 
@@ -296,9 +289,8 @@ class DatagramSocket(DatagramEndpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        length, ancillary, result, peer = self._receive(
-            [dst], flags, ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
-        )
+        space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
+        length, ancillary, result, peer = self._receive([dst], flags, space)
         return cut(dst, length, ancillary, result, peer or None, self._local_of(ancillary))
 
     def send_segments(
@@ -316,7 +308,7 @@ class DatagramSocket(DatagramEndpoint):
         """
         tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
         whole = most(segment_size, min(next(tries), self._segments))
-        source = self._from(local)
+        source = [] if local is None else self._from(local)
         done, total = 0, srcs.num_bytes
         while done < total:
             part = min(whole, total - done)

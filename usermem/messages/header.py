@@ -68,10 +68,8 @@ memory of the data. (A tuple takes 0.04 us where the smallest class takes 0.3.)
 """
 
 
-def copy_in_msghdr(
-    io: IO, addr: int, layout: MsgLayout, has_name: bool, ignore_permissions: bool
-) -> MsgHeader:
-    """The struct msghdr at addr, checked as Linux does, with its iovecs, and with the name itself if it ``has_name``.
+def copy_in_msghdr(io: IO, addr: int, layout: MsgLayout, has_name: bool, ignore_permissions: bool) -> MsgHeader:
+    """The struct msghdr at addr, checked as Linux does, with its iovecs, and with the name itself by ``has_name``.
 
     Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
     iovecs.

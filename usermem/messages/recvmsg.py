@@ -26,7 +26,7 @@ from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
 from safemem.datagram.reader import DatagramReader, FaultPolicy
-from usermem.cstruct import copy_int32_out, copy_uint32_out
+from usermem.cstruct import copy_uint32_out
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO, arch_of
 from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
@@ -141,7 +141,7 @@ class _Call(DatagramReader):
     def __init__(
         self, io: IO, endpoint: DatagramEndpoint, flags: int, fault_policy: FaultPolicy, ignore_permissions: bool
     ) -> None:
-        super().__init__(endpoint, fault_policy=fault_policy)
+        super().__init__(endpoint, 0, None, fault_policy)
         self.io = io
         self.layout = layout_of(io)
         self.call_flags = checked_flags(flags, arch_of(io)) if flags else 0
@@ -221,8 +221,9 @@ class _Call(DatagramReader):
         if self.ancillary or self.local is not None:
             used, cut = self.store_control(control, room)
         if name:
-            packed = pack_name(self.peer, family_of(self._endpoint), arch_of(io))
-            copy_int32_out(io, addr + layout.namelen, len(packed), ignore_permissions=ignore)
+            arch = arch_of(io)
+            packed = pack_name(self.peer, family_of(self._endpoint), arch)
+            io.copy_out(addr + layout.namelen, len(packed).to_bytes(4, arch.byte_order), ignore_permissions=ignore)
             if packed and namelen:
                 io.copy_out(name, packed[:namelen], ignore_permissions=ignore)
         answer = layout.answer.pack(used, self.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut)

@@ -81,31 +81,24 @@ def sendmmsg_from_user(
 
 
 class _Gather:
-    """A message writer that sends nothing unless it is given all ``size`` bytes; ``room`` is how many there were then."""
+    """A message writer that sends nothing unless it is given all ``size`` bytes, else ``room`` is what there was."""
 
     message_oriented = True
+    peer: Address | None = None
+    ancillary: tuple[Ancillary, ...] = ()
     room = 0
     sent: int | None = None
 
-    def __init__(
-        self,
-        endpoint: DatagramEndpoint,
-        peer: Address | None,
-        flags: int,
-        ancillary: tuple[Ancillary, ...],
-        size: int,
-    ) -> None:
+    def __init__(self, endpoint: DatagramEndpoint, flags: int, size: int) -> None:
         self._endpoint = endpoint
-        self._peer = peer
         self._flags = flags
-        self._ancillary = ancillary
         self._size = size
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         if srcs.num_bytes < self._size:
             self.room = srcs.num_bytes
             return 0
-        self.sent = sent = self._endpoint.sendmsg(srcs, self._peer, None, self._flags, self._ancillary)
+        self.sent = sent = self._endpoint.sendmsg(srcs, self.peer, None, self._flags, self.ancillary)
         return sent
 
 
@@ -116,11 +109,13 @@ def _send(
     layout = layout_of(io)
     header = copy_in_msghdr(io, addr, layout, True, ignore_permissions)
     _, _, _, control, controllen, msg_flags, ranges, name = header
-    packed = copy_in_control(io, control, controllen, ignore_permissions=ignore_permissions) if controllen else b""
-    peer = unpack_name(name, family_of(endpoint), arch_of(io)) if name else None
-    ancillary = parse_control(layout, packed) if packed else ()
     size = ranges.num_bytes
-    gather = _Gather(endpoint, peer, flags | msg_flags & allowed_flags, ancillary, size)
+    gather = _Gather(endpoint, flags | msg_flags & allowed_flags, size)
+    packed = copy_in_control(io, control, controllen, ignore_permissions=ignore_permissions) if controllen else b""
+    if name:
+        gather.peer = unpack_name(name, family_of(endpoint), arch_of(io))
+    if packed:
+        gather.ancillary = parse_control(layout, packed)
     io.copy_in_to(ranges, gather, ignore_permissions=ignore_permissions)
     if not size:
         gather.write_from_blocks(EMPTY)
