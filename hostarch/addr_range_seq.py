@@ -187,10 +187,11 @@ def _num_bytes(flat: list[int]) -> int:
     if len(flat) % 2:
         raise ValueError("ranges: a start without a length at the end")
     total = 0
-    for i in range(1, len(flat), 2):
-        if not 0 <= flat[i] <= _INT64_MAX:
-            raise ValueError(f"ranges: length {flat[i]:#x} of the range at {flat[i - 1]:#x} overflows int64")
-        total += flat[i]
+    for length in flat[1::2]:
+        if not 0 <= length <= _INT64_MAX:
+            start = flat[flat[1::2].index(length) * 2]
+            raise ValueError(f"ranges: length {length:#x} of the range at {start:#x} overflows int64")
+        total += length
     if total > _INT64_MAX:
         raise ValueError(f"ranges: total length {total:#x} overflows int64")
     return total

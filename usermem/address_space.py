@@ -13,6 +13,7 @@ Source: gVisor pkg/sentry/mm; Linux mm/.
 
 from __future__ import annotations
 
+import mmap as host_mmap
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Self
@@ -167,21 +168,34 @@ class AddressSpace(PagedIO):
         if access in CACHED and not ignore_permissions:
             cached = self._writable if access & WRITE else self._readable
         blocks: list[Block] = []
-        hooked = -1
         while addr < end:
             _, base, limit, run = cached.get(addr >> 12, GONE)
             if limit < 0 or base + limit <= addr:
-                found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
+                found = self._locate(addr, tag, access, ignore_permissions)
                 if isinstance(found, FaultReason):
-                    if addr != hooked and self._handled(addr + tag, access):
-                        hooked = addr  # once: what faults again there is a fault
-                        continue
                     return blocks, FaultError(addr + tag, access, found)
                 _, base, limit, run = found
             stop = min(base + limit, end)
             blocks.append(run.block(addr - base - run.start, stop - addr))
             addr = stop
         return blocks, None
+
+    def _locate(self, addr: int, tag: int, access: AccessType, ignore_permissions: bool) -> Stretch | FaultReason:
+        """MemoryMap.locate, and again if the hook has done something about a fault: what faults then is a fault."""
+        found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
+        if isinstance(found, FaultReason) and self.on_fault is not None and self._handled(addr + tag, access):
+            found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
+        return found
+
+    def _load(self, addr: int, n: int, access: AccessType) -> Stretch | FaultError | None:
+        # Tags, ranges that leave user space and closed spaces go the slow way.
+        if type(addr) is not int or not 0 <= addr <= self.arch.max_addr - n or self._map.tables.closed:
+            return None
+        write_back_released()
+        found = self._locate(addr, 0, access, False)
+        if isinstance(found, FaultReason):
+            return FaultError(addr, access, found)
+        return found if isinstance(found[0], host_mmap.mmap) else None
 
     def _handled(self, addr: int, access: AccessType) -> bool:
         """Whether the simulator's hook has done something about a fault. What it itself touches is no hook's."""

@@ -14,6 +14,11 @@ from usermem.memory_io import IO, arch_of, read_bytes
 
 def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
     """Unpack the struct at addr. Raises FaultError, with the bytes before the fault in ``partial``."""
+    if not ignore_permissions:
+        try:
+            return layout.unpack(io.read_bytes(addr, layout.size))  # type: ignore[attr-defined]
+        except AttributeError:
+            pass  # an IO that has no such method is asked below; what else it was comes again
     return layout.unpack(read_bytes(io, addr, layout.size, ignore_permissions=ignore_permissions))
 
 
@@ -99,7 +104,13 @@ def copy_pointer_out(io: IO, addr: int, value: int, *, ignore_permissions: bool 
 
 
 def _copy_int_in(io: IO, addr: int, size: int, signed: bool, ignore_permissions: bool) -> int:
-    data = read_bytes(io, addr, size, ignore_permissions=ignore_permissions)
+    if ignore_permissions:
+        data = read_bytes(io, addr, size, ignore_permissions=True)
+    else:
+        try:
+            data = io.read_bytes(addr, size)  # type: ignore[attr-defined]
+        except AttributeError:  # as in copy_struct_in
+            data = read_bytes(io, addr, size)
     return int.from_bytes(data, arch_of(io).byte_order, signed=signed)
 
 

@@ -6,13 +6,12 @@ Source: gVisor pkg/usermem/usermem.go (IOSequence, IOSequenceReadWriter, IOReadW
 from __future__ import annotations
 
 import errno
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from hostarch import READ, WRITE, AccessType, AddrRangeSeq
+from hostarch import READ, WRITE, AddrRangeSeq
 from safemem import Reader, Writer
 from safemem.buffers import readable_view, writable_view
 from safemem.raw_stream import RawStream
@@ -88,39 +87,13 @@ class _UserMemoryFile(RawStream):
     def writable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill the buffer from the current position and return how much."""
-        return self._move(self._copy_in, writable_view(buffer, "buffer"))
 
-    def write(self, data: ReadableBuffer) -> int:
-        """Write the bytes at the current position and return how many were written."""
-        return self._move(self._copy_out, readable_view(data, "data"))
-
-    def _move(self, copy: Callable[[memoryview], int], view: memoryview) -> int:
-        self._begin()
-        try:
-            with view:
-                n = copy(view)
-        except OSError as exc:
-            n = getattr(exc, "transferred", 0)
-            self._advance(n)
-            if not n:
-                raise
-            return n
-        self._advance(n)
-        return n
-
-    @abstractmethod
-    def _copy_in(self, view: memoryview) -> int:
-        """Fill the view from the current position."""
-
-    @abstractmethod
-    def _copy_out(self, view: memoryview) -> int:
-        """Write the view at the current position."""
-
-    @abstractmethod
-    def _advance(self, n: int) -> None:
-        """Move the position on; by 0 too, which passes an empty range."""
+def _moved(exc: OSError) -> int:
+    """How many bytes were moved before an error, as the count of this call. Raises the error if there were none."""
+    n: int = getattr(exc, "transferred", 0)
+    if not n:
+        raise exc
+    return n
 
 
 class IOSequenceReadWriter(_UserMemoryFile):
@@ -137,17 +110,28 @@ class IOSequenceReadWriter(_UserMemoryFile):
         """The bytes left. (gVisor's Len.)"""
         return self._sequence.num_bytes
 
-    def _copy_in(self, view: memoryview) -> int:
-        return self._sequence.copy_in(view)
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer from the current position and return how much."""
+        with writable_view(buffer, "buffer") as view:
+            return self._move(self._sequence.copy_in, view)
 
-    def _copy_out(self, view: memoryview) -> int:
-        n = self._sequence.copy_out(view)
-        if not n and view:
-            raise OSError(errno.ENOSPC, "write beyond the end of the IOSequence")
+    def write(self, data: ReadableBuffer) -> int:
+        """Write the bytes at the current position and return how many were written."""
+        with readable_view(data, "data") as view:
+            n = self._move(self._sequence.copy_out, view)
+            if not n and view:
+                raise OSError(errno.ENOSPC, "write beyond the end of the IOSequence")
+            return n
+
+    def _move(self, copy: Callable[[memoryview], int], view: memoryview) -> int:
+        self._begin()
+        try:
+            n = copy(view)
+        except OSError as exc:
+            self._sequence = self._sequence.drop_first(getattr(exc, "transferred", 0))
+            return _moved(exc)
+        self._sequence = self._sequence.drop_first(n)  # by 0 too, which passes an empty range
         return n
-
-    def _advance(self, n: int) -> None:
-        self._sequence = self._sequence.drop_first(n)
 
 
 class IOReadWriter(_UserMemoryFile):
@@ -161,17 +145,40 @@ class IOReadWriter(_UserMemoryFile):
         self.addr = addr
         self.ignore_permissions = ignore_permissions
 
-    def _copy_in(self, view: memoryview) -> int:
-        self._check_addr(view, READ)
-        return self._io.copy_in(self.addr, view, ignore_permissions=self.ignore_permissions)
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill the buffer from the current position and return how much."""
+        if type(buffer) is bytearray:  # the view that others need takes as long as the copy
+            return self._readinto(buffer)
+        with writable_view(buffer, "buffer") as view:
+            return self._readinto(view)
 
-    def _copy_out(self, view: memoryview) -> int:
-        self._check_addr(view, WRITE)
-        return self._io.copy_out(self.addr, view, ignore_permissions=self.ignore_permissions)
+    def write(self, data: ReadableBuffer) -> int:
+        """Write the bytes at the current position and return how many were written."""
+        if type(data) is bytes:
+            return self._write(data)
+        with readable_view(data, "data") as view:
+            return self._write(view)
 
-    def _advance(self, n: int) -> None:
+    def _readinto(self, buffer: bytearray | memoryview) -> int:
+        if self._error is not None or self.closed:
+            self._begin()
+        try:
+            if self.addr >= _TOP and buffer:
+                raise FaultError(self.addr, READ, FaultReason.OUTSIDE_RANGE)
+            n = self._io.copy_in(self.addr, buffer, ignore_permissions=self.ignore_permissions)
+        except OSError as exc:
+            n = _moved(exc)
         self.addr += n
+        return n
 
-    def _check_addr(self, view: memoryview, access: AccessType) -> None:
-        if view and self.addr >= _TOP:
-            raise FaultError(self.addr, access, FaultReason.OUTSIDE_RANGE)
+    def _write(self, data: bytes | memoryview) -> int:
+        if self._error is not None or self.closed:
+            self._begin()
+        try:
+            if self.addr >= _TOP and data:
+                raise FaultError(self.addr, WRITE, FaultReason.OUTSIDE_RANGE)
+            n = self._io.copy_out(self.addr, data, ignore_permissions=self.ignore_permissions)
+        except OSError as exc:
+            n = _moved(exc)
+        self.addr += n
+        return n

@@ -137,31 +137,19 @@ class ResolvedIO(ABC):
         self, addr: int, n: int, access: AccessType, ignore_permissions: bool, move: Callable[[BlockSeq], int]
     ) -> int:
         """:meth:`_stream` over one range."""
-        return self._stream(AddrRangeSeq.unchecked([check_int(addr, "addr"), n], n), access, move, ignore_permissions)
+        addr = check_int(addr, "addr")
+        fault = self.range_fault(addr, n, access)
+        if fault is not None:
+            raise fault
+        blocks, fault = self.resolve(addr, n, access, ignore_permissions=ignore_permissions)
+        return _moved(move, BlockSeq(blocks), fault, ((addr, n),), access)
 
     def _stream(
         self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], ignore_permissions: bool
     ) -> int:
+        """Let ``move`` have the accessible prefix of the ranges at once, and return what it moved."""
         seq, fault = self._resolve_seq(ars, access, ignore_permissions)
-        most = seq.num_bytes
-        done = 0
-        if most:
-            try:
-                done = move(seq)
-            except HostFaultError as exc:
-                if not _is_ours(exc, seq):
-                    raise
-                start = _addr_at(ars.pairs(), exc.transferred) - exc.transferred
-                raise _guest_fault(exc, start, access) from exc.with_traceback(None)
-            except BlockingIOError as exc:
-                done = short_count(exc, 0)
-                fault = None
-            if type(done) is not int or not 0 <= done <= most:
-                done = checked_count(done, most)
-        if fault is not None and done == most:
-            fault.transferred = done
-            raise fault
-        return done
+        return _moved(move, seq, fault, ars.pairs(), access)
 
     def _atomic(
         self,
@@ -194,6 +182,35 @@ class ResolvedIO(ABC):
 def _over(view: memoryview) -> BlockSeq:
     """A sequence of one view, or of none if it is empty."""
     return BlockSeq.unchecked([view] if view else [], len(view))
+
+
+def _moved(
+    move: Callable[[BlockSeq], int],
+    seq: BlockSeq,
+    fault: FaultError | None,
+    ranges: Iterable[tuple[int, int]],
+    access: AccessType,
+) -> int:
+    """Have ``move`` move the bytes of seq, behind which there is a fault, or all of the ranges are there."""
+    most = seq.num_bytes
+    done = 0
+    if most:
+        try:
+            done = move(seq)
+        except HostFaultError as exc:
+            if not _is_ours(exc, seq):
+                raise
+            start = _addr_at(ranges, exc.transferred) - exc.transferred
+            raise _guest_fault(exc, start, access) from exc.with_traceback(None)
+        except BlockingIOError as exc:
+            done = short_count(exc, 0)
+            fault = None
+        if type(done) is not int or not 0 <= done <= most:
+            done = checked_count(done, most)
+    if fault is not None and done == most:
+        fault.transferred = done
+        raise fault
+    return done
 
 
 def checked_count(count: int, most: int) -> int:

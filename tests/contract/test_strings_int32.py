@@ -181,6 +181,9 @@ def test_an_error_that_is_no_fault_passes() -> None:
         def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
             raise error
 
+        def read_bytes(self, addr: int, n: int, *, ignore_permissions: bool = False) -> bytes:
+            raise error
+
     with pytest.raises(TransferError) as caught:
         copy_int32_strings_in_vec(Failing(b"12 34"), all_of(b"12 34"), 2)
     assert caught.value is error

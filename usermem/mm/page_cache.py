@@ -119,6 +119,13 @@ class PagedIO(ResolvedIO):
         self._in_host_order = arch.byte_order == HOST_BYTE_ORDER
         self._uint32 = Struct("<I" if arch.byte_order == "little" else ">I")
 
+    def _load(self, addr: int, n: int, access: AccessType) -> Stretch | FaultError | None:
+        """Where addr is, now cached if it can be, in an mmap object; or why none of n > 0 bytes can be accessed.
+
+        None says nothing: then ResolvedIO finds out.
+        """
+        return None
+
     def read_bytes(self, addr: int, n: int, ignore_permissions: bool = False) -> bytes:
         try:
             memory, base, limit, _ = self._readable[addr >> 12]
@@ -128,6 +135,15 @@ class PagedIO(ResolvedIO):
                 return found
         except (KeyError, TypeError):
             pass
+        if type(n) is int and n > 0 and not ignore_permissions:
+            loaded = self._load(addr, n, READ)
+            if isinstance(loaded, FaultError):
+                loaded.partial = b""
+                raise loaded
+            if loaded is not None:
+                memory, base, limit, _ = loaded
+                if addr - base + n <= limit:
+                    return bytes(memory[addr - base : addr - base + n])
         return super().read_bytes(addr, n, ignore_permissions=ignore_permissions)
 
     def copy_out(self, addr: int, src: ReadableBuffer, ignore_permissions: bool = False) -> int:
@@ -141,6 +157,15 @@ class PagedIO(ResolvedIO):
                 return n
         except (KeyError, TypeError, ValueError, IndexError, BufferError):
             pass  # not cached, or no buffer of len(src) bytes: nothing was written, and the error is made below
+        if type(src) is bytes and src and not ignore_permissions:
+            loaded = self._load(addr, len(src), WRITE)
+            if isinstance(loaded, FaultError):
+                raise loaded
+            if loaded is not None:
+                memory, base, limit, _ = loaded
+                if addr - base + len(src) <= limit:
+                    memory[addr - base : addr - base + len(src)] = src
+                    return len(src)
         return super().copy_out(addr, src, ignore_permissions=ignore_permissions)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, ignore_permissions: bool = False) -> int:
