@@ -174,16 +174,16 @@ class DatagramSocket(DatagramEndpoint):
         space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        try:
-            if Block in map(type, pieces) or len(pieces) > UIO_MAXIOV:
-                found = self._receive_by_copy(dsts, flags, space)
-            else:
+        found = None
+        try:  # a block among them is no buffer, which costs nothing to find out
+            if len(pieces) <= UIO_MAXIOV:
                 found = self._receive(pieces, flags, space)
-        except TypeError:
+        except (TypeError, ValueError):
             dsts.check_writable("dsts")
-            raise
-        length, ancillary, result, peer = found
-        local = self._local_of(ancillary) if self._local else None
+            if not dsts.need_safecopy:
+                raise
+        length, ancillary, result, peer = found or self._receive_by_copy(dsts, flags, space)
+        local = local_of(ancillary, self._own_port()) if self._local else None
         return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
 
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
@@ -198,9 +198,6 @@ class DatagramSocket(DatagramEndpoint):
             if flags & MSG_PEEK:
                 break
         return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
-
-    def _local_of(self, ancillary: list[Ancillary]) -> Address | None:
-        return local_of(ancillary, self._own_port()) if self._local else None
 
     def _own_port(self) -> int:
         """The port of local addresses. The socket may have got it after they were enabled."""
@@ -235,7 +232,7 @@ class DatagramSocket(DatagramEndpoint):
         """As any endpoint. Blocks that may fault are copied first."""
         control = [*ancdata] if local is None else [*ancdata, *self._from(local)]
         data: Sequence[Any] = srcs.pieces()
-        if Block in map(type, data) or not 0 < len(data) <= UIO_MAXIOV:
+        if not 0 < len(data) <= UIO_MAXIOV:
             data = [srcs.tobytes()]
         try:
             try:
@@ -243,6 +240,10 @@ class DatagramSocket(DatagramEndpoint):
             except BlockingIOError:
                 if not may_wait(self._sock, flags):
                     raise
+            except (TypeError, ValueError):  # a block is no buffer
+                if not srcs.need_safecopy:
+                    raise
+                data = [srcs.tobytes()]
             return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
         except OSError as exc:
             raise self._explained(exc, srcs.num_bytes) from None
@@ -291,7 +292,8 @@ class DatagramSocket(DatagramEndpoint):
         dst = writable_view(dst, "dst")
         space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
         length, ancillary, result, peer = self._receive([dst], flags, space)
-        return cut(dst, length, ancillary, result, peer or None, self._local_of(ancillary))
+        local = local_of(ancillary, self._own_port()) if self._local else None
+        return cut(dst, length, ancillary, result, peer or None, local)
 
     def send_segments(
         self,

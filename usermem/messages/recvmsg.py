@@ -236,7 +236,7 @@ class _Call(DatagramReader):
 
     def check_answers(self, header: MsgHeader, room: int, has_msg_len: bool) -> None:
         """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
-        addr, name, namelen, control, *_ = header
+        addr, name, namelen, control, _, _, _, _ = header
         layout = self.layout
         first = layout.namelen if name else layout.controllen
         last = layout.msg_len + 4 if has_msg_len else layout.answers_end
