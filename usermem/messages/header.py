@@ -68,7 +68,7 @@ memory of the data. (A tuple takes 0.04 us where the smallest class takes 0.3.)
 """
 
 
-def copy_in_msghdr(io: IO, addr: int, layout: MsgLayout, has_name: bool, ignore_permissions: bool) -> MsgHeader:
+def copy_in_msghdr(io: IO, addr: int, layout: MsgLayout, has_name: bool, *, ignore_permissions: bool) -> MsgHeader:
     """The struct msghdr at addr, checked as Linux does, with its iovecs, and with the name itself by ``has_name``.
 
     Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
@@ -108,7 +108,7 @@ def checked_flags(flags: int, arch: Arch) -> int:
     return flags & ~MSG_CMSG_COMPAT
 
 
-def unwritable(io: IO, ranges: AddrRangeSeq, ignore_permissions: bool) -> FaultError | None:
+def unwritable(io: IO, ranges: AddrRangeSeq, *, ignore_permissions: bool) -> FaultError | None:
     """What a write to all of these ranges would raise, or None. Nothing is written."""
     look = _Look()
     try:
@@ -131,7 +131,7 @@ class _Look:
         return 0
 
 
-def unreadable(io: IO, ranges: AddrRangeSeq, done: int, ignore_permissions: bool) -> FaultError:
+def unreadable(io: IO, ranges: AddrRangeSeq, done: int, *, ignore_permissions: bool) -> FaultError:
     """What reading on from byte ``done`` of the ranges raises, where no more could be read."""
     try:
         io.copy_in_to(ranges.drop_first(done), WriterFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)

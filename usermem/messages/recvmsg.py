@@ -70,8 +70,8 @@ def recvmsg_into_user(
     iovecs; BlockingIOError and other errors of the endpoint.
     """
     try:
-        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions)
-        header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions)
+        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
+        header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions=ignore_permissions)
         return call.receive(header, call.call_flags)
     except OSError as exc:
         count_nothing(exc)
@@ -108,7 +108,7 @@ def recvmmsg_into_user(
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
     try:
-        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions)
+        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
         done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, clock)
         if done and timeout_addr:
@@ -139,7 +139,7 @@ class _Call(DatagramReader):
     """A guest's call. It is the reader of its datagrams, too, which is one object less to make."""
 
     def __init__(
-        self, io: IO, endpoint: DatagramEndpoint, flags: int, fault_policy: FaultPolicy, ignore_permissions: bool
+        self, io: IO, endpoint: DatagramEndpoint, flags: int, fault_policy: FaultPolicy, *, ignore_permissions: bool
     ) -> None:
         super().__init__(endpoint, 0, None, fault_policy)
         self.io = io
@@ -151,14 +151,16 @@ class _Call(DatagramReader):
         """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
         timeout = copy_in_timeout(self.io, addr, time64, ignore_permissions=self.ignore_permissions)
         if self._keep:
-            fault = unwritable(self.io, timeout_range(self.io, addr, time64), self.ignore_permissions)
+            fault = unwritable(
+                self.io, timeout_range(self.io, addr, time64), ignore_permissions=self.ignore_permissions
+            )
             if fault is not None:
                 raise fault
         return timeout
 
     def receive_many(self, addr: int, vlen: int, clock: _Clock) -> int:
         """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
-        layout, flags = self.layout, self.call_flags
+        layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
         done = 0
         try:
             if not vlen:
@@ -166,7 +168,7 @@ class _Call(DatagramReader):
             while done < vlen:
                 entry = addr + done * layout.entry
                 try:
-                    header = copy_in_msghdr(self.io, entry, layout, False, self.ignore_permissions)
+                    header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
                 except OSError:
                     if not done:
                         self.raise_held()
@@ -175,7 +177,7 @@ class _Call(DatagramReader):
                     length = self.receive_by(clock, header, flags)
                 else:
                     length = self.receive(header, flags, has_msg_len=True)
-                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=self.ignore_permissions)
+                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
                 done += 1
                 if flags & MSG_WAITFORONE:
                     flags |= MSG_DONTWAIT
@@ -247,7 +249,7 @@ class _Call(DatagramReader):
                 pairs += (control, room)
             pairs += (addr + first, last - first)
             ranges = AddrRangeSeq.unchecked(pairs, namelen + room + last - first)
-            fault = unwritable(self.io, ranges, self.ignore_permissions)
+            fault = unwritable(self.io, ranges, ignore_permissions=self.ignore_permissions)
             if fault is None:
                 return
             if has_peeked:
@@ -279,7 +281,7 @@ class _Call(DatagramReader):
             if self.room is None:
                 self.read_to_blocks(EMPTY)
         except BadBlocksError as exc:
-            hole = unwritable(self.io, ranges.drop_first(self.room or 0), self.ignore_permissions)
+            hole = unwritable(self.io, ranges.drop_first(self.room or 0), ignore_permissions=self.ignore_permissions)
             if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
                 raise
             raise hole from exc

@@ -107,7 +107,7 @@ def _send(
 ) -> tuple[int, int]:
     """One datagram; returns how much of it went, and its length."""
     layout = layout_of(io)
-    header = copy_in_msghdr(io, addr, layout, True, ignore_permissions)
+    header = copy_in_msghdr(io, addr, layout, True, ignore_permissions=ignore_permissions)
     _, _, _, control, controllen, msg_flags, ranges, name = header
     size = ranges.num_bytes
     gather = _Gather(endpoint, flags | msg_flags & allowed_flags, size)
@@ -120,5 +120,5 @@ def _send(
     if not size:
         gather.write_from_blocks(EMPTY)
     if gather.sent is None:
-        raise unreadable(io, ranges, gather.room, ignore_permissions)
+        raise unreadable(io, ranges, gather.room, ignore_permissions=ignore_permissions)
     return gather.sent, size
