@@ -84,15 +84,15 @@ class _Gather:
     """A message writer that sends nothing unless it is given all ``size`` bytes, else ``room`` is what there was."""
 
     message_oriented = True
-    peer: Address | None = None
-    ancillary: tuple[Ancillary, ...] = ()
-    room = 0
-    sent: int | None = None
 
     def __init__(self, endpoint: DatagramEndpoint, flags: int, size: int) -> None:
         self._endpoint = endpoint
         self._flags = flags
         self._size = size
+        self.peer: Address | None = None
+        self.ancillary: tuple[Ancillary, ...] = ()
+        self.room = 0
+        self.sent: int | None = None
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         if srcs.num_bytes < self._size:
