@@ -16,7 +16,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from safemem.block import Block
+from safemem.block import Block, Piece
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import readable_view, writable_view
 from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, moved_count, short_count
@@ -94,19 +94,20 @@ class FromIOReader:
         if dsts and self._pending:
             return self._pending.deliver(dsts)
         done = 0
-        for block in dsts:
+        for piece in dsts.pieces():
             try:
-                n = self._read_block(block)
+                if isinstance(piece, memoryview):
+                    n = moved_count(self._file.readinto(piece), len(piece), "the file's readinto()")
+                else:
+                    n = self._read_staged(piece)
             except BaseException as exc:
                 return short_count(exc, done)
             done += n
-            if n < len(block):
+            if n < len(piece):
                 break
         return done
 
-    def _read_block(self, block: Block) -> int:
-        if not block.need_safecopy:
-            return moved_count(self._file.readinto(block.view()), len(block), "the file's readinto()")
+    def _read_staged(self, block: Block) -> int:
         buffer = memoryview(bytearray(len(block)))
         stopped: BaseException | None = None
         try:
@@ -135,8 +136,8 @@ class FromIOWriter:
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """The file's own errors pass through, with the count in ``transferred``; they come before a source's fault."""
         done = 0
-        for block in srcs:
-            view, fault = _readable(block)
+        for piece in srcs.pieces():
+            view, fault = _readable(piece)
             try:
                 n = moved_count(self._file.write(view), len(view), "the file's write()") if view else 0
             except BaseException as exc:
@@ -147,7 +148,7 @@ class FromIOWriter:
             if fault is not None and n == len(view):
                 fault.transferred = done
                 raise fault
-            if n < len(block):
+            if n < len(piece):
                 break
         return done
 
@@ -170,12 +171,14 @@ class FromVecReaderFunc:
             return self._pending.deliver(dsts)
         # From the first block that may fault on, everything is staged: what lies behind a fault must stay untouched.
         direct: list[memoryview] = []
-        staged: list[tuple[Block, bytearray]] = []
-        for block in dsts:
-            if staged or block.need_safecopy:
-                staged.append((block, bytearray(len(block)) if block.need_safecopy else bytearray(block.view())))
+        staged: list[tuple[Piece, bytearray]] = []
+        for piece in dsts.pieces():
+            if isinstance(piece, Block):
+                staged.append((piece, bytearray(len(piece))))
+            elif staged:
+                staged.append((piece, bytearray(piece)))
             else:
-                direct.append(block.view())
+                direct.append(piece)
         stopped: BaseException | None = None
         try:
             n = self._function(direct + [memoryview(buffer) for _, buffer in staged])
@@ -196,7 +199,7 @@ class FromVecReaderFunc:
             return short_count(stopped, 0)
         return n
 
-    def _deliver(self, dsts: BlockSeq, done: int, n: int, staged: list[tuple[Block, bytearray]]) -> None:
+    def _deliver(self, dsts: BlockSeq, done: int, n: int, staged: list[tuple[Piece, bytearray]]) -> None:
         """Copy what was staged to its blocks, which come after ``done`` bytes; ``n`` bytes in all were read."""
         data = b"".join(buffer for _, buffer in staged)[: max(n - done, 0)]
         try:
@@ -205,10 +208,10 @@ class FromVecReaderFunc:
         except TransferError as exc:
             add_transferred(exc, done)
             raise
-        for block, buffer in staged:
+        for piece, buffer in staged:
             # As if it had been written in place: a function may have put more there than it says.
-            if not block.need_safecopy:
-                block.view()[:] = buffer
+            if isinstance(piece, memoryview):
+                piece[:] = buffer
 
 
 class FromVecWriterFunc:
@@ -224,8 +227,8 @@ class FromVecWriterFunc:
         """Raises ValueError if the function returns a negative count; its own errors pass through."""
         views: list[memoryview] = []
         fault: TransferError | None = None
-        for block in srcs:
-            view, fault = _readable(block)
+        for piece in srcs.pieces():
+            view, fault = _readable(piece)
             if view:
                 views.append(view)
             if fault is not None:
@@ -324,12 +327,12 @@ def _copy_some(dsts: BlockSeq, srcs: BlockSeq) -> tuple[int, TransferError | Non
         return exc.transferred, exc
 
 
-def _readable(block: Block) -> tuple[memoryview, TransferError | None]:
-    """The block's bytes for foreign code, up to where its memory faults, and that fault."""
-    if not block.need_safecopy:
-        return block.view(), None
-    buffer = memoryview(bytearray(len(block)))
-    n, fault = _copy_some(BlockSeq.of(Block(buffer)), BlockSeq.of(block))
+def _readable(piece: Piece) -> tuple[memoryview, TransferError | None]:
+    """The bytes of a piece for foreign code, up to where its memory faults, and that fault."""
+    if isinstance(piece, memoryview):
+        return piece, None
+    buffer = memoryview(bytearray(len(piece)))
+    n, fault = _copy_some(BlockSeq.of(Block(buffer)), BlockSeq.of(piece))
     if fault is not None:
         fault.transferred = 0
     return buffer[:n], fault

@@ -184,7 +184,12 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
     Raises HostFaultError if memory faults, with the exact count; TypeError, before anything is copied, if a block of
     dsts is read-only. (gVisor's safemem.CopySeq.)
     """
-    total = min(dsts._limit, srcs._limit)
+    total = dsts._limit if dsts._limit < srcs._limit else srcs._limit
+    if len(dsts._pieces) == len(srcs._pieces) == 1 and dsts._limit == srcs._limit:
+        dst, src = dsts._pieces[0], srcs._pieces[0]
+        if type(dst) is type(src) is memoryview and len(dst) == len(src) == total and not dst.readonly:
+            dst[:] = src  # a third of the time of what follows
+            return total
     if dsts._limit != total:
         dsts = dsts.take_first(total)
     dsts.check_writable("dst")

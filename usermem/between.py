@@ -6,10 +6,27 @@ Source: process_vm_readv(2); Linux mm/process_vm_access.c.
 from __future__ import annotations
 
 from hostarch import AddrRangeSeq
-from safemem import BlockSeq, BlockSeqReader, WriterFunc
+from safemem import BlockSeq, copy_seq
 from usermem.memory_io import IO
 
 _TOP = 1 << 64
+
+
+class _Destination:
+    """A Writer into other user memory, whose Reader it is as well: so the bytes go from memory to memory."""
+
+    def __init__(self, io: IO, ars: AddrRangeSeq, ignore_permissions: bool) -> None:
+        self._io = io
+        self._ars = ars
+        self._ignore_permissions = ignore_permissions
+
+    def write_from_blocks(self, srcs: BlockSeq) -> int:
+        self._srcs = srcs
+        ars = self._ars if srcs.num_bytes == self._ars.num_bytes else self._ars.take_first(srcs.num_bytes)
+        return self._io.copy_out_from(ars, self, ignore_permissions=self._ignore_permissions)
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        return copy_seq(dsts, self._srcs)
 
 
 def copy_between(
@@ -27,12 +44,11 @@ def copy_between(
     source's where nothing can be read there, and the destination's where only touching the source's host memory would
     have shown it. Where source and destination overlap in memory, each run of memory is copied as by memmove.
     """
-    # An ill-formed range makes num_bytes negative: it is longer than any other, and faults.
-    n = min(dst_ars.num_bytes % _TOP, src_ars.num_bytes % _TOP)
-    to = dst_ars.take_first(n)
-
-    def write(srcs: BlockSeq) -> int:
-        part = to.take_first(srcs.num_bytes)
-        return dst.copy_out_from(part, BlockSeqReader(srcs), ignore_permissions=dst_ignore_permissions)
-
-    return src.copy_in_to(src_ars.take_first(n), WriterFunc(write), ignore_permissions=src_ignore_permissions)
+    n = src_ars.num_bytes
+    if (
+        n < 0 or n != dst_ars.num_bytes
+    ):  # an ill-formed range makes it negative: it is longer than any other, and faults
+        n = min(dst_ars.num_bytes % _TOP, n % _TOP)
+        dst_ars, src_ars = dst_ars.take_first(n), src_ars.take_first(n)
+    writer = _Destination(dst, dst_ars, dst_ignore_permissions)
+    return src.copy_in_to(src_ars, writer, ignore_permissions=src_ignore_permissions)

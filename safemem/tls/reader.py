@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
-from safemem.block import Block, copy
+from safemem.block import Piece, copy
 from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred
 from safemem.protocols import Reader
@@ -155,9 +155,9 @@ class TLSReader(OrderedReader):
         done = 0
         run = self._layer.run_direct if self._direct else self._layer.run
         try:
-            for block in dsts:
-                view = _NOWHERE if block.need_safecopy else block.view()
-                at, size = 0, len(block)
+            for piece in dsts.pieces():
+                view = piece if isinstance(piece, memoryview) else _NOWHERE
+                at, size = 0, len(piece)
                 start = self._plain
                 if view and start + size <= self._plain_end:  # 0.6 us a page less than by what follows
                     view[:] = self._deframer.buffer[start : start + size]
@@ -167,7 +167,7 @@ class TLSReader(OrderedReader):
                 while at < size:
                     odd = 0
                     if self._plain < self._plain_end:
-                        n = self._copy_plain(block, view, at)
+                        n = self._copy_plain(piece, at)
                     elif self._error is not None or self._eof:
                         return done
                     else:
@@ -189,15 +189,16 @@ class TLSReader(OrderedReader):
             raise
         return done
 
-    def _copy_plain(self, block: Block, view: memoryview, at: int) -> int:
-        """Deliver what waits to the block, ``at`` bytes of which are filled, as far as it fits."""
+    def _copy_plain(self, piece: Piece, at: int) -> int:
+        """Deliver what waits to the piece, ``at`` bytes of which are filled, as far as it fits."""
         start = self._plain
-        n = min(len(block) - at, self._plain_end - start)
-        if view:
-            view[at : at + n] = self._deframer.buffer[start : start + n]
+        n = min(len(piece) - at, self._plain_end - start)
+        data = self._deframer.buffer[start : start + n]
+        if isinstance(piece, memoryview):
+            piece[at : at + n] = data
         else:
             try:
-                copy(block.drop_first(at), Block.from_view(self._deframer.buffer, start, n))
+                copy(piece.drop_first(at), data)
             except OSError as exc:
                 self._plain = start + getattr(exc, "transferred", 0)
                 raise

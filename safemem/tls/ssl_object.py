@@ -75,10 +75,10 @@ class SSLObjectReader(OrderedReader):
         """Fill dsts from what has been received. An error, or the end, is kept for when it is all there is."""
         done = 0
         try:
-            for block in dsts:
-                n = self._fill(block)
+            for piece in dsts.pieces():
+                n = self._read_into(piece) if isinstance(piece, memoryview) else self._fill(piece)
                 done += n
-                if n < len(block):
+                if n < len(piece):
                     break
         except TransferError as exc:
             add_transferred(exc, done)
@@ -86,15 +86,14 @@ class SSLObjectReader(OrderedReader):
         return done
 
     def _fill(self, block: Block) -> int:
+        """Fill a block that may fault, by a buffer."""
         size = len(block)
-        if not block.need_safecopy:
-            return self._read_into(block.view())
         done = 0
         while done < size:
             target = self._buffer[: min(_RECORD, size - done)]
             n = self._read_into(target)
             try:
-                copy(block.drop_first(done), Block.from_view(target, 0, n))
+                copy(block.drop_first(done), target[:n])
             except TransferError as exc:
                 self._session.early = bytes(target[exc.transferred : n]) + self._session.early
                 add_transferred(exc, done)

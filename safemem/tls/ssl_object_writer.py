@@ -6,7 +6,7 @@ import errno
 import ssl
 from contextlib import suppress
 
-from safemem.block import Block
+from safemem.block import Block, Piece
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, error
 from safemem.tls.ssl_session import BULK, SSLSession
@@ -40,10 +40,10 @@ class SSLObjectWriter:
     def _write(self, srcs: BlockSeq) -> int:
         done = 0
         try:
-            for block in srcs:
+            for piece in srcs.pieces():
                 at = 0
-                while at < len(block):
-                    view, fault = _readable(block, at, min(len(block) - at, BULK))
+                while at < len(piece):
+                    view, fault = _readable(piece, at, min(len(piece) - at, BULK))
                     if view:
                         with self._session.lock:
                             self._session.tls.write(view)
@@ -76,13 +76,13 @@ class SSLObjectWriter:
             session.flush()
 
 
-def _readable(block: Block, at: int, n: int) -> tuple[memoryview, TransferError | None]:
-    """n bytes of the block from ``at`` on, or those before a fault and the fault, which counts no bytes."""
-    if not block.need_safecopy:
-        return block.view()[at : at + n], None
+def _readable(piece: Piece, at: int, n: int) -> tuple[memoryview, TransferError | None]:
+    """n bytes of the piece from ``at`` on, or those before a fault and the fault, which counts no bytes."""
+    if isinstance(piece, memoryview):
+        return piece[at : at + n], None
     view = memoryview(bytearray(n))
     try:
-        copy_seq(BlockSeq.of(Block(view)), BlockSeq.of(block.drop_first(at)))
+        copy_seq(BlockSeq.of(Block(view)), BlockSeq.of(piece.drop_first(at)))
     except TransferError as exc:
         view, exc.transferred = view[: exc.transferred], 0
         return view, exc
