@@ -13,7 +13,7 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_PEEK
-from safemem.datagram.message import Message
+from safemem.errors import HostFaultError
 
 FaultPolicy = Literal["keep", "linux"]
 """What happens to a datagram whose destination is not writable: it stays queued, or is lost as in Linux."""
@@ -23,10 +23,19 @@ class DatagramReader:
     """Reads one datagram a call. 0 is an empty datagram; BlockingIOError means that there is none.
 
     After a call ``msg_len`` is the datagram's length, ``flags`` tells by MSG_TRUNC whether some of it found no room and
-    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one.
+    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one. ``room``
+    is how many bytes the blocks had, None before the first call, and ``faulted`` whether they faulted.
     """
 
     message_oriented = True
+    received = False
+    msg_len = 0
+    flags = 0
+    peer: Address | None = None
+    local: Address | None = None
+    ancillary: tuple[Ancillary, ...] = ()
+    room: int | None = None
+    faulted = False
 
     def __init__(
         self,
@@ -48,12 +57,6 @@ class DatagramReader:
         self._wanted = wanted
         self._keep = fault_policy == "keep"
         self._ancbufsize = ancbufsize
-        self.received = False
-        self.msg_len = 0
-        self.flags = 0
-        self.peer: Address | None = None
-        self.local: Address | None = None
-        self.ancillary: tuple[Ancillary, ...] = ()
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """Receive one datagram into dsts, and return how many bytes of it are there.
@@ -61,29 +64,30 @@ class DatagramReader:
         Raises BadBlocksError if ``wanted`` says that dsts should have been longer and this datagram needs that;
         HostFaultError if dsts faults; BlockingIOError and other errors of the endpoint.
         """
-        self.received = False
-        room = dsts.num_bytes
-        wanted = room if self._wanted is None else max(self._wanted, room)
+        self.received = self.faulted = False
+        room = self.room = dsts.num_bytes
+        wanted = room if self._wanted is None else self._wanted
         if wanted > room and self._keep:
             length = self._endpoint.recvmsg(EMPTY, self._flags | MSG_PEEK).length
-            if min(wanted, length) > room:
+            if length > room:
                 raise BadBlocksError(length, room, wanted)
-        message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
-        self._note(message)
-        moved = message.data.num_bytes
-        if min(wanted, message.length) > room:
-            exc = BadBlocksError(message.length, room, wanted, lost=not self._flags & MSG_PEEK)
-            exc.transferred = moved
-            raise exc
-        return moved
-
-    def _note(self, message: Message) -> None:
+        try:
+            message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
+        except HostFaultError:
+            self.faulted = True
+            raise
         self.received = True
         self.msg_len = message.length
         self.flags = message.flags
         self.peer = message.peer
         self.local = message.local
         self.ancillary = message.ancillary
+        moved = message.data.num_bytes
+        if wanted > room and message.length > room:
+            exc = BadBlocksError(message.length, room, wanted, lost=not self._flags & MSG_PEEK)
+            exc.transferred = moved
+            raise exc
+        return moved
 
 
 class DatagramWriter:

@@ -38,7 +38,7 @@ from safemem.datagram.flags import (
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import load
 from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, until_ready
+from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ class DatagramSocket(DatagramEndpoint):
         self._forced = backend != "auto"
         self._local = False
         self._port = 0
-        # How many the host takes in a message, for all that is known.
-        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1
+        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1  # that the host takes, for all that is known
 
     def close(self) -> None:
         """Close the socket. A second call does nothing. As with any socket, nobody who waits in it is woken by that."""
@@ -172,32 +171,33 @@ class DatagramSocket(DatagramEndpoint):
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received."""
-        return self._recv_for_batch(dsts, flags, ancbufsize + PKTINFO_SPACE * self._local)
-
-    def _recv_for_batch(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+        space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
         self._raise_held()
-        dsts.check_writable("dsts")
-        if dsts.need_safecopy or len(dsts) > UIO_MAXIOV:
-            return self._recvmsg_by_copy(dsts, flags, space)
-        length, ancillary, result, peer = self._receive(dsts.views(), flags, space)
-        return self._message(dsts, length, ancillary, result, peer)
+        pieces: list[Any] = dsts.pieces()
+        found = None
+        try:  # a block among them is no buffer, which costs nothing to find out
+            if len(pieces) <= UIO_MAXIOV:
+                found = self._receive(pieces, flags, space)
+        except (TypeError, ValueError):
+            dsts.check_writable("dsts")
+            if not dsts.need_safecopy:
+                raise
+        length, ancillary, result, peer = found or self._receive_by_copy(dsts, flags, space)
+        local = local_of(ancillary, self._own_port()) if self._local else None
+        return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
 
-    def _recvmsg_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+    def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
+        return self.recvmsg(dsts, flags, control_len - PKTINFO_SPACE * self._local)
+
+    def _receive_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
+        dsts.check_writable("dsts")
         bounce = memoryview(bytearray(_LARGEST))
         for now in (flags | MSG_PEEK, flags):  # what is taken may be another than was seen, if others receive too
             length, ancillary, result, peer = self._receive([bounce], now, space)
             copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
             if flags & MSG_PEEK:
                 break
-        if length > dsts.num_bytes:
-            result |= MSG_TRUNC
-        return self._message(dsts, length, ancillary, result, peer)
-
-    def _message(self, dsts: BlockSeq, length: int, ancillary: list[Ancillary], flags: int, peer: Any) -> Message:
-        return Message(dsts.take_first(length), length, flags, peer, self._local_of(ancillary), tuple(ancillary))
-
-    def _local_of(self, ancillary: list[Ancillary]) -> Address | None:
-        return local_of(ancillary, self._own_port()) if self._local else None
+        return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
 
     def _own_port(self) -> int:
         """The port of local addresses. The socket may have got it after they were enabled."""
@@ -206,20 +206,20 @@ class DatagramSocket(DatagramEndpoint):
         return self._port
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
-        """One datagram: its length, control data, flags, peer."""
-        direct = self._direct
-        if self._backend == "recvfrom":
-            if len(views) > 1:
-                raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
-            view = views[0] if views else memoryview(bytearray())
-            n, peer = until_ready(
-                self._sock, flags, POLLIN, lambda flags: direct.recvfrom_into(view, 0, flags | MSG_TRUNC)
-            )
-            return n, [], MSG_TRUNC * (n > len(view)), peer or None
-        n, ancillary, result, peer = until_ready(
-            self._sock, flags, POLLIN, lambda flags: direct.recvmsg_into(views, space, flags | MSG_TRUNC)
-        )
-        return n, ancillary, result, peer or None
+        """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
+        flags |= MSG_TRUNC
+        if self._backend != "recvfrom":
+            try:
+                return self._direct.recvmsg_into(views, space, flags | MSG_DONTWAIT)
+            except BlockingIOError:
+                if not may_wait(self._sock, flags):
+                    raise
+            return until_ready(self._sock, flags, POLLIN, self._direct.recvmsg_into, views, space)
+        if len(views) > 1:
+            raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
+        view = views[0] if views else memoryview(bytearray())
+        n, peer = until_ready(self._sock, flags, POLLIN, self._direct.recvfrom_into, view, 0)
+        return n, [], MSG_TRUNC * (n > len(view)), peer
 
     def sendmsg(
         self,
@@ -230,23 +230,36 @@ class DatagramSocket(DatagramEndpoint):
         ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """As any endpoint. Blocks that may fault are copied first."""
-        return self._send_now(srcs, [*ancdata, *self._from(local)], flags, peer)
+        control = [*ancdata] if local is None else [*ancdata, *self._from(local)]
+        data: Sequence[Any] = srcs.pieces()
+        if not 0 < len(data) <= UIO_MAXIOV:
+            data = [srcs.tobytes()]
+        try:
+            try:
+                return self._send(data, control, peer, flags | MSG_DONTWAIT)
+            except BlockingIOError:
+                if not may_wait(self._sock, flags):
+                    raise
+            except (TypeError, ValueError):  # a block is no buffer
+                if not srcs.need_safecopy:
+                    raise
+                data = [srcs.tobytes()]
+            return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
+        except OSError as exc:
+            raise self._explained(exc, srcs.num_bytes) from None
 
-    def _from(self, local: Address | None) -> list[Ancillary]:
-        """The control data that send from a local address, if one is given."""
-        if local is None:
-            return []
+    def _from(self, local: Address) -> list[Ancillary]:
+        """The control data that send from a local address."""
         if not self._local:
             raise LocalAddressNotAvailableError(_ENABLE)
         return [pktinfo_of(self.family, local)]
 
-    def _send(
-        self, views: Sequence[ReadableBuffer], ancillary: list[Ancillary], flags: int, peer: Address | None
-    ) -> int:
-        if self._backend != "recvfrom":
-            return self._direct.sendmsg(views, ancillary, flags, *(() if peer is None else (peer,)))
-        data = views[0] if views else b""
-        return self._direct.send(data, flags) if peer is None else self._direct.sendto(data, flags, peer)
+    def _send(self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int) -> int:
+        if len(data) > 1 or control:
+            if self._backend == "recvfrom":
+                raise ValueError(f"{len(data)} blocks and {len(control)} control data: sendto takes one block alone")
+            return self._direct.sendmsg(data, control, flags, peer)
+        return self._direct.send(data[0], flags) if peer is None else self._direct.sendto(data[0], flags, peer)
 
     @property
     def gro(self) -> bool:
@@ -277,10 +290,10 @@ class DatagramSocket(DatagramEndpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        length, ancillary, result, peer = self._receive(
-            [dst], flags, ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
-        )
-        return cut(dst, length, ancillary, result, peer, self._local_of(ancillary))
+        space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
+        length, ancillary, result, peer = self._receive([dst], flags, space)
+        local = local_of(ancillary, self._own_port()) if self._local else None
+        return cut(dst, length, ancillary, result, peer or None, local)
 
     def send_segments(
         self,
@@ -297,13 +310,13 @@ class DatagramSocket(DatagramEndpoint):
         """
         tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
         whole = most(segment_size, min(next(tries), self._segments))
-        source = self._from(local)
+        source = [] if local is None else self._from(local)
         done, total = 0, srcs.num_bytes
         while done < total:
             part = min(whole, total - done)
             try:
                 control = [*source, segment_cmsg(segment_size)] if part > segment_size else source
-                done += self._send_now(srcs.drop_first(done).take_first(part), control, flags, peer)
+                done += self.sendmsg(srcs.drop_first(done).take_first(part), peer, None, flags, control)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
                     segments = next(tries)
@@ -316,15 +329,6 @@ class DatagramSocket(DatagramEndpoint):
                 else:
                     raise
         return done
-
-    def _send_now(self, srcs: BlockSeq, ancillary: list[Ancillary], flags: int, peer: Address | None) -> int:
-        views = [srcs.tobytes()] if srcs.need_safecopy or len(srcs) > UIO_MAXIOV else srcs.views()
-        if self._backend == "recvfrom" and (len(views) > 1 or ancillary):
-            raise ValueError(f"{len(views)} blocks and {len(ancillary)} control data: sendto takes one block alone")
-        try:
-            return until_ready(self._sock, flags, POLLOUT, lambda now: self._send(views, ancillary, now, peer))
-        except OSError as exc:
-            raise self._explained(exc, srcs.num_bytes) from None
 
     def _explained(self, exc: OSError, length: int) -> OSError:
         """The same error, with what this package knows of it."""

@@ -6,7 +6,7 @@ import errno
 import select
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from safemem.datagram.flags import MSG_DONTWAIT
 from safemem.errors import error
@@ -20,23 +20,28 @@ POLLOUT: Final = int(getattr(select, "POLLOUT", 4))
 _PAUSES: Final = 0.00005, 0.005  # between two calls that block though the socket is ready: the first, the longest
 
 
-def until_ready(sock: socket.socket, flags: int, event: int, call: Callable[[int], _T]) -> _T:
-    """``call(flags | MSG_DONTWAIT)``, again and again while it would block, as long as the socket waits.
+def may_wait(sock: socket.socket, flags: int) -> bool:
+    """Whether a call with these flags that would block waits: not if the socket's timeout is 0."""
+    return not flags & MSG_DONTWAIT and sock.gettimeout() != 0
+
+
+def until_ready(sock: socket.socket, flags: int, event: int, call: Callable[..., _T], *args: Any) -> _T:
+    """``call(*args, flags | MSG_DONTWAIT)``, again and again while it would block, as long as the socket waits.
 
     That is for ever, or for its timeout, or not at all; and with MSG_DONTWAIT in the flags not at all. Raises
     BlockingIOError, TimeoutError, OSError (EBADF) for a socket that is closed, and what the call raises. (On a host
-    without MSG_DONTWAIT the call itself waits.)
+    without MSG_DONTWAIT the call itself waits.) Who has tried once before it calls this saves 0.4 us.
     """
     deadline: float | None = None
     pause = 0.0
     while True:
         try:
-            return call(flags | MSG_DONTWAIT)
+            return call(*args, flags | MSG_DONTWAIT)
         except BlockingIOError:
-            timeout = sock.gettimeout()
-            if flags & MSG_DONTWAIT or timeout == 0:
+            if not may_wait(sock, flags):
                 raise
         left = None
+        timeout = sock.gettimeout()
         if timeout is not None:
             now = time.monotonic()
             deadline = now + timeout if deadline is None else deadline

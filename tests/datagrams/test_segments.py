@@ -92,12 +92,12 @@ def test_a_host_that_stops_cutting(code: int, tmp_path: Path, monkeypatch: pytes
         right = sender._send
         asked: list[int] = []
 
-        def send(views: list[memoryview], ancillary: list[Ancillary], flags: int, peer: None) -> int:
+        def send(views: list[memoryview], ancillary: list[Ancillary], peer: None, flags: int) -> int:
             if any(kind == UDP_SEGMENT for _, kind, _ in ancillary):
                 asked.append(sum(map(len, views)))
                 if len(asked) > 1:
                     raise OSError(code, "refused")
-            return right(views, ancillary, flags, peer)
+            return right(views, ancillary, peer, flags)
 
         monkeypatch.setattr(sender, "_send", send)
         data = pattern(2 * 128 * 100 + 30)

@@ -30,14 +30,14 @@ class SegmentLimit:
         self._code = code
         self.refused = 0
 
-    def __call__(self, views: Sequence[Any], ancillary: list[Ancillary], flags: int, peer: Any) -> int:
+    def __call__(self, views: Sequence[Any], ancillary: list[Ancillary], peer: Any, flags: int) -> int:
         """Refuse, or send."""
         for _, kind, data in ancillary:
             size = int.from_bytes(data, "little")
             if kind == UDP_SEGMENT and sum(map(len, views)) > size * self._most:
                 self.refused += 1
                 raise OSError(self._code, "refused")
-        return self._right(views, ancillary, flags, peer)
+        return self._right(views, ancillary, peer, flags)
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])

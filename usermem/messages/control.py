@@ -19,7 +19,7 @@ from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader
 from safemem.errors import error
 from usermem.memory_io import IO
-from usermem.messages.header import MsgHeader, MsgLayout
+from usermem.messages.header import MsgLayout
 from usermem.messages.name import AF_INET, AF_INET6
 
 MOST_RECEIVED: Final = 1 << 16
@@ -81,13 +81,12 @@ def put_control(
     return used, cut
 
 
-def copy_in_control(io: IO, header: MsgHeader, *, ignore_permissions: bool) -> bytes:
+def copy_in_control(io: IO, addr: int, length: int, *, ignore_permissions: bool) -> bytes:
     """The control data of a message to be sent. Raises FaultError; OSError (ENOBUFS) if they are too many."""
-    if header.controllen >= OPTMEM_MAX:
-        raise error(errno.ENOBUFS, f"{header.controllen} bytes of control data")
-    control = bytearray(header.controllen)
-    if control:
-        io.copy_in(header.control, control, ignore_permissions=ignore_permissions)
+    if length >= OPTMEM_MAX:
+        raise error(errno.ENOBUFS, f"{length} bytes of control data")
+    control = bytearray(length)
+    io.copy_in(addr, control, ignore_permissions=ignore_permissions)
     return bytes(control)
 
 

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
+from typing import Final
 
-from attrs import field, frozen
-
-from hostarch import READ, WRITE, AddrRangeSeq, Arch
-from safemem import BlockSeq, ReaderFunc, WriterFunc
+from hostarch import AMD64, READ, WRITE, AddrRangeSeq, Arch
+from safemem import BlockSeq, WriterFunc
 from safemem.errors import error
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
-from usermem.memory_io import IO, arch_of
+from usermem.memory_io import IO, arch_of, read_bytes
 
 NAME_MAX = 128
 """sizeof(struct sockaddr_storage): of a longer name Linux looks at so many bytes."""
@@ -32,101 +29,72 @@ MSG_CMSG_COMPAT = 0x8000_0000
 """What Linux marks the calls of 32-bit guests with. Nobody else may pass it."""
 
 
-@frozen
 class MsgLayout:
-    """Where the fields of a struct msghdr are, in bytes from its start; ``size`` is the whole, ``entry`` a mmsghdr's.
+    """Where the fields of a struct msghdr are, in bytes from its start, for words of ``word`` bytes in a byte order.
 
-    ``msg_len`` is the field of the mmsghdr, right behind the msghdr.
+    ``answer`` are msg_controllen and msg_flags, which are neighbours. ``msg_len`` is the field of the mmsghdr, right
+    behind the msghdr; the whole mmsghdr has ``entry`` bytes.
     """
 
-    packed: struct.Struct
-    namelen: int
-    controllen: int
-    flags: int
-    word: int
-    order: str
-
-    @property
-    def size(self) -> int:
-        """sizeof(struct msghdr)."""
-        return self.packed.size
-
-    @property
-    def msg_len(self) -> int:
-        """Where the mmsghdr has its msg_len."""
-        return self.packed.size
-
-    @property
-    def entry(self) -> int:
-        """sizeof(struct mmsghdr)."""
-        return self.packed.size + self.word
+    def __init__(self, word: int, order: str) -> None:
+        """``order`` is that of a struct format."""
+        self.packed = struct.Struct(order + ("Qi4xQQQQI4x" if word == 8 else "IiIIIII"))
+        self.answer = struct.Struct(order + ("QI" if word == 8 else "II"))
+        self.namelen = word
+        self.controllen = 5 * word
+        self.answers_end = self.controllen + self.answer.size
+        self.msg_len = self.packed.size
+        self.entry = self.packed.size + word
+        self.word = word
+        self.order = order
 
 
-@cache
-def msg_layout(arch: Arch) -> MsgLayout:
-    """The layout of a machine."""
-    order = "<" if arch.byte_order == "little" else ">"
-    if arch.pointer_size == 8:
-        return MsgLayout(struct.Struct(order + "Qi4xQQQQI4x"), 8, 40, 48, 8, order)
-    return MsgLayout(struct.Struct(order + "IiIIIII"), 4, 20, 24, 4, order)
+_LAYOUTS: Final = {
+    (word, order): MsgLayout(word, sign) for word in (4, 8) for order, sign in (("little", "<"), ("big", ">"))
+}
 
 
-@frozen
-class MsgHeader:
-    """A struct msghdr as the guest passed it: pointers, and lengths in bytes (``iovlen`` in iovecs).
-
-    ``name`` and ``namelen`` are 0 if there is no place for a name, and ``namelen`` is at most NAME_MAX.
-    ``ranges`` are the memory of the data.
-    """
-
-    addr: int
-    layout: MsgLayout
-    name: int
-    namelen: int
-    control: int
-    controllen: int
-    flags: int
-    ranges: AddrRangeSeq = field(repr=False)
+def layout_of(io: IO) -> MsgLayout:
+    """The layout of the machine that an IO belongs to."""
+    arch: Arch = getattr(io, "arch", AMD64)  # arch_of(io), written out
+    return _LAYOUTS[arch.pointer_size, arch.byte_order]
 
 
-def copy_in_msghdr(
-    io: IO, addr: int, sent_name: bytearray | None = None, *, ignore_permissions: bool = False
-) -> MsgHeader:
-    """The struct msghdr at addr, checked as Linux does, with its iovecs. ``sent_name`` is filled with the name.
+MsgHeader = tuple[int, int, int, int, int, int, AddrRangeSeq, bytes]
+"""A struct msghdr as the guest passed it: (its address, name, namelen, control, controllen, flags, ranges, sent name).
+
+``name`` and ``namelen`` are 0 if there is no place for a name, and ``namelen`` is at most NAME_MAX. ``ranges`` are the
+memory of the data. (A tuple takes 0.04 us where the smallest class takes 0.3.)
+"""
+
+
+def copy_in_msghdr(io: IO, addr: int, layout: MsgLayout, has_name: bool, *, ignore_permissions: bool) -> MsgHeader:
+    """The struct msghdr at addr, checked as Linux does, with its iovecs, and with the name itself by ``has_name``.
 
     Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
     iovecs.
     """
-    layout = msg_layout(arch_of(io))
-    name, namelen, iov, iovlen, control, controllen, flags = copy_struct_in(
-        io, addr, layout.packed, ignore_permissions=ignore_permissions
-    )
+    packed = read_bytes(io, addr, layout.msg_len, ignore_permissions=ignore_permissions)
+    name, namelen, iov, iovlen, control, controllen, flags = layout.packed.unpack(packed)
+    sent_name = b""
     if not name:
         namelen = 0
-    if namelen < 0:
+    elif namelen < 0:
         raise error(errno.EINVAL, f"msg_namelen {namelen}")
-    namelen = min(namelen, NAME_MAX)
-    if sent_name is not None and namelen:
-        sent_name += bytes(namelen)
-        io.copy_in(name, sent_name, ignore_permissions=ignore_permissions)
+    elif namelen:
+        namelen = min(namelen, NAME_MAX)
+        if has_name:
+            buffer = bytearray(namelen)
+            io.copy_in(name, buffer, ignore_permissions=ignore_permissions)
+            sent_name = bytes(buffer)
     if iovlen > UIO_MAXIOV:
         raise error(errno.EMSGSIZE, f"{iovlen} iovecs")
     ranges = copy_in_iovecs(io, iov, iovlen, ignore_permissions=ignore_permissions)
-    return MsgHeader(addr, layout, name, namelen, control, controllen, flags, ranges)
-
-
-@contextmanager
-def whole_messages() -> Iterator[None]:
-    """Have errors count no bytes: a message goes whole or not at all, and a part of one is no result of a call."""
-    try:
-        yield
-    except OSError as exc:
-        count_nothing(exc)
-        raise
+    return addr, name, namelen, control, controllen, flags, ranges, sent_name
 
 
 def count_nothing(exc: BaseException) -> BaseException:
-    """The error, counting no bytes."""
+    """The error, counting no bytes: a message goes whole or not at all, and a part of one is no result of a call."""
     if getattr(exc, "transferred", 0):
         exc.transferred = 0  # type: ignore[attr-defined]
     return exc
@@ -142,21 +110,25 @@ def checked_flags(flags: int, arch: Arch) -> int:
 
 def unwritable(io: IO, ranges: AddrRangeSeq, *, ignore_permissions: bool) -> FaultError | None:
     """What a write to all of these ranges would raise, or None. Nothing is written."""
-    seen = 0
-
-    def look(blocks: BlockSeq) -> int:
-        nonlocal seen
-        seen = blocks.num_bytes
-        return 0
-
+    look = _Look()
     try:
-        io.copy_out_from(ranges, ReaderFunc(look), ignore_permissions=ignore_permissions)
-        if seen == ranges.num_bytes:
+        io.copy_out_from(ranges, look, ignore_permissions=ignore_permissions)
+        if look.seen == ranges.num_bytes:
             return None
-        io.copy_out_from(ranges.drop_first(seen), ReaderFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)
+        io.copy_out_from(ranges.drop_first(look.seen), _Look(), ignore_permissions=ignore_permissions)
     except FaultError as exc:
         return exc
-    return FaultError(address_at(ranges, seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
+    return FaultError(address_at(ranges, look.seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
+
+
+class _Look:
+    """A Reader that has nothing; ``seen`` is how many bytes it could have filled."""
+
+    seen = 0
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        self.seen = dsts.num_bytes
+        return 0
 
 
 def unreadable(io: IO, ranges: AddrRangeSeq, done: int, *, ignore_permissions: bool) -> FaultError:

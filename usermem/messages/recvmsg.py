@@ -20,16 +20,13 @@ import time
 from contextlib import suppress
 from typing import Final, Literal
 
-from attrs import field, frozen
-
 from hostarch import AddrRangeSeq
-from safemem import BlockSeq, HostFaultError
 from safemem.block_seq import EMPTY
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
 from safemem.datagram.reader import DatagramReader, FaultPolicy
-from usermem.cstruct import copy_int32_out, copy_pointer_out, copy_uint32_out
+from usermem.cstruct import copy_uint32_out
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO, arch_of
 from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
@@ -40,10 +37,9 @@ from usermem.messages.header import (
     copy_in_timeout,
     copy_out_timeout,
     count_nothing,
-    msg_layout,
+    layout_of,
     timeout_range,
     unwritable,
-    whole_messages,
 )
 from usermem.messages.name import family_of, pack_name
 
@@ -73,10 +69,13 @@ def recvmsg_into_user(
     Raises FaultError; OSError: EINVAL for a negative length or a forbidden flag, EMSGSIZE for more than UIO_MAXIOV
     iovecs; BlockingIOError and other errors of the endpoint.
     """
-    with whole_messages():
-        flags = checked_flags(flags, arch_of(io))
-        header = copy_in_msghdr(io, msg_addr, ignore_permissions=ignore_permissions)
-        return _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions).receive(header, flags)
+    try:
+        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
+        header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions=ignore_permissions)
+        return call.receive(header, call.call_flags)
+    except OSError as exc:
+        count_nothing(exc)
+        raise
 
 
 def recvmmsg_into_user(
@@ -108,14 +107,16 @@ def recvmmsg_into_user(
     Raises as recvmsg_into_user; FaultError and OSError (EINVAL) for a bad timeout; FaultError if the time left cannot
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
-    with whole_messages():
-        flags = checked_flags(flags, arch_of(io))
-        call = _Call(io, endpoint, fault_policy, ignore_permissions=ignore_permissions)
+    try:
+        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
-        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, flags, clock)
+        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, clock)
         if done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
         return done
+    except OSError as exc:
+        count_nothing(exc)
+        raise
 
 
 class _Clock:
@@ -134,44 +135,22 @@ class _Clock:
         return self._end is not None and not self.is_deadline and not self.left()
 
 
-class _Once:
-    """A message reader that remembers its call: ``room`` bytes of blocks, and what it raised."""
+class _Call(DatagramReader):
+    """A guest's call. It is the reader of its datagrams, too, which is one object less to make."""
 
-    message_oriented = True
-
-    def __init__(self, reader: DatagramReader) -> None:
-        self._reader = reader
-        self.called = False
-        self.room = 0
-        self.error: BaseException | None = None
-
-    def read_to_blocks(self, dsts: BlockSeq) -> int:
-        self.called = True
-        self.room = dsts.num_bytes
-        try:
-            return self._reader.read_to_blocks(dsts)
-        except BaseException as exc:
-            self.error = exc
-            raise
-
-
-@frozen
-class _Call:
-    """A guest's call: what all its datagrams have in common."""
-
-    io: IO
-    endpoint: DatagramEndpoint
-    fault_policy: FaultPolicy
-    ignore_permissions: bool = field(kw_only=True)
-
-    def unwritable(self, ranges: AddrRangeSeq) -> FaultError | None:
-        """What a write to all of these ranges would raise, or None."""
-        return unwritable(self.io, ranges, ignore_permissions=self.ignore_permissions)
+    def __init__(
+        self, io: IO, endpoint: DatagramEndpoint, flags: int, fault_policy: FaultPolicy, *, ignore_permissions: bool
+    ) -> None:
+        super().__init__(endpoint, 0, None, fault_policy)
+        self.io = io
+        self.layout = layout_of(io)
+        self.call_flags = checked_flags(flags, arch_of(io)) if flags else 0
+        self.ignore_permissions = ignore_permissions
 
     def timeout(self, addr: int, time64: bool) -> int:
         """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
         timeout = copy_in_timeout(self.io, addr, time64, ignore_permissions=self.ignore_permissions)
-        if self.fault_policy == "keep":
+        if self._keep:
             fault = unwritable(
                 self.io, timeout_range(self.io, addr, time64), ignore_permissions=self.ignore_permissions
             )
@@ -179,9 +158,9 @@ class _Call:
                 raise fault
         return timeout
 
-    def receive_many(self, addr: int, vlen: int, flags: int, clock: _Clock) -> int:
+    def receive_many(self, addr: int, vlen: int, clock: _Clock) -> int:
         """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
-        layout = msg_layout(arch_of(self.io))
+        layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
         done = 0
         try:
             if not vlen:
@@ -189,7 +168,7 @@ class _Call:
             while done < vlen:
                 entry = addr + done * layout.entry
                 try:
-                    header = copy_in_msghdr(self.io, entry, ignore_permissions=self.ignore_permissions)
+                    header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
                 except OSError:
                     if not done:
                         self.raise_held()
@@ -198,7 +177,7 @@ class _Call:
                     length = self.receive_by(clock, header, flags)
                 else:
                     length = self.receive(header, flags, has_msg_len=True)
-                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=self.ignore_permissions)
+                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
                 done += 1
                 if flags & MSG_WAITFORONE:
                     flags |= MSG_DONTWAIT
@@ -208,14 +187,14 @@ class _Call:
             if not done:
                 raise
             if not isinstance(exc, BlockingIOError):
-                self.endpoint.hold_error(count_nothing(exc))
+                self._endpoint.hold_error(count_nothing(exc))
         return done
 
     def raise_held(self) -> None:
         """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""
         if MSG_DONTWAIT:
             with suppress(BlockingIOError):
-                self.endpoint.recvmsg(EMPTY, MSG_PEEK | MSG_DONTWAIT)
+                self._endpoint.recvmsg(EMPTY, MSG_PEEK | MSG_DONTWAIT)
 
     def receive_by(self, clock: _Clock, header: MsgHeader, flags: int) -> int:
         """:meth:`receive`, waiting by the clock, whether the endpoint waits or not."""
@@ -232,76 +211,89 @@ class _Call:
 
     def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
         """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
-        io, layout, ignore = self.io, header.layout, self.ignore_permissions
-        family = family_of(self.endpoint)
-        passed = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
-        room = min(header.controllen, MOST_RECEIVED) if header.control else 0
-        if self.fault_policy == "keep":
-            self.check_answers(header, room, passed, has_msg_len)
-        reader = self.receive_data(header, passed, room_at_endpoint(layout, room))
+        addr, name, namelen, control, controllen, _, ranges, _ = header
+        io, layout, ignore = self.io, self.layout, self.ignore_permissions
+        room = min(controllen, MOST_RECEIVED) if control else 0
+        self._flags = flags & ~(MSG_TRUNC | MSG_WAITFORONE)
+        self._ancbufsize = room_at_endpoint(layout, room) if room else 0
+        if self._keep:
+            self.check_answers(header, room, has_msg_len)
+        self.receive_data(ranges)
+        used, cut = 0, False
+        if self.ancillary or self.local is not None:
+            used, cut = self.store_control(control, room)
+        if name:
+            arch = arch_of(io)
+            packed = pack_name(self.peer, family_of(self._endpoint), arch)
+            io.copy_out(addr + layout.namelen, len(packed).to_bytes(4, arch.byte_order), ignore_permissions=ignore)
+            if packed and namelen:
+                io.copy_out(name, packed[:namelen], ignore_permissions=ignore)
+        answer = layout.answer.pack(used, self.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut)
+        if self._keep:  # all of it can be written, for all that is known
+            io.copy_out(addr + layout.controllen, answer, ignore_permissions=ignore)
+        else:  # Linux stores the flags first, and a fault there leaves the length as it was
+            io.copy_out(addr + layout.controllen + layout.word, answer[layout.word :], ignore_permissions=ignore)
+            io.copy_out(addr + layout.controllen, answer[: layout.word], ignore_permissions=ignore)
+        return self.msg_len if flags & MSG_TRUNC else min(self.msg_len, ranges.num_bytes)
+
+    def check_answers(self, header: MsgHeader, room: int, has_msg_len: bool) -> None:
+        """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
+        addr, name, namelen, control, _, _, _, _ = header
+        layout = self.layout
+        first = layout.namelen if name else layout.controllen
+        last = layout.msg_len + 4 if has_msg_len else layout.answers_end
+        has_peeked = False
+        while True:
+            pairs = [name, namelen] if namelen else []
+            if room:
+                pairs += (control, room)
+            pairs += (addr + first, last - first)
+            ranges = AddrRangeSeq.unchecked(pairs, namelen + room + last - first)
+            fault = unwritable(self.io, ranges, ignore_permissions=self.ignore_permissions)
+            if fault is None:
+                return
+            if has_peeked:
+                raise fault
+            message = self._endpoint.recvmsg(EMPTY, self._flags | MSG_PEEK)
+            has_peeked = True
+            family = family_of(self._endpoint)
+            namelen = min(namelen, len(pack_name(message.peer, family, arch_of(self.io))))
+            if not control_of(message, family) and not message.control_truncated:
+                room = 0
+
+    def receive_data(self, ranges: AddrRangeSeq) -> None:
+        """One datagram into the ranges."""
+        self._wanted = ranges.num_bytes
+        self.room = None
+        try:
+            try:
+                self.io.copy_out_from(ranges, self, ignore_permissions=self.ignore_permissions)
+            except FaultError as fault:
+                if self.faulted and not self._keep:
+                    with suppress(BlockingIOError):
+                        # which endpoints keep, and Linux does not
+                        self._endpoint.recvmsg(EMPTY, self._flags | MSG_DONTWAIT)
+                # Memory that was filled to the hole is fine if the datagram ends there, as is none for an empty one.
+                if self.room is None and fault.reason is FaultReason.OUTSIDE_RANGE:
+                    raise
+                if self.room is not None and not self.received:
+                    raise
+            if self.room is None:
+                self.read_to_blocks(EMPTY)
+        except BadBlocksError as exc:
+            hole = unwritable(self.io, ranges.drop_first(self.room or 0), ignore_permissions=self.ignore_permissions)
+            if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
+                raise
+            raise hole from exc
+
+    def store_control(self, addr: int, room: int) -> tuple[int, bool]:
+        """Store the control data that came, where they can be; returns their length, and whether some were cut."""
 
         def write(offset: int, data: bytes) -> bool:
             try:
-                io.copy_out(header.control + offset, data, ignore_permissions=ignore)
+                self.io.copy_out(addr + offset, data, ignore_permissions=self.ignore_permissions)
             except FaultError:
                 return False
             return True
 
-        used, cut = put_control(layout, room, control_of(reader, family), write)
-        if header.name:
-            name = pack_name(reader.peer, family, arch_of(io))
-            copy_int32_out(io, header.addr + layout.namelen, len(name), ignore_permissions=ignore)
-            if name[: header.namelen]:
-                io.copy_out(header.name, name[: header.namelen], ignore_permissions=ignore)
-        msg_flags = reader.flags & 0xFFFF_FFFF | flags & _CLOEXEC | MSG_CTRUNC * cut
-        copy_uint32_out(io, header.addr + layout.flags, msg_flags, ignore_permissions=ignore)
-        copy_pointer_out(io, header.addr + layout.controllen, used, ignore_permissions=ignore)
-        return reader.msg_len if flags & MSG_TRUNC else min(reader.msg_len, header.ranges.num_bytes)
-
-    def check_answers(self, header: MsgHeader, room: int, flags: int, has_msg_len: bool) -> None:
-        """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
-        layout = header.layout
-        first = layout.namelen if header.name else layout.controllen
-        last = (layout.msg_len if has_msg_len else layout.flags) + 4
-        fields = [header.addr + first, last - first]
-
-        def fault_of(namelen: int, room: int) -> FaultError | None:
-            pairs = [header.name, namelen] if namelen else []
-            pairs += [header.control, room] if room else []
-            return unwritable(
-                self.io, AddrRangeSeq.from_pairs(pairs + fields), ignore_permissions=self.ignore_permissions
-            )
-
-        if fault_of(header.namelen, room) is None:
-            return
-        message = self.endpoint.recvmsg(EMPTY, flags | MSG_PEEK)
-        family = family_of(self.endpoint)
-        namelen = min(header.namelen, len(pack_name(message.peer, family, arch_of(self.io))))
-        has_control = bool(control_of(message, family)) or message.control_truncated
-        fault = fault_of(namelen, room if has_control else 0)
-        if fault is not None:
-            raise fault
-
-    def receive_data(self, header: MsgHeader, flags: int, ancbufsize: int) -> DatagramReader:
-        """One datagram into the header's ranges; returns the reader, which knows the rest about it."""
-        ranges = header.ranges
-        reader = DatagramReader(self.endpoint, flags, ranges.num_bytes, self.fault_policy, ancbufsize)
-        once = _Once(reader)
-        try:
-            try:
-                self.io.copy_out_from(ranges, once, ignore_permissions=self.ignore_permissions)
-            except FaultError as fault:
-                if isinstance(once.error, HostFaultError) and self.fault_policy == "linux":
-                    with suppress(BlockingIOError):
-                        self.endpoint.recvmsg(EMPTY, flags | MSG_DONTWAIT)  # which endpoints keep, and Linux does not
-                # Memory that was filled to the hole is fine if the datagram ends there, as is none for an empty one.
-                if not reader.received and (once.called or fault.reason is FaultReason.OUTSIDE_RANGE):
-                    raise
-            if not once.called:
-                once.read_to_blocks(EMPTY)
-        except BadBlocksError as exc:
-            hole = self.unwritable(ranges.drop_first(once.room))
-            if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
-                raise
-            raise hole from exc
-        return reader
+        return put_control(self.layout, room, control_of(self, family_of(self._endpoint)), write)

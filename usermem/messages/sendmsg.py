@@ -13,13 +13,14 @@ from typing import Final
 
 from safemem import BlockSeq
 from safemem.block_seq import EMPTY
+from safemem.datagram.address import Address
+from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import UIO_MAXIOV
-from safemem.datagram.reader import DatagramWriter
 from usermem.cstruct import copy_uint32_out
 from usermem.memory_io import IO, arch_of
 from usermem.messages.control import copy_in_control, parse_control
-from usermem.messages.header import checked_flags, copy_in_msghdr, msg_layout, unreadable, whole_messages
+from usermem.messages.header import checked_flags, copy_in_msghdr, count_nothing, layout_of, unreadable
 from usermem.messages.name import family_of, unpack_name
 
 _MSG_EOR: Final = 0x80  # the only flag that sendmmsg takes from a msg_flags
@@ -38,8 +39,12 @@ def sendmsg_from_user(
     data; BlockingIOError and other errors of the endpoint. Memory that cannot be read comes before what the endpoint
     says (no destination, too long); in Linux it is the other way round.
     """
-    with whole_messages():
-        return _send(io, endpoint, msg_addr, checked_flags(flags, arch_of(io)), 0, ignore_permissions)[0]
+    try:
+        flags = checked_flags(flags, arch_of(io)) if flags else 0
+        return _send(io, endpoint, msg_addr, flags, 0, ignore_permissions)[0]
+    except OSError as exc:
+        count_nothing(exc)
+        raise
 
 
 def sendmmsg_from_user(
@@ -57,59 +62,63 @@ def sendmmsg_from_user(
     msg_len cannot be stored, which has gone but does not count. Raises that one's error if it is the first; else the
     error is forgotten, and sending again from there tells it.
     """
-    with whole_messages():
+    done = 0
+    try:
         flags = checked_flags(flags, arch_of(io))
-        layout = msg_layout(arch_of(io))
-        done = 0
-        try:
-            for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
-                entry = msgvec_addr + i * layout.entry
-                sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, ignore_permissions)
-                copy_uint32_out(io, entry + layout.msg_len, sent, ignore_permissions=ignore_permissions)
-                done += 1
-                if sent < size:
-                    break
-        except OSError:
-            if not done:
-                raise
-        return done
+        layout = layout_of(io)
+        for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
+            entry = msgvec_addr + i * layout.entry
+            sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, ignore_permissions)
+            copy_uint32_out(io, entry + layout.msg_len, sent, ignore_permissions=ignore_permissions)
+            done += 1
+            if sent < size:
+                break
+    except OSError as exc:
+        if not done:
+            count_nothing(exc)
+            raise
+    return done
 
 
 class _Gather:
-    """A message writer that sends nothing unless it is given all ``size`` bytes; ``room`` is how many it was given."""
+    """A message writer that sends nothing unless it is given all ``size`` bytes, else ``room`` is what there was."""
 
     message_oriented = True
 
-    def __init__(self, writer: DatagramWriter, size: int) -> None:
-        self._writer = writer
+    def __init__(self, endpoint: DatagramEndpoint, flags: int, size: int) -> None:
+        self._endpoint = endpoint
+        self._flags = flags
         self._size = size
+        self.peer: Address | None = None
+        self.ancillary: tuple[Ancillary, ...] = ()
         self.room = 0
         self.sent: int | None = None
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
-        self.room = srcs.num_bytes
-        if self.room < self._size:
+        if srcs.num_bytes < self._size:
+            self.room = srcs.num_bytes
             return 0
-        self.sent = self._writer.write_from_blocks(srcs)
-        return self.sent
+        self.sent = sent = self._endpoint.sendmsg(srcs, self.peer, None, self._flags, self.ancillary)
+        return sent
 
 
 def _send(
     io: IO, endpoint: DatagramEndpoint, addr: int, flags: int, allowed_flags: int, ignore_permissions: bool
 ) -> tuple[int, int]:
     """One datagram; returns how much of it went, and its length."""
-    arch = arch_of(io)
-    name = bytearray()
-    header = copy_in_msghdr(io, addr, name, ignore_permissions=ignore_permissions)
-    flags |= header.flags & allowed_flags
-    control = copy_in_control(io, header, ignore_permissions=ignore_permissions)
-    peer = unpack_name(bytes(name), family_of(endpoint), arch) if name else None
-    ancillary = parse_control(header.layout, control)
-    size = header.ranges.num_bytes
-    gather = _Gather(DatagramWriter(endpoint, peer, None, flags, ancillary), size)
-    io.copy_in_to(header.ranges, gather, ignore_permissions=ignore_permissions)
+    layout = layout_of(io)
+    header = copy_in_msghdr(io, addr, layout, True, ignore_permissions=ignore_permissions)
+    _, _, _, control, controllen, msg_flags, ranges, name = header
+    size = ranges.num_bytes
+    gather = _Gather(endpoint, flags | msg_flags & allowed_flags, size)
+    packed = copy_in_control(io, control, controllen, ignore_permissions=ignore_permissions) if controllen else b""
+    if name:
+        gather.peer = unpack_name(name, family_of(endpoint), arch_of(io))
+    if packed:
+        gather.ancillary = parse_control(layout, packed)
+    io.copy_in_to(ranges, gather, ignore_permissions=ignore_permissions)
     if not size:
         gather.write_from_blocks(EMPTY)
     if gather.sent is None:
-        raise unreadable(io, header.ranges, gather.room, ignore_permissions=ignore_permissions)
+        raise unreadable(io, ranges, gather.room, ignore_permissions=ignore_permissions)
     return gather.sent, size
