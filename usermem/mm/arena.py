@@ -184,12 +184,12 @@ class Arena:
         """``length`` bytes, a multiple of mmap.PAGESIZE, all zero. Raises MemoryError if the host has none left."""
         while self._warm:
             try:
-                at, end = self._warm.pop()
+                start, end = self._warm.pop()
             except IndexError:  # another thread has it
                 break
-            if end - at == length:
-                return self._run(at, length)
-            self._give_up(at, end)
+            if end - start == length:
+                return self._run(start, length)
+            self._give_up(start, end)
         with self._lock: at = self._take(length)  # fmt: skip # noqa: E701 - see MemoryMap.change
         if at is None:
             raise MemoryError(f"the host has no {length:#x} bytes of address space left")

@@ -5,11 +5,15 @@ Source: Linux mm/mmap.c (brk), mm/vma.c (do_brk_flags).
 
 from __future__ import annotations
 
+from typing import Final
+
 from hostarch import ANY_ACCESS, mman
 from safemem.buffers import check_int
 from usermem.mm.change import Change
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import VMA
+
+_RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE
 
 
 def set_brk(mm: MemoryMap, start: int) -> None:
@@ -29,10 +33,13 @@ def brk(mm: MemoryMap, addr: int) -> int:
     """See AddressSpace.brk."""
     addr = check_int(addr, "addr")
 
+    arch = mm.arch
+    page = arch.page_size
+
     def build(change: Change) -> int:
         first, last = change.brk_start, change.brk
-        old, new = (mm.arch.checked_page_round_up(end) for end in (last, addr))
-        if not first or addr < first or old is None or new is None or new > mm.arch.max_addr:
+        old, new = (last + page - 1) & -page, (addr + page - 1) & -page
+        if not first or addr < first or new > arch.max_addr:
             return last
         vmas = change.vmas
         if new < old:
@@ -40,11 +47,10 @@ def brk(mm: MemoryMap, addr: int) -> int:
                 return last
             change.unmap(new, old)
         elif new > old:
-            room = vmas.limit_from(old) - mm.arch.page_size  # a page stays free between the heap and what is above
-            if new > room or not mm.may_expand(vmas, new - old) or len(vmas) > mm.limits.max_map_count:
+            room = vmas.limit_from(old) - page  # a page stays free between the heap and what is above
+            if new > room or not mm.may_expand(vmas, new - old) or vmas.count > mm.limits.max_map_count:
                 return last
-            rights = mman.PROT_READ | mman.PROT_WRITE
-            change.add(VMA(old, new, rights, ANY_ACCESS, False, mm.anonymous))
+            change.add(VMA(old, new, _RIGHTS, ANY_ACCESS, False, mm.anonymous))
         change.brk = addr
         return addr
 

@@ -13,10 +13,9 @@ from attrs import evolve
 
 from usermem.mm.backing import anonymous
 from usermem.mm.backing.backing import Backing
-from usermem.mm.listeners import ChangeKind, Event, Told
+from usermem.mm.listeners import ChangeKind, Told
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.vma import VMA, VMASet
-
 
 # Of how many pieces the memory that was placed ahead in a free space may be.
 _PIECES: Final = 4
@@ -75,7 +74,8 @@ class Change(Tables):
         if self._drop(around, start, end):
             self.told.append((start, end, ChangeKind.UNMAP))
             self.vmas = self.vmas.put(start, end, [], around)
-        self._empty(start, end, around)
+        if self.pmas.count:
+            self._empty(start, end, around)
 
     def _drop(self, around: list[VMA], start: int, end: int) -> bool:
         """Whether one of some mappings lies in [start, end); what shared ones no longer show is noted."""
@@ -89,10 +89,10 @@ class Change(Tables):
         return any_there
 
     def _empty(self, start: int, end: int, around: Sequence[VMA] = ()) -> None:
-        """Give up the host memory of [start, end), where nothing is mapped; ``around`` are mappings that were beside it.
+        """Give up the host memory of [start, end), where nothing is mapped.
 
         What was placed ahead in the free space around goes with it, unless that is little and near a mapping: then the
-        next one there finds it.
+        next one there finds it. ``around``, if the caller has them, are the mappings in [start - 1, end + 1) before.
         """
         before = around[0] if around and around[0].start < start else self.vmas.last_before(start)
         after = around[-1] if around and around[-1].end > end else self.vmas.first_from(end)

@@ -39,6 +39,7 @@ from usermem.mm.host_run import HostRun
 from usermem.mm.listeners import Event, Listeners
 from usermem.mm.page_cache import PageCache, Stretch
 from usermem.mm.pma import PMA, PMASet
+from usermem.mm.room import room
 from usermem.mm.vma import VMA, VMASet
 
 MAX_MAP_COUNT: Final = 65_530
@@ -52,9 +53,6 @@ _GUARD_PAGES: Final = 256
 
 # Linux leaves room for the stack between the mappings and the end of user space: MIN_GAP, arch/x86/mm/mmap.c.
 _STACK_GAP: Final = 128 << 20
-
-# How many neighbours a window of anonymous memory may cover, so that placing one costs no more beside many.
-_NEIGHBOURS: Final = 8
 
 # How often an access whose mapping others change begins anew, before it goes where it was going.
 _ATTEMPTS: Final = 8
@@ -184,13 +182,14 @@ class MemoryMap:
         """
         for _ in range(_ATTEMPTS):
             found = self._look(addr, access, ignore_permissions)
-            if type(found) is not tuple:
+            if isinstance(found, FaultReason):
                 return found
             vma, pma, end = found
             if end > pma.end:
                 end = pma.end
             if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
-                with self._lock: current = self._remember(addr, vma, pma, end, bool(access & mman.PROT_WRITE))  # fmt: skip # noqa: E701
+                writable = bool(access & mman.PROT_WRITE)
+                with self._lock: current = self._remember(addr, vma, pma, end, writable)  # fmt: skip # noqa: E701
                 if len(pma.cached) > _CROWDED:
                     self._thin(pma)
             else:
@@ -251,7 +250,7 @@ class MemoryMap:
 
     def fill(self, tables: Tables, vma: VMA, addr: int, end: int) -> PMA:
         """Memory for the page at addr, which has none there, up to ``end`` at most. Raises what Backing.run does."""
-        low, high = self._room(tables, vma, addr)
+        low, high = room(tables, vma, addr)
         if not vma.backing.anonymous:
             high = min(high, end)
         distance = addr - vma.offset_at(addr)
@@ -268,42 +267,13 @@ class MemoryMap:
                     return filled.cut(low, high)  # overtaken: this access goes where it was going
                 if there is not None:
                     return there
-                first, last = self._room(change, now, addr)
+                first, last = room(change, now, addr)
                 first, last = max(first, low), min(last, high)
             pma = filled.cut(first, last)
             change.place(pma)
             return pma
 
         return self.change(place)
-
-    @staticmethod
-    def _room(tables: Tables, vma: VMA, addr: int) -> tuple[int, int]:
-        """The addresses around addr that have no memory yet, and whose memory may be one run with addr's.
-
-        For anonymous memory they reach over anonymous neighbours and free space, for what is mapped there later.
-        """
-        vmas = tables.vmas
-        low, high = tables.pmas.gap(addr, 0, 1 << 64)
-        if not vma.backing.anonymous:
-            return max(low, vma.start), min(high, vma.end)
-        first = last = vma
-        for _ in range(_NEIGHBOURS):
-            before = vmas.last_before(first.start) if first.start > low else None
-            if before is None or not before.backing.anonymous:
-                low = max(low, before.end) if before is not None else low
-                break
-            first = before
-        else:
-            low = max(low, first.start)
-        for _ in range(_NEIGHBOURS):
-            after = vmas.first_from(last.end) if last.end < high else None
-            if after is None or not after.backing.anonymous:
-                high = min(high, after.start) if after is not None else high
-                break
-            last = after
-        else:
-            high = min(high, last.end)
-        return low, high
 
     @staticmethod
     def runs(tables: Tables, start: int, end: int) -> list[tuple[int, HostRun]]:

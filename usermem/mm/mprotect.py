@@ -17,21 +17,23 @@ from usermem.mm.vma import VMASet
 
 _NAME_MAX = 80  # ANON_VMA_NAME_MAX_LEN, with the NUL
 _GROWS = mman.PROT_GROWSDOWN | mman.PROT_GROWSUP
+_KNOWN = RIGHTS | mman.PROT_SEM | _GROWS
 
 
 def mprotect(mm: MemoryMap, addr: int, length: int, prot: int) -> int:
     """See AddressSpace.mprotect."""
-    addr = mm.arch.untagged(check_int(addr, "addr"))
-    length = check_int(length, "length")
-    prot = check_int(prot, "prot")
-    if prot & _GROWS == _GROWS or not mm.arch.is_page_aligned(addr):
+    arch = mm.arch
+    addr, length, prot = check_int(addr, "addr"), check_int(length, "length"), check_int(prot, "prot")
+    if arch.ignores_top_byte:
+        addr = arch.untagged(addr)
+    if prot & _GROWS == _GROWS or addr & (arch.page_size - 1):
         raise error(errno.EINVAL, f"mprotect of {addr:#x} to {prot:#x}")
     if not length:
         return 0
-    end = mm.arch.checked_page_round_up(addr + length)
-    if end is None or addr < 0 or end <= addr:
+    end = (addr + length + arch.page_size - 1) & -arch.page_size
+    if end > arch.addr_mask or addr < 0 or end <= addr:
         raise error(errno.ENOMEM, f"mprotect of {length:#x} bytes at {addr:#x}")
-    if prot & ~(RIGHTS | mman.PROT_SEM | _GROWS):
+    if prot & ~_KNOWN:
         raise error(errno.EINVAL, f"mprotect to {prot:#x}")
 
     def build(change: Change) -> tuple[int, int]:

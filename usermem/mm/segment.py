@@ -83,7 +83,7 @@ class _Node:
         if not self.height:
             i = bisect_left(self.starts, start)
             return self.with_items(i, bisect_left(self.starts, end, i), new)
-        i = max(bisect_right(self.starts, start) - 1, 0)
+        i = (bisect_right(self.starts, start) or 1) - 1
         middle: list[_Node] = self.items[i].splice(start, end, new)
         j = i + 1
         if j < len(self.starts) and self.starts[j] < end:
@@ -100,16 +100,15 @@ class _Node:
 
     def _with_one(self, i: int, child: _Node) -> _Node:
         """The node with another child in the place of one."""
-        items = self.items.copy()
+        items, starts, before = self.items.copy(), self.starts, self.items[i]
         items[i] = child
-        starts, start = self.starts, child.starts[0]
-        if starts[i] != start:
-            starts = starts.copy()
-            starts[i] = start
         gap = self.gap if self.gap > child.gap else child.gap
-        if i and start - items[i - 1].end > gap:
-            gap = start - items[i - 1].end
-        if i + 1 < len(items) and starts[i + 1] - child.end > gap:
+        if child.starts[0] != starts[i]:
+            starts = starts.copy()
+            starts[i] = child.starts[0]
+            if i and starts[i] - items[i - 1].end > gap:
+                gap = starts[i] - items[i - 1].end
+        if child.end != before.end and i + 1 < len(items) and starts[i + 1] - child.end > gap:
             gap = starts[i + 1] - child.end
         return _Node(self.height, items, starts, gap)
 
