@@ -192,6 +192,9 @@ class AddressSpace(PagedIO):
         if type(addr) is not int or not 0 <= addr <= self.arch.max_addr - n or self._map.tables.closed:
             return None
         write_back_released()
+        cached = (self._writable if access is WRITE else self._readable).get(addr >> 12, GONE)
+        if cached[2] >= 0 and addr < cached[1] + cached[2]:
+            return cached  # what it was asked for is longer
         found = self._locate(addr, 0, access, False)
         if isinstance(found, FaultReason):
             return FaultError(addr, access, found)

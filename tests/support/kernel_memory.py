@@ -191,7 +191,7 @@ class GuestMemory:
         self.space.close()
         os.close(self.file)
 
-    def _answer(self, call: Callable[[], object]) -> Result:
+    def answer(self, call: Callable[[], object]) -> Result:
         try:
             result = call()
         except OSError as exc:
@@ -202,40 +202,40 @@ class GuestMemory:
         return errno.errorcode[-result] if result < 0 else result
 
     def mmap(self, addr: int, length: int, prot: int, flags: int) -> Result:
-        return self._answer(lambda: self.space.mmap(addr, length, prot, flags))
+        return self.answer(lambda: self.space.mmap(addr, length, prot, flags))
 
     def mmap_file(self, addr: int, length: int, prot: int, flags: int, offset: int) -> Result:
-        return self._answer(lambda: self.space.mmap(addr, length, prot, flags, self.file, offset))
+        return self.answer(lambda: self.space.mmap(addr, length, prot, flags, self.file, offset))
 
     def munmap(self, addr: int, length: int) -> Result:
-        return self._answer(lambda: self.space.munmap(addr, length))
+        return self.answer(lambda: self.space.munmap(addr, length))
 
     def mprotect(self, addr: int, length: int, prot: int) -> Result:
-        return self._answer(lambda: self.space.mprotect(addr, length, prot))
+        return self.answer(lambda: self.space.mprotect(addr, length, prot))
 
     def mremap(self, addr: int, old: int, new: int, flags: int, to: int) -> Result:
-        return self._answer(lambda: self.space.mremap(addr, old, new, flags, to))
+        return self.answer(lambda: self.space.mremap(addr, old, new, flags, to))
 
     def madvise(self, addr: int, length: int, advice: int) -> Result:
-        return self._answer(lambda: self.space.madvise(addr, length, advice))
+        return self.answer(lambda: self.space.madvise(addr, length, advice))
 
     def msync(self, addr: int, length: int, flags: int) -> Result:
-        return self._answer(lambda: self.space.msync(addr, length, flags))
+        return self.answer(lambda: self.space.msync(addr, length, flags))
 
     def mincore(self, addr: int, length: int) -> Result:
-        return self._answer(lambda: self.space.mincore(addr, length))
+        return self.answer(lambda: self.space.mincore(addr, length))
 
     def read(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
         reader: Reader = FDReader(fd, offset)
         if len(ranges) == 1:
-            return self._answer(lambda: self.space.copy_out_from(_addrs(ranges), reader))
-        return self._answer(lambda: IOSequence(self.space, _addrs(ranges)).copy_out_from(reader))
+            return self.answer(lambda: self.space.copy_out_from(_addrs(ranges), reader))
+        return self.answer(lambda: IOSequence(self.space, _addrs(ranges)).copy_out_from(reader))
 
     def write(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
         writer: Writer = FDWriter(fd, offset)
         if len(ranges) == 1:
-            return self._answer(lambda: self.space.copy_in_to(_addrs(ranges), writer))
-        return self._answer(lambda: IOSequence(self.space, _addrs(ranges)).copy_in_to(writer))
+            return self.answer(lambda: self.space.copy_in_to(_addrs(ranges), writer))
+        return self.answer(lambda: IOSequence(self.space, _addrs(ranges)).copy_in_to(writer))
 
     def rows(self) -> list[Row]:
         rows = []
