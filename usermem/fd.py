@@ -60,23 +60,23 @@ def pread_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissi
 
     Raises OSError too: EINVAL for an offset that is negative as an int64, ESPIPE for what has no offsets.
     """
+    _check_offset(offset)
     try:
         if not ignore_permissions and (view := io.cached_view(addr, n, True)) is not None:  # type: ignore[attr-defined]
             return os.preadv(fd, (view,), offset)
     except (AttributeError, OverflowError):
         pass  # no IO of ours, or no descriptor, which is said below
-    _check_offset(offset)
     return _read(fd, offset, single_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def pwrite_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
     """pwrite(2): as :func:`write_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd."""
+    _check_offset(offset)
     try:
         if not ignore_permissions and (view := io.cached_view(addr, n, False)) is not None:  # type: ignore[attr-defined]
             return os.pwrite(fd, view, offset)
     except (AttributeError, OverflowError):
         pass  # no IO of ours, or no descriptor, which is said below
-    _check_offset(offset)
     return _write(fd, offset, single_io_sequence, (io, addr, n), ignore_permissions)
 
 
@@ -119,5 +119,6 @@ def _moved(exc: OSError, stream: FDReader | FDWriter) -> int:
 
 
 def _check_offset(offset: int) -> None:
+    """Raise EINVAL for what is negative as an int64: to preadv2(2) -1 is the file's own position."""
     if not 0 <= check_int(offset, "offset") < 1 << 63:
         raise error(errno.EINVAL, f"offset {offset:#x}")
