@@ -15,7 +15,7 @@ _TOP = 1 << 64
 class _Destination:
     """A Writer into other user memory, whose Reader it is as well: so the bytes go from memory to memory."""
 
-    def __init__(self, io: IO, ars: AddrRangeSeq, ignore_permissions: bool) -> None:
+    def __init__(self, io: IO, ars: AddrRangeSeq, *, ignore_permissions: bool) -> None:
         self._io = io
         self._ars = ars
         self._ignore_permissions = ignore_permissions
@@ -50,5 +50,5 @@ def copy_between(
     ):  # an ill-formed range makes it negative: it is longer than any other, and faults
         n = min(dst_ars.num_bytes % _TOP, n % _TOP)
         dst_ars, src_ars = dst_ars.take_first(n), src_ars.take_first(n)
-    writer = _Destination(dst, dst_ars, dst_ignore_permissions)
+    writer = _Destination(dst, dst_ars, ignore_permissions=dst_ignore_permissions)
     return src.copy_in_to(src_ars, writer, ignore_permissions=src_ignore_permissions)

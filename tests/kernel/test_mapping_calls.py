@@ -54,6 +54,8 @@ RULES = {
     "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows, nor one, "
     "or a write, that a mapped file may end, since only the copy tells that.",
     "one move for many": "Before Linux 6.17 mremap moves one mapping at a time. Such a call is not made there.",
+    "unmapped in vain": "Linux's mremap unmaps the target before it finds that its source, which has no length and lies "
+    "in the target, was there. Of ours a call that fails changes nothing. It is not made.",
 }
 """Where we differ, or cannot compare, and why."""
 
@@ -229,6 +231,8 @@ class Pair:
             return ""
         if to == 0 and flags & mman.MREMAP_FIXED:
             return "first pages"
+        if flags & mman.MREMAP_FIXED and not old and to <= addr < to + new:
+            return "unmapped in vain"
         end = addr + old
         if flags & mman.MREMAP_FIXED and -(-old // PAGE) == -(-new // PAGE):
             several = not any(row.start <= addr and end <= row.end for row in self.kernel.raw_rows())

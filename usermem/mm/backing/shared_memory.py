@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import sys
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -73,7 +74,7 @@ class _MemoryFile:
 
     def give_back(self, start: int, end: int) -> None:
         """Take back a range that nothing refers to any more; what another process may still use is left alone."""
-        if self.retired:
+        if self.retired or sys.is_finalizing():  # the file goes with the process
             return
         try:
             host_calls.punch_hole(self.fd, start, end)
