@@ -54,8 +54,8 @@ RULES = {
     "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows, nor one, "
     "or a write, that a mapped file may end, since only the copy tells that.",
     "one move for many": "Before Linux 6.17 mremap moves one mapping at a time. Such a call is not made there.",
-    "unmapped in vain": "Linux's mremap unmaps the target before it finds that its source, which has no length and lies "
-    "in the target, was there. Of ours a call that fails changes nothing. It is not made.",
+    "unmapped in vain": "Linux's mremap unmaps the target before it finds that its source, which has no length, "
+    "was in it. Of ours a call that fails changes nothing. It is not made.",
 }
 """Where we differ, or cannot compare, and why."""
 
