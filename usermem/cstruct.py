@@ -104,13 +104,12 @@ def copy_pointer_out(io: IO, addr: int, value: int, *, ignore_permissions: bool 
 
 
 def _copy_int_in(io: IO, addr: int, size: int, signed: bool, ignore_permissions: bool) -> int:
-    if ignore_permissions:
-        data = read_bytes(io, addr, size, ignore_permissions=True)
-    else:
+    if not ignore_permissions:
         try:
-            data = io.read_bytes(addr, size)  # type: ignore[attr-defined]
-        except AttributeError:  # as in copy_struct_in
-            data = read_bytes(io, addr, size)
+            return int.from_bytes(io.read_bytes(addr, size), io.arch.byte_order, signed=signed)  # type: ignore[attr-defined]
+        except AttributeError:
+            pass  # as in copy_struct_in
+    data = read_bytes(io, addr, size, ignore_permissions=ignore_permissions)
     return int.from_bytes(data, arch_of(io).byte_order, signed=signed)
 
 
