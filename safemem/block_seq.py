@@ -9,7 +9,6 @@ Source: gVisor pkg/safemem/seq_unsafe.go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from safemem.block import Block, Piece, check_writable, copy, part, zero
 from safemem.buffers import check_count
@@ -124,7 +123,7 @@ class BlockSeq:
         return self if n >= self._limit else self._window(*(self._first or (0, 0)), n)
 
     def _window(self, index: int, offset: int, limit: int) -> BlockSeq:
-        seq = BlockSeq.__new__(BlockSeq)
+        seq = _new(BlockSeq)
         seq._pieces = self._pieces
         seq._limit = limit
         seq._first = (index, offset)
@@ -136,13 +135,9 @@ class BlockSeq:
             if piece.readonly:
                 check_writable(piece, name)
 
-    def views(self, most: int | None = None) -> list[memoryview]:
-        """The memory of each block, or of the first ``most``, as readv(2) wants it.
-
-        Raises BufferError if one needs safecopy.
-        """
-        pieces = islice(self._iter_pieces(), most)
-        return [piece if isinstance(piece, memoryview) else piece.view() for piece in pieces]
+    def views(self) -> list[memoryview]:
+        """The memory of each block, as readv(2) wants it. Raises BufferError if one needs safecopy."""
+        return [piece if isinstance(piece, memoryview) else piece.view() for piece in self._iter_pieces()]
 
     def tobytes(self) -> bytes:
         """A copy of all bytes. Raises HostFaultError if memory faults, with the bytes before it in ``transferred``."""
@@ -196,6 +191,8 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
     done = at = room = 0
     to = dsts._iter_pieces()
     for src in srcs._iter_pieces():
+        if done == total:  # the rest of srcs is not looked at
+            break
         start, left = 0, len(src)
         while left and done < total:
             if not room:

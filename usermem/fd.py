@@ -38,7 +38,7 @@ def read_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = Fa
             return os.readv(fd, (view,))
     except (AttributeError, OverflowError):
         pass  # no IO of ours, or no descriptor, which is said below
-    return _read(fd, None, single_io_sequence, (io, addr, n), ignore_permissions)
+    return _transfer(FDReader(fd), single_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def write_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
@@ -51,7 +51,7 @@ def write_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = F
             return os.write(fd, view)
     except (AttributeError, OverflowError):
         pass  # no IO of ours, or no descriptor, which is said below
-    moved = _write(fd, None, single_io_sequence, (io, addr, n), ignore_permissions)
+    moved = _transfer(FDWriter(fd), single_io_sequence, (io, addr, n), ignore_permissions)
     return moved or os.write(fd, b"")  # an empty datagram is sent
 
 
@@ -66,7 +66,7 @@ def pread_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissi
             return os.preadv(fd, (view,), offset)
     except (AttributeError, OverflowError):
         pass  # no IO of ours, or no descriptor, which is said below
-    return _read(fd, offset, single_io_sequence, (io, addr, n), ignore_permissions)
+    return _transfer(FDReader(fd, offset), single_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def pwrite_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
@@ -77,37 +77,29 @@ def pwrite_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permiss
             return os.pwrite(fd, view, offset)
     except (AttributeError, OverflowError):
         pass  # no IO of ours, or no descriptor, which is said below
-    return _write(fd, offset, single_io_sequence, (io, addr, n), ignore_permissions)
+    return _transfer(FDWriter(fd, offset), single_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def readv_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
     """readv(2): as :func:`read_fd`, into the n ranges of the iovec table at addr. Raises as iovecs_io_sequence too."""
-    return _read(fd, None, iovecs_io_sequence, (io, addr, n), ignore_permissions)
+    return _transfer(FDReader(fd), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def writev_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
     """writev(2): as :func:`write_fd`, out of the n ranges of the iovec table at addr. Raises as readv_fd."""
-    return _write(fd, None, iovecs_io_sequence, (io, addr, n), ignore_permissions)
+    return _transfer(FDWriter(fd), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
 
-def _read(fd: int, offset: int | None, sequence: Sequence, where: tuple[IO, int, int], ignore_permissions: bool) -> int:
-    reader = FDReader(fd, offset)
-    try:
-        moved = sequence(*where, ignore_permissions=ignore_permissions).copy_out_from(reader)
-    except OSError as exc:
-        moved = _moved(exc, reader)
-    return moved or reader.check()
-
-
-def _write(
-    fd: int, offset: int | None, sequence: Sequence, where: tuple[IO, int, int], ignore_permissions: bool
+def _transfer(
+    stream: FDReader | FDWriter, sequence: Sequence, where: tuple[IO, int, int], ignore_permissions: bool
 ) -> int:
-    writer = FDWriter(fd, offset)
+    """Move between a descriptor and what ``sequence(*where)`` finds, by way of the IO."""
     try:
-        moved = sequence(*where, ignore_permissions=ignore_permissions).copy_in_to(writer)
+        seq = sequence(*where, ignore_permissions=ignore_permissions)
+        moved = seq.copy_out_from(stream) if isinstance(stream, FDReader) else seq.copy_in_to(stream)
     except OSError as exc:
-        moved = _moved(exc, writer)
-    return moved or writer.check()
+        moved = _moved(exc, stream)
+    return moved or stream.check()
 
 
 def _moved(exc: OSError, stream: FDReader | FDWriter) -> int:

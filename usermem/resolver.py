@@ -49,19 +49,22 @@ class ResolvedIO(ABC):
     def read_bytes(self, addr: int, n: int, *, ignore_permissions: bool = False) -> bytes:
         """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
         check_count(n, "n")
-        buffer = bytearray()
+        data: bytes | bytearray = b""
 
         def take(srcs: BlockSeq) -> int:
-            nonlocal buffer
-            buffer = bytearray(srcs.num_bytes)
-            return copy_seq(_over(memoryview(buffer)), srcs)
+            nonlocal data
+            if not srcs.need_safecopy:
+                data = srcs.tobytes()
+                return len(data)
+            data = bytearray(srcs.num_bytes)
+            return copy_seq(_over(memoryview(data)), srcs)
 
         try:
             self._move(addr, n, READ, ignore_permissions, take)
         except FaultError as fault:
-            fault.partial = bytes(buffer[: fault.transferred])
+            fault.partial = bytes(data[: fault.transferred])
             raise
-        return bytes(buffer)
+        return bytes(data)
 
     def write_bytes(self, addr: int, data: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """The same as :meth:`copy_out`, the twin of :meth:`read_bytes`."""
@@ -142,14 +145,14 @@ class ResolvedIO(ABC):
         if fault is not None:
             raise fault
         blocks, fault = self.resolve(addr, n, access, ignore_permissions=ignore_permissions)
-        return _moved(move, BlockSeq(blocks), fault, ((addr, n),), access)
+        return moved(move, BlockSeq(blocks), fault, ((addr, n),), access)
 
     def _stream(
         self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], ignore_permissions: bool
     ) -> int:
         """Let ``move`` have the accessible prefix of the ranges at once, and return what it moved."""
         seq, fault = self._resolve_seq(ars, access, ignore_permissions)
-        return _moved(move, seq, fault, ars.pairs(), access)
+        return moved(move, seq, fault, ars.pairs(), access)
 
     def _atomic(
         self,
@@ -188,7 +191,7 @@ def _over(view: memoryview) -> BlockSeq:
     return BlockSeq.unchecked([view] if view else [], len(view))
 
 
-def _moved(
+def moved(
     move: Callable[[BlockSeq], int],
     seq: BlockSeq,
     fault: FaultError | None,

@@ -136,3 +136,14 @@ def test_copy_over_blocks() -> None:
         assert zero_seq(dsts) == dsts.num_bytes
         assert n <= dst_blocks.reads.items <= 6 * n
         assert n <= src_blocks.reads.items <= 3 * n
+
+
+def test_a_short_copy_looks_at_no_more() -> None:
+    """Of a long sequence what a copy does not need is not read: copying it bit by bit takes O(n) in all."""
+    srcs, src_blocks = counted(10_000)
+    src_blocks.reads.items = 0
+    assert copy_seq(BlockSeq([Block(bytearray(3))]), srcs) == 3
+    dsts, dst_blocks = counted(10_000)
+    dst_blocks.reads.items = 0
+    assert copy_seq(dsts, BlockSeq([Block(b"abc")])) == 3
+    assert max(src_blocks.reads.items, dst_blocks.reads.items) < 20

@@ -72,38 +72,30 @@ def _cool(space: AddressSpace) -> None:
         space.mprotect(addr, PAGE, prot)
 
 
-@given(addr=addrs, n=counts, mode=modes, none=descriptors, write=st.booleans(), cold=st.booleans())
-def test_read_and_write(both: Both, addr: int, n: int, mode: int, none: int | None, write: bool, cold: bool) -> None:
-    """Files however they were opened, what is no descriptor, memory in part or not there, in cached pages or not."""
-    kernel, guest = both
-    if cold:
-        _cool(guest.space)
-    host, move = (kernel.write, write_fd) if write else (kernel.read, read_fd)
-    _same(
-        both,
-        mode,
-        none,
-        lambda fd: host(fd, [(addr, n)], None),
-        lambda fd: guest.answer(lambda: move(guest.space, fd, addr, n)),
-    )
-
-
-@given(addr=addrs, n=counts, offset=offsets, mode=modes, none=descriptors, write=st.booleans(), cold=st.booleans())
-def test_pread_and_pwrite(
-    both: Both, addr: int, n: int, offset: int, mode: int, none: int | None, write: bool, cold: bool
+@given(
+    addr=addrs,
+    n=counts,
+    offset=st.none() | offsets,
+    mode=modes,
+    none=descriptors,
+    write=st.booleans(),
+    cold=st.booleans(),
+)
+def test_one_range(
+    both: Both, addr: int, n: int, offset: int | None, mode: int, none: int | None, write: bool, cold: bool
 ) -> None:
-    """The same from an offset, of which a guest may have any."""
+    """Files however they were opened, what is no descriptor, any offset; memory in part or not there, cached or not."""
     kernel, guest = both
     if cold:
         _cool(guest.space)
-    host, move = (kernel.write, pwrite_fd) if write else (kernel.read, pread_fd)
-    _same(
-        both,
-        mode,
-        none,
-        lambda fd: host(fd, [(addr, n)], offset),
-        lambda fd: guest.answer(lambda: move(guest.space, fd, addr, n, offset)),
-    )
+
+    def ours(fd: int) -> int:
+        if offset is None:
+            return (write_fd if write else read_fd)(guest.space, fd, addr, n)
+        return (pwrite_fd if write else pread_fd)(guest.space, fd, addr, n, offset)
+
+    host = kernel.write if write else kernel.read
+    _same(both, mode, none, lambda fd: host(fd, [(addr, n)], offset), lambda fd: guest.answer(lambda: ours(fd)))
 
 
 @given(

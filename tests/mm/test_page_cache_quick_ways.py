@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from struct import Struct
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
@@ -277,3 +277,31 @@ def test_the_sample_is_as_it_says() -> None:
         assert sum(map(len, memory)) == 7 * PAGE
         known = [sum(limit >= 0 for _, _, limit, _ in pages.values()) for pages in (space._readable, space._writable)]
         assert (*known, len(space._cache.words)) == ((5, 4, 5) if warm else (0, 0, 0))
+
+
+class _Index:
+    """An int of somebody else's, as NumPy's are."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+    def __rshift__(self, n: int) -> int:
+        return self._value >> n
+
+
+def test_words_take_any_int() -> None:
+    """Values of a page that is cached as those of one that is not: what is no int by type is one by __index__."""
+    space = AddressSpace()
+    addr = space.mmap(0, 4096, mman.PROT_READ | mman.PROT_WRITE, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS)
+    for _ in range(2):
+        assert space.swap_uint32(addr, cast(int, _Index(5))) in (0, 7)
+        assert space.compare_and_swap_uint32(addr, cast(int, _Index(5)), cast(int, _Index(7))) == 5
+        assert space.load_uint32(addr) == 7
+        space.copy_out(addr, b"\x07\0\0\0")
+        with pytest.raises(ValueError, match="new"):
+            space.swap_uint32(addr, 1 << 32)
+        with pytest.raises(ValueError, match="new"):
+            space.swap_uint64(addr, -1)

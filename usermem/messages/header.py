@@ -14,7 +14,7 @@ import struct
 from functools import cache
 from typing import Final
 
-from hostarch import AMD64, READ, WRITE, AddrRangeSeq, Arch
+from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem import BlockSeq, WriterFunc
 from safemem.errors import error
 from usermem.cstruct import copy_struct_in
@@ -56,7 +56,7 @@ _LAYOUTS: Final = {
 
 def layout_of(io: IO) -> MsgLayout:
     """The layout of the machine that an IO belongs to."""
-    arch: Arch = getattr(io, "arch", AMD64)  # arch_of(io), written out
+    arch = arch_of(io)
     return _LAYOUTS[arch.pointer_size, arch.byte_order]
 
 

@@ -34,7 +34,7 @@ from safemem.buffers import check_int
 from safemem.errors import short_count
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, NameTooLongError
-from usermem.resolver import ResolvedIO, checked_count
+from usermem.resolver import ResolvedIO, checked_count, moved
 from usermem.strings import copy_string_in_chunks
 from usermem.vec import copy_in_ranges
 
@@ -234,7 +234,8 @@ class PagedIO(ResolvedIO):
             else:
                 seq = self._cached_seq(ars, pages)
         if not seq:
-            return super()._stream(ars, access, move, ignore_permissions)
+            seq, fault = super()._resolve_seq(ars, access, ignore_permissions)
+            return moved(move, seq, fault, ars.pairs(), access)
         try:
             done = move(seq)
         except BlockingIOError as exc:
@@ -287,7 +288,7 @@ class PagedIO(ResolvedIO):
                 _, base, limit, run = (self._readable if access is READ else self._writable)[addr >> 12]
                 fits = addr - base + size <= limit and not addr & size - 1
                 for value in values:
-                    fits = fits and not value >> 8 * size
+                    fits = fits and type(value) is int and not value >> 8 * size
                 if fits:
                     found: int = getattr(native, operation)(run.base + addr - base, size, *values)
                     return found
