@@ -161,8 +161,11 @@ class BlockSeq:
         n = len(data)
         if n > self._limit:
             return None
-        filled = self if n == self._limit else self.take_first(n)
-        if n:
+        filled = self if n == self._limit else self._window(*(self._first or (0, 0)), n)
+        piece = self._pieces[0] if n and self._first is None else None
+        if type(piece) is memoryview and len(piece) >= n:  # one piece takes all: a tenth of the time of copy_seq
+            piece[:n] = data
+        elif n:
             copy_seq(filled, BlockSeq.unchecked([memoryview(data)], n))
         return filled
 
