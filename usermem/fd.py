@@ -22,7 +22,7 @@ from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.errors import FaultError
 from usermem.io_sequence import IOSequence
-from usermem.iovec import iovecs_io_sequence, single_io_sequence
+from usermem.iovec import UIO_MAXIOV, iovecs_io_sequence, single_io_sequence
 from usermem.memory_io import IO
 
 Sequence: TypeAlias = Callable[..., IOSequence]
@@ -82,11 +82,31 @@ def pwrite_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permiss
 
 def readv_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
     """readv(2): as :func:`read_fd`, into the n ranges of the iovec table at addr. Raises as iovecs_io_sequence too."""
+    try:
+        if (
+            not ignore_permissions
+            and type(n) is int
+            and 0 < n <= UIO_MAXIOV
+            and (views := io.cached_views(addr, n, True))  # type: ignore[attr-defined]
+        ):
+            return os.readv(fd, views)
+    except (AttributeError, OverflowError):
+        pass  # no IO of ours, or no descriptor, which is said below
     return _transfer(FDReader(fd), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def writev_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
     """writev(2): as :func:`write_fd`, out of the n ranges of the iovec table at addr. Raises as readv_fd."""
+    try:
+        if (
+            not ignore_permissions
+            and type(n) is int
+            and 0 < n <= UIO_MAXIOV
+            and (views := io.cached_views(addr, n, False))  # type: ignore[attr-defined]
+        ):
+            return os.writev(fd, views)
+    except (AttributeError, OverflowError):
+        pass  # no IO of ours, or no descriptor, which is said below
     return _transfer(FDWriter(fd), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
 

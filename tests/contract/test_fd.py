@@ -220,3 +220,30 @@ def test_a_table_that_cannot_be_read_is_no_count(pipe: tuple[int, int]) -> None:
         readv_fd(io, outlet, 0, 1025)
     assert caught.value.errno == errno.EINVAL
     assert os.read(outlet, 9) == b"abc"
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_neighbours_and_ranges_that_only_look_so(pipe: tuple[int, int], warm: bool) -> None:
+    """Ranges that touch, overlap, are empty, or lie at the same offset of other memory: each has its own bytes."""
+    outlet, inlet = pipe
+    with AddressSpace() as space:
+        space.mmap(BASE, PAGE, RW, FIXED)
+        others = [BASE + PAGE * 16 * i for i in (1, 2)]
+        for i, other in enumerate(others, 1):
+            space.attach(other, bytearray(PAGE), flags=FIXED)  # host memory of its own
+            space.copy_out(other, bytes([i, 16 + i] * 2048))
+        a, b = others
+        pairs = [(a, 64), (a + 64, 6), (b + 70, 3), (b + 73, 0), (b + 73, 2), (a + 75, 1), (a + 70, 5), (a + 71, 4)]
+        table = _table(space, *pairs)
+        expected = b"".join(space.read_bytes(*pair) for pair in pairs)
+        if not warm:
+            for addr in (BASE, a, b):
+                space.mprotect(addr, PAGE, mman.PROT_NONE)
+                space.mprotect(addr, PAGE, RW)
+        assert writev_fd(space, inlet, table, len(pairs)) == len(expected)
+        assert os.read(outlet, 1000) == expected
+        data = bytes(range(100, 100 + len(expected)))
+        os.write(inlet, data)
+        assert readv_fd(space, outlet, table, len(pairs)) == len(data)
+        model = dict(zip([addr + i for addr, n in pairs for i in range(n)], data, strict=True))
+        assert {addr: space.read_bytes(addr, 1)[0] for addr in model} == model

@@ -98,12 +98,37 @@ def test_one_range(
     _same(both, mode, none, lambda fd: host(fd, [(addr, n)], offset), lambda fd: guest.answer(lambda: ours(fd)))
 
 
+def _warm(space: AddressSpace) -> None:
+    """Let all pages be cached, for each access that is allowed."""
+    for addr, prot in _PAGES:
+        byte = space.read_bytes(addr, 1)
+        if prot & mman.PROT_WRITE:
+            space.copy_out(addr, byte)
+
+
+def _neighbours(addr: int, sizes: list[int]) -> Ranges:
+    """Ranges each of which begins where the one before ends."""
+    ranges = []
+    for n in sizes:
+        ranges.append((addr, n))
+        addr = (addr + n) % (1 << 64)
+    return ranges
+
+
 @given(
-    ranges=st.lists(st.tuples(addrs, counts), min_size=2, max_size=5), mode=modes, none=descriptors, write=st.booleans()
+    ranges=st.lists(st.builds(_neighbours, addrs, st.lists(counts, min_size=1, max_size=4)), max_size=3).map(
+        lambda runs: [pair for run in runs for pair in run]
+    ),
+    mode=modes,
+    none=descriptors,
+    write=st.booleans(),
+    warm=st.booleans(),
 )
-def test_readv_and_writev(both: Both, ranges: Ranges, mode: int, none: int | None, write: bool) -> None:
-    """Several ranges, by a table in the guest's memory."""
+def test_readv_and_writev(both: Both, ranges: Ranges, mode: int, none: int | None, write: bool, warm: bool) -> None:
+    """Several ranges, some of them neighbours, by a table in the guest's memory."""
     kernel, guest = both
+    if warm:
+        _warm(guest.space)
     table = b"".join(struct.pack("<QQ", *pair) for pair in ranges)
     for memory in both:
         zero = new_file(table)
