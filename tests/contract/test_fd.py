@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import socket
 import struct
@@ -230,7 +231,7 @@ def test_neighbours_and_ranges_that_only_look_so(pipe: tuple[int, int], warm: bo
         space.mmap(BASE, PAGE, RW, FIXED)
         others = [BASE + PAGE * 16 * i for i in (1, 2)]
         for i, other in enumerate(others, 1):
-            space.attach(other, bytearray(PAGE), flags=FIXED)  # host memory of its own
+            space.attach(other, mmap.mmap(-1, PAGE), flags=FIXED)  # host memory of its own
             space.copy_out(other, bytes([i, 16 + i] * 2048))
         a, b = others
         pairs = [(a, 64), (a + 64, 6), (b + 70, 3), (b + 73, 0), (b + 73, 2), (a + 75, 1), (a + 70, 5), (a + 71, 4)]
