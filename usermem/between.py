@@ -45,10 +45,30 @@ def copy_between(
     have shown it. Where source and destination overlap in memory, each run of memory is copied as by memmove.
     """
     n = src_ars.num_bytes
-    if (
-        n < 0 or n != dst_ars.num_bytes
-    ):  # an ill-formed range makes it negative: it is longer than any other, and faults
+    if n < 0 or n != dst_ars.num_bytes:  # negative is an ill-formed range: it is longer than any other, and faults
         n = min(dst_ars.num_bytes % _TOP, n % _TOP)
         dst_ars, src_ars = dst_ars.take_first(n), src_ars.take_first(n)
+    elif not (dst_ars.window or src_ars.window or dst_ignore_permissions or src_ignore_permissions):
+        found = _copy_cached(dst, dst_ars.flat, src, src_ars.flat)
+        if found is not None:
+            return found
     writer = _Destination(dst, dst_ars, ignore_permissions=dst_ignore_permissions)
     return src.copy_in_to(src_ars, writer, ignore_permissions=src_ignore_permissions)
+
+
+def _copy_cached(dst: IO, dst_flat: list[int], src: IO, src_flat: list[int]) -> int | None:
+    """Copy from one range to one as long if pages that are cached tell where both are; None says nothing.
+
+    This takes a third of the time of a Writer that is a Reader.
+    """
+    if len(dst_flat) != 2 or len(src_flat) != 2:
+        return None
+    try:
+        to = dst.cached_view(dst_flat[0], dst_flat[1], True)  # type: ignore[attr-defined]
+        data = src.cached_view(src_flat[0], src_flat[1], False)  # type: ignore[attr-defined]
+    except AttributeError:  # no IO of ours
+        return None
+    if to is None or data is None:
+        return None
+    to[:] = data
+    return len(data)

@@ -191,6 +191,29 @@ def test_overlapping_runs_are_moved() -> None:
         assert memory[dst : dst + 8] == b"0123456789"[src : src + 8]
 
 
+def test_between_pages_that_are_cached() -> None:
+    """One range to one, whole or what is left of it: the bytes, and no more of them; and faults once rights change."""
+    with AddressSpace() as one, AddressSpace() as two:
+        flags, rights = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS, mman.PROT_READ | mman.PROT_WRITE
+        src, dst = one.mmap(0, 4096, rights, flags), two.mmap(0, 4096, rights, flags)
+        one.copy_out(src, TEXT)
+        for start, n in ((0, 6), (2, 4), (1, 4)):
+            two.copy_out(dst, bytes(16))
+            one.read_bytes(src, 1)
+            src_ars, dst_ars = ranges((src, src + 6)), ranges((dst + 4, dst + 10))
+            if start:
+                src_ars, dst_ars = (ars.drop_first(start).take_first(n) for ars in (src_ars, dst_ars))
+            assert copy_between(two, dst_ars, one, src_ars) == n
+            assert two.read_bytes(dst, 16) == (bytes(4 + start) + TEXT[start : start + n]).ljust(16, b"\0")
+        assert copy_between(one, ranges((src + 2, src + 8)), one, ranges((src, src + 6))) == 6
+        assert one.read_bytes(src, 8) == b"ababcdef"
+        for space, page, access in ((two, dst, WRITE), (one, src, READ)):
+            space.mprotect(page, 4096, mman.PROT_NONE)
+            with pytest.raises(FaultError) as caught:
+                copy_between(two, ranges((dst, dst + 8)), one, ranges((src, src + 8)))
+            assert (caught.value.address, caught.value.access) == (page, access)
+
+
 def test_at_the_top_of_the_address_space() -> None:
     """Both sides may end with the last address; one byte more is a fault past it."""
     target = bytearray(8)
