@@ -93,6 +93,7 @@ class MemoryMap:
         self.tables = Tables(VMASet(), PMASet())
         self.anonymous = Anonymous()
         self.guard = _GUARD_PAGES << arch.page_shift
+        self.lowest = arch.page_round_up(arch.min_addr)
         self.base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
         if seed is not None:
             from random import Random  # 2 ms at import
@@ -135,7 +136,7 @@ class MemoryMap:
             try:
                 if change.touched or change.gone:
                     self._cache.frozen = True
-                    self._forget(old, change)
+                    self._forget(change)
                 if change.dropped or self.listeners.listener is not None:
                     events: list[Event] = []
                     made.append((change.dropped, events))
@@ -160,15 +161,14 @@ class MemoryMap:
             if events:
                 self.listeners.tell(events, self.tables)
 
-    def _forget(self, old: Tables, change: Change) -> None:
+    def _forget(self, change: Change) -> None:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
-        for start, end in change.touched:
-            for pma in old.pmas.overlapping(start, end):
-                if pma.cached:
-                    low, high = max(start - 1, pma.start), min(end + 1, pma.end)
-                    firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
-                    self._cache.forget(pma.cached, firsts)
-        while change.gone:  # the tables must keep nothing alive
+        while change.touched:  # the tables must keep nothing alive
+            pma, vmas = change.touched.pop()
+            if pma.cached:
+                first = pma.start
+                self._cache.forget(pma.cached, [vma.start if vma.start > first else first for vma in vmas])
+        while change.gone:
             cached = change.gone.pop().cached
             if cached:
                 self._cache.forget(cached, list(cached))

@@ -97,10 +97,10 @@ class PageCache:
     def forget(self, cached: dict[int, Stretch], firsts: list[int]) -> None:
         """Drop the stretches that begin at some addresses, of a PMA's ``cached``: they stay there, gone."""
         for first in firsts:
-            for key in (first, first + 1):
-                stretch = cached.get(key)
-                if stretch is not None:
-                    stretch[:] = GONE
+            if first in cached:
+                cached[first][:] = GONE
+            if first + 1 in cached:
+                cached[first + 1][:] = GONE
 
 
 class PagedIO(ResolvedIO):
