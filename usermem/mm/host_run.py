@@ -63,11 +63,6 @@ class HostRun:
         """Whether touching the memory may raise a signal, so that only safecopy may touch it."""
         return self.memory is None
 
-    @property
-    def is_quick(self) -> bool:
-        """Whether its memory is an mmap object, so that a slice of it is bytes."""
-        return isinstance(self.memory, mmap.mmap)
-
     def cut(self, start: int, end: int) -> HostRun:
         """The bytes [start, end) of it, counted from its first, not empty. The rest is not kept alive by them."""
         start += self.start

@@ -23,6 +23,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from mmap import mmap
 from typing import Final, TypeVar
 
 from attrs import define
@@ -65,6 +66,8 @@ _CROWDED: Final = 128
 
 T = TypeVar("T")
 Made = tuple[list[Dropped], list[Event]]
+Found = tuple[Tables, VMA, PMA, int]
+"""Tables, the mapping and the memory that an address lies in, and where what can be accessed there ends."""
 
 
 @define
@@ -182,33 +185,35 @@ class MemoryMap:
         """
         for _ in range(_ATTEMPTS):
             found = self._look(addr, access, ignore_permissions)
-            if isinstance(found, FaultReason):
+            if not isinstance(found, tuple):
                 return found
-            vma, pma, end = found
+            tables, vma, pma, end = found
             if end > pma.end:
                 end = pma.end
-            if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
-                writable = bool(access & mman.PROT_WRITE)
-                with self._lock: current = self._remember(addr, vma, pma, end, writable)  # fmt: skip # noqa: E701
+            stretch = pma.stretch(end)
+            if access in CACHED and vma.backing.steady and isinstance(stretch[0], mmap) and not ignore_permissions:
+                writable = access & mman.PROT_WRITE != 0
+                with self._lock: current = self._remember(addr, found, stretch, writable)  # fmt: skip # noqa: E701
                 if len(pma.cached) > _CROWDED:
                     self._thin(pma)
             else:
-                current = self.tables.vmas.find(addr) is vma
+                current = self.tables is tables or self.tables.vmas.find(addr) is vma
             if current:
                 break
-        return pma.stretch(end)
+        return stretch
 
-    def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> bool:
+    def _remember(self, addr: int, found: Found, fresh: Stretch, writable: bool) -> bool:
         """Cache addr's page, and return whether the tables are still the ones in which it was found.
 
         Call it under the lock.
         """
+        tables, vma, pma, _ = found
         now = self.tables
-        if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma:
+        if now is not tables and (now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma):
             return False
         if not self._cache.frozen:
             start = vma.start if vma.start > pma.start else pma.start
-            stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
+            stretch = self._cache.stretch(pma.cached, start, fresh, writable)
             if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
                 self._cache.remember(addr, stretch, writable)
             else:
@@ -221,8 +226,8 @@ class MemoryMap:
         if left > _CROWDED // 2:
             self.change(partial(Change.divide, pma=pma))
 
-    def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
-        """The mapping that addr lies in, its memory there, and where what can be accessed ends; or why it cannot."""
+    def _look(self, addr: int, access: int, ignore_permissions: bool) -> Found | FaultReason:
+        """Where addr lies, or why it cannot be accessed."""
         tables = self.tables
         vma = tables.vmas.find(addr)
         if vma is None and self._grow_down(addr):
@@ -236,10 +241,10 @@ class MemoryMap:
         if access & ~rights:
             return FaultReason.PERMISSION
         try:
-            end = self.accessible_end(vma)
+            end = vma.end if vma.backing.anonymous else self.accessible_end(vma)
             if addr >= end:
                 return FaultReason.BEYOND_FILE
-            return vma, tables.pmas.find(addr) or self.fill(tables, vma, addr, end), end
+            return tables, vma, tables.pmas.find(addr) or self.fill(tables, vma, addr, end), end
         except MemoryError:
             return FaultReason.NO_MEMORY
 

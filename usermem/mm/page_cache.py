@@ -74,8 +74,10 @@ class PageCache:
 
         Changes find it from now on, in a PMA's ``cached``. Call it under the map's lock.
         """
-        stretch = cached.setdefault(first + writable, GONE.copy())
-        if stretch[2] < 0:
+        stretch = cached.get(first + writable)
+        if stretch is None:  # a signal handler may have been quicker
+            stretch = cached.setdefault(first + writable, fresh.copy())
+        elif stretch[2] < 0:
             stretch[:] = fresh
         return stretch
 
