@@ -40,7 +40,7 @@ class Tables:
 class Change(Tables):
     """The next tables, made out of old ones step by step, and what the change does to whom."""
 
-    __slots__ = ("dropped", "gone", "told", "touched")
+    __slots__ = ("dropped", "gone", "told", "touched", "used")
 
     def __init__(self, old: Tables) -> None:
         self.vmas = old.vmas
@@ -54,6 +54,8 @@ class Change(Tables):
         """Memory, and the mappings of it whose cached pages may be wrong now, or of other memory too."""
         self.gone: list[PMA] = []
         """The memory that is no longer where it was, or cut."""
+        self.used: list[tuple[PMA, int, int]] = []
+        """Memory that goes as a whole, and the range of addresses that was all of it that was ever mapped."""
         self.dropped: list[Dropped] = []
         """The parts of backings that shared mappings no longer show."""
 
@@ -107,6 +109,8 @@ class Change(Tables):
         near = high - ahead[0].start <= anonymous.WINDOW or ahead[-1].end - low <= anonymous.WINDOW
         if near and len(ahead) <= _PIECES:
             low, high = start, end
+        else:  # what is mapped over or unmapped is cut out of its memory, so nothing else in it was ever mapped
+            self.used += [(pma, start, end) for pma in ahead if low <= pma.start and pma.end <= high]
         self._clear(low, high)
 
     def _clear(self, start: int, end: int, new: Sequence[PMA] = ()) -> None:

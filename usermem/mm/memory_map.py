@@ -140,6 +140,7 @@ class MemoryMap:
                 if change.touched or change.gone:
                     self._cache.frozen = True
                     self._forget(change)
+                used, change.used = change.used, []
                 if change.dropped or self.listeners.listener is not None:
                     events: list[Event] = []
                     made.append((change.dropped, events))
@@ -152,6 +153,8 @@ class MemoryMap:
             finally:
                 self._cache.frozen = False
             if outcome is change:
+                for pma, start, end in used:
+                    pma.note_used(start, end)  # not before: more of it might be mapped by a handler, and written
                 return result
             while made:
                 self.listeners.withdraw(made.pop()[1])

@@ -92,12 +92,12 @@ class VMASet(SegmentSet[VMA]):
         ``around`` are the mappings in [start - 1, end + 1), if the caller has them.
         """
         old = self.overlapping(start - 1, end + 1) if around is None else around
-        if not old:
+        if not old and len(vmas) == 1:
             return self.exchange(old, vmas)
         new: list[VMA] = []
-        if (first := old[0]).start < start:
+        if old and (first := old[0]).start < start:
             new.append(first if first.end <= start else first.cut(first.start, start))
-        if (last := old[-1]).end > end:
+        if old and (last := old[-1]).end > end:
             vmas = [*vmas, last if last.start >= end else last.cut(end, last.end)]
         joined: VMA | None = None  # the last of new, if it was made here
         for vma in vmas:
