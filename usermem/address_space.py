@@ -183,7 +183,7 @@ class AddressSpace(PagedIO):
     def _locate(self, addr: int, tag: int, access: AccessType, ignore_permissions: bool) -> Stretch | FaultReason:
         """MemoryMap.locate, and again if the hook has done something about a fault: what faults then is a fault."""
         found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
-        if isinstance(found, FaultReason) and self.on_fault is not None and self._handled(addr + tag, access):
+        if not isinstance(found, list) and self.on_fault is not None and self._handled(addr + tag, access):
             found = self._map.locate(addr, access, ignore_permissions=ignore_permissions)
         return found
 
@@ -196,7 +196,7 @@ class AddressSpace(PagedIO):
         if cached[2] >= 0 and addr < cached[1] + cached[2]:
             return cached  # what it was asked for is longer
         found = self._locate(addr, 0, access, False)
-        if isinstance(found, FaultReason):
+        if not isinstance(found, list):
             return FaultError(addr, access, found)
         return found if isinstance(found[0], host_mmap.mmap) else None
 

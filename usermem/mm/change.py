@@ -40,7 +40,7 @@ class Tables:
 class Change(Tables):
     """The next tables, made out of old ones step by step, and what the change does to whom."""
 
-    __slots__ = ("dropped", "gone", "told", "touched")
+    __slots__ = ("dropped", "gone", "told", "touched", "used")
 
     def __init__(self, old: Tables) -> None:
         self.vmas = old.vmas
@@ -50,10 +50,12 @@ class Change(Tables):
         self.closed = old.closed
         self.told: list[Told] = []
         """What listeners are told, in order."""
-        self.touched: list[tuple[int, int]] = []
-        """The ranges of addresses in which cached pages may be wrong now."""
+        self.touched: list[tuple[PMA, list[VMA]]] = []
+        """Memory, and the mappings of it whose cached pages may be wrong now, or of other memory too."""
         self.gone: list[PMA] = []
         """The memory that is no longer where it was, or cut."""
+        self.used: list[tuple[PMA, int, int]] = []
+        """Memory that goes as a whole, and the range of addresses that was all of it that was ever mapped."""
         self.dropped: list[Dropped] = []
         """The parts of backings that shared mappings no longer show."""
 
@@ -61,7 +63,7 @@ class Change(Tables):
         """Map, in the place of whatever is mapped there."""
         start, end = vma.start, vma.end
         around = self.vmas.overlapping(start - 1, end + 1)
-        self.tell(start, end, ChangeKind.MAP)
+        self.tell(start, end, ChangeKind.MAP, around)
         if self._drop(around, start, end):
             self._clear(start, end)
         elif not vma.backing.anonymous:  # memory that was placed ahead is anonymous: no use to a file
@@ -95,16 +97,20 @@ class Change(Tables):
         next one there finds it. ``around``, if the caller has them, are the mappings in [start - 1, end + 1) before.
         """
         before = around[0] if around and around[0].start < start else self.vmas.last_before(start)
-        after = around[-1] if around and around[-1].end > end else self.vmas.first_from(end)
         low = min(before.end, start) if before is not None else -anonymous.WINDOW  # nothing is near the ends
+        first = self.pmas.first_from(low)
+        if first is None:
+            return
+        after = around[-1] if around and around[-1].end > end else self.vmas.first_from(end)
         high = max(after.start, end) if after is not None else 1 << 65
-        last = self.pmas.last_before(high)
-        if last is None or last.end <= low:
+        if first.start >= high:
             return
         ahead = self.pmas.overlapping(low, high)
         near = high - ahead[0].start <= anonymous.WINDOW or ahead[-1].end - low <= anonymous.WINDOW
         if near and len(ahead) <= _PIECES:
             low, high = start, end
+        else:  # what is mapped over or unmapped is cut out of its memory, so nothing else in it was ever mapped
+            self.used += [(pma, start, end) for pma in ahead if low <= pma.start and pma.end <= high]
         self._clear(low, high)
 
     def _clear(self, start: int, end: int, new: Sequence[PMA] = ()) -> None:
@@ -118,7 +124,7 @@ class Change(Tables):
         """Give everything mapped in [start, end) the rights prot. ``around``: see VMASet.put."""
         if around is None:
             around = self.vmas.overlapping(start - 1, end + 1)
-        self.tell(start, end, ChangeKind.PROTECT)
+        self.tell(start, end, ChangeKind.PROTECT, around)
         vmas = [
             vma.over(vma.start if vma.start > start else start, vma.end if vma.end < end else end, prot)
             for vma in around
@@ -128,8 +134,10 @@ class Change(Tables):
 
     def rename(self, start: int, end: int, name: str) -> None:
         """Give everything mapped in [start, end) a name."""
-        self.vmas = self.vmas.put(start, end, [evolve(vma, name=name) for vma in self.vmas.within(start, end)])
-        self.touched.append((start, end))
+        around = self.vmas.overlapping(start - 1, end + 1)
+        self._touch(start, end, around)
+        renamed = [evolve(vma, name=name) for vma in self.vmas.within(start, end)]
+        self.vmas = self.vmas.put(start, end, renamed, around)
 
     def refill(self, start: int, end: int) -> None:
         """Forget the memory of [start, end): the backing gives it anew when it is touched."""
@@ -151,10 +159,11 @@ class Change(Tables):
         elif start < end and not vma.shared:
             self.refill(start, end)
         self._empty(to, stop)
-        self.vmas = self.vmas.put(to, stop, [vma.over(start, start + stop - to, vma.prot).placed(to, stop)])
+        around = self.vmas.overlapping(to - 1, stop + 1)
+        self.tell(to, stop, ChangeKind.MOVE, around)
+        self.vmas = self.vmas.put(to, stop, [vma.over(start, start + stop - to, vma.prot).placed(to, stop)], around)
         for pma in pmas:
             self.place(pma)
-        self.tell(to, stop, ChangeKind.MOVE)
 
     def place(self, pma: PMA) -> None:
         """Put memory where there was none yet. No listener is told, and nothing that is cached becomes wrong."""
@@ -171,12 +180,16 @@ class Change(Tables):
         """Note that the same memory has other bytes: a listener is told, and what is cached stays right."""
         self.told.append((start, end, ChangeKind.MEMORY))
 
-    def tell(self, start: int, end: int, kind: ChangeKind) -> None:
+    def tell(self, start: int, end: int, kind: ChangeKind, around: list[VMA]) -> None:
         """Note a change of [start, end) that a listener is told, and that cached pages may not outlive.
 
-        Of memory that is replaced the caches know by themselves.
+        Of memory that is replaced the caches know by themselves. ``around``: see VMASet.put.
         """
         self.told.append((start, end, kind))
+        self._touch(start, end, around)
+
+    def _touch(self, start: int, end: int, around: list[VMA]) -> None:
         pma = self.pmas.first_from(start)
         if pma is not None and pma.start < end:
-            self.touched.append((start, end))
+            pmas = [pma] if pma.end >= end else self.pmas.overlapping(start, end)
+            self.touched += [(pma, around) for pma in pmas]

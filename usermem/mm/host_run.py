@@ -22,6 +22,10 @@ class Keeper(Protocol):
         """What keeps [start, end) alive, positions as in the run; the keeper itself if it cannot be parted."""
         ...
 
+    def note_used(self, start: int, end: int) -> None:
+        """Take note that all bytes outside [start, end) are still zero, and that nobody will write them."""
+        ...
+
 
 class Whole:
     """A keeper that cannot be parted: all of its memory lives as long as any part is in use."""
@@ -31,6 +35,9 @@ class Whole:
     def part(self, start: int, end: int) -> Self:
         """Return self."""
         return self
+
+    def note_used(self, start: int, end: int) -> None:
+        """Do nothing: such memory is not used again."""
 
 
 class HostRun:
@@ -62,11 +69,6 @@ class HostRun:
     def may_fault(self) -> bool:
         """Whether touching the memory may raise a signal, so that only safecopy may touch it."""
         return self.memory is None
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether its memory is an mmap object, so that a slice of it is bytes."""
-        return isinstance(self.memory, mmap.mmap)
 
     def cut(self, start: int, end: int) -> HostRun:
         """The bytes [start, end) of it, counted from its first, not empty. The rest is not kept alive by them."""

@@ -23,6 +23,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from mmap import mmap
 from typing import Final, TypeVar
 
 from attrs import define
@@ -65,6 +66,8 @@ _CROWDED: Final = 128
 
 T = TypeVar("T")
 Made = tuple[list[Dropped], list[Event]]
+Found = tuple[Tables, VMA, PMA, int]
+"""Tables, the mapping and the memory that an address lies in, and where what can be accessed there ends."""
 
 
 @define
@@ -93,6 +96,7 @@ class MemoryMap:
         self.tables = Tables(VMASet(), PMASet())
         self.anonymous = Anonymous()
         self.guard = _GUARD_PAGES << arch.page_shift
+        self.lowest = arch.page_round_up(arch.min_addr)
         self.base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
         if seed is not None:
             from random import Random  # 2 ms at import
@@ -135,7 +139,8 @@ class MemoryMap:
             try:
                 if change.touched or change.gone:
                     self._cache.frozen = True
-                    self._forget(old, change)
+                    self._forget(change)
+                used, change.used = change.used, []
                 if change.dropped or self.listeners.listener is not None:
                     events: list[Event] = []
                     made.append((change.dropped, events))
@@ -148,6 +153,8 @@ class MemoryMap:
             finally:
                 self._cache.frozen = False
             if outcome is change:
+                for pma, start, end in used:
+                    pma.note_used(start, end)  # not before: more of it might be mapped by a handler, and written
                 return result
             while made:
                 self.listeners.withdraw(made.pop()[1])
@@ -160,15 +167,14 @@ class MemoryMap:
             if events:
                 self.listeners.tell(events, self.tables)
 
-    def _forget(self, old: Tables, change: Change) -> None:
+    def _forget(self, change: Change) -> None:
         """Drop the cached stretches that lie in changed memory, or in a mapping that changed or has new neighbours."""
-        for start, end in change.touched:
-            for pma in old.pmas.overlapping(start, end):
-                if pma.cached:
-                    low, high = max(start - 1, pma.start), min(end + 1, pma.end)
-                    firsts = [max(vma.start, pma.start) for vma in old.vmas.overlapping(low, high)]
-                    self._cache.forget(pma.cached, firsts)
-        while change.gone:  # the tables must keep nothing alive
+        while change.touched:  # the tables must keep nothing alive
+            pma, vmas = change.touched.pop()
+            if pma.cached:
+                first = pma.start
+                self._cache.forget(pma.cached, [vma.start if vma.start > first else first for vma in vmas])
+        while change.gone:
             cached = change.gone.pop().cached
             if cached:
                 self._cache.forget(cached, list(cached))
@@ -182,33 +188,35 @@ class MemoryMap:
         """
         for _ in range(_ATTEMPTS):
             found = self._look(addr, access, ignore_permissions)
-            if isinstance(found, FaultReason):
+            if not isinstance(found, tuple):
                 return found
-            vma, pma, end = found
+            tables, vma, pma, end = found
             if end > pma.end:
                 end = pma.end
-            if access in CACHED and vma.backing.steady and pma.run.is_quick and not ignore_permissions:
-                writable = bool(access & mman.PROT_WRITE)
-                with self._lock: current = self._remember(addr, vma, pma, end, writable)  # fmt: skip # noqa: E701
+            stretch = pma.stretch(end)
+            if access in CACHED and vma.backing.steady and isinstance(stretch[0], mmap) and not ignore_permissions:
+                writable = access & mman.PROT_WRITE != 0
+                with self._lock: current = self._remember(addr, found, stretch, writable)  # fmt: skip # noqa: E701
                 if len(pma.cached) > _CROWDED:
                     self._thin(pma)
             else:
-                current = self.tables.vmas.find(addr) is vma
+                current = self.tables is tables or self.tables.vmas.find(addr) is vma
             if current:
                 break
-        return pma.stretch(end)
+        return stretch
 
-    def _remember(self, addr: int, vma: VMA, pma: PMA, end: int, writable: bool) -> bool:
+    def _remember(self, addr: int, found: Found, fresh: Stretch, writable: bool) -> bool:
         """Cache addr's page, and return whether the tables are still the ones in which it was found.
 
         Call it under the lock.
         """
+        tables, vma, pma, _ = found
         now = self.tables
-        if now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma:
+        if now is not tables and (now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma):
             return False
         if not self._cache.frozen:
             start = vma.start if vma.start > pma.start else pma.start
-            stretch = self._cache.stretch(pma.cached, start, pma.stretch(end), writable)
+            stretch = self._cache.stretch(pma.cached, start, fresh, writable)
             if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
                 self._cache.remember(addr, stretch, writable)
             else:
@@ -221,8 +229,8 @@ class MemoryMap:
         if left > _CROWDED // 2:
             self.change(partial(Change.divide, pma=pma))
 
-    def _look(self, addr: int, access: int, ignore_permissions: bool) -> tuple[VMA, PMA, int] | FaultReason:
-        """The mapping that addr lies in, its memory there, and where what can be accessed ends; or why it cannot."""
+    def _look(self, addr: int, access: int, ignore_permissions: bool) -> Found | FaultReason:
+        """Where addr lies, or why it cannot be accessed."""
         tables = self.tables
         vma = tables.vmas.find(addr)
         if vma is None and self._grow_down(addr):
@@ -236,10 +244,10 @@ class MemoryMap:
         if access & ~rights:
             return FaultReason.PERMISSION
         try:
-            end = self.accessible_end(vma)
+            end = vma.end if vma.backing.anonymous else self.accessible_end(vma)
             if addr >= end:
                 return FaultReason.BEYOND_FILE
-            return vma, tables.pmas.find(addr) or self.fill(tables, vma, addr, end), end
+            return tables, vma, tables.pmas.find(addr) or self.fill(tables, vma, addr, end), end
         except MemoryError:
             return FaultReason.NO_MEMORY
 

@@ -174,10 +174,9 @@ def free_place(mm: MemoryMap, vmas: VMASet, hint: int, size: int, low_only: bool
     """
     arch = mm.arch
     end = _LOW_END if low_only else arch.max_addr
-    low = arch.page_round_up(arch.min_addr)
-    hint = arch.page_round_down(hint)
-    if hint > 0:
-        hint = max(hint, low)
+    low = mm.lowest
+    if hint >= arch.page_size:
+        hint = max(arch.page_round_down(hint), low)
         if hint + size <= min(end, vmas.limit_from(hint)):
             return hint
     if low_only:

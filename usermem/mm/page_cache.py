@@ -75,8 +75,10 @@ class PageCache:
 
         Changes find it from now on, in a PMA's ``cached``. Call it under the map's lock.
         """
-        stretch = cached.setdefault(first + writable, GONE.copy())
-        if stretch[2] < 0:
+        stretch = cached.get(first + writable)
+        if stretch is None:  # a signal handler may have been quicker
+            stretch = cached.setdefault(first + writable, fresh.copy())
+        elif stretch[2] < 0:
             stretch[:] = fresh
         return stretch
 
@@ -98,10 +100,10 @@ class PageCache:
     def forget(self, cached: dict[int, Stretch], firsts: list[int]) -> None:
         """Drop the stretches that begin at some addresses, of a PMA's ``cached``: they stay there, gone."""
         for first in firsts:
-            for key in (first, first + 1):
-                stretch = cached.get(key)
-                if stretch is not None:
-                    stretch[:] = GONE
+            if first in cached:
+                cached[first][:] = GONE
+            if first + 1 in cached:
+                cached[first + 1][:] = GONE
 
 
 class PagedIO(ResolvedIO):

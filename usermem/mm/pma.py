@@ -47,6 +47,13 @@ class PMA:
         base = self.start - self.run.start
         return [self.run.memory, base, end - base, self.run]
 
+    def note_used(self, start: int, end: int) -> None:
+        """Tell the memory that nothing but [start, end) of it, some addresses, was ever mapped. It has to be so."""
+        first = max(start, self.start)
+        last = max(min(end, self.end), first)
+        offset = self.run.start - self.start
+        self.run.keeper.note_used(first + offset, last + offset)
+
     def moved(self, distance: int) -> PMA:
         """The same memory, ``distance`` addresses further up."""
         return PMA(self.start + distance, self.run)

@@ -114,17 +114,23 @@ class _Node:
 
     def with_items(self, i: int, j: int, new: list[Any]) -> list[_Node]:
         """The nodes with ``new`` in the place of the items i to j; none if there are none left."""
-        items, starts = self.items.copy(), self.starts.copy()
+        items = self.items.copy()
         items[i:j] = new
         if not items:
             return []
-        starts[i:j] = map(_start, new)
         gap = self.gap
-        end = items[i - 1].end if i else starts[0]
-        for item in items[i : i + len(new) + 1]:
-            if (between := item.start - end) > gap:  # a floor may lie below: the bound need not be exact
-                gap = between
+        firsts = []
+        end = items[i - 1].end if i else items[0].start
+        for item in new:
+            start = item.start  # a floor may lie below: the bound need not be exact
+            firsts.append(start)
+            if start - end > gap:
+                gap = start - end
             end = item.end
+        starts = self.starts.copy()
+        if j < len(starts) and starts[j] - end > gap:
+            gap = starts[j] - end
+        starts[i:j] = firsts
         if self.height:
             gap = max([gap, *[node.gap for node in new]])
         if len(items) <= _FANOUT:
@@ -233,17 +239,25 @@ class SegmentSet(Generic[S]):
 
     def overlapping(self, start: int, end: int) -> list[S]:
         """The segments that have an address in [start, end), in order."""
-        root = self._root
-        if root is None or start >= end:
+        node = self._root
+        if node is None or start >= end:
             return []
-        found = root.part(start, end)
-        height = root.height
-        while height:
-            height -= 1
-            if len(found) == 1:
-                found = found[0].part(start, end)
-            else:
-                found = [item for node in found for item in node.part(start, end)]
+        while True:
+            starts, items = node.starts, node.items
+            i = bisect_right(starts, start)
+            if i and items[i - 1].end > start:
+                i -= 1
+            j = i
+            if i < len(starts) and starts[i] < end:
+                j = bisect_left(starts, end, i + 1)
+            if not node.height or i == j:
+                return items[i:j]
+            if j - i > 1:
+                break
+            node = items[i]
+        found = items[i:j]
+        for _ in range(node.height):
+            found = [item for node in found for item in node.part(start, end)]
         return found
 
     def is_free(self, start: int, end: int) -> bool:

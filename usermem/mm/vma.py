@@ -92,16 +92,21 @@ class VMASet(SegmentSet[VMA]):
         ``around`` are the mappings in [start - 1, end + 1), if the caller has them.
         """
         old = self.overlapping(start - 1, end + 1) if around is None else around
+        if not old and len(vmas) == 1:
+            return self.exchange(old, vmas)
         new: list[VMA] = []
         if old and (first := old[0]).start < start:
             new.append(first if first.end <= start else first.cut(first.start, start))
         if old and (last := old[-1]).end > end:
             vmas = [*vmas, last if last.start >= end else last.cut(end, last.end)]
+        joined: VMA | None = None  # the last of new, if it was made here
         for vma in vmas:
-            if new and (left := new[-1]).end == vma.start and left.can_merge(vma):
-                new[-1] = left.over(left.start, vma.end, left.prot)
-            else:
+            if not new or (left := new[-1]).end != vma.start or not left.can_merge(vma):
                 new.append(vma)
+            elif left is joined:
+                joined.end = vma.end
+            else:
+                new[-1] = joined = left.over(left.start, vma.end, left.prot)
         return self.exchange(old, new)
 
     def limit_from(self, addr: int) -> int:
