@@ -232,12 +232,13 @@ class MemoryMap:
     def _look(self, addr: int, access: int, ignore_permissions: bool) -> Found | FaultReason:
         """Where addr lies, or why it cannot be accessed."""
         tables = self.tables
-        vma = tables.vmas.find(addr)
-        if vma is None and self._grow_down(addr):
+        vma = tables.vmas.first_from(addr)
+        if vma is None or vma.start > addr:
+            if vma is None or not vma.growsdown or not self._grow_down(addr):
+                return FaultReason.UNMAPPED
             tables = self.tables
-            vma = tables.vmas.find(addr)
-        if vma is None:
-            return FaultReason.UNMAPPED
+            if (vma := tables.vmas.find(addr)) is None:
+                return FaultReason.UNMAPPED
         rights = vma.max_prot if ignore_permissions else vma.prot
         if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
             rights |= mman.PROT_READ
@@ -309,9 +310,6 @@ class MemoryMap:
 
     def _grow_down(self, addr: int) -> bool:
         """Have the mapping above addr grow down to it if it may (Linux's expand_downwards, acct_stack_growth)."""
-        vma = self.tables.vmas.first_from(addr)
-        if vma is None or not vma.growsdown:
-            return False
 
         def grow(change: Change) -> bool:
             vma = change.vmas.first_from(addr)
