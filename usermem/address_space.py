@@ -191,13 +191,16 @@ class AddressSpace(PagedIO):
         # Tags, ranges that leave user space and closed spaces go the slow way.
         if type(addr) is not int or not 0 <= addr <= self.arch.max_addr - n or self._map.tables.closed:
             return None
+        found = (self._writable if access is WRITE else self._readable).get(addr >> 12, GONE)
+        if found[2] < 0 or addr >= found[1] + found[2]:  # else what it was asked for is longer
+            if self.on_fault is None:  # a call less
+                located = self._map.locate(addr, access, ignore_permissions=False)
+            else:
+                located = self._locate(addr, 0, access, False)
+            if isinstance(located, FaultReason):
+                return FaultError(addr, access, located)
+            found = located
         write_back_released()
-        cached = (self._writable if access is WRITE else self._readable).get(addr >> 12, GONE)
-        if cached[2] >= 0 and addr < cached[1] + cached[2]:
-            return cached  # what it was asked for is longer
-        found = self._locate(addr, 0, access, False)
-        if not isinstance(found, list):
-            return FaultError(addr, access, found)
         return found if isinstance(found[0], host_mmap.mmap) else None
 
     def _handled(self, addr: int, access: AccessType) -> bool:

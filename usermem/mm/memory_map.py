@@ -56,7 +56,7 @@ _GUARD_PAGES: Final = 256
 _STACK_GAP: Final = 128 << 20
 
 # How often an access whose mapping others change begins anew, before it goes where it was going.
-_ATTEMPTS: Final = 8
+_ATTEMPTS: Final = range(8)
 
 CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRITE)
 """The accesses whose pages are cached: the cache knows what can be read, and what can be written and so read."""
@@ -186,7 +186,7 @@ class MemoryMap:
         What the code of a mapped object changes while it is asked counts; so does what other threads change meanwhile,
         up to a point, lest they hold the access up for ever. Raises what that code raises.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in _ATTEMPTS:
             found = self._look(addr, access, ignore_permissions)
             if not isinstance(found, tuple):
                 return found
