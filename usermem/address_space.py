@@ -28,7 +28,7 @@ from usermem.memory_io import check_io_range
 from usermem.mm import brk, host_runs, madvise, maps, mincore, mmap, mprotect, mremap, msync
 from usermem.mm.backing.caller_buffer import CallerBuffer
 from usermem.mm.backing.mapped_object import MappedObject
-from usermem.mm.backing.object_pages import write_back_released
+from usermem.mm.backing.object_pages import released, write_back_released
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.listeners import Listener
 from usermem.mm.memory_map import CACHED, MAX_MAP_COUNT, STACK_LIMIT, Limits, MemoryMap
@@ -191,6 +191,8 @@ class AddressSpace(PagedIO):
         # Tags, ranges that leave user space and closed spaces go the slow way.
         if type(addr) is not int or not 0 <= addr <= self.arch.max_addr - n or self._map.tables.closed:
             return None
+        if released:
+            write_back_released()
         found = (self._writable if access is WRITE else self._readable).get(addr >> 12, GONE)
         if found[2] < 0 or addr >= found[1] + found[2]:  # else what it was asked for is longer
             if self.on_fault is None:  # a call less
@@ -200,7 +202,6 @@ class AddressSpace(PagedIO):
             if isinstance(located, FaultReason):
                 return FaultError(addr, access, located)
             found = located
-        write_back_released()
         return found if isinstance(found[0], host_mmap.mmap) else None
 
     def _handled(self, addr: int, access: AccessType) -> bool:

@@ -63,7 +63,7 @@ class _Releasing:
 
     def __del__(self) -> None:
         if self.windows and getattr(self.mapped, "write_at", None) is not None:
-            _released.append((self.mapped, self.windows))
+            released.append((self.mapped, self.windows))
 
 
 class ObjectPages(Backing):
@@ -141,7 +141,8 @@ def _write_back(mapped: Any, windows: dict[int, _Window], start: int, end: int) 
 
 
 _known: WeakValueDictionary[int, ObjectPages] = WeakValueDictionary()
-_released: deque[tuple[MappedObject, dict[int, _Window]]] = deque()
+released: deque[tuple[MappedObject, dict[int, _Window]]] = deque()
+"""Pages whose last mapping is gone, with what copies in flight then wrote to them: for :func:`write_back_released`."""
 
 
 def pages_of(mapped: MappedObject) -> ObjectPages:
@@ -159,9 +160,9 @@ def write_back_released() -> None:
     Nobody waits for the outcome, so an error goes to sys.unraisablehook, as an error of a destructor does. A page that
     the object refused before is given up: that was told.
     """
-    while _released:
+    while released:
         try:
-            mapped, windows = _released.popleft()
+            mapped, windows = released.popleft()
         except IndexError:
             return
         for window in windows.values():
