@@ -136,11 +136,12 @@ class MemoryMap:
                 self.check_open()
             change = Change(old)
             result = build(change)
+            used = change.used
             try:
                 if change.touched or change.gone:
                     self._cache.frozen = True
                     self._forget(change)
-                used, change.used = change.used, []
+                    change.used = []
                 if change.dropped or self.listeners.listener is not None:
                     events: list[Event] = []
                     made.append((change.dropped, events))
