@@ -110,10 +110,12 @@ class Change(Tables):
         ahead = self.pmas.overlapping(low, high)
         near = high - ahead[0].start <= anonymous.WINDOW or ahead[-1].end - low <= anonymous.WINDOW
         if near and len(ahead) <= _PIECES:
-            low, high = start, end
-        else:  # what is mapped over or unmapped is cut out of its memory, so nothing else in it was ever mapped
-            self.used += [(pma, start, end) for pma in ahead if low <= pma.start and pma.end <= high]
-        self._clear(low, high)
+            self._clear(start, end)
+            return
+        # What is mapped over or unmapped is cut out of its memory, so nothing else in it was ever mapped.
+        self.used += [(pma, start, end) for pma in ahead if low <= pma.start and pma.end <= high]
+        self.gone += ahead
+        self.pmas = self.pmas.replace(low, high, [], ahead)
 
     def _clear(self, start: int, end: int, new: Sequence[PMA] = ()) -> None:
         """Put ``new`` in the place of the memory in [start, end)."""
