@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW
-from hostarch import mman
+from hostarch import AddrRange, AddrRangeSeq, mman
 from usermem import AddressSpace
 from usermem.mm.backing.shared_memory import SharedMemory
 
@@ -66,3 +66,47 @@ def test_memory_whose_cached_pages_are_gone_is_not_divided() -> None:
     pma.cached.clear()
     space._map.change(lambda change: change.divide(pma))
     assert list(space._map.tables.pmas) == [pma]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_window_is_used_again_clean(order: tuple[int, int]) -> None:
+    """Two mappings in one window, written and unmapped in turn; then the window is all zero, wherever it is mapped."""
+    space = AddressSpace()
+    for _ in range(3):
+        space.mmap(BASE, WINDOW, RW, FIXED)
+        assert not any(space.read_bytes(BASE, WINDOW))
+        space.munmap(BASE, WINDOW)
+        for _ in range(3):
+            for at in (BASE, BASE + WINDOW // 2):
+                space.mmap(at, PAGE, RW, FIXED)
+                space.copy_out(at, b"x" * PAGE)
+            for number in order:
+                space.munmap(BASE + number * WINDOW // 2, PAGE)
+        addresses = []
+        for _ in range(3):
+            space.mmap(BASE, PAGE, RW, FIXED)
+            assert space.read_bytes(BASE, PAGE) == bytes(PAGE)
+            space.copy_out(BASE, b"x" * PAGE)
+            addresses += [pma.run.address for pma in space._map.tables.pmas]
+            space.munmap(BASE, PAGE)
+        assert len(addresses) == 3 and addresses[1] == addresses[2]
+
+
+def test_a_view_keeps_a_window_that_is_unmapped() -> None:
+    """Memory that is used again is not that of a view, until the view is gone; then it is zero."""
+    space = AddressSpace()
+    for _ in range(3):
+        space.mmap(BASE, PAGE, RW, FIXED)
+        space.copy_out(BASE, b"x" * PAGE)
+        (view,) = space.blocks(AddrRangeSeq.of(AddrRange(BASE, BASE + PAGE))).views()
+        space.munmap(BASE, PAGE)
+        space.mmap(BASE, PAGE, RW, FIXED)
+        space.copy_out(BASE, b"y")
+        assert bytes(view) == b"x" * PAGE
+        assert space.read_bytes(BASE, PAGE) == b"y" + bytes(PAGE - 1)
+        view[:] = b"z" * PAGE
+        del view
+        space.munmap(BASE, PAGE)
+        space.mmap(BASE, PAGE, RW, FIXED)
+        assert space.read_bytes(BASE, PAGE) == bytes(PAGE)
+        space.munmap(BASE, PAGE)

@@ -6,8 +6,8 @@ else can see or truncate it, so plain slices are safe.
 
 A piece is given back when the last reference to its memory is gone: a table's, a copy's in flight, or that of any
 view. Its content then becomes zero and its pages return to the host, but for those of the last piece, if little of it
-was used: a guest that maps, touches and unmaps a page over and over gets it again, without a system call. Cutting a run cuts the
-lease below it, so that each part is given back on its own.
+was used: a guest that maps, touches and unmaps a page over and over gets it again, without a system call. Cutting a run
+cuts the lease below it, so that each part is given back on its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _LARGEST_CHUNK: Final = 1 << 36
 _CHUNK_SHIFT: Final = 56
 _TRIES: Final = 8
 
-# What was used of a piece, up to this size in bytes, is cleared in 0.3 us; giving its pages up and touching them again takes 15 us.
+# What was used of a piece, up to this size in bytes, is cleared in 0.3 us; giving its pages up and touching them again
+# takes 15 us.
 _SMALL: Final = 1 << 14
 
 

@@ -63,8 +63,10 @@ class Change(Tables):
         """Map, in the place of whatever is mapped there."""
         start, end = vma.start, vma.end
         around = self.vmas.overlapping(start - 1, end + 1)
-        self.tell(start, end, ChangeKind.MAP, around)
-        if self._drop(around, start, end):
+        self.told.append((start, end, ChangeKind.MAP))
+        if self.pmas.count:
+            self._touch(start, end, around)
+        if around and self._drop(around, start, end):
             self._clear(start, end)
         elif not vma.backing.anonymous:  # memory that was placed ahead is anonymous: no use to a file
             self._empty(start, end, around)
@@ -108,10 +110,12 @@ class Change(Tables):
         ahead = self.pmas.overlapping(low, high)
         near = high - ahead[0].start <= anonymous.WINDOW or ahead[-1].end - low <= anonymous.WINDOW
         if near and len(ahead) <= _PIECES:
-            low, high = start, end
-        else:  # what is mapped over or unmapped is cut out of its memory, so nothing else in it was ever mapped
-            self.used += [(pma, start, end) for pma in ahead if low <= pma.start and pma.end <= high]
-        self._clear(low, high)
+            self._clear(start, end)
+            return
+        # What is mapped over or unmapped is cut out of its memory, so nothing else in it was ever mapped.
+        self.used += [(pma, start, end) for pma in ahead if low <= pma.start and pma.end <= high]
+        self.gone += ahead
+        self.pmas = self.pmas.replace(low, high, [], ahead)
 
     def _clear(self, start: int, end: int, new: Sequence[PMA] = ()) -> None:
         """Put ``new`` in the place of the memory in [start, end)."""
@@ -124,7 +128,8 @@ class Change(Tables):
         """Give everything mapped in [start, end) the rights prot. ``around``: see VMASet.put."""
         if around is None:
             around = self.vmas.overlapping(start - 1, end + 1)
-        self.tell(start, end, ChangeKind.PROTECT, around)
+        self.told.append((start, end, ChangeKind.PROTECT))
+        self._touch(start, end, around)
         vmas = [
             vma.over(vma.start if vma.start > start else start, vma.end if vma.end < end else end, prot)
             for vma in around
@@ -160,7 +165,8 @@ class Change(Tables):
             self.refill(start, end)
         self._empty(to, stop)
         around = self.vmas.overlapping(to - 1, stop + 1)
-        self.tell(to, stop, ChangeKind.MOVE, around)
+        self.told.append((to, stop, ChangeKind.MOVE))
+        self._touch(to, stop, around)
         self.vmas = self.vmas.put(to, stop, [vma.over(start, start + stop - to, vma.prot).placed(to, stop)], around)
         for pma in pmas:
             self.place(pma)
@@ -180,15 +186,11 @@ class Change(Tables):
         """Note that the same memory has other bytes: a listener is told, and what is cached stays right."""
         self.told.append((start, end, ChangeKind.MEMORY))
 
-    def tell(self, start: int, end: int, kind: ChangeKind, around: list[VMA]) -> None:
-        """Note a change of [start, end) that a listener is told, and that cached pages may not outlive.
-
-        Of memory that is replaced the caches know by themselves. ``around``: see VMASet.put.
-        """
-        self.told.append((start, end, kind))
-        self._touch(start, end, around)
-
     def _touch(self, start: int, end: int, around: list[VMA]) -> None:
+        """Note a change of [start, end) that cached pages may not outlive. ``around``: see VMASet.put.
+
+        Of memory that is replaced the caches know by themselves.
+        """
         pma = self.pmas.first_from(start)
         if pma is not None and pma.start < end:
             pmas = [pma] if pma.end >= end else self.pmas.overlapping(start, end)

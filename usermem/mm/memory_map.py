@@ -61,6 +61,8 @@ _ATTEMPTS: Final = range(8)
 CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRITE)
 """The accesses whose pages are cached: the cache knows what can be read, and what can be written and so read."""
 
+_IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
+
 # How many stretches of one piece of memory may be cached before it is divided: a change of it drops them all.
 _CROWDED: Final = 128
 
@@ -136,11 +138,12 @@ class MemoryMap:
                 self.check_open()
             change = Change(old)
             result = build(change)
+            used = change.used
             try:
                 if change.touched or change.gone:
                     self._cache.frozen = True
                     self._forget(change)
-                used, change.used = change.used, []
+                    change.used = []
                 if change.dropped or self.listeners.listener is not None:
                     events: list[Event] = []
                     made.append((change.dropped, events))
@@ -240,7 +243,7 @@ class MemoryMap:
             if (vma := tables.vmas.find(addr)) is None:
                 return FaultReason.UNMAPPED
         rights = vma.max_prot if ignore_permissions else vma.prot
-        if rights & (mman.PROT_WRITE | mman.PROT_EXEC):
+        if rights & _IMPLY_READ:
             rights |= mman.PROT_READ
         if access & ~rights:
             return FaultReason.PERMISSION

@@ -96,9 +96,9 @@ class VMASet(SegmentSet[VMA]):
             return self.exchange(old, vmas)
         new: list[VMA] = []
         if old and (first := old[0]).start < start:
-            new.append(first if first.end <= start else first.cut(first.start, start))
+            new.append(first if first.end <= start else first.over(first.start, start, first.prot))
         if old and (last := old[-1]).end > end:
-            vmas = [*vmas, last if last.start >= end else last.cut(end, last.end)]
+            vmas = [*vmas, last if last.start >= end else last.over(end, last.end, last.prot)]
         joined: VMA | None = None  # the last of new, if it was made here
         for vma in vmas:
             if not new or (left := new[-1]).end != vma.start or not left.can_merge(vma):
