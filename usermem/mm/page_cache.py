@@ -134,8 +134,7 @@ class PagedIO(ResolvedIO):
             memory, base, limit, _ = self._readable[addr >> 12]
             start = addr - base
             if n >= 0 and (stop := start + n) <= limit and not ignore_permissions:
-                found: bytes = memory[start:stop]
-                return found
+                return memory[start:stop]  # type: ignore[no-any-return]
         except (KeyError, TypeError):
             pass
         if type(n) is int and n > 0 and not ignore_permissions:
