@@ -106,7 +106,7 @@ class BlockSeq:
 
     def drop_first(self, n: int) -> BlockSeq:
         """The sequence without its first n bytes; an empty one if it has fewer. Raises ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         if n >= self._limit:
             return EMPTY
         index, offset = self._first or (0, 0)
@@ -119,7 +119,7 @@ class BlockSeq:
 
     def take_first(self, n: int) -> BlockSeq:
         """The first n bytes; all of them if there are fewer. Raises ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         return self if n >= self._limit else self._window(*(self._first or (0, 0)), n)
 
     def _window(self, index: int, offset: int, limit: int) -> BlockSeq:

@@ -17,7 +17,7 @@ from typing import Final
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem import BlockSeq, WriterFunc
 from safemem.errors import error
-from usermem.cstruct import copy_struct_in
+from usermem.cstruct import copy_struct_in, copy_struct_out
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
 from usermem.memory_io import IO, arch_of, read_bytes
@@ -176,5 +176,5 @@ def timeout_range(io: IO, addr: int, time64: bool) -> AddrRangeSeq:
 
 def copy_out_timeout(io: IO, addr: int, left: int, time64: bool, *, ignore_permissions: bool = False) -> None:
     """Store ``left`` ns as a struct timespec. Raises FaultError."""
-    timespec = _timespec(arch_of(io), time64).pack(*divmod(left, 1_000_000_000))
-    io.copy_out(addr, timespec, ignore_permissions=ignore_permissions)
+    timespec = _timespec(arch_of(io), time64)
+    copy_struct_out(io, addr, timespec, *divmod(left, 1_000_000_000), ignore_permissions=ignore_permissions)
