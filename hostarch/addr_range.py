@@ -40,7 +40,7 @@ class AddrRange:
 
     def contains(self, addr: int) -> bool:
         """Whether addr lies in the range."""
-        return self.start <= addr < self.end
+        return self.start <= check_int(addr, "addr") < self.end
 
     def overlaps(self, other: AddrRange) -> bool:
         """Whether the two have an address in common; an empty range strictly inside the other counts too."""
@@ -57,7 +57,7 @@ class AddrRange:
 
     def can_split_at(self, addr: int) -> bool:
         """Whether addr cuts the range into two that are not empty."""
-        return self.start < addr < self.end
+        return self.start < check_int(addr, "addr") < self.end
 
     def is_page_aligned(self, arch: Arch = AMD64) -> bool:
         """Whether both bounds are page boundaries."""
