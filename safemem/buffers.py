@@ -1,9 +1,11 @@
-"""A caller's buffer as a flat view of bytes, or an error that names the argument."""
+"""What a caller passes, checked: a buffer as a flat view of bytes, an integer as an int, or an error that names it."""
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING
+
+from hostarch.integers import check_count as check_count
+from hostarch.integers import check_int as check_int
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -35,19 +37,3 @@ def writable_view(buffer: WriteableBuffer, name: str) -> memoryview:
     if view.readonly:
         raise TypeError(f"{name} must be a writable bytes-like object, not read-only {type(buffer).__name__}")
     return view
-
-
-def check_int(value: int, name: str) -> int:
-    """The value as an int, NumPy's and the like too. Raises TypeError, naming the argument, if it is none."""
-    if type(value) is int:
-        return value
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
-
-
-def check_count(n: int, name: str) -> None:
-    """Raise ValueError, naming the argument, if a count is negative, and TypeError if it is no int."""
-    if check_int(n, name) < 0:
-        raise ValueError(f"{name} must not be negative: {n}")

@@ -22,7 +22,7 @@ from attrs import evolve
 
 from hostarch import AMD64, ANY_ACCESS, READ, WRITE, AccessType, AddrRangeSeq, Arch, mman
 from safemem import Block, BlockSeq
-from safemem.buffers import check_int
+from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import check_io_range
 from usermem.mm import brk, host_runs, madvise, maps, mincore, mmap, mprotect, mremap, msync
@@ -146,6 +146,8 @@ class AddressSpace(PagedIO):
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """See ResolvedIO.range_fault."""
+        if not type(addr) is type(length) is int:
+            addr, length = check_int(addr, "addr"), check_int(length, "length")
         if 0 <= addr <= addr + length <= self.arch.max_addr:
             return None
         self._map.check_open()
@@ -161,6 +163,8 @@ class AddressSpace(PagedIO):
         """See ResolvedIO.resolve. Fills the page cache."""
         self._map.check_open()
         write_back_released()
+        if not type(addr) is type(length) is int:
+            addr, length = check_int(addr, "addr"), check_count(length, "length")
         tag = addr - self.arch.untagged(addr) if self.arch.ignores_top_byte else 0
         addr -= tag
         end = addr + length
@@ -245,6 +249,7 @@ class AddressSpace(PagedIO):
         ``prot`` is more than ``max_prot``.
         """
         self._map.check_open()
+        offset = check_int(offset, "offset")
         mmap.check_offset(self._map, offset)
         prot = check_int(prot, "prot") & RIGHTS
         what = VMA(0, 0, prot, check_int(max_prot, "max_prot"), False, self._map.anonymous, offset, 0, name)
@@ -260,8 +265,8 @@ class AddressSpace(PagedIO):
         attached = CallerBuffer(buffer)
         if not attached.size() or not self.arch.is_page_aligned(attached.size()):
             raise ValueError(f"buffer must be whole pages of {self.arch.page_size} bytes, not {attached.size()}")
-        flags = flags & ~mman.MAP_TYPE | mman.MAP_SHARED
-        prot &= attached.max_prot
+        flags = check_int(flags, "flags") & ~mman.MAP_TYPE | mman.MAP_SHARED
+        prot = check_int(prot, "prot") & attached.max_prot
         return self.map_object(addr, attached.size(), prot, flags, attached, 0, attached.max_prot, name)
 
     def munmap(self, addr: int, length: int) -> int:

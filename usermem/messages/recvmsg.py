@@ -22,6 +22,7 @@ from typing import Final, Literal
 
 from hostarch import AddrRangeSeq
 from safemem.block_seq import EMPTY
+from safemem.buffers import check_int
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
@@ -108,9 +109,11 @@ def recvmmsg_into_user(
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
     try:
+        timeout_addr = check_int(timeout_addr, "timeout_addr")
         call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
-        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, clock)
+        vlen = check_int(vlen, "vlen") & 0xFFFF_FFFF
+        done = call.receive_many(check_int(msgvec_addr, "msgvec_addr"), vlen, clock)
         if done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
         return done

@@ -12,6 +12,7 @@ from typing import Final
 from hostarch import READ, mman
 from safemem.buffers import check_int
 from safemem.errors import error
+from safemem.fd import FD_MAX
 from usermem.mm.backing import object_backing
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.host_file import LARGEST_FILE, host_file
@@ -36,13 +37,15 @@ _LOW_END: Final = 0x8000_0000
 def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tuple[int, int]) -> int:
     """See AddressSpace.mmap. ``file`` is the descriptor and the offset."""
     fd, offset = file
+    if not type(addr) is type(length) is type(prot) is type(flags) is type(fd) is type(offset) is int:
+        addr, length, prot = check_int(addr, "addr"), check_int(length, "length"), check_int(prot, "prot")
+        flags, fd, offset = check_int(flags, "flags"), check_int(fd, "fd"), check_int(offset, "offset")
     names = mm.arch.map_flags
-    if offset or type(offset) is not int:
+    if offset:
         check_offset(mm, offset)
-    prot, flags = check_int(prot, "prot"), check_int(flags, "flags")
     kind = flags & mman.MAP_TYPE
     anonymous = bool(flags & names.anonymous)
-    if not anonymous and check_int(fd, "fd") < 0:
+    if not anonymous and not 0 <= fd <= FD_MAX:
         raise error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
     if not anonymous:
         os.fstat(fd)  # EBADF comes before all else
@@ -70,7 +73,8 @@ def map_object(
     mm: MemoryMap, addr: int, length: int, flags: int, mapped: MappedObject | Backing | None, template: VMA
 ) -> int:
     """See AddressSpace.map_object: ``template`` has its rights, offset and name."""
-    shared = check_int(flags, "flags") & mman.MAP_TYPE != mman.MAP_PRIVATE
+    addr, length, flags = check_int(addr, "addr"), check_int(length, "length"), check_int(flags, "flags")
+    shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
     template.shared = shared
     offset = template.offset
     if mapped is None:
@@ -81,7 +85,7 @@ def map_object(
 
 
 def _anonymous(mm: MemoryMap, shared: bool, length: int) -> Backing:
-    if not shared or check_int(length, "length") <= 0:
+    if not shared or length <= 0:
         return mm.anonymous
     try:
         return SharedMemory(mm.arch.checked_page_round_up(length) or length)
@@ -134,15 +138,13 @@ def munmap(mm: MemoryMap, addr: int, length: int) -> int:
 
 def check_offset(mm: MemoryMap, offset: int) -> None:
     """Raise EINVAL if an offset into a file is not page-aligned."""
-    if not mm.arch.is_page_aligned(check_int(offset, "offset")):
+    if not mm.arch.is_page_aligned(offset):
         raise error(errno.EINVAL, f"offset {offset:#x} is not page-aligned")
 
 
 def find_place(mm: MemoryMap, vmas: VMASet, addr: int, length: int, flags: int, offset: int) -> tuple[int, int]:
     """Where a new mapping goes, with the checks of Linux's do_mmap in its order."""
     arch, names = mm.arch, mm.arch.map_flags
-    addr = check_int(addr, "addr")
-    length = check_int(length, "length")
     if not length:
         raise error(errno.EINVAL, "mmap of length 0")
     size = (length + arch.page_size - 1) & -arch.page_size

@@ -21,6 +21,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from hostarch import mman
+from safemem.buffers import check_count, check_int
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
 from usermem.mm.arena import MAP_NORESERVE, FreeList
@@ -130,6 +131,7 @@ class SharedMemory(Backing):
 
     def __init__(self, length: int) -> None:
         """``length`` in bytes, above 0. Raises MemoryError, OSError or ValueError if the host refuses."""
+        length = check_int(length, "length")
         if length <= 0:
             raise ValueError(f"length must be positive: {length}")
         self._length = length
@@ -157,6 +159,7 @@ class SharedMemory(Backing):
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """Fill dst with the bytes at offset and return how many there were."""
+        offset = check_count(offset, "offset")
         done = 0
         while done < len(dst) and offset + done < self._room:
             start, run = self.run(offset + done, 0, self._room)
