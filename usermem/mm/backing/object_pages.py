@@ -79,6 +79,8 @@ class ObjectPages(Backing):
     steady = False  # the object may shrink at any time
 
     def __init__(self, mapped: MappedObject) -> None:
+        import hashlib  # noqa: F401 - see AddressSpace
+
         self._mapped = mapped
         self._windows: dict[int, _Window] = {}
         self._releasing = _Releasing(mapped, self._windows)
