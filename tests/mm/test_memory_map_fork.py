@@ -8,6 +8,7 @@ import os
 import pkgutil
 import signal
 import ssl
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -135,6 +136,18 @@ def test_a_forked_child_uses_the_space(space: AddressSpace, name: str, tier: str
     with forced(tier):
         found = Counter(outcome(lambda: USES[name](space)) for _ in range(FORKS))
     assert found == {"ended": FORKS}
+
+
+def test_a_child_of_threads_that_tell(space: AddressSpace) -> None:
+    """Other threads were in the middle of telling the listener of their changes: the child goes on without them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    space.on_change = lambda start, end, kind: None
+    try:
+        found = Counter(outcome(lambda: space.mmap(0, PAGE, RW, ANON)) for _ in range(100))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == {"ended": 100}
 
 
 def test_a_child_of_a_thread_in_the_middle_of_a_call(space: AddressSpace) -> None:
