@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Literal
@@ -33,6 +32,7 @@ from safemem import safecopy
 from safemem.block import Block, check_writable
 from safemem.buffers import check_int
 from safemem.errors import AlignmentError, HostFaultError
+from safemem.fork import fork_safe_lock
 
 if TYPE_CHECKING:
     from safemem.native_atomics import NativeAtomics
@@ -45,7 +45,7 @@ Operation = Literal["load", "swap", "compare_and_swap", "fetch_add"]
 FORCED: Final = "SAFEMEM_ATOMICS"
 """The environment variable that forces a tier."""
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 
 def tier() -> Tier:

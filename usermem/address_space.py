@@ -16,12 +16,13 @@ from __future__ import annotations
 import mmap as host_mmap
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from attrs import evolve
 
 from hostarch import AMD64, ANY_ACCESS, READ, WRITE, AccessType, AddrRangeSeq, Arch, mman
-from safemem import Block, BlockSeq
+from safemem import Block, BlockSeq, atomics
 from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import check_io_range
@@ -69,6 +70,11 @@ class AddressSpace(PagedIO):
 
         With a ``seed`` mappings begin at an address that follows from it, as with address space layout randomisation.
         """
+        # Loaded now: at a guest's first access the process may have no descriptor left to open a file.
+        import ctypes  # noqa: F401 - 2 ms
+
+        with suppress(OSError, ValueError):  # which the first atomic operation raises
+            atomics.native()
         super().__init__(arch)
         self._map = MemoryMap(arch, Limits(max_map_count, address_limit, stack_limit), self._cache, seed)
 

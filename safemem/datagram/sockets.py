@@ -191,12 +191,12 @@ class DatagramSocket(DatagramEndpoint):
 
     def _receive_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         dsts.check_writable("dsts")
-        bounce = memoryview(bytearray(_LARGEST))
-        for now in (flags | MSG_PEEK, flags):  # what is taken may be another than was seen, if others receive too
-            length, ancillary, result, peer = self._receive([bounce], now, space)
-            copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
-            if flags & MSG_PEEK:
-                break
+        bounce, seen = memoryview(bytearray(_LARGEST)), b""
+        for now in (flags,) if flags & MSG_PEEK else (flags | MSG_PEEK, flags):  # descriptors come once
+            length, ancillary, result, peer = self._receive([bounce], now, space if now == flags else 0)
+            if bounce[:length] != seen:  # another receiver took what was seen; else dsts has it, and may be gone by now
+                copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
+            seen = bytes(bounce[:length])
         return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
 
     def _own_port(self) -> int:

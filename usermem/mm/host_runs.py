@@ -11,6 +11,7 @@ from safemem import HostFaultError, safecopy
 from safemem.buffers import check_int
 from usermem.mm.arena import Arena
 from usermem.mm.host_run import HostRun
+from usermem.mm.maps import printable
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import VMA
 
@@ -75,8 +76,8 @@ def _runs(mm: MemoryMap, vmas: list[VMA], part: tuple[int, int], copy_files: boo
             run = pma.run.part(at - pma.start, last - pma.start)
             if run.may_fault and not copy_files:
                 raise ValueError(
-                    f"the memory at {at:#x}, {vma.label or 'of a file'}, must not be aliased: it may be truncated, "
-                    "and touching it then kills the process. Ask for copies (copy_files=True)"
+                    f"the memory at {at:#x}, {printable(vma.label) or 'of a file'}, must not be aliased: it may be "
+                    "truncated, and touching it then kills the process. Ask for copies (copy_files=True)"
                 )
             is_copy = run.may_fault
             if is_copy:

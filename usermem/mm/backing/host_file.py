@@ -152,10 +152,8 @@ class HostFile(Backing):
     @property
     def label(self) -> str:  # type: ignore[override]
         """What the host calls the file now, as in /proc/PID/maps."""
-        from pathlib import Path  # 3.5 ms at import
-
         try:
-            return str(Path(f"/proc/self/fd/{self._file.fd}").readlink())
+            return os.readlink(f"/proc/self/fd/{self._file.fd}")  # noqa: PTH115 - pathlib takes 3.5 ms at import
         except OSError:
             return ""
 

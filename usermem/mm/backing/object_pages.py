@@ -18,6 +18,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -33,23 +34,29 @@ WINDOW: Final = 1 << 18
 
 _PAGE: Final = 4096  # the unit that is written back
 
+# How often a page is written while others write it too: then it waits for the next time.
+_ATTEMPTS: Final = range(8)
+
 
 class _Window:
-    """Some pages, and a digest of each as it was when the object last had it."""
+    """Some pages, and a digest of each as it was when the object last had it; b"" if nobody knows what it has."""
 
-    __slots__ = ("digests", "failed", "memory", "view")
+    __slots__ = ("digests", "failed", "memory")
 
     def __init__(self, memory: mmap.mmap) -> None:
         self.memory = memory
         self.failed: set[int] = set()  # the pages that the object did not take when it was last asked
-        self.view = memoryview(memory)
-        self.digests = [self.digest(at) for at in range(0, len(memory), _PAGE)]
+        self.digests = [_digest(self.page(at)) for at in range(0, len(memory), _PAGE)]
 
-    def digest(self, at: int) -> bytes:
-        """The digest of the page at an offset."""
-        from hashlib import blake2b  # 3 ms at import
+    def page(self, at: int) -> bytes:
+        """A copy of the page at an offset."""
+        return self.memory[at : at + _PAGE]
 
-        return blake2b(self.view[at : at + _PAGE], digest_size=16).digest()
+
+def _digest(page: bytes) -> bytes:
+    from hashlib import blake2b  # 3 ms at import
+
+    return blake2b(page, digest_size=16).digest()
 
 
 class _Releasing:
@@ -72,6 +79,8 @@ class ObjectPages(Backing):
     steady = False  # the object may shrink at any time
 
     def __init__(self, mapped: MappedObject) -> None:
+        import hashlib  # noqa: F401 - see AddressSpace
+
         self._mapped = mapped
         self._windows: dict[int, _Window] = {}
         self._releasing = _Releasing(mapped, self._windows)
@@ -121,23 +130,38 @@ def _write_back(mapped: Any, windows: dict[int, _Window], start: int, end: int) 
         if window is None:
             continue
         for offset in range(max(base, start // _PAGE * _PAGE), min(base + WINDOW, end), _PAGE):
-            at = offset - base
-            digest = window.digest(at)
-            if digest == window.digests[at // _PAGE]:
-                continue
-            before, window.digests[at // _PAGE] = window.digests[at // _PAGE], digest
-            try:  # noted before: write_at may itself unmap
-                write_at(offset, window.view[at : at + min(_PAGE, end - offset)])
-            except BaseException as exc:
-                window.digests[at // _PAGE] = before
-                window.failed.add(at)
-                if not isinstance(exc, Exception):
-                    raise
+            try:
+                _write_page(write_at, window, base, offset, end)
+            except Exception as exc:
                 failed = failed or exc
-            else:
-                window.failed.discard(at)
     if failed is not None:
         raise failed
+
+
+def _write_page(write_at: Callable[..., object], window: _Window, base: int, offset: int, end: int) -> None:
+    """Give the object the page at ``offset``, up to ``end``, if it has changed.
+
+    The digest is of the very bytes that are written, for the guest may write meanwhile. Two threads may write one page
+    at the same time, the older bytes last: the one that sees that another came writes again.
+    """
+    at = offset - base
+    number = at // _PAGE
+    for _ in _ATTEMPTS:
+        page = window.page(at)
+        digest = _digest(page)
+        if digest == window.digests[number]:
+            return
+        window.digests[number] = digest  # before the call: it may itself unmap
+        try:
+            write_at(offset, memoryview(page)[: end - offset])
+        except BaseException:
+            window.digests[number] = b""
+            window.failed.add(at)
+            raise
+        window.failed.discard(at)
+        if window.digests[number] is digest:
+            return
+        window.digests[number] = b""
 
 
 _known: WeakValueDictionary[int, ObjectPages] = WeakValueDictionary()
@@ -167,7 +191,7 @@ def write_back_released() -> None:
             return
         for window in windows.values():
             for at in window.failed:
-                window.digests[at // _PAGE] = window.digest(at)
+                window.digests[at // _PAGE] = _digest(window.page(at))
         try:
             _write_back(mapped, windows, 0, 1 << 64)
         except Exception as exc:

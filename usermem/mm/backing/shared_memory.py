@@ -45,11 +45,12 @@ _inodes = itertools.count(1)
 class _MemoryFile:
     """The memory file that shared memory is allocated in now, until a fork."""
 
+    fd = -1
+
     def __init__(self) -> None:
         """Raises OSError or AttributeError where the host has no memory files."""
         import fcntl
 
-        self.fd = -1
         self.fd = os.memfd_create("usermem-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, _SIZE)
         fcntl.fcntl(self.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
