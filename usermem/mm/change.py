@@ -7,7 +7,7 @@ them by one store. Until then nobody sees anything, and a call that fails leaves
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from attrs import evolve
 
@@ -15,7 +15,7 @@ from usermem.mm.backing import anonymous
 from usermem.mm.backing.backing import Backing
 from usermem.mm.listeners import ChangeKind, Told
 from usermem.mm.pma import PMA, PMASet
-from usermem.mm.vma import VMA, VMASet
+from usermem.mm.vma import MLOCK_NONE, VMA, VMASet
 
 # Of how many pieces the memory that was placed ahead in a free space may be.
 _PIECES: Final = 4
@@ -27,13 +27,15 @@ Dropped = tuple[Backing, int, int]
 class Tables:
     """All that an address space knows at one moment. Nobody changes them once they are published."""
 
-    __slots__ = ("brk", "brk_start", "closed", "pmas", "vmas")
+    __slots__ = ("brk", "brk_start", "closed", "mlock_future", "pmas", "vmas")
 
     def __init__(self, vmas: VMASet, pmas: PMASet) -> None:
         self.vmas = vmas
         self.pmas = pmas
         self.brk_start = 0
         self.brk = 0
+        self.mlock_future = MLOCK_NONE
+        """How what is mapped from now on is locked: mlockall(2), MCL_FUTURE."""
         self.closed = False
 
 
@@ -47,6 +49,7 @@ class Change(Tables):
         self.pmas = old.pmas
         self.brk_start = old.brk_start
         self.brk = old.brk
+        self.mlock_future = old.mlock_future
         self.closed = old.closed
         self.told: list[Told] = []
         """What listeners are told, in order."""
@@ -139,10 +142,18 @@ class Change(Tables):
 
     def rename(self, start: int, end: int, name: str) -> None:
         """Give everything mapped in [start, end) a name."""
+        self._put_evolved(start, end, name=name)
+
+    def lock(self, start: int, end: int, mode: int) -> None:
+        """Lock everything mapped in [start, end) by an mlock_mode, or unlock it. Its rights and bytes are as before."""
+        self._put_evolved(start, end, mlock_mode=mode)
+
+    def _put_evolved(self, start: int, end: int, **changes: Any) -> None:
+        """Change some fields of everything mapped in [start, end)."""
         around = self.vmas.overlapping(start - 1, end + 1)
         self._touch(start, end, around)
-        renamed = [evolve(vma, name=name) for vma in self.vmas.within(start, end)]
-        self.vmas = self.vmas.put(start, end, renamed, around)
+        evolved = [evolve(vma, **changes) for vma in self.vmas.within(start, end)]
+        self.vmas = self.vmas.put(start, end, evolved, around)
 
     def refill(self, start: int, end: int) -> None:
         """Forget the memory of [start, end): the backing gives it anew when it is touched."""
@@ -161,8 +172,11 @@ class Change(Tables):
             self.told.append((start, end, ChangeKind.UNMAP))
             self.vmas = self.vmas.put(start, end, [])
             self._empty(start, end)
-        elif start < end and not vma.shared:
-            self.refill(start, end)
+        elif start < end:
+            if not vma.shared:
+                self.refill(start, end)
+            if vma.mlock_mode:
+                self.lock(vma.start, vma.end, MLOCK_NONE)  # all of it, as the kernel
         self._empty(to, stop)
         around = self.vmas.overlapping(to - 1, stop + 1)
         self.told.append((to, stop, ChangeKind.MOVE))

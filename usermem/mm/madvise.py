@@ -43,6 +43,15 @@ _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: W
 
 _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 
+_NOT_LOCKED: Final = (
+    mman.MADV_DONTNEED,
+    mman.MADV_FREE,
+    mman.MADV_REMOVE,
+    mman.MADV_COLD,
+    mman.MADV_PAGEOUT,
+)
+"""Advice that locked memory refuses."""
+
 # How much of a mapping is populated at most, in bytes: a guest that asks for more does not cost the host more.
 _TOUCHED: Final = 1 << 30
 
@@ -70,6 +79,8 @@ def madvise(mm: MemoryMap, addr: int, length: int, advice: int) -> int:
 def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None:
     """Follow the advice in a part, [start, end), of one mapping."""
     start, end = part
+    if vma.mlock_mode and advice in _NOT_LOCKED:
+        raise error(errno.EINVAL, f"madvise {advice}: the memory at {vma.start:#x} is locked")
     if advice in (mman.MADV_FREE, mman.MADV_WIPEONFORK) and not vma.backing.anonymous:
         raise error(errno.EINVAL, f"madvise {advice} is for private anonymous memory")
     if advice == mman.MADV_REMOVE:
@@ -115,6 +126,15 @@ def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | N
     return None
 
 
+def hold(mm: MemoryMap, start: int, end: int, access: AccessType, advice: int) -> bool:
+    """As :meth:`populate`, also of files of the host's. Returns whether all of [start, end) can be had."""
+    if populate(mm, start, end, access) is not None:
+        return False
+    tables = mm.tables
+    parts = tables.vmas.within(start, end)
+    return all(vma.backing.populate(run, advice) for vma in parts for _, run in mm.runs(tables, vma.start, vma.end))
+
+
 def _populate(mm: MemoryMap, start: int, end: int, advice: int) -> None:
     """Touch every page, as the guest would, in mappings with that very right; none grows by it."""
     access = _POPULATING[advice]
@@ -123,14 +143,8 @@ def _populate(mm: MemoryMap, start: int, end: int, advice: int) -> None:
     # The machine may grant reading with writing; populating does not.
     denied = next((vma for vma in vmas.overlapping(start, stop) if access & ~vma.prot), None)
     allowed = max(denied.start, start) if denied else stop
-    missing = populate(mm, start, allowed, access)
-    if missing is not None:
-        raise error(errno.EFAULT, f"the page at {missing:#x} cannot be populated")
-    tables = mm.tables
-    for vma in tables.vmas.overlapping(start, allowed):
-        for first, run in mm.runs(tables, max(vma.start, start), min(vma.end, allowed)):
-            if not vma.backing.populate(run, advice):
-                raise error(errno.EFAULT, f"not all pages from {first:#x} on are in their file")
+    if not hold(mm, start, allowed, access, advice):
+        raise error(errno.EFAULT, f"not all pages of {allowed - start:#x} bytes at {start:#x} can be populated")
     if denied is not None:
         raise error(errno.EINVAL, f"the mapping at {denied.start:#x} does not allow {access}")
     if stop < end:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
@@ -47,6 +47,7 @@ class Segment(Protocol):
 
 
 S = TypeVar("S", bound=Segment)
+_Totals = dict[Callable[[S], int], int]
 
 _start = attrgetter("start")
 
@@ -169,26 +170,38 @@ def _joined(nodes: list[_Node]) -> list[_Node]:
     return done
 
 
+def _length(segment: Segment) -> int:
+    return segment.end - segment.start
+
+
 class SegmentSet(Generic[S]):
     """Disjoint segments in order. Immutable: what changes it returns another set.
 
     ``len(s)`` or ``count`` is how many there are.
     """
 
-    __slots__ = ("_num_bytes", "_root", "count")
+    __slots__ = ("_root", "_totals", "count")
 
-    def __init__(self, root: _Node | None = None, count: int = 0, num_bytes: int | None = None) -> None:
+    def __init__(self, root: _Node | None = None, count: int = 0, totals: _Totals[S] | None = None) -> None:
         """An empty set; the arguments are for this class alone."""
         self._root = root
         self.count = count
-        self._num_bytes = num_bytes
+        self._totals = totals
+
+    def total(self, weigh: Callable[[S], int]) -> int:
+        """The sum of ``weigh(segment)``: O(1) in a set that was made out of one that was asked before.
+
+        ``weigh`` is always the same function object, and adds up when a segment is cut.
+        """
+        totals = self._totals or {}
+        if weigh not in totals:
+            self._totals = totals = {**totals, weigh: sum(map(weigh, self))}
+        return totals[weigh]
 
     @property
     def num_bytes(self) -> int:
-        """The sum of the lengths: O(1) in a set that was made out of one that was asked before."""
-        if self._num_bytes is None:
-            self._num_bytes = sum([segment.end - segment.start for segment in self])
-        return self._num_bytes
+        """The sum of the lengths. See :meth:`total`."""
+        return self.total(_length)
 
     def __len__(self) -> int:
         return self.count
@@ -348,13 +361,10 @@ class SegmentSet(Generic[S]):
         top = nodes[0] if nodes else None
         while top is not None and top.height and len(top.items) == 1:
             top = top.items[0]
-        size = self._num_bytes
-        if size is not None:
-            for segment in new:
-                size += segment.end - segment.start
-            for segment in old:
-                size -= segment.end - segment.start
-        return type(self)(top, self.count + len(new) - len(old), size)
+        totals = self._totals
+        if totals is not None:
+            totals = {weigh: n + sum(map(weigh, new)) - sum(map(weigh, old)) for weigh, n in totals.items()}
+        return type(self)(top, self.count + len(new) - len(old), totals)
 
     def _check(self) -> None:
         """Raise AssertionError if the set is not what it says: for stress tests."""
@@ -363,6 +373,7 @@ class SegmentSet(Generic[S]):
             assert last <= segment.start < segment.end, f"{segment} at {last:#x}"
             last, count, size = segment.end, count + 1, size + segment.end - segment.start
         assert (count, size) == (self.count, self.num_bytes)
+        assert all(n == sum(map(weigh, self)) for weigh, n in (self._totals or {}).items())
         nodes = [self._root] if self._root is not None else []
         for node in nodes:
             assert 0 < len(node.items) <= _FANOUT
