@@ -325,8 +325,11 @@ class AddressSpace(PagedIO):
         """madvise(2): returns 0. MADV_DONTNEED makes private memory what it was when it was mapped.
 
         MADV_FREE may do so at any time, and does nothing here. MADV_REMOVE makes shared memory zero, for all who share
-        it. Raises OSError as Linux: EINVAL; EACCES and EOPNOTSUPP of MADV_REMOVE; ENOMEM if a page is not mapped,
-        after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
+        it. MADV_GUARD_INSTALL lets all accesses to some pages fault, until MADV_GUARD_REMOVE; what was there is lost,
+        but for what is shared. MADV_COLLAPSE only looks at what there is.
+
+        Raises OSError as Linux: EINVAL, of much advice for locked memory too; EACCES and EOPNOTSUPP of MADV_REMOVE;
+        ENOMEM if a page is not mapped, after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
         """
         self._map.check_open()
         return madvise.madvise(self._map, addr, length, advice)

@@ -193,6 +193,7 @@ CALLS: list[tuple[str, str, Callable[[AddressSpace], object]]] = [
     ("msync: both ways", "EINVAL", lambda s: s.msync(BASE, PAGE, mman.MS_ASYNC | mman.MS_SYNC)),
     ("msync: not at a page", "EINVAL", lambda s: s.msync(BASE + 1, PAGE, 0)),
     ("msync: a hole", "ENOMEM", lambda s: s.msync(BASE, 5 * PAGE, mman.MS_SYNC)),
+    ("msync: a hole in the middle", "ENOMEM", lambda s: s.msync(BASE, 7 * PAGE, 0)),
     ("msync: wraps", "ENOMEM", lambda s: s.msync(BASE, (1 << 64) - PAGE, 0)),
     ("mincore: not at a page", "EINVAL", lambda s: s.mincore(BASE + 1, PAGE)),
     ("mincore: not at a page beyond the top", "EINVAL", lambda s: s.mincore(TOP + 1, PAGE)),

@@ -228,6 +228,8 @@ class MemoryMap:
             rights |= mman.PROT_READ
         if access & ~rights:
             return FaultReason.PERMISSION
+        if tables.guards.count and tables.guards.find(addr) is not None:
+            return FaultReason.GUARD
         try:
             end = vma.end if vma.backing.anonymous else self.accessible_end(vma)
             if addr >= end:
@@ -254,9 +256,14 @@ class MemoryMap:
 
         def place(change: Change) -> PMA:
             first, last = low, high
-            if change.vmas is not tables.vmas or change.pmas is not tables.pmas:
+            if (change.vmas, change.pmas, change.guards) != (tables.vmas, tables.pmas, tables.guards):  # by identity
                 now, there = change.vmas.find(addr), change.pmas.find(addr)
-                if now is None or now.backing.key != vma.backing.key or now.offset_at(addr) != vma.offset_at(addr):
+                if (
+                    change.guards.find(addr) is not None
+                    or now is None
+                    or now.backing.key != vma.backing.key
+                    or now.offset_at(addr) != vma.offset_at(addr)
+                ):
                     return filled.cut(low, high)  # overtaken: this access goes where it was going
                 if there is not None:
                     return there
@@ -348,6 +355,10 @@ class MemoryMap:
         tables = self.tables
         tables.vmas._check()
         tables.pmas._check()
+        tables.guards._check()
+        for guard in tables.guards:
+            assert tables.vmas.covered_up_to(guard.start, guard.end) == guard.end, f"{guard} is not mapped"
+            assert tables.pmas.is_free(guard.start, guard.end), f"{guard} has memory"
         for pages, right in ((self._cache.readable, mman.PROT_READ), (self._cache.writable, mman.PROT_WRITE)):
             for page, (_, base, limit, run) in pages.items():
                 addr = page << 12
