@@ -212,6 +212,24 @@ def test_msync_and_mincore_errors(expected: str, call: Callable[[AddressSpace], 
     assert code(lambda: call(space)) == expected
 
 
+def test_msync_passes_holes() -> None:
+    """What is mapped is synced, and then it is ENOMEM; but MS_ASYNC alone goes up to the hole."""
+    for flags, expected in ((mman.MS_SYNC, [1, 1]), (0, [1, 1]), (mman.MS_ASYNC, [1, 0])):
+        space = AddressSpace()
+        written: list[int] = [0, 0]
+
+        class Noting(GrowingObject):
+            def write_at(self, offset: int, src: memoryview, written: list[int] = written) -> None:
+                written[offset // PAGE] += 1
+
+        noting = Noting(b"", 2 * PAGE)
+        for i in range(2):
+            space.map_object(FAR + 2 * i * PAGE, PAGE, RW, mman.MAP_SHARED | mman.MAP_FIXED, noting, i * PAGE)
+            space.copy_out(FAR + 2 * i * PAGE, b"new")
+        assert code(lambda s=space, f=flags: s.msync(FAR, 3 * PAGE, f)) == "ENOMEM"  # type: ignore[misc]
+        assert written == expected
+
+
 def test_msync_and_mincore() -> None:
     """msync of what is mapped is 0, and of what wraps to nothing; mincore has a byte for each page begun."""
     space = filled()

@@ -189,13 +189,19 @@ def test_arguments() -> None:
     assert space.mlock(BASE, (1 << 64) - 1) == 0  # in whole pages it is nothing
     assert space.mlock(BASE | 7 << 56, PAGE) == 0
     assert locked(space) == [0]
-    for call in (lambda: space.mlock(1.5, PAGE), lambda: space.munlock(BASE, "1"), lambda: space.mlockall(None)):  # type: ignore[arg-type]
+    calls: list[Callable[[], object]] = [
+        lambda: space.mlock(1.5, PAGE),  # type: ignore[arg-type]
+        lambda: space.munlock(BASE, "1"),  # type: ignore[arg-type]
+        lambda: space.mlockall(None),  # type: ignore[arg-type]
+    ]
+    for call in calls:
         with pytest.raises(TypeError):
             call()
     power = AddressSpace(PPC64)
     assert power.mlockall(0x6000) == 0
     assert code(lambda: power.mlockall(BOTH)) == "EINVAL"
     space.close()
-    for closed in (lambda: space.mlock(BASE, 1), lambda: space.munlock(BASE, 1), space.munlockall):
+    calls = [lambda: space.mlock(BASE, 1), lambda: space.munlock(BASE, 1), space.munlockall]
+    for closed in calls:
         with pytest.raises(ValueError, match="closed"):
             closed()

@@ -92,6 +92,7 @@ class Memory(Protocol):
     def mincore(self, addr: int, length: int) -> Result: ...
     def mlock(self, addr: int, length: int, flags: int) -> Result: ...
     def munlock(self, addr: int, length: int) -> Result: ...
+    def mlockall(self, flags: int) -> Result: ...
     def munlockall(self) -> Result: ...
     def locked_bytes(self) -> int: ...
     def locked_pages(self, start: int, end: int) -> list[int]: ...
@@ -181,6 +182,9 @@ class KernelMemory:
 
     def munlock(self, addr: int, length: int) -> Result:
         return self._call("munlock", addr, length)
+
+    def mlockall(self, flags: int) -> Result:
+        return self._call("mlockall", flags)
 
     def munlockall(self) -> Result:
         return self._call("munlockall")
@@ -292,6 +296,9 @@ class GuestMemory:
 
     def munlock(self, addr: int, length: int) -> Result:
         return self.answer(lambda: self.space.munlock(addr, length))
+
+    def mlockall(self, flags: int) -> Result:
+        return self.answer(lambda: self.space.mlockall(flags))
 
     def munlockall(self) -> Result:
         return self.answer(lambda: self.space.munlockall())

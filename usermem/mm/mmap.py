@@ -164,9 +164,11 @@ def _refuse_huge_pages(mm: MemoryMap, addr: int, length: int, flags: int, anonym
     if not anonymous or flags >> mman.MAP_HUGE_SHIFT & mman.MAP_HUGE_MASK not in (0, arch.huge_page_shift):
         raise error(errno.EINVAL, f"flags {flags:#x}: a file has no huge pages, and the machine has {size:#x} bytes")
     length = (check_int(length, "length") + size - 1) & -size & arch.addr_mask
-    start, end = find_place(mm, mm.tables.vmas, addr, length, flags, 0)
     fixed = flags & (names.fixed | names.fixed_noreplace)
-    if flags & names.growsdown or flags & mman.MAP_TYPE not in _ANONYMOUS_KINDS or (fixed and start & (size - 1)):
+    if fixed and check_int(addr, "addr") & (size - 1) and length <= arch.max_addr:
+        raise error(errno.EINVAL, f"address {addr:#x} is not at a huge page")
+    start, end = find_place(mm, mm.tables.vmas, addr, length, flags, 0)
+    if flags & names.growsdown or flags & mman.MAP_TYPE not in _ANONYMOUS_KINDS:
         raise error(errno.EINVAL, f"flags {flags:#x} with MAP_HUGETLB at {start:#x}")
     raise error(errno.ENOMEM, f"there are no huge pages for {end - start:#x} bytes")
 
