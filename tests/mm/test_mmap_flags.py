@@ -75,6 +75,7 @@ def test_validated_flags_of_an_object(arch: Arch, known: int, unknown: int) -> N
         ("ENOMEM", HUGE, HUGE, PRIVATE | mman.MAP_FIXED),
         ("ENOMEM", 0, HUGE, PRIVATE | AMD64.huge_page_shift << mman.MAP_HUGE_SHIFT),
         ("ENOMEM", 0, 1 << 62, PRIVATE),
+        ("EAGAIN", 0, 5 * HUGE, PRIVATE | mman.MAP_LOCKED),
         ("EINVAL", HUGE + PAGE, HUGE, PRIVATE | mman.MAP_FIXED),
         ("EINVAL", AMD64.max_addr - PAGE, PAGE, PRIVATE | mman.MAP_FIXED_NOREPLACE),
         ("EINVAL", 0, HUGE, PRIVATE | 16 << mman.MAP_HUGE_SHIFT),

@@ -168,6 +168,7 @@ def _refuse_huge_pages(mm: MemoryMap, addr: int, length: int, flags: int, anonym
     if fixed and check_int(addr, "addr") & (size - 1) and length <= arch.max_addr:
         raise error(errno.EINVAL, f"address {addr:#x} is not at a huge page")
     start, end = find_place(mm, mm.tables.vmas, addr, length, flags, 0)
+    _mlock_mode(mm, mm.tables, flags, end - start)
     if flags & names.growsdown or flags & mman.MAP_TYPE not in _ANONYMOUS_KINDS:
         raise error(errno.EINVAL, f"flags {flags:#x} with MAP_HUGETLB at {start:#x}")
     raise error(errno.ENOMEM, f"there are no huge pages for {end - start:#x} bytes")

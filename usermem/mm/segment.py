@@ -1,8 +1,8 @@
 """SegmentSet: a sorted set of disjoint segments of an address space, as a value that never changes.
 
-Both tables of an address space are one: the guest's mappings (VMAs) and the host memory behind them (PMAs). A change
-makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it without a lock,
-a change is published by one store, and a change that fails has changed nothing.
+The tables of an address space are such sets: the guest's mappings (VMAs), the host memory behind them (PMAs), and
+guards. A change makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it
+without a lock, a change is published by one store, and a change that fails has changed nothing.
 
 The set is a B+ tree. A node has up to 96 items: segments in a leaf, nodes above. A list beside them says where they
 start, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
@@ -29,25 +29,20 @@ class Segment(Protocol):
     @property
     def start(self) -> int:
         """The first address."""
-        ...
 
     @property
     def end(self) -> int:
         """The first address past it."""
-        ...
 
     @property
     def floor(self) -> int:
         """Where the free space below it ends for new segments: ``start``, or less if a guard belongs to it."""
-        ...
 
     def cut(self, start: int, end: int) -> Self:
         """The part in [start, end), which lies inside and is not empty."""
-        ...
 
 
 S = TypeVar("S", bound=Segment)
-_Totals = dict[Callable[[S], int], int]
 
 _start = attrgetter("start")
 
@@ -151,11 +146,8 @@ def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
     """Nodes of even size for the items."""
     count = -(-len(items) // _FANOUT)
     bounds = [len(items) * k // count for k in range(count + 1)]
-    return [_node(items[low:high], height, gap) for low, high in itertools.pairwise(bounds)]
-
-
-def _node(items: list[Any], height: int, gap: int) -> _Node:
-    return _Node(height, items, list(map(_start, items)), gap)
+    parts = [items[low:high] for low, high in itertools.pairwise(bounds)]
+    return [_Node(height, part, list(map(_start, part)), gap) for part in parts]
 
 
 def _joined(nodes: list[_Node]) -> list[_Node]:
@@ -165,7 +157,7 @@ def _joined(nodes: list[_Node]) -> list[_Node]:
         if done and len(done[-1].items) + len(node.items) <= _FANOUT // 2:
             left = done.pop()
             gap = max(left.gap, node.gap, node.start - left.end)
-            node = _node(left.items + node.items, node.height, gap)
+            node = _Node(node.height, left.items + node.items, left.starts + node.starts, gap)
         done.append(node)
     return done
 
@@ -182,17 +174,14 @@ class SegmentSet(Generic[S]):
 
     __slots__ = ("_root", "_totals", "count")
 
-    def __init__(self, root: _Node | None = None, count: int = 0, totals: _Totals[S] | None = None) -> None:
+    def __init__(self, root: _Node | None = None, count: int = 0, totals: dict[Any, int] | None = None) -> None:
         """An empty set; the arguments are for this class alone."""
         self._root = root
         self.count = count
         self._totals = totals
 
     def total(self, weigh: Callable[[S], int]) -> int:
-        """The sum of ``weigh(segment)``: O(1) in a set that was made out of one that was asked before.
-
-        ``weigh`` is always the same function object, and adds up when a segment is cut.
-        """
+        """The sum of ``weigh(segment)``, which adds up: O(1) in a set made out of one that was asked before."""
         totals = self._totals or {}
         if weigh not in totals:
             self._totals = totals = {**totals, weigh: sum(map(weigh, self))}
@@ -368,11 +357,11 @@ class SegmentSet(Generic[S]):
 
     def _check(self) -> None:
         """Raise AssertionError if the set is not what it says: for stress tests."""
-        last, count, size = -1 << 64, 0, 0
+        last, count = -1 << 64, 0
         for segment in self:
             assert last <= segment.start < segment.end, f"{segment} at {last:#x}"
-            last, count, size = segment.end, count + 1, size + segment.end - segment.start
-        assert (count, size) == (self.count, self.num_bytes)
+            last, count = segment.end, count + 1
+        assert count == self.count
         assert all(n == sum(map(weigh, self)) for weigh, n in (self._totals or {}).items())
         nodes = [self._root] if self._root is not None else []
         for node in nodes:
