@@ -68,8 +68,8 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
         backing = _anonymous(mm, shared, length)
     vma = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
     start = map_backing(mm, addr, length, flags, vma, offset)
-    wanted = flags & (names.populate | names.nonblock) == names.populate or vma.mlock_mode == MLOCK_EAGER
-    if wanted and anonymous:
+    eager = vma.mlock_mode == MLOCK_EAGER or (flags & names.populate and not flags & names.nonblock)
+    if eager and anonymous:
         populate(mm, start, start + mm.arch.page_round_up(length), READ)  # best effort
     return start
 
@@ -102,12 +102,12 @@ def _anonymous(mm: MemoryMap, shared: bool, length: int) -> Backing:
 
 def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, offset: int) -> int:
     """Map what ``vma`` says where ``addr`` and ``flags`` say, and return the address. It becomes the mapping."""
-    vma.guard = mm.guard if flags & mm.arch.map_flags.growsdown else 0
-    limits, locked = mm.limits, mm.arch.map_flags.locked
+    names, limits = mm.arch.map_flags, mm.limits
+    vma.guard = mm.guard if flags & names.growsdown else 0
 
     def build(change: Change) -> int:
         start, end = find_place(mm, change.vmas, addr, length, flags, offset)
-        if change.mlock_future or flags & locked:
+        if change.mlock_future or flags & names.locked:
             vma.mlock_mode = _mlock_mode(mm, change, flags, end - start)
         if vma.guard and not vma.backing.anonymous:
             raise error(errno.EINVAL, "only private anonymous memory grows down")
@@ -118,7 +118,7 @@ def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, off
             there = sum([part.end - part.start for part in change.vmas.within(start, end)])
             if not limits.may_expand(change.vmas, vma, end - start - there):
                 raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
-        if change.vmas.count >= mm.limits.max_map_count:
+        if change.vmas.count >= limits.max_map_count:
             mm.check_cut(change.vmas, start, end)
         vma.start, vma.end = start, end
         change.add(vma)

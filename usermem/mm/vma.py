@@ -75,8 +75,9 @@ class VMA:
     def over(self, start: int, end: int, prot: int) -> VMA:
         """The same mapping over other addresses, which may reach beyond it, with other rights."""
         offset = 0 if self.backing.anonymous else self.offset + start - self.start
-        shared, backing, guard, name = self.shared, self.backing, self.guard, self.name
-        return VMA(start, end, prot, self.max_prot, shared, backing, offset, guard, name, self.mlock_mode)
+        return VMA(
+            start, end, prot, self.max_prot, self.shared, self.backing, offset, self.guard, self.name, self.mlock_mode
+        )
 
     def placed(self, start: int, end: int) -> VMA:
         """The same mapping elsewhere: its backing from the same offset on."""
