@@ -118,6 +118,10 @@ def test_removing(flags: int) -> None:
     for _ in range(2):
         space.madvise(BASE, 8 * PAGE, INSTALL)
     assert faulting(space) == list(range(8))
+    space.madvise(BASE, 8 * PAGE, REMOVE)
+    for i in (4, 2, 3, 5):
+        space.madvise(BASE + i * PAGE, PAGE, INSTALL)
+    assert (faulting(space), len(space._map.tables.guards)) == ([2, 3, 4, 5], 1)
     space._check()
 
 
@@ -198,14 +202,16 @@ def test_collapse() -> None:
     space = AddressSpace()
     space.mmap(HUGE, 4 * HUGE, RW, FIXED)
     cases = [(HUGE, 2 * HUGE, 22), (HUGE, HUGE, 0), (HUGE, PAGE, 0), (HUGE + PAGE, PAGE, 22), (HUGE, 0, 0)]
-    assert _collapse(space, HUGE, HUGE) == errno.EINVAL
+    assert _collapse(space, HUGE, HUGE) == _collapse(space, HUGE, PAGE) == errno.EINVAL
     space.copy_out(HUGE + 5, b"x")
     assert [_collapse(space, addr, length) for addr, length, _ in cases] == [expected for *_, expected in cases]
     assert _collapse(space, HUGE, 5 * HUGE) == errno.EINVAL
     assert space.read_bytes(HUGE + 5, 1) == b"x"
     space.mmap(1 << 32, 2 * PAGE, RW, FIXED)
+    space.copy_out(1 << 32, b"x")
     assert _collapse(space, 1 << 32, PAGE) == errno.EINVAL
     space.map_object(1 << 33, HUGE, RW, FIXED, GrowingObject(b"x" * HUGE, HUGE))
+    space.copy_out(1 << 33, b"y")
     assert _collapse(space, 1 << 33, HUGE) == errno.EINVAL
 
 

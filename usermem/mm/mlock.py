@@ -113,5 +113,5 @@ def _lock(mm: MemoryMap, change: Change, addr: int, length: int, mode: int) -> i
 def _touch(mm: MemoryMap, tables: Tables, addr: int, end: int) -> None:
     """Bring the pages into memory. Raises ENOMEM if one cannot be had; what is locked stays locked."""
     for vma in tables.vmas.within(addr, end):
-        if not vma.prot or not hold(mm, vma.start, vma.end, READ, mman.MADV_POPULATE_READ):
+        if not hold(mm, vma.start, vma.end, READ, mman.MADV_POPULATE_READ):
             raise error(errno.ENOMEM, f"not all pages at {vma.start:#x} can be had")
