@@ -43,8 +43,8 @@ from usermem.memory_io import IO, arch_of, check_io_range
 from usermem.mm.backing.mapped_object import MappedObject, WritableObject
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.host_runs import GuestRun
+from usermem.mm.limits import Limits
 from usermem.mm.listeners import ChangeKind
-from usermem.mm.memory_map import Limits
 from usermem.mm.vma import VMA
 from usermem.render import render
 from usermem.resolver import ResolvedIO

@@ -33,6 +33,7 @@ class FaultReason(StrEnum):
 
     UNMAPPED = "unmapped"
     PERMISSION = "permission"
+    GUARD = "guard"
     BEYOND_FILE = "beyond-file"
     UNALIGNED = "unaligned"
     OUTSIDE_RANGE = "outside-range"

@@ -50,9 +50,11 @@ def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[Gue
     """See AddressSpace.host_runs."""
     start, end = check_int(start, "start"), check_int(end, "end")
     for _ in range(_ATTEMPTS):
-        vmas = mm.tables.vmas
+        tables = mm.tables
+        vmas, guards = tables.vmas, tables.guards
         found = _runs(mm, vmas.overlapping(start, end), (start, end), copy_files)
-        if mm.tables.vmas is vmas:  # else a listener may have been told of what was found before
+        tables = mm.tables
+        if tables.vmas is vmas and tables.guards is guards:  # else a listener may have been told of what was found
             break
     return found
 
@@ -66,6 +68,9 @@ def _runs(mm: MemoryMap, vmas: list[VMA], part: tuple[int, int], copy_files: boo
         at, stop = max(vma.start, part[0]), min(part[1], limit)
         while at < stop:
             tables = mm.tables
+            if (guard := tables.guards.find(at)) is not None:
+                at = guard.end
+                continue
             pma = tables.pmas.find(at)
             if pma is None:
                 pma = mm.fill(tables, vma, at, limit)

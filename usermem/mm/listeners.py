@@ -31,7 +31,7 @@ class ChangeKind(StrEnum):
     MOVE = "move"
     """mremap(2) has put there what was mapped elsewhere."""
     MEMORY = "memory"
-    """The same is mapped, and the host memory behind it is another, or has other bytes."""
+    """The same is mapped, and the host memory behind it is another, or has other bytes, or is none: a guard."""
 
 
 Told = tuple[int, int, ChangeKind]
