@@ -159,8 +159,7 @@ def _locked(block: Block, size: int, byte_order: ByteOrder, change: Callable[[in
     if _lock._is_owned():  # type: ignore[attr-defined]  # it would come between that operation's load and its store
         raise RuntimeError("this thread is in the middle of another atomic operation: no handler may come between")
     # In one line: a trace function that raises at the line of a ``with`` that ends would leave it locked.
-    with _lock: value = _exchange(block, size, byte_order, change)  # fmt: skip # noqa: E701
-    return value
+    with _lock: return _exchange(block, size, byte_order, change)  # fmt: skip # noqa: E701
 
 
 def _exchange(block: Block, size: int, byte_order: ByteOrder, change: Callable[[int], int | None]) -> int:
