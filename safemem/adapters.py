@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Protocol
 from safemem.block import Block, Piece
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import readable_view, writable_view
-from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, moved_count, short_count
+from safemem.errors import (
+    EndOfBlockSeqError,
+    TransferError,
+    add_transferred,
+    is_interrupt,
+    moved_count,
+    short_count,
+)
 from safemem.pending import PendingBytes
 from safemem.protocols import Reader, Writer, refuse_messages
 from safemem.raw_stream import RawStream
@@ -116,8 +123,8 @@ class FromIOReader:
             stopped, n = exc, getattr(exc, "transferred", 0)
         try:
             delivered = self._pending.deliver(BlockSeq.of(block), bytes(buffer[:n])) if n else 0
-        except TransferError:
-            self._pending.hold(stopped)
+        except TransferError as fault:
+            self._pending.hold(stopped, fault.transferred)
             raise
         if stopped is not None:
             raise stopped
@@ -190,8 +197,8 @@ class FromVecReaderFunc:
         if staged:
             try:
                 self._deliver(dsts, sum(map(len, direct)), n, staged)
-            except TransferError:
-                self._pending.hold(stopped)
+            except TransferError as fault:
+                self._pending.hold(stopped, fault.transferred)
                 raise
         if stopped is not None:
             if n:
@@ -268,7 +275,7 @@ class _Stream(RawStream):
             done: int = getattr(exc, "transferred", 0)
             if isinstance(exc, BlockingIOError):
                 return done or None
-            if not done:
+            if not done or is_interrupt(exc):
                 raise
             add_transferred(exc, -done)
             self._hold(exc)

@@ -97,6 +97,15 @@ def short_count(exc: BaseException, done: int) -> int:
     raise exc
 
 
+def is_interrupt(exc: BaseException) -> bool:
+    """Whether an exception is no error of a stream's, and so must not wait for a later call.
+
+    KeyboardInterrupt and SystemExit, which a signal handler may raise in the middle of anything, belong to this moment
+    and this thread. A MemoryError says what was so at this moment.
+    """
+    return not isinstance(exc, Exception) or isinstance(exc, MemoryError)
+
+
 def error(code: int, reason: str) -> OSError:
     """An OSError, of the subclass that belongs to its errno, with the errno's text and a reason."""
     return OSError(code, f"{os.strerror(code)}: {reason}")

@@ -20,7 +20,7 @@ from hostarch import mman
 from safemem.errors import HostFaultError, add_transferred
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _MAX_TRANSFER = 1 << 30  # the kernel moves at most 0x7ffff000 bytes a call
 _BOUNCE = 1 << 16
@@ -141,18 +141,25 @@ def _populate() -> Callable[[int, int], int] | None:
 def mapping_at(address: int) -> list[str]:
     """The fields of the line of /proc/self/maps for a host address: range, rights, offset, device, inode, and a name if
     it has one. Empty if nothing is mapped there, or the host does not tell."""
+    try:
+        return next(mappings(address, address + 1), [])
+    except FileNotFoundError:
+        return []
+
+
+def mappings(start: int, end: int) -> Iterator[list[str]]:
+    """The fields of each line of /proc/self/maps for a host mapping that has an address in [start, end): see above.
+
+    Raises OSError, FileNotFoundError say, if the host does not tell.
+    """
     from pathlib import Path  # 3.5 ms at import
 
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return []
-    with maps.open(encoding="utf-8", errors="replace") as lines:
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             fields = line.rstrip("\n").split(maxsplit=5)
-            start, end = (int(x, 16) for x in fields[0].split("-"))
-            if start <= address < end:
-                return fields
-    return []
+            first, last = (int(x, 16) for x in fields[0].split("-"))
+            if first < end and start < last:
+                yield fields
 
 
 def copy_in(dst: memoryview, src: int) -> int:

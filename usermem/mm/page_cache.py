@@ -287,7 +287,7 @@ class PagedIO(ResolvedIO):
         if native is not None and self._in_host_order and not ignore_permissions:
             try:
                 _, base, limit, run = (self._readable if access is READ else self._writable)[addr >> PAGE_SHIFT]
-                fits = addr - base + size <= limit and not addr & size - 1
+                fits = limit - size >= addr - base >= run.start and not addr & size - 1
                 for value in values:
                     fits = fits and type(value) is int and not value >> 8 * size
                 if fits:
