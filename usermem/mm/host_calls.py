@@ -5,7 +5,9 @@ Source: mmap(2), madvise(2), msync(2), mincore(2), fallocate(2).
 
 from __future__ import annotations
 
+import errno
 import mmap as host_mmap
+import os
 import sys
 from functools import cache
 from typing import Any, Final
@@ -159,17 +161,34 @@ def resident(address: int, length: int, page: int) -> bytes | None:
     return bytes(any(bits[(at - page - low) // size : -(-(at - low) // size)]) for at in ends)
 
 
-def file_resident(fd: int, start: int, end: int, page: int) -> bytes:
-    """As :func:`resident`, of pages of a file, which are mapped for a moment; 0 for all if the host cannot tell."""
-    found = bytearray()
-    for at in range(start, end, PAGES_ASKED * page):
-        length = min(PAGES_ASKED * page, end - at)
-        address = map_file(fd, at, length, mman.PROT_READ, mman.MAP_SHARED)
-        try:
-            found += resident(address, length, page) or bytes(length // page)
-        finally:
-            unmap(address, length)
-    return bytes(found)
+def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False) -> bytes:
+    """As :func:`resident`, of pages of a file, which are mapped for a moment; 0 for all if the host cannot tell.
+
+    ``sparse`` is for a memory file: where it has holes, nothing is in memory, and they cost nothing.
+    """
+    found: list[bytes] = []
+    at = start
+    while at < end:
+        data = _next_data(fd, at, end, page) if sparse else at
+        found.append(bytes((data - at) // page))
+        length = min(PAGES_ASKED * page, end - data)
+        at = data + length
+        if length:
+            address = map_file(fd, data, length, mman.PROT_READ, mman.MAP_SHARED)
+            try:
+                found.append(resident(address, length, page) or bytes(length // page))
+            finally:
+                unmap(address, length)
+    return b"".join(found)
+
+
+def _next_data(fd: int, at: int, end: int, page: int) -> int:
+    """Where the first page from ``at`` on that is no hole begins; ``end`` if there is none before it."""
+    try:
+        data = os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as exc:
+        return end if exc.errno == errno.ENXIO else at
+    return min(at + (data - at) // page * page, end)
 
 
 def _error(what: str) -> OSError:

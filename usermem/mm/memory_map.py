@@ -49,6 +49,12 @@ MAX_MAP_COUNT: Final = 65_530
 STACK_LIMIT: Final = 8 << 20
 """How long Linux lets a stack grow by default, in bytes: RLIMIT_STACK."""
 
+POPULATE_LIMIT: Final = 1 << 30
+"""How much one call populates by default, in bytes."""
+
+MINCORE_LIMIT: Final = 1 << 28
+"""How many pages mincore tells of by default in one call: 1 TiB of pages of 4 KiB."""
+
 # How many pages stay free below a mapping that grows down: stack_guard_gap, mm/mmap.c.
 _GUARD_PAGES: Final = 256
 
@@ -82,6 +88,10 @@ class Limits:
     """How many bytes may be mapped (RLIMIT_AS); None for any number."""
     stack_limit: int = STACK_LIMIT
     """How long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK)."""
+    populate_limit: int = POPULATE_LIMIT
+    """How many bytes one call populates at most (MAP_POPULATE, MADV_POPULATE_*); what is behind them is left alone."""
+    mincore_limit: int = MINCORE_LIMIT
+    """How many pages mincore tells of in one call, at a byte of host memory each; it is EAGAIN for more."""
 
 
 class _ClosedError(ValueError):

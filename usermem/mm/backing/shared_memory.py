@@ -183,7 +183,7 @@ class SharedMemory(Backing):
     def resident(self, start: int, end: int, page: int) -> bytes:
         stop = max(start, min(end, self._room))
         if self._file is not None:
-            found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page)
+            found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page, True)
         else:
             assert self._whole is not None
             base = mmap_address(self._whole)
