@@ -43,10 +43,6 @@ _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: W
 
 _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 
-# How much of a mapping is populated at most, in bytes: a guest that asks for more does not cost the host more.
-_TOUCHED: Final = 1 << 30
-
-
 def madvise(mm: MemoryMap, addr: int, length: int, advice: int) -> int:
     """See AddressSpace.madvise."""
     advice = check_int(advice, "advice")
@@ -99,9 +95,9 @@ def _discard(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
 
 
 def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | None:
-    """Have the host hold the pages of [start, end), of the first GiB, and return where an access would fault, if so."""
-    budget = _TOUCHED
-    while start < end and budget > 0:
+    """Have the host hold the pages of [start, end), up to the limit, and return where an access would fault, if so."""
+    end = min(end, start + mm.limits.populate_limit)
+    while start < end:
         stretch = mm.locate(start, access, ignore_permissions=False)
         if isinstance(stretch, FaultReason):
             return start
@@ -109,8 +105,7 @@ def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | N
         stop = min(base + limit, end)
         if not run.may_fault:
             offset = start - base - run.start
-            run.view()[offset : offset + min(stop - start, budget) : host_mmap.PAGESIZE].tobytes()
-        budget -= stop - start
+            run.view()[offset : offset + stop - start : host_mmap.PAGESIZE].tobytes()
         start = stop
     return None
 
@@ -127,8 +122,9 @@ def _populate(mm: MemoryMap, start: int, end: int, advice: int) -> None:
     if missing is not None:
         raise error(errno.EFAULT, f"the page at {missing:#x} cannot be populated")
     tables = mm.tables
-    for vma in tables.vmas.overlapping(start, allowed):
-        for first, run in mm.runs(tables, max(vma.start, start), min(vma.end, allowed)):
+    last = min(allowed, start + mm.limits.populate_limit)
+    for vma in tables.vmas.overlapping(start, last):
+        for first, run in mm.runs(tables, max(vma.start, start), min(vma.end, last)):
             if not vma.backing.populate(run, advice):
                 raise error(errno.EFAULT, f"not all pages from {first:#x} on are in their file")
     if denied is not None:
