@@ -136,12 +136,14 @@ def test_a_tebibyte_that_nobody_touched(kind: str) -> None:
 
 
 def test_which_windows_of_an_object_are_there() -> None:
-    """A page of an object is there with its window, wherever the question begins and ends in it."""
+    """A page of an object that this mapping has not touched is there with its window, wherever the question begins."""
     window = 1 << 16
     with AddressSpace() as space:
-        at = space.map_object(0, 8 * window, RW, mman.MAP_SHARED, Holes())
+        holes = Holes()
+        other = space.map_object(0, 8 * window, RW, mman.MAP_SHARED, holes)
         for number in (1, 4, 5):
-            space.read_bytes(at + number * window, 1)
+            space.read_bytes(other + number * window, 1)
+        at = space.map_object(0, 8 * window, RW, mman.MAP_SHARED, holes)
         expected = b"".join(bytes([number in (1, 4, 5)]) * 16 for number in range(8))
         for first, last in ((0, 128), (17, 18), (15, 17), (31, 65), (80, 97), (100, 128), (0, 16)):
             found = space.mincore(at + first * PAGE, (last - first) * PAGE)
