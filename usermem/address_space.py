@@ -30,8 +30,9 @@ from usermem.mm.backing.caller_buffer import CallerBuffer
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.object_pages import released, write_back_released
 from usermem.mm.host_runs import GuestRun
+from usermem.mm.limits import MAX_MAP_COUNT, STACK_LIMIT, Limits
 from usermem.mm.listeners import Listener
-from usermem.mm.memory_map import CACHED, MAX_MAP_COUNT, STACK_LIMIT, Limits, MemoryMap
+from usermem.mm.memory_map import CACHED, MemoryMap
 from usermem.mm.mmap import RIGHTS
 from usermem.mm.page_cache import GONE, PagedIO, Stretch
 from usermem.mm.vma import VMA
@@ -91,7 +92,7 @@ class AddressSpace(PagedIO):
 
     @property
     def limits(self) -> Limits:
-        """The limits of the guest, which may be changed: RLIMIT_AS, RLIMIT_STACK and vm.max_map_count."""
+        """The limits of the guest, which may be changed: RLIMIT_AS, RLIMIT_STACK, vm.max_map_count, and our own."""
         return self._map.limits
 
     @property

@@ -43,6 +43,7 @@ _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: W
 
 _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 
+
 def madvise(mm: MemoryMap, addr: int, length: int, advice: int) -> int:
     """See AddressSpace.madvise."""
     advice = check_int(advice, "advice")

@@ -26,8 +26,6 @@ from functools import partial
 from mmap import mmap
 from typing import Final, TypeVar
 
-from attrs import define
-
 from hostarch import Arch, mman
 from safemem.buffers import check_int
 from safemem.errors import error
@@ -37,23 +35,12 @@ from usermem.mm.backing.anonymous import Anonymous
 from usermem.mm.backing.object_pages import write_back_released
 from usermem.mm.change import Change, Dropped, Tables
 from usermem.mm.host_run import HostRun
+from usermem.mm.limits import Limits
 from usermem.mm.listeners import Event, Listeners
 from usermem.mm.page_cache import PageCache, Stretch
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.room import room
 from usermem.mm.vma import VMA, VMASet
-
-MAX_MAP_COUNT: Final = 65_530
-"""How many mappings Linux allows by default: vm.max_map_count."""
-
-STACK_LIMIT: Final = 8 << 20
-"""How long Linux lets a stack grow by default, in bytes: RLIMIT_STACK."""
-
-POPULATE_LIMIT: Final = 1 << 30
-"""How much one call populates by default, in bytes."""
-
-MINCORE_LIMIT: Final = 1 << 28
-"""How many pages mincore tells of by default in one call: 1 TiB of pages of 4 KiB."""
 
 # How many pages stay free below a mapping that grows down: stack_guard_gap, mm/mmap.c.
 _GUARD_PAGES: Final = 256
@@ -76,22 +63,6 @@ T = TypeVar("T")
 Made = tuple[list[Dropped], list[Event]]
 Found = tuple[Tables, VMA, PMA, int]
 """Tables, the mapping and the memory that an address lies in, and where what can be accessed there ends."""
-
-
-@define
-class Limits:
-    """What the owner of an address space allows its guest."""
-
-    max_map_count: int = MAX_MAP_COUNT
-    """How many mappings there may be (vm.max_map_count)."""
-    address_limit: int | None = None
-    """How many bytes may be mapped (RLIMIT_AS); None for any number."""
-    stack_limit: int = STACK_LIMIT
-    """How long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK)."""
-    populate_limit: int = POPULATE_LIMIT
-    """How many bytes one call populates at most (MAP_POPULATE, MADV_POPULATE_*); what is behind them is left alone."""
-    mincore_limit: int = MINCORE_LIMIT
-    """How many pages mincore tells of in one call, at a byte of host memory each; it is EAGAIN for more."""
 
 
 class _ClosedError(ValueError):
@@ -148,6 +119,9 @@ class MemoryMap:
                 self.check_open()
             change = Change(old)
             result = build(change)
+            pieces = change.pmas.count
+            if pieces > self.limits.max_pma_count and pieces > old.pmas.count and change.told:
+                raise error(errno.ENOMEM, f"the memory of the mappings would be in {pieces} pieces")
             used = change.used
             try:
                 if change.touched or change.gone:
