@@ -103,7 +103,7 @@ class AddressSpace(PagedIO):
 
     @property
     def limits(self) -> Limits:
-        """The limits of the guest, which may be changed: RLIMIT_AS, _STACK, _DATA, _MEMLOCK and vm.max_map_count."""
+        """The limits of the guest, which may be changed: RLIMIT_AS, _STACK, _DATA, _MEMLOCK, vm.max_map_count, ours."""
         return self._map.limits
 
     @property

@@ -64,9 +64,6 @@ _NOT_LOCKED: Final = (
 )
 """Advice that locked memory refuses."""
 
-# How much of a mapping is populated at most, in bytes: a guest that asks for more does not cost the host more.
-_TOUCHED: Final = 1 << 30
-
 
 def madvise(mm: MemoryMap, addr: int, length: int, advice: int) -> int:
     """See AddressSpace.madvise."""
@@ -151,9 +148,9 @@ def _discard(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
 
 
 def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | None:
-    """Have the host hold the pages of [start, end), of the first GiB, and return where an access would fault, if so."""
-    budget = _TOUCHED
-    while start < end and budget > 0:
+    """Have the host hold the pages of [start, end), up to the limit, and return where an access would fault, if so."""
+    end = min(end, start + mm.limits.populate_limit)
+    while start < end:
         stretch = mm.locate(start, access, ignore_permissions=False)
         if isinstance(stretch, FaultReason):
             return start
@@ -161,18 +158,17 @@ def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | N
         stop = min(base + limit, end)
         if not run.may_fault:
             offset = start - base - run.start
-            run.view()[offset : offset + min(stop - start, budget) : host_mmap.PAGESIZE].tobytes()
-        budget -= stop - start
+            run.view()[offset : offset + stop - start : host_mmap.PAGESIZE].tobytes()
         start = stop
     return None
 
 
 def hold(mm: MemoryMap, start: int, end: int, access: AccessType, advice: int) -> bool:
-    """As :meth:`populate`, also of files of the host's. Returns whether all of [start, end) can be had."""
+    """As :func:`populate`, also of files of the host's. Returns whether all of it can be had."""
     if populate(mm, start, end, access) is not None:
         return False
     tables = mm.tables
-    parts = tables.vmas.within(start, end)
+    parts = tables.vmas.within(start, min(end, start + mm.limits.populate_limit))
     return all(vma.backing.populate(run, advice) for vma in parts for _, run in mm.runs(tables, vma.start, vma.end))
 
 

@@ -119,6 +119,9 @@ class MemoryMap:
                 self.check_open()
             change = Change(old)
             result = build(change)
+            pieces = change.pmas.count
+            if pieces > self.limits.max_pma_count and pieces > old.pmas.count and change.told:
+                raise error(errno.ENOMEM, f"the memory of the mappings would be in {pieces} pieces")
             used = change.used
             try:
                 if change.touched or change.gone:

@@ -144,10 +144,13 @@ class SharedMemory(Backing):
         if file is not None:
             self._start = file.allocate(self._room)
             self._file = file
-        elif hasattr(mmap, "MAP_SHARED"):
+            return
+        host_calls.check_mappings()
+        if hasattr(mmap, "MAP_SHARED"):
             self._whole = mmap.mmap(-1, self._room, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         else:
             self._whole = mmap.mmap(-1, self._room)
+        self._counted = host_calls.Unmapping(0, 0)
 
     def __del__(self) -> None:
         file: _MemoryFile | None = getattr(self, "_file", None)
@@ -187,7 +190,7 @@ class SharedMemory(Backing):
     def resident(self, start: int, end: int, page: int) -> bytes:
         stop = max(start, min(end, self._room))
         if self._file is not None:
-            found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page)
+            found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page, True)
         else:
             assert self._whole is not None
             base = mmap_address(self._whole)
