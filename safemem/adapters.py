@@ -4,7 +4,7 @@
 functions over a list of buffers, ``BlockSeqReader`` and ``BlockSeqWriter`` move from and to blocks; ``ToIOReader``
 and ``ToIOWriter`` make file objects of Readers and Writers. File descriptors are in :mod:`safemem.fd`.
 
-Memory that needs safecopy is never handed to foreign code: it gets a buffer, and what a fault leaves in that buffer
+Foreign code gets views of its own, which it may release. Memory that needs safecopy is never handed to foreign code: it gets a buffer, and what a fault leaves in that buffer
 stays pending for the next call. A buffer is for a few MiB at most, however much memory there is.
 
 Source: gVisor pkg/safemem/io.go.
@@ -113,7 +113,7 @@ class FromIOReader:
         for piece in _short(dsts.pieces()):
             try:
                 if isinstance(piece, memoryview):
-                    n = moved_count(self._file.readinto(piece), len(piece), "the file's readinto()")
+                    n = moved_count(self._file.readinto(piece[:]), len(piece), "the file's readinto()")
                 else:
                     n = self._read_staged(piece)
             except BaseException as exc:
@@ -158,7 +158,7 @@ class FromIOWriter:
         for piece in _short(srcs.pieces()):
             view, fault = _readable(piece)
             try:
-                n = moved_count(self._file.write(view), len(view), "the file's write()") if view else 0
+                n = moved_count(self._file.write(view[:]), len(view), "the file's write()") if view else 0
             except BaseException as exc:
                 if isinstance(exc, BlockingIOError):
                     done += _characters_written(exc)
@@ -199,7 +199,7 @@ class FromVecReaderFunc:
             elif staged:
                 staged.append((piece, bytearray(piece)))
             else:
-                direct.append(piece)
+                direct.append(piece[:])
         stopped: BaseException | None = None
         try:
             n = self._function(direct + [memoryview(buffer) for _, buffer in staged])
@@ -252,7 +252,7 @@ class FromVecWriterFunc:
         for piece in _within_stage(srcs).pieces():
             view, fault = _readable(piece)
             if view:
-                views.append(view)
+                views.append(view[:])
             if fault is not None:
                 break
         total = sum(map(len, views))

@@ -19,7 +19,8 @@ def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: boo
         try:
             return layout.unpack(io.read_bytes(addr, layout.size))  # type: ignore[attr-defined]
         except AttributeError:
-            pass  # an IO that has no such method is asked below; what else it was comes again
+            if hasattr(io, "read_bytes"):
+                raise
     return layout.unpack(read_bytes(io, addr, layout.size, ignore_permissions=ignore_permissions))
 
 
@@ -112,7 +113,8 @@ def _copy_int_in(io: IO, addr: int, size: int, signed: bool, ignore_permissions:
         try:
             return int.from_bytes(io.read_bytes(addr, size), io.arch.byte_order, signed=signed)  # type: ignore[attr-defined]
         except AttributeError:
-            pass  # as in copy_struct_in
+            if hasattr(io, "read_bytes") and hasattr(io, "arch"):
+                raise
     data = read_bytes(io, addr, size, ignore_permissions=ignore_permissions)
     return int.from_bytes(data, arch_of(io).byte_order, signed=signed)
 

@@ -134,7 +134,9 @@ class _Atom:
         """
         if self._parts is None:
             left = _Atom(self._arena, self._chunk, self.start, at, owns=False)
-            self._parts = (left, _Atom(self._arena, self._chunk, at, self.end, owns=False))
+            made = left, _Atom(self._arena, self._chunk, at, self.end, owns=False)
+            # A handler may have cut it meanwhile. Between this look and the store there is no call, so none can run.
+            self._parts = made if self._parts is None else self._parts
         left, right = self._parts
         if self._owns:
             self._owns, left._owns, right._owns = False, True, True

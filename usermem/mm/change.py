@@ -215,7 +215,7 @@ class Change(Tables):
 
     def divide(self, pma: PMA) -> None:
         """Make two of a PMA, at a mapping in the middle of those that are cached; not if others were quicker."""
-        firsts = sorted({key & -2 for key in pma.cached})
+        firsts = sorted({key & -2 for key in tuple(pma.cached)})
         if len(firsts) > 1 and self.pmas.find(pma.start) is pma:
             at = firsts[len(firsts) // 2]
             self._clear(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])

@@ -134,7 +134,13 @@ def _check_collapse(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
 
 def _discard(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
     """Make private memory what it was when it was mapped: where it is, or by forgetting where it is."""
-    done = [vma.backing.discard(run) for _, run in mm.runs(mm.tables, start, end)]
+    tables = mm.tables  # in which others may have put something else there meanwhile
+    done = [
+        vma.backing.discard(run)
+        for now in tables.vmas.within(start, end)
+        if now.backing is vma.backing and not now.shared
+        for _, run in mm.runs(tables, now.start, now.end)
+    ]
 
     def build(change: Change) -> None:
         if all(done):

@@ -101,8 +101,9 @@ class _Node:
         if start != starts[i]:
             starts = starts.copy()
             starts[i] = start
-            if i and start - items[i - 1].end > gap:
-                gap = start - items[i - 1].end
+        # Also where it starts as before: its floor may be higher.
+        if i and start - items[i - 1].end > gap:
+            gap = start - items[i - 1].end
         if i + 1 < len(items) and starts[i + 1] - end > gap:
             gap = starts[i + 1] - end
         return _Node(self.height, items, starts, gap)
