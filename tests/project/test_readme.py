@@ -56,7 +56,7 @@ def test_the_fuzzed_system_call_is_found_out() -> None:
     start = time.monotonic()
     with pytest.raises(AssertionError) as caught:
         seed(1)(readme["test_readv"])()  # the same draws in each run; of 20 other seeds all find it
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     assert "layout=Layout(AMD64, (Mapping(0x" in "".join(caught.value.__notes__)
     readme["sys_readv"] = readme["expected_readv"]
     readme["test_readv"]()
