@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
 
+from campaign import NIGHTLY
 from helper_mutants import HELPER_MUTANTS, Helper
 from hostarch import AMD64, READ, READ_WRITE
 from mutants import MUTANTS, Wrapper
@@ -17,7 +17,6 @@ from watched_io import WatchedIO
 
 PAGE = 4096
 LAYOUT = conformance_layout()
-NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 # What is enough for most.
 SMALL_LAYOUT = Layout(AMD64, (Mapping(0x10000, PAGE, READ_WRITE), Mapping(0x11000, PAGE, READ)))
 
