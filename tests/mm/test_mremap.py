@@ -317,7 +317,7 @@ def test_brk_stays_where_it_cannot_go() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the lines of /proc/self/maps")
 def test_a_heap_grows_often() -> None:
-    """Tens of thousands of times: few host mappings, one mapping for the guest, and the last time is as quick as the first."""
+    """20,000 times: few host mappings, one mapping for the guest, and the last time is as quick as the first."""
 
     def host_mappings() -> int:
         return Path("/proc/self/maps").read_text().count("\n")
