@@ -5,7 +5,7 @@ functions over a list of buffers, ``BlockSeqReader`` and ``BlockSeqWriter`` move
 and ``ToIOWriter`` make file objects of Readers and Writers. File descriptors are in :mod:`safemem.fd`.
 
 Memory that needs safecopy is never handed to foreign code: it gets a buffer, and what a fault leaves in that buffer
-stays pending for the next call.
+stays pending for the next call. A buffer is for a few MiB at most, however much memory there is.
 
 Source: gVisor pkg/safemem/io.go.
 """
@@ -13,19 +13,34 @@ Source: gVisor pkg/safemem/io.go.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
-from safemem.block import Block, Piece
+from safemem.block import Block, Piece, part
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import readable_view, writable_view
-from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, moved_count, short_count
+from safemem.errors import (
+    EndOfBlockSeqError,
+    TransferError,
+    add_transferred,
+    is_interrupt,
+    moved_count,
+    short_count,
+)
 from safemem.pending import PendingBytes
 from safemem.protocols import Reader, Writer, refuse_messages
 from safemem.raw_stream import RawStream
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+# How much memory that needs safecopy a file object is given at a time, in bytes: more than a pipe ever holds, so that
+# nobody waits in a pipe for the next piece.
+_PIECE: Final = 1 << 21
+
+# How much a function over a list of buffers is given, which is called only once: the rest is a short count.
+_STAGED: Final = 1 << 24
 
 
 class SupportsReadinto(Protocol):
@@ -79,7 +94,8 @@ class BlockSeqWriter:
 class FromIOReader:
     """A binary file object as a Reader: one ``readinto`` a block, up to the first short one.
 
-    Use an unbuffered file where waiting for a whole block would hang: BufferedReader.readinto fills its buffer.
+    A long block that needs safecopy takes several. Use an unbuffered file where waiting for a whole block would hang:
+    BufferedReader.readinto fills its buffer.
     """
 
     def __init__(self, file: SupportsReadinto) -> None:
@@ -94,7 +110,7 @@ class FromIOReader:
         if dsts and self._pending:
             return self._pending.deliver(dsts)
         done = 0
-        for piece in dsts.pieces():
+        for piece in _short(dsts.pieces()):
             try:
                 if isinstance(piece, memoryview):
                     n = moved_count(self._file.readinto(piece), len(piece), "the file's readinto()")
@@ -116,8 +132,8 @@ class FromIOReader:
             stopped, n = exc, getattr(exc, "transferred", 0)
         try:
             delivered = self._pending.deliver(BlockSeq.of(block), bytes(buffer[:n])) if n else 0
-        except TransferError:
-            self._pending.hold(stopped)
+        except TransferError as fault:
+            self._pending.hold(stopped, fault.transferred)
             raise
         if stopped is not None:
             raise stopped
@@ -125,7 +141,10 @@ class FromIOReader:
 
 
 class FromIOWriter:
-    """A binary file object as a Writer: one ``write`` a block, up to the first short one."""
+    """A binary file object as a Writer: one ``write`` a block, several if it is long and needs safecopy.
+
+    It ends at the first short one.
+    """
 
     def __init__(self, file: SupportsWrite) -> None:
         """Raises TypeError if the file has no write."""
@@ -136,7 +155,7 @@ class FromIOWriter:
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """The file's own errors pass through, with the count in ``transferred``; they come before a source's fault."""
         done = 0
-        for piece in srcs.pieces():
+        for piece in _short(srcs.pieces()):
             view, fault = _readable(piece)
             try:
                 n = moved_count(self._file.write(view), len(view), "the file's write()") if view else 0
@@ -156,7 +175,8 @@ class FromIOWriter:
 class FromVecReaderFunc:
     """A function over a list of writable buffers as a Reader: ``function(buffers) -> bytes filled``.
 
-    It is called at most once, and never without buffers. A claim of more than there is room for counts as all.
+    It is called at most once, and never without buffers. A claim of more than there is room for counts as all. It
+    gets no more than 16 MiB from the first block on that needs safecopy.
     """
 
     def __init__(self, function: Callable[[Sequence[memoryview]], int]) -> None:
@@ -170,6 +190,7 @@ class FromVecReaderFunc:
         if self._pending:
             return self._pending.deliver(dsts)
         # From the first block that may fault on, everything is staged: what lies behind a fault must stay untouched.
+        dsts = _within_stage(dsts)
         direct: list[memoryview] = []
         staged: list[tuple[Piece, bytearray]] = []
         for piece in dsts.pieces():
@@ -190,8 +211,8 @@ class FromVecReaderFunc:
         if staged:
             try:
                 self._deliver(dsts, sum(map(len, direct)), n, staged)
-            except TransferError:
-                self._pending.hold(stopped)
+            except TransferError as fault:
+                self._pending.hold(stopped, fault.transferred)
                 raise
         if stopped is not None:
             if n:
@@ -217,7 +238,8 @@ class FromVecReaderFunc:
 class FromVecWriterFunc:
     """A function over a list of readable buffers as a Writer: ``function(buffers) -> bytes taken``.
 
-    It is called at most once, and never without bytes.
+    It is called at most once, and never without bytes. It gets no more than 16 MiB from the first block on that needs
+    safecopy.
     """
 
     def __init__(self, function: Callable[[Sequence[memoryview]], int]) -> None:
@@ -227,7 +249,7 @@ class FromVecWriterFunc:
         """Raises ValueError if the function returns a negative count; its own errors pass through."""
         views: list[memoryview] = []
         fault: TransferError | None = None
-        for piece in srcs.pieces():
+        for piece in _within_stage(srcs).pieces():
             view, fault = _readable(piece)
             if view:
                 views.append(view)
@@ -268,7 +290,7 @@ class _Stream(RawStream):
             done: int = getattr(exc, "transferred", 0)
             if isinstance(exc, BlockingIOError):
                 return done or None
-            if not done:
+            if not done or is_interrupt(exc):
                 raise
             add_transferred(exc, -done)
             self._hold(exc)
@@ -325,6 +347,26 @@ def _copy_some(dsts: BlockSeq, srcs: BlockSeq) -> tuple[int, TransferError | Non
         return copy_seq(dsts, srcs), None
     except TransferError as exc:
         return exc.transferred, exc
+
+
+def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same memory; of what needs safecopy no piece is longer than a buffer for it."""
+    for piece in pieces:
+        if isinstance(piece, memoryview):
+            yield piece
+        else:
+            for at in range(0, len(piece), _PIECE):
+                yield part(piece, at, min(_PIECE, len(piece) - at))
+
+
+def _within_stage(seq: BlockSeq) -> BlockSeq:
+    """As much of seq as is staged at a time: all that comes before memory that needs safecopy, and some from there."""
+    plain = 0
+    for piece in seq.pieces():
+        if isinstance(piece, Block):
+            return seq.take_first(plain + _STAGED)
+        plain += len(piece)
+    return seq
 
 
 def _readable(piece: Piece) -> tuple[memoryview, TransferError | None]:

@@ -3,9 +3,13 @@
 :func:`tier` says what "atomic" means on this host:
 
 - ``native``: indivisible against everyone, other processes and native code too. It takes libatomic, and memory that
-  cannot fault; a word at an odd address, or in memory that may fault, has the promise of ``lock``.
+  cannot fault. On x86-64 that is so at any address, unless the word crosses the end of a cache line (64 bytes).
 - ``lock``: indivisible against the other operations of this module in this process, and against nothing else. A plain
-  copy, another process or native code can come between. A signal handler must not use it.
+  copy, another process or native code can come between. RuntimeError if a signal handler or a destructor asks for one
+  while its thread is in the middle of another.
+
+In a process of tier ``native`` the words that cannot be native (at odd addresses, but for those on x86-64; in memory
+that may fault) are indivisible against each other only: a native operation on an overlapping word can come between.
 
 The environment variable ``SAFEMEM_ATOMICS`` forces one of the two.
 
@@ -23,7 +27,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Literal
@@ -33,6 +36,7 @@ from safemem import safecopy
 from safemem.block import Block, check_writable
 from safemem.buffers import check_int
 from safemem.errors import AlignmentError, HostFaultError
+from safemem.fork import fork_safe_lock
 
 if TYPE_CHECKING:
     from safemem.native_atomics import NativeAtomics
@@ -45,7 +49,7 @@ Operation = Literal["load", "swap", "compare_and_swap", "fetch_add"]
 FORCED: Final = "SAFEMEM_ATOMICS"
 """The environment variable that forces a tier."""
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 
 def tier() -> Tier:
@@ -152,16 +156,22 @@ compare_and_swap_uint32, compare_and_swap_uint64 = partial(compare_and_swap, 4),
 
 def _locked(block: Block, size: int, byte_order: ByteOrder, change: Callable[[int], int | None]) -> int:
     """Store what ``change`` makes of the word, unless that is None, and return what was there."""
-    with _lock:
-        try:
-            found = block.take_first(size).tobytes()
-        except HostFaultError as exc:
-            exc.transferred = 0  # half a word is nothing
-            raise
-        value = int.from_bytes(found, byte_order)
-        new = change(value)
-        if new is not None:
-            _put(block, new.to_bytes(size, byte_order), found)
+    if _lock._is_owned():  # type: ignore[attr-defined]  # it would come between that operation's load and its store
+        raise RuntimeError("this thread is in the middle of another atomic operation: no handler may come between")
+    # In one line: a trace function that raises at the line of a ``with`` that ends would leave it locked.
+    with _lock: return _exchange(block, size, byte_order, change)  # fmt: skip # noqa: E701
+
+
+def _exchange(block: Block, size: int, byte_order: ByteOrder, change: Callable[[int], int | None]) -> int:
+    try:
+        found = block.take_first(size).tobytes()
+    except HostFaultError as exc:
+        exc.transferred = 0  # half a word is nothing
+        raise
+    value = int.from_bytes(found, byte_order)
+    new = change(value)
+    if new is not None:
+        _put(block, new.to_bytes(size, byte_order), found)
     return value
 
 
@@ -173,7 +183,10 @@ def _check(block: Block, size: int, aligned: bool) -> tuple[NativeAtomics | None
     odd = address % size != 0
     if odd and aligned:
         raise AlignmentError(address, size)
-    return None if odd or block.need_safecopy or not address else native(), address
+    operations = None if block.need_safecopy or not address else native()
+    if odd and operations is not None and not operations.takes(address, size):
+        operations = None
+    return operations, address
 
 
 def _ordered(value: int, size: int, byte_order: ByteOrder) -> int:

@@ -1,16 +1,23 @@
-"""A caller's buffer as a flat view of bytes, or an error that names the argument."""
+"""What a caller passes, checked: a buffer as a flat view of bytes, an integer as an int, or an error that names it."""
 
 from __future__ import annotations
 
-import operator
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
+
+from hostarch.integers import check_count as check_count
+from hostarch.integers import check_int as check_int
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+# Format codes of pointers that the interpreter follows: NumPy's object, ctypes' py_object, c_char_p, POINTER(...),
+# CFUNCTYPE(...) and c_wchar_p. Before another letter Z makes a complex number.
+_POINTERS: Final = re.compile("[Oz&X]|Z(?![dfg])")
+
 
 def readable_view(buffer: ReadableBuffer, name: str) -> memoryview:
-    """A flat view of the buffer's bytes, format ``B``.
+    """A flat view of the buffer's bytes, format ``B``; read-only if the interpreter follows pointers that lie in it.
 
     Raises TypeError if it is no buffer and ValueError if its bytes are not contiguous; both name the argument.
     """
@@ -22,32 +29,40 @@ def readable_view(buffer: ReadableBuffer, name: str) -> memoryview:
         raise ValueError(f"{name} must be a contiguous buffer: {exc}") from None
     if not view.c_contiguous:
         raise ValueError(f"{name} must be a contiguous buffer")
-    if view.ndim == 1 and view.format == "B":
+    if view.format == "B" and view.ndim == 1 and view.itemsize == 1:
         return view
+    if _has_pointers(view):
+        view = view.toreadonly()
     if not view.nbytes:  # cast() refuses a zero in the shape
         return memoryview(bytearray())
     return view.cast("B")
 
 
 def writable_view(buffer: WriteableBuffer, name: str) -> memoryview:
-    """As :func:`readable_view`; raises TypeError too if the buffer is read-only."""
+    """As :func:`readable_view`; raises TypeError too if the buffer is read-only, or holds pointers."""
     view = readable_view(buffer, name)
     if view.readonly:
-        raise TypeError(f"{name} must be a writable bytes-like object, not read-only {type(buffer).__name__}")
+        kind = "read-only" if memoryview(buffer).readonly else "pointers to objects in"
+        raise TypeError(f"{name} must be a writable bytes-like object, not {kind} {type(buffer).__name__}")
     return view
 
 
-def check_int(value: int, name: str) -> int:
-    """The value as an int, NumPy's and the like too. Raises TypeError, naming the argument, if it is none."""
-    if type(value) is int:
-        return value
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
+def _has_pointers(view: memoryview) -> bool:
+    """Whether a buffer's items are pointers that the interpreter follows: bytes stored there would end it.
+
+    NumPy's and ctypes' objects, and ctypes' strings, functions and typed pointers, in structures too. Of packed
+    structures and unions ctypes does not tell what they hold, so those types are asked.
+    """
+    codes = "".join(view.format.split(":")[::2])  # the names of a structure's fields lie between colons
+    return _POINTERS.search(codes) is not None or (view.itemsize > 1 and _holds_pointers(type(view.obj)))
 
 
-def check_count(n: int, name: str) -> None:
-    """Raise ValueError, naming the argument, if a count is negative, and TypeError if it is no int."""
-    if check_int(n, name) < 0:
-        raise ValueError(f"{name} must not be negative: {n}")
+def _holds_pointers(kind: type) -> bool:
+    """The same for a ctypes type, by what it is made of."""
+    inner = getattr(kind, "_type_", None)
+    if isinstance(inner, str):
+        return inner in "OzZ"
+    if isinstance(inner, type):
+        return not hasattr(kind, "_length_") or _holds_pointers(inner)
+    fields = [field for base in kind.__mro__ for field in base.__dict__.get("_fields_", ())]
+    return any(_holds_pointers(field[1]) for field in fields) or hasattr(kind, "_restype_")

@@ -10,6 +10,8 @@ import os
 import signal
 from typing import Any
 
+from hostarch.integers import check_int
+
 
 class TransferError(OSError):
     """A transfer stopped before its end. ``transferred`` is the number of bytes it had moved.
@@ -95,6 +97,15 @@ def short_count(exc: BaseException, done: int) -> int:
     raise exc
 
 
+def is_interrupt(exc: BaseException) -> bool:
+    """Whether an exception is no error of a stream's, and so must not wait for a later call.
+
+    KeyboardInterrupt and SystemExit, which a signal handler may raise in the middle of anything, belong to this moment
+    and this thread. A MemoryError says what was so at this moment.
+    """
+    return not isinstance(exc, Exception) or isinstance(exc, MemoryError)
+
+
 def error(code: int, reason: str) -> OSError:
     """An OSError, of the subclass that belongs to its errno, with the errno's text and a reason."""
     return OSError(code, f"{os.strerror(code)}: {reason}")
@@ -109,6 +120,8 @@ def moved_count(n: int | None, most: int, who: str) -> int:
     """The count ``who`` returned for ``most`` bytes. Raises BlockingIOError for None, ValueError for a wrong one."""
     if n is None:  # a raw file object that has nothing now
         raise would_block()
+    if type(n) is not int:
+        n = check_int(n, f"what {who} returned")
     if not 0 <= n <= most:
         raise ValueError(f"{who} returned {n} for {most} bytes")
     return n

@@ -9,18 +9,20 @@ Source: GCC, libatomic; https://gcc.gnu.org/wiki/Atomic/GCCMM/LIbrary.
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Callable
-from ctypes.util import find_library
 from typing import Any, Final
 
 _SEQ_CST: Final = 5
+_CACHE_LINE: Final = 64
 _POINTER: Final = ctypes.c_void_p
 _LONG: Final = ctypes.c_uint64
 _UINT: Final = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
 class NativeAtomics:
-    """The operations on words of 1, 2, 4 and 8 bytes at host addresses that are multiples of their size.
+    """The operations on words of 1, 2, 4 and 8 bytes at host addresses that are multiples of their size, or as
+    :meth:`takes` says.
 
     The caller answers for the addresses: memory that is not there ends the process. Values are unsigned, in the host's
     byte order.
@@ -29,6 +31,7 @@ class NativeAtomics:
     def __init__(self) -> None:
         """Raises OSError if there is no libatomic, or it does not do what it should."""
         lib = _load()
+        self._x86 = platform.machine() == "x86_64"
         self._loads: dict[int, Callable[..., int]] = {}
         self._swaps: dict[int, Callable[..., int]] = {}
         self._adds: dict[int, Callable[..., int]] = {}
@@ -42,6 +45,14 @@ class NativeAtomics:
         except AttributeError as exc:
             raise OSError(f"libatomic lacks a function: {exc}") from None
         self._try()
+
+    def takes(self, address: int, size: int) -> bool:
+        """Whether a word at an odd address will do.
+
+        On x86-64 it does within a cache line (Intel SDM, volume 3, 9.1.1). Across two the host may slow the process
+        down or end it (split_lock_detect); and other processors raise a signal.
+        """
+        return self._x86 and address % _CACHE_LINE + size <= _CACHE_LINE
 
     def load(self, address: int, size: int) -> int:
         """The word."""
@@ -82,13 +93,11 @@ class NativeAtomics:
 
 def _load() -> ctypes.PyDLL:
     # PyDLL keeps the GIL: an operation is shorter than giving it up.
-    for name in ("libatomic.so.1", find_library("atomic")):
-        if name:
-            try:
-                return ctypes.PyDLL(name)
-            except OSError:
-                continue
-    raise OSError("there is no libatomic: install GCC's run time (libatomic1)")
+    # By its soname: ctypes.util.find_library() starts ldconfig, a compiler and a linker to find the same name.
+    try:
+        return ctypes.PyDLL("libatomic.so.1")
+    except OSError:
+        raise OSError("there is no libatomic: install GCC's run time (libatomic1)") from None
 
 
 def _function(lib: ctypes.PyDLL, name: str, result: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, add_transferred
+from safemem.errors import TransferError, add_transferred, is_interrupt
 
 
 class PendingBytes:
@@ -40,12 +40,17 @@ class PendingBytes:
         self._data = self._data[n:]
         return n
 
-    def hold(self, error: BaseException | None) -> None:
+    def hold(self, error: BaseException | None, delivered: int) -> None:
         """Keep an error of the source's for when its bytes have been delivered; they are counted by then.
 
-        Would-block is not kept: it says what was so at that moment.
+        Would-block is not kept: it says what was so at that moment. An interrupt is raised at once, with how many bytes
+        were ``delivered``, and the others stay.
         """
         if error is None or isinstance(error, BlockingIOError):
             return
-        add_transferred(error, -getattr(error, "transferred", 0))
+        count = getattr(error, "transferred", 0)
+        if is_interrupt(error):
+            add_transferred(error, delivered - count)
+            raise error
+        add_transferred(error, -count)
         self.error = error

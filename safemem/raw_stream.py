@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+from safemem.errors import is_interrupt
+
 _READALL = 1 << 16
 
 
@@ -35,7 +37,7 @@ class RawStream(io.RawIOBase):
             try:
                 n = self.readinto(buffer)
             except Exception as exc:
-                if not parts:
+                if not parts or is_interrupt(exc):
                     raise
                 self._hold(exc)
                 return b"".join(parts)

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from hostarch import READ, WRITE, AddrRangeSeq
 from safemem import Reader, Writer
-from safemem.buffers import readable_view, writable_view
+from safemem.buffers import check_int, readable_view, writable_view
 from safemem.raw_stream import RawStream
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO
@@ -142,7 +142,7 @@ class IOReadWriter(_UserMemoryFile):
 
     def __init__(self, io: IO, addr: int, *, ignore_permissions: bool = False) -> None:
         self._io = io
-        self.addr = addr
+        self.addr = check_int(addr, "addr")
         self.ignore_permissions = ignore_permissions
 
     def readinto(self, buffer: WriteableBuffer) -> int:

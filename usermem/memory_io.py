@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hostarch import AMD64, NO_ACCESS, AddrRange, AddrRangeSeq, Arch
 from safemem import Reader, Writer
+from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, FaultReason
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def read_bytes(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -
     except AttributeError:
         if hasattr(io, "read_bytes"):
             raise
-        buffer = bytearray(n)
+        addr, buffer = check_int(addr, "addr"), bytearray(check_count(n, "n"))
         try:
             io.copy_in(addr, buffer, ignore_permissions=ignore_permissions)
         except FaultError as exc:
@@ -99,6 +100,7 @@ def check_io_range(addr: int, length: int, arch: Arch = AMD64) -> AddrRange:
     There is no lower bound, and an empty range may stand at the very end. Raises FaultError (outside-range) otherwise;
     then nothing of the range may be touched.
     """
+    addr, length = check_int(addr, "addr"), check_int(length, "length")
     start = checked_start(addr, length, arch)
     return AddrRange(start, start + length)
 

@@ -20,6 +20,7 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.errors import LocalAddressNotAvailableError
 from safemem.datagram.flags import MSG_DONTWAIT
 from safemem.datagram.message import Message
+from safemem.errors import is_interrupt
 
 
 class DatagramEndpoint(ABC):
@@ -88,8 +89,9 @@ class DatagramEndpoint(ABC):
         """Receive up to ``vlen`` datagrams, all the batch's if None, of those that are there; returns how many.
 
         Waits for the first as the endpoint does, and never for another. An error behind the first is kept for the next
-        receive. Raises as :meth:`recvmsg`; RuntimeError if the batch is in use. Entries that were not reached stay as
-        they were.
+        receive; an interrupt (KeyboardInterrupt, MemoryError) is raised at once, and ``batch.count`` says how many
+        datagrams came before it. Raises as :meth:`recvmsg`; RuntimeError if the batch is in use. Entries that were not
+        reached stay as they were.
         """
         with batch.in_use():
             vlen = batch.checked_vlen(vlen)
@@ -131,7 +133,9 @@ class DatagramEndpoint(ABC):
             return vlen
 
     def hold_error(self, exc: BaseException) -> None:
-        """Keep an error for the next receive, which raises it."""
+        """Keep an error for the next receive, which raises it. An interrupt is raised at once."""
+        if is_interrupt(exc):
+            raise exc
         self._held.append(exc.with_traceback(None))
 
     def _raise_held(self) -> None:

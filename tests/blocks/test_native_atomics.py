@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomics_tier import forced
+from each_line import Event, interrupt
 from hostarch import AMD64, S390X, Arch, ByteOrder
 from safemem import Block, atomics, native_atomics
 from usermem import BytesIO, FaultError
@@ -240,3 +243,90 @@ def test_long_words_of_user_memory(tier: str, arch: Arch) -> None:
     with pytest.raises(FaultError):
         io.load_uint64(13)
     assert buffer[16:] == bytes(range(16, 20))
+
+
+FIRST_ATOMIC = """
+import sys
+started = []
+sys.addaudithook(lambda event, args: event in ("subprocess.Popen", "os.fork", "os.exec") and started.append(event))
+from safemem import Block, atomics
+atomics.swap_uint32(Block(bytearray(4)), 1)
+assert not started, started
+"""
+
+
+def test_no_process_is_started() -> None:
+    """The first operation finds the library by its name, without a compiler that would know it."""
+    environ = {name: value for name, value in os.environ.items() if name != atomics.FORCED}
+    command = [sys.executable, "-c", FIRST_ATOMIC]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has operations at odd addresses")
+@pytest.mark.parametrize("shift", [1, 5, 6, 13])
+def test_odd_words_beside_native_ones(shift: int) -> None:
+    """A word at an odd address and a byte in it, each counted up by a thread: no addition is lost."""
+    with forced("native"):
+        buffer = bytearray(192)
+        base = Block(buffer)
+        line = base.drop_first(-base.address % 64)
+        odd, byte = line.drop_first(shift).take_first(4), line.drop_first(shift + 3).take_first(1)
+
+        def add(block: Block, size: atomics.Size) -> None:
+            for _ in range(TURNS // 10):
+                atomics.fetch_add(size, block, 1, aligned=False)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=add, args=args) for args in ((odd, 4), (byte, 1))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        turns = TURNS // 10
+        assert atomics.load_uint32(odd, "little", aligned=False) == turns + (turns << 24) & 0xFFFF_FFFF
+
+
+def test_a_handler_in_the_middle_of_an_operation() -> None:
+    """Of the tier lock: it is refused, before each line, and does not wait for ever; after it all goes on."""
+    with forced("lock"):
+        at, fired, refused = 0, True, 0
+        while fired:
+            at += 1
+            block = Block(bytearray(8))
+
+            def handle(block: Block = block) -> None:
+                nonlocal refused
+                try:
+                    atomics.fetch_add(4, block, 0x100)
+                except RuntimeError:
+                    refused += 1
+
+            event, before = Event([atomics], at, handle), refused
+            event.during(partial(atomics.fetch_add, 4, block, 1))
+            fired = bool(event.where)
+            assert atomics.load(4, block) == 1 + 0x100 * (fired and refused == before), event.where
+        assert refused > 3
+
+
+def test_an_interrupt_in_the_middle_of_an_operation() -> None:
+    """The word is as before or as after, and no lock is held."""
+    with forced("lock"):
+        at, fired = 0, True
+        while fired:
+            at += 1
+            block = Block(bytearray(8))
+            event = Event([atomics], at, interrupt)
+            with suppress(KeyboardInterrupt):
+                event.during(partial(atomics.fetch_add, 4, block, 1))
+            fired = bool(event.where)
+            found: list[int] = []
+            thread = threading.Thread(target=lambda found=found, block=block: found.append(atomics.load(4, block)))
+            thread.start()
+            thread.join(10)
+            assert found in ([0], [1]), event.where
+        assert at > 5

@@ -74,6 +74,7 @@ def test_text() -> None:
     [
         (FaultReason.UNMAPPED, signal.SIGSEGV, SEGV_MAPERR),
         (FaultReason.PERMISSION, signal.SIGSEGV, SEGV_ACCERR),
+        (FaultReason.GUARD, signal.SIGSEGV, SEGV_MAPERR),
         (FaultReason.BEYOND_FILE, signal.SIGBUS, BUS_ADRERR),
         (FaultReason.UNALIGNED, signal.SIGBUS, BUS_ADRALN),
         (FaultReason.OUTSIDE_RANGE, signal.SIGSEGV, SEGV_MAPERR),

@@ -215,6 +215,21 @@ def test_an_emulated_send(fault: Exception) -> None:
     assert caught.value is fault
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(), MemoryError()])
+def test_an_interrupt_behind_the_first_message(interrupt: BaseException) -> None:
+    """It comes out of this call and of no later one, and the batch has the messages before it."""
+    endpoint = ScriptedEndpoint()
+    endpoint.incoming.extend([(b"1", A), (b"2", B)])
+    endpoint.receive_faults.extend([None, interrupt])
+    batch = MessageBatch([room(4), room(4)])
+    with pytest.raises(type(interrupt)) as caught:
+        endpoint.recvmmsg(batch)
+    assert caught.value is interrupt
+    assert (batch.count, batch.lengths()) == (1, [1])
+    assert endpoint.recvmmsg(batch) == 1
+    assert batch.blocks(0).tobytes()[:1] == b"2"
+
+
 def test_two_receivers_share_a_held_error() -> None:
     """It is raised once, however the threads run."""
     for _ in range(50):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, one, source
+from host_figures import host_mappings, resident
 from hostarch import AddrRangeSeq, mman
 from safemem import Block, BlockSeq, ReaderFunc
 from usermem import AddressSpace, BytesIO, FaultError
@@ -25,21 +26,10 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-def resident() -> int:
-    """How much memory this process has in RAM, in bytes."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-
-
 def cost_of_a_touch() -> int:
     """How much memory the host gives where one byte is written: a page, or a huge one if it is set to."""
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return 2 * MIB if setting.exists() and "[always]" in setting.read_text() else PAGE
-
-
-def host_mappings() -> int:
-    """How many mappings this process has; the host allows some 65,000."""
-    return Path("/proc/self/maps").read_text().count("\n")
 
 
 def host_address(space: AddressSpace, addr: int) -> int:

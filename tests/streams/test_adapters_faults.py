@@ -22,6 +22,7 @@ from safemem import (
     FromVecWriterFunc,
     HostFaultError,
     Reader,
+    ToIOReader,
     TransferError,
     Writer,
     read_full_to_blocks,
@@ -101,6 +102,25 @@ FAILING: list[Any] = [
     pytest.param(FromIOReader, id="file"),
     pytest.param(lambda file: FromVecReaderFunc(lambda buffers: file.readinto(buffers[0])), id="function"),
 ]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), MemoryError()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("make", FAILING)
+def test_an_interrupt_does_not_wait(make: Callable[[_Fails], Reader], error: BaseException) -> None:
+    """Behind a fault, or behind bytes: it comes out of this call, says what was delivered, and loses none of them."""
+    reader = make(_Fails(error))
+    with pytest.raises(type(error)) as caught:
+        reader.read_to_blocks(BlockSeq.of(FaultyMemory("segv").block(4, 1)))
+    assert caught.value is error
+    assert error.transferred == 1  # type: ignore[attr-defined]
+    dst = bytearray(4)
+    assert (reader.read_to_blocks(BlockSeq.of(Block(dst))), bytes(dst)) == (2, b"bc\0\0")
+    assert (reader.read_to_blocks(BlockSeq.of(Block(dst))), bytes(dst)) == (4, b"next")
+    file = ToIOReader(make(_Fails(error)))
+    with pytest.raises(type(error)) as raised:
+        file.readinto(bytearray(4))
+    assert raised.value is error
+    assert file.read(4) == b"next"
 
 
 @pytest.mark.parametrize("error", [Boom("lost"), TransferError(errno.EIO, "disk", 3)], ids=lambda e: type(e).__name__)

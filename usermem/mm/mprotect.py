@@ -38,7 +38,7 @@ def mprotect(mm: MemoryMap, addr: int, length: int, prot: int) -> int:
 
     def build(change: Change) -> tuple[int, int]:
         start = _growing_start(change.vmas, addr, end, prot) if prot & _GROWS else addr
-        stop, code = start, errno.ENOMEM
+        stop, code, data = start, errno.ENOMEM, 0
         around = change.vmas.overlapping(start - 1, end + 1)
         for vma in around:
             if vma.end <= start:
@@ -48,6 +48,10 @@ def mprotect(mm: MemoryMap, addr: int, length: int, prot: int) -> int:
             if prot & RIGHTS & ~vma.max_prot:
                 code = errno.EACCES
                 break
+            if prot & mman.PROT_WRITE and mm.limits.data_limit is not None and vma.may_become_data:
+                data += min(vma.end, end) - max(vma.start, start)
+                if not mm.limits.may_have_data(change.vmas, data):
+                    break
             stop = vma.end if vma.end < end else end
         if stop == end:
             change.protect(start, end, prot & RIGHTS, around)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, Reader, Writer
+from safemem.buffers import writable_view
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.memory_io import IO
 
@@ -139,7 +140,7 @@ class ModelMemory(IO):
         return _all_or_fault(addr, n, WRITE, reason)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
-        view = memoryview(dst).cast("B")
+        view = writable_view(dst, "dst")
         n, reason = self.reach(addr, len(view), READ, ignore_permissions=ignore_permissions)
         view[:n] = self.content(self.plain(addr), n)
         return _all_or_fault(addr, n, READ, reason)
@@ -222,7 +223,7 @@ class ModelMemory(IO):
 
     def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """See usermem.copy_in_vec."""
-        view = memoryview(dst).cast("B")
+        view = writable_view(dst, "dst")
         addrs, fault = self._first(len(view), ars, READ, ignore_permissions)
         for i, at in enumerate(addrs):
             view[i] = self.bytes.get(at, 0)
