@@ -340,7 +340,9 @@ RULES = [
         _per_op(_munmap_past_user_space),
     ),
     Rule("whole_count", "read(2) looks at the whole count before it is cut: EFAULT (Linux)", _per_op(_whole_count)),
-    Rule("lengths_first", "readv(2) looks at all lengths before it looks at an address: EINVAL (Linux)", _lengths_first),
+    Rule(
+        "lengths_first", "readv(2) looks at all lengths before it looks at an address: EINVAL (Linux)", _lengths_first
+    ),
     Rule("vector_too_long", "strings that are too long for execve(2) are E2BIG (Linux)", _per_op(_vector_too_long)),
     Rule("stack_grows", "an access below a MAP_GROWSDOWN mapping makes it grow, as in Linux", _stack_grows),
 ]
