@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
-from itertools import chain
-from operator import add
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem.buffers import check_count, check_int
@@ -45,12 +43,14 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
         addr = check_int(addr, "addr")
         n = check_count(n, "n")
     arch = arch_of(io)
-    entry = arch.iovec
+    entry, top = arch.iovec, arch.max_addr
     if addr < 0 or addr + n * entry.size > arch.addr_mask:
         outside = FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
         outside.partial = AddrRangeSeq()
         raise outside
     flat: list[int] = []
+    left = MAX_RW_COUNT
+    simple = True
     fault: FaultError | None = None
     for first in range(0, n, _TABLE_CHUNK):
         count = n - first if n - first < _TABLE_CHUNK else _TABLE_CHUNK
@@ -60,14 +60,15 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
             fault = exc
             table = exc.partial[: exc.transferred // entry.size * entry.size]
             add_transferred(fault, first * entry.size)
-        flat += chain.from_iterable(entry.iter_unpack(table))
+        for start, length in entry.iter_unpack(table):
+            if start + length > top or length > left:
+                simple = False
+            flat.append(start)
+            flat.append(length)
+            left -= length
         if fault is not None:
             break
-    lengths = flat[1::2]
-    total = sum(lengths)
-    if total > MAX_RW_COUNT or (n and max(map(add, flat[::2], lengths), default=0) > arch.max_addr):
-        total = _check_ranges(flat, arch)
-    ars = AddrRangeSeq.unchecked(flat, total)
+    ars = AddrRangeSeq.unchecked(flat, MAX_RW_COUNT - left if simple else _check_ranges(flat, arch))
     if fault is not None:
         fault.partial = ars
         raise fault

@@ -338,6 +338,13 @@ def test_no_result(outcome: BaseException) -> None:
     assert caught.value.__cause__ is outcome
 
 
+@pytest.mark.parametrize("outcome", [None, "text", b"", 1.5, [], object(), FaultError])
+def test_what_is_no_outcome(outcome: Any) -> None:
+    """Neither an int nor an error is the caller's mistake, and said so."""
+    with pytest.raises(TypeError, match="outcome must be an int, not"):
+        linux_result(outcome)
+
+
 def test_write_past_a_sequence_is_enospc() -> None:
     """The error of a full sequence has the errno a system call would return."""
     with pytest.raises(OSError) as caught:

@@ -84,6 +84,20 @@ def test_requests_that_hang_end(vector: dict[str, Any]) -> None:
     assert agrees(_answer_of_a_hang(vector["req"]), answer(vector["req"]))
 
 
+@pytest.mark.parametrize(("length", "error"), [("05", "EFAULT"), ("80", "EINVAL")])
+def test_lengths_decide_before_addresses(length: str, error: str) -> None:
+    """The rule asks the model what is in the table at that moment; what gVisor said of it was the first bad entry."""
+    table = "0000000000000080" + "0500000000000000" + "00" * 8 + "00" * 7 + length
+    mapped = {"addr": 0x10000, "len": 4096, "perms": "rw"}
+    write = {"fn": "CopyOut", "addr": 0x10010, "src": table}
+    req = {"op": "mm", "maps": [mapped], "ops": [write, {"fn": "CopyInIovecs", "addr": 0x10010, "n": 2}]}
+    none = {"empty": True, "num_bytes": 0, "num_ranges": 0, "ranges": [], "str": "[]"}
+    recorded = {"res": {"ops": [{"n": 32, "err": None}, {"ars": none, "err": "EFAULT"}]}}
+    expected, _ = expected_answer(req, recorded)
+    assert expected["res"]["ops"][1]["err"] == error
+    assert agrees(expected, answer(req))
+
+
 def test_a_broken_answer_is_seen() -> None:
     """The comparison fails where it should."""
     recorded = {"res": {"n": 3, "err": None, "data": ["61"]}}

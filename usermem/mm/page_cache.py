@@ -49,10 +49,8 @@ Stretch = list[Any]
 GONE: Stretch = [None, 0, -1, None]
 """A stretch that nothing fits into."""
 
+# Not cached, no int, or a NumPy count that overflows. One that wraps makes stop < start. Nothing has been moved then.
 _NOT_QUICK = (KeyError, TypeError, OverflowError, RuntimeWarning)
-"""What a quick way raises before it has moved anything: not cached, no argument it knows, or NumPy's arithmetic (an
-error, or a warning that is one), which is not used where it wraps either: ``start <= stop`` fails then."""
-
 _MAX_ENTRIES = 1 << 16
 # More zeros than this are not made to be copied.
 _ZERO_MAX = 1 << 16
