@@ -4,8 +4,9 @@
 functions over a list of buffers, ``BlockSeqReader`` and ``BlockSeqWriter`` move from and to blocks; ``ToIOReader``
 and ``ToIOWriter`` make file objects of Readers and Writers. File descriptors are in :mod:`safemem.fd`.
 
-Foreign code gets views of its own, which it may release. Memory that needs safecopy is never handed to foreign code: it gets a buffer, and what a fault leaves in that buffer
-stays pending for the next call. A buffer is for a few MiB at most, however much memory there is.
+Foreign code gets views of its own, which it may release. Memory that needs safecopy is never handed to it: it gets a
+buffer, and what a fault leaves in that buffer stays pending for the next call. A buffer is for a few MiB at most,
+however much memory there is.
 
 Source: gVisor pkg/safemem/io.go.
 """
@@ -29,7 +30,7 @@ from safemem.errors import (
 )
 from safemem.pending import PendingBytes
 from safemem.protocols import Reader, Writer, refuse_messages
-from safemem.raw_stream import RawStream
+from safemem.raw_stream import RawStream, is_buffered
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -269,41 +270,14 @@ class FromVecWriterFunc:
         return n
 
 
-class _Stream(RawStream):
-    """What ToIOReader and ToIOWriter share."""
-
-    def readinto(self, buffer: WriteableBuffer) -> int | None:
-        """Raises io.UnsupportedOperation where ``readable`` is false."""
-        raise io.UnsupportedOperation("not readable")
-
-    def write(self, data: ReadableBuffer) -> int | None:
-        """Raises io.UnsupportedOperation where ``writable`` is false."""
-        raise io.UnsupportedOperation("not writable")
-
-    def _move(self, step: Callable[[BlockSeq], int], view: memoryview) -> int | None:
-        self._begin()
-        if not view:
-            return 0
-        try:
-            return step(BlockSeq.of(Block(view)))
-        except BaseException as exc:
-            done: int = getattr(exc, "transferred", 0)
-            if isinstance(exc, BlockingIOError):
-                return done or None
-            if not done or is_interrupt(exc):
-                raise
-            add_transferred(exc, -done)
-            self._hold(exc)
-            return done
-
-
-class ToIOReader(_Stream):
+class ToIOReader(RawStream):
     """A Reader as a raw binary file object: io.BufferedReader, shutil.copyfileobj and struct work over it."""
 
     def __init__(self, reader: Reader) -> None:
         """Raises ValueError if the reader is message-oriented."""
         refuse_messages(reader, "reader")
         self._reader = reader
+        self._last = b""  # the last byte before an error, kept from a buffered file
 
     def readable(self) -> bool:
         """True."""
@@ -314,11 +288,49 @@ class ToIOReader(_Stream):
 
         An error after some bytes is raised by the next call, so that no byte is lost.
         """
-        return self._move(self._reader.read_to_blocks, writable_view(buffer, "buffer"))
+        view = writable_view(buffer, "buffer")
+        self._begin()
+        if not view:
+            return 0
+        buffered = is_buffered(buffer)
+        try:
+            n = self._read(view, buffered)
+        except Exception as exc:
+            if not (buffered and self._midway):
+                raise
+            self._hold(exc)
+            return None
+        self._midway = buffered and bool(n)
+        return n
+
+    def _read(self, view: memoryview, buffered: bool) -> int | None:
+        """How much the reader gave, None for nothing now; an error after some bytes is held."""
+        if self._last:
+            view[:1], self._last = self._last, b""
+            return 1
+        self._raise_held()
+        try:
+            return self._reader.read_to_blocks(BlockSeq.of(Block(view)))
+        except BaseException as exc:
+            done: int = getattr(exc, "transferred", 0)
+            if isinstance(exc, BlockingIOError):
+                return done or None
+            if not done or is_interrupt(exc):
+                raise
+            add_transferred(exc, -done)
+            self._hold(exc)
+        if buffered and done > 1:  # it goes alone, as in usermem.io_sequence
+            done -= 1
+            self._last = bytes(view[done : done + 1])
+        return done
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Raises io.UnsupportedOperation."""
+        raise io.UnsupportedOperation("not writable")
 
 
-class ToIOWriter(_Stream):
-    """A Writer as a raw binary file object."""
+class ToIOWriter(RawStream):
+    """A Writer as a raw binary file object: io.BufferedWriter, shutil.copyfileobj, pickle and zipfile work over it."""
 
     def __init__(self, writer: Writer) -> None:
         """Raises ValueError if the writer is message-oriented."""
@@ -330,16 +342,35 @@ class ToIOWriter(_Stream):
         return True
 
     def write(self, data: ReadableBuffer) -> int | None:
-        """Take bytes and return how many, None if none can be taken now.
+        """Write all bytes and return how many. Fewer, or None, only if the writer would block, as io has it.
 
-        An error after some bytes is raised by the next call. A writer at its end raises ENOSPC: io.BufferedWriter
-        would call again for ever after a 0.
+        Raises the writer's own error, and ENOSPC if the writer is at its end, with the count in ``transferred``;
+        io.BufferedWriter gets that count first, and the error at its next call.
         """
         view = readable_view(data, "data")
-        n = self._move(self._writer.write_from_blocks, view)
-        if n == 0 and view:
-            raise EndOfBlockSeqError
-        return n
+        self._begin()
+        self._raise_held()
+        done = 0
+        try:
+            while done < len(view):
+                n = self._writer.write_from_blocks(BlockSeq.of(Block(view[done:])))
+                if not n:
+                    raise EndOfBlockSeqError
+                done += n
+        except BaseException as exc:
+            add_transferred(exc, done)
+            done = getattr(exc, "transferred", 0)
+            if isinstance(exc, BlockingIOError):
+                return done or None
+            if not done or not is_buffered(data) or is_interrupt(exc):
+                raise
+            add_transferred(exc, -done)
+            self._hold(exc)
+        return done
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Raises io.UnsupportedOperation."""
+        raise io.UnsupportedOperation("not readable")
 
 
 def _copy_some(dsts: BlockSeq, srcs: BlockSeq) -> tuple[int, TransferError | None]:

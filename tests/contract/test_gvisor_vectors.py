@@ -58,7 +58,7 @@ def test_recorded_answers(pytestconfig: pytest.Config) -> None:
 
 
 def _answer_of_a_hang(req: dict[str, Any]) -> dict[str, Any]:
-    """What a request that never returns in gVisor must answer: the bytes that were left, and no error."""
+    """What a request that never returns in gVisor must answer: the bytes that were left; a file's write says so."""
     op = req["ops"][0]
     left = sum(end - start for start, end in op["ranges"])
     results: list[dict[str, Any]] = []
@@ -72,6 +72,8 @@ def _answer_of_a_hang(req: dict[str, Any]) -> dict[str, Any]:
         else:
             results.append({"n": min(left, n), "err": None})
             if name in ("sread", "swrite"):
+                if name == "swrite" and n > left:
+                    results[-1]["err"] = "ErrEndOfIOSequence"
                 left -= min(left, n)
                 results[-1]["len"] = left
     return {"res": {"ops": [results]}}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostarch import AMD64, ARM64, I386, MIPS, PPC64, S390X, AddrRange, AddrRangeSeq, Arch
+from hostarch import AMD64, ARM64, I386, MIPS, NO_ACCESS, PPC64, S390X, WRITE, AddrRange, AddrRangeSeq, Arch
 from patchy_io import PatchyIO
 from safemem import BlockSeqReader
 from sample_blocks import blocks
@@ -310,7 +310,10 @@ def test_check_io_range(arch: Arch) -> None:
     for addr, length in ((0, top + 1), (top, 1), (top + 1, 0), (-1, 0), (-1, 5), (0, -1), (top, -top), (1 << 64, 0)):
         with pytest.raises(FaultError) as caught:
             check_io_range(addr, length, arch)
-        assert (caught.value.address, caught.value.transferred) == (addr, 0)
+        assert (caught.value.address, caught.value.transferred, caught.value.access) == (addr, 0, NO_ACCESS)
+        with pytest.raises(FaultError) as caught:
+            check_io_range(addr, length, arch, WRITE)
+        assert (caught.value.address, caught.value.access) == (addr, WRITE)
 
 
 def test_tagged_addresses() -> None:

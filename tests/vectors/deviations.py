@@ -156,12 +156,11 @@ def _end_is_zero_step(step: list[Any], result: Value) -> Value | None:
     return {**result, "err": None} if step[0] == "sread" and result.get("err") == "EOF" else None
 
 
-# --- file objects give a short count now and the error at the next call
+# --- file objects give a short read now and the error at the next call
 
 
 def _short_count_first(step: list[Any], result: Value) -> Value | None:
-    errors = ("EFAULT", "EOF", "ErrEndOfIOSequence")
-    if step[0] in ("read", "write", "sread", "swrite") and result["n"] and result["err"] in errors:
+    if step[0] in ("read", "sread") and result["n"] and result["err"] in ("EFAULT", "EOF"):
         return {**result, "err": None}
     return None
 
@@ -323,7 +322,7 @@ RULES = [
     Rule("end_is_zero", "the same, in a file object", _per_step(_end_is_zero_step)),
     Rule(
         "short_count_first",
-        "a file object gives the short count now and the error at the next call (io.RawIOBase)",
+        "a file object gives the short read now and the error at the next call (io.RawIOBase)",
         _per_step(_short_count_first),
     ),
     Rule(
