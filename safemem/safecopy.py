@@ -10,6 +10,7 @@ Source: gVisor pkg/safecopy; process_vm_readv(2).
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 from functools import cache
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_TRANSFER = 1 << 30  # the kernel moves at most 0x7ffff000 bytes a call
 _BOUNCE = 1 << 16
+_POPULATE = {"r": 22, "w": 23}  # MADV_POPULATE_READ and MADV_POPULATE_WRITE
 
 
 def address_of(view: memoryview) -> int:
@@ -103,25 +105,51 @@ def _move(name: str, local: int, remote: int, length: int, right: str) -> int:
 
 
 def _signal_at(address: int, right: str) -> signal.Signals:
-    """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end."""
+    """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end.
+
+    The kernel tells by populating the page (since Linux 5.14), whatever else is mapped. An older one, one that refuses,
+    and one that has no such right to grant, tell by the list of all mappings: 2.5 us for each.
+    """
+    code = _populate(address, right)
+    if code in (errno.EFAULT, errno.ENOMEM):
+        return signal.SIGBUS if code == errno.EFAULT else signal.SIGSEGV
     found = mapping_at(address)
     return signal.SIGBUS if found and right in found[1] else signal.SIGSEGV
+
+
+def _populate(address: int, right: str) -> int:
+    """madvise(2) with MADV_POPULATE_READ or MADV_POPULATE_WRITE on the page at an address: 0 or the errno.
+
+    It is ENOMEM where nothing is mapped, EFAULT where touching the page raises SIGBUS.
+    """
+    import ctypes
+
+    madvise = _madvise()
+    page = address & -mmap.PAGESIZE
+    return ctypes.get_errno() if madvise(page, mmap.PAGESIZE, _POPULATE[right]) else 0
+
+
+@cache
+def _madvise() -> Any:
+    import ctypes
+
+    function = ctypes.CDLL(None, use_errno=True).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
 
 
 def mapping_at(address: int) -> list[str]:
     """The fields of the line of /proc/self/maps for a host address: range, rights, offset, device, inode, and a name if
     it has one. Empty if nothing is mapped there, or the host does not tell."""
-    from pathlib import Path  # 3.5 ms at import
-
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return []
-    with maps.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            fields = line.rstrip("\n").split(maxsplit=5)
-            start, end = (int(x, 16) for x in fields[0].split("-"))
-            if start <= address < end:
-                return fields
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - pathlib is 3.5 ms
+            for line in lines:
+                fields = line.rstrip("\n").split(maxsplit=5)
+                start, end = (int(x, 16) for x in fields[0].split("-"))
+                if start <= address < end:
+                    return fields
+    except OSError:  # no /proc, no descriptor left, or a sandbox
+        pass
     return []
 
 
