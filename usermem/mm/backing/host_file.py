@@ -192,7 +192,7 @@ class HostFile(Backing):
         return HostFile(self._file, False, self.max_prot, self._page)
 
     def discard(self, run: HostRun) -> bool:
-        """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED). A host that refuses maps them anew."""
+        """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED), anew if the host refuses it."""
         return host_calls.can_advise(run, mman.MADV_DONTNEED)
 
     def punch(self, start: int, end: int) -> None:
