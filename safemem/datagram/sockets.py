@@ -50,7 +50,7 @@ BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 
 _ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
-_REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
+_REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 _LARGEST: Final = 65_535
 _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)

@@ -132,6 +132,15 @@ def advise(run: HostRun, advice: int) -> None:
         raise _error(f"madvise {advice}")
 
 
+def can_advise(run: HostRun, advice: int) -> bool:
+    """madvise(2), and whether the host followed it."""
+    try:
+        advise(run, advice)
+    except OSError:
+        return False
+    return True
+
+
 def sync(run: HostRun, flags: int) -> None:
     """msync(2). Raises OSError."""
     if _libc().msync(run.address, len(run), flags):
@@ -139,9 +148,21 @@ def sync(run: HostRun, flags: int) -> None:
 
 
 def punch_hole(fd: int, start: int, end: int) -> None:
-    """Make [start, end) of a file zero and give its blocks back. Raises OSError."""
-    if _libc().fallocate(fd, _PUNCH_HOLE, start, end - start):
-        raise _error("MADV_REMOVE in a file")
+    """Make [start, end) of a file zero and give its blocks back. Raises OSError.
+
+    Where a sandbox refuses fallocate(2), by madvise(2) on a mapping that is there for a moment.
+    """
+    if not _libc().fallocate(fd, _PUNCH_HOLE, start, end - start):
+        return
+    refused = _error("MADV_REMOVE in a file")
+    try:
+        address = map_file(fd, start, end - start, READ_WRITE, mman.MAP_SHARED)
+        done = not _libc().madvise(address, end - start, mman.MADV_REMOVE)
+        unmap(address, end - start)
+    except OSError:
+        done = False
+    if not done:
+        raise refused
 
 
 def resident(address: int, length: int, page: int) -> bytes | None:

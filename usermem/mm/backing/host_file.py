@@ -118,7 +118,8 @@ def _close_unused() -> None:
         if _is_locked(fd):
             _unused.append((key, fd))
         else:
-            os.close(fd)
+            with suppress(OSError):  # a sandbox that refuses even that; this may be in a destructor
+                os.close(fd)
 
 
 def _is_locked(fd: int) -> bool:
@@ -194,9 +195,8 @@ class HostFile(Backing):
         return HostFile(self._file, False, self.max_prot, self._page)
 
     def discard(self, run: HostRun) -> bool:
-        """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED)."""
-        host_calls.advise(run, mman.MADV_DONTNEED)
-        return True
+        """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED), anew if the host refuses it."""
+        return host_calls.can_advise(run, mman.MADV_DONTNEED)
 
     def punch(self, start: int, end: int) -> None:
         """Make a hole in the file (MADV_REMOVE). Raises OSError if it cannot have any."""

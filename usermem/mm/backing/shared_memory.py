@@ -17,6 +17,7 @@ import itertools
 import mmap
 import os
 import sys
+from contextlib import suppress
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -49,6 +50,7 @@ class _MemoryFile:
 
     def __init__(self) -> None:
         """Raises OSError or AttributeError where the host has no memory files."""
+        self.fd = -1
         import fcntl
 
         self.fd = os.memfd_create("usermem-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -63,7 +65,8 @@ class _MemoryFile:
 
     def __del__(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            with suppress(OSError):  # a sandbox that refuses even that
+                os.close(self.fd)
 
     def allocate(self, length: int) -> int:
         """The offset of ``length`` bytes that are nobody's. Raises MemoryError."""
@@ -261,6 +264,5 @@ class _PrivateMemory(Backing):
         return self
 
     def discard(self, run: HostRun) -> bool:
-        """Forget what its pages hold: the shared bytes are back."""
-        host_calls.advise(run, mman.MADV_DONTNEED)
-        return True
+        """Forget what its pages hold: the shared bytes are back. A host that refuses maps them anew."""
+        return host_calls.can_advise(run, mman.MADV_DONTNEED)
