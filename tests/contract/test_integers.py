@@ -38,6 +38,7 @@ from usermem import (
     ResolvedIO,
     SharedMemory,
     bytes_io_sequence,
+    check_io_range,
     copy_in_iovecs,
     copy_in_vec,
     copy_in_vector,
