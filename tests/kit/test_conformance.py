@@ -172,7 +172,7 @@ def test_the_call_that_did_the_damage_is_named(harmless: int, where: int) -> Non
 
 
 def test_what_it_costs() -> None:
-    """The number of calls on an IO is bounded: one over pages in a dict takes 2 s with the layout that has every edge."""
+    """The number of calls on an IO is bounded: one over pages in a dict takes 2 s with every edge."""
     calls = 0
 
     class Counted(Wrapper):
