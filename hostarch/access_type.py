@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Self
 
 from hostarch import mman
+from hostarch.integers import check_int
 
 
 class AccessType(int):
@@ -21,6 +22,7 @@ class AccessType(int):
 
     def __new__(cls, prot: int = 0) -> Self:
         """Raises ValueError if prot has bits beyond read, write and execute."""
+        prot = check_int(prot, "prot")
         if prot & ~7:
             raise ValueError(f"prot {prot:#x} has bits other than PROT_READ, PROT_WRITE and PROT_EXEC")
         return super().__new__(cls, prot)
@@ -50,15 +52,15 @@ class AccessType(int):
 
     def superset_of(self, other: int) -> bool:
         """Whether every right in other is in this set."""
-        return not other & ~self
+        return not check_int(other, "other") & ~self
 
     def intersect(self, other: int) -> AccessType:
         """The rights in both sets."""
-        return AccessType(self & other)
+        return AccessType(self & check_int(other, "other"))
 
     def union(self, other: int) -> AccessType:
         """The rights in either set."""
-        return AccessType(self | other)
+        return AccessType(self | check_int(other, "other"))
 
     def effective(self) -> AccessType:
         """The set as the hardware grants it: what can be written or executed can be read."""

@@ -9,6 +9,7 @@ from typing import Self
 
 from hostarch.addr_range import AddrRange
 from hostarch.arch import AMD64, Arch
+from hostarch.integers import check_count, check_int
 
 _MAX = (1 << 64) - 1
 
@@ -25,6 +26,7 @@ class Addr(int):
 
     def __new__(cls, value: int = 0) -> Self:
         """Raises OverflowError unless 0 <= value < 2**64."""
+        value = check_int(value, "value")
         if not 0 <= value <= _MAX:
             raise OverflowError(f"address {value:#x} is outside 64 bits")
         return super().__new__(cls, value)
@@ -37,18 +39,17 @@ class Addr(int):
 
     def checked_add_length(self, length: int, arch: Arch = AMD64) -> Addr | None:
         """As :meth:`add_length`, None where that raises OverflowError."""
-        if length < 0:
-            raise ValueError(f"length must not be negative: {length}")
-        end = self + length
+        end = self + check_count(length, "length")
         return Addr(end) if end <= arch.addr_mask else None
 
     def add_length(self, length: int, arch: Arch = AMD64) -> Addr:
         """The address ``length`` bytes on. The end of the address space itself is not an address: OverflowError."""
+        length = check_count(length, "length")
         return _or_raise(self.checked_add_length(length, arch), f"{self} + {length:#x} bytes leaves the address space")
 
     def wrapping_add(self, length: int, arch: Arch = AMD64) -> Addr:
         """The address ``length`` bytes on, counted around the end of the address space as the machine's adder does."""
-        return Addr((self + length) & arch.addr_mask)
+        return Addr((self + check_int(length, "length")) & arch.addr_mask)
 
     def checked_to_range(self, length: int, arch: Arch = AMD64) -> AddrRange | None:
         """As :meth:`to_range`, None where that raises OverflowError."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 from attrs import frozen
 
 from hostarch.arch import AMD64, Arch
+from hostarch.integers import check_int
 
 _MASK = (1 << 64) - 1
+_set = object.__setattr__
 
 
 @frozen
@@ -18,6 +20,13 @@ class AddrRange:
 
     start: int
     end: int
+
+    def __init__(self, start: int, end: int) -> None:
+        """Raises TypeError if a bound is no int."""
+        if not type(start) is type(end) is int:
+            start, end = check_int(start, "start"), check_int(end, "end")
+        _set(self, "start", start)
+        _set(self, "end", end)
 
     def well_formed(self) -> bool:
         """Whether start <= end."""
@@ -31,7 +40,7 @@ class AddrRange:
 
     def contains(self, addr: int) -> bool:
         """Whether addr lies in the range."""
-        return self.start <= addr < self.end
+        return self.start <= check_int(addr, "addr") < self.end
 
     def overlaps(self, other: AddrRange) -> bool:
         """Whether the two have an address in common; an empty range strictly inside the other counts too."""
@@ -48,7 +57,7 @@ class AddrRange:
 
     def can_split_at(self, addr: int) -> bool:
         """Whether addr cuts the range into two that are not empty."""
-        return self.start < addr < self.end
+        return self.start < check_int(addr, "addr") < self.end
 
     def is_page_aligned(self, arch: Arch = AMD64) -> bool:
         """Whether both bounds are page boundaries."""

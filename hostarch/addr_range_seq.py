@@ -10,10 +10,10 @@ never ends).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 
 from hostarch.addr_range import AddrRange
+from hostarch.integers import check_count, check_int
 
 _MASK = (1 << 64) - 1
 _INT64_MAX = (1 << 63) - 1
@@ -63,6 +63,8 @@ class AddrRangeSeq:
     @classmethod
     def from_pairs(cls, flat: list[int]) -> AddrRangeSeq:
         """A sequence from ``[start, length, start, length, …]``, which it keeps. Raises as the constructor."""
+        if set(map(type, flat)) != {int}:
+            flat[:] = [check_int(x, "ranges") for x in flat]
         return cls.unchecked(flat, _num_bytes(flat))
 
     @staticmethod
@@ -139,7 +141,7 @@ class AddrRangeSeq:
         A head of zero length always goes, also for n = 0: ``while seq: seq = seq.drop_first(move(seq.head()))`` ends.
         Trailing empty ranges stay when n is exactly ``num_bytes``. Raises ValueError if n < 0.
         """
-        n = _count(n)
+        n = check_count(n, "n")
         flat = self.flat
         index, offset = self._start()
         limit = self._limit
@@ -164,7 +166,7 @@ class AddrRangeSeq:
 
         Raises ValueError if n < 0.
         """
-        n = _count(n)
+        n = check_count(n, "n")
         return self if n >= self._limit else self._cut(*self._start(), n)
 
     def __eq__(self, other: object) -> bool:
@@ -195,16 +197,6 @@ def _num_bytes(flat: list[int]) -> int:
     if total > _INT64_MAX:
         raise ValueError(f"ranges: total length {total:#x} overflows int64")
     return total
-
-
-def _count(n: int) -> int:
-    try:
-        n = operator.index(n)
-    except TypeError:
-        raise TypeError(f"n must be an int, not {type(n).__name__}") from None
-    if n < 0:
-        raise ValueError(f"n must not be negative: {n}")
-    return n
 
 
 EMPTY = AddrRangeSeq()

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from attrs import field, frozen, validators
 
 from hostarch import mman
+from hostarch.integers import check_int
 
 ByteOrder = Literal["little", "big"]
 
@@ -79,7 +80,7 @@ class Arch:
 
     def page_round_down(self, x: int) -> int:
         """The largest multiple of the page size that is <= x."""
-        return x >> self.page_shift << self.page_shift
+        return check_int(x, "x") >> self.page_shift << self.page_shift
 
     def page_round_up(self, x: int) -> int:
         """The smallest multiple of the page size that is >= x; OverflowError if it does not fit an address."""
@@ -90,18 +91,21 @@ class Arch:
 
     def checked_page_round_up(self, x: int) -> int | None:
         """As :meth:`page_round_up`, None where that raises."""
+        if type(x) is not int:
+            x = check_int(x, "x")
         up = -(-x >> self.page_shift << self.page_shift)
         return up if 0 <= up <= self.addr_mask else None
 
     def is_page_aligned(self, x: int) -> bool:
         """Whether x is a multiple of the page size."""
-        return not x & (self.page_size - 1)
+        return not check_int(x, "x") & (self.page_size - 1)
 
     def untagged(self, x: int) -> int:
         """x as the machine's access checks see it: on ARM64 bits 56 and up are copies of bit 55, elsewhere x.
 
         What is no address of the machine is left as it is.
         """
+        x = check_int(x, "x")
         if not self.ignores_top_byte or not 0 <= x <= self.addr_mask:
             return x
         low = x & ((1 << 56) - 1)

@@ -1,4 +1,4 @@
-"""The constants of mmap(2), mprotect(2), mremap(2), madvise(2) and msync(2).
+"""The constants of mmap(2), mprotect(2), mremap(2), madvise(2), msync(2) and mlock(2).
 
 The standard library has some of them, with the values of the host it runs on. These have the values of Linux's
 generic ABI; :class:`MapFlags` has the ones an address space acts on, as they are on one machine.
@@ -25,6 +25,7 @@ MAP_TYPE = 0x0F
 MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_32BIT = 0x40
+MAP_ABOVE4G = 0x80
 MAP_GROWSDOWN = 0x0100
 MAP_DENYWRITE = 0x0800
 MAP_EXECUTABLE = 0x1000
@@ -34,7 +35,10 @@ MAP_POPULATE = 0x8000
 MAP_NONBLOCK = 0x10000
 MAP_STACK = 0x20000
 MAP_HUGETLB = 0x40000
+MAP_SYNC = 0x80000
 MAP_FIXED_NOREPLACE = 0x100000
+MAP_HUGE_SHIFT = 26
+MAP_HUGE_MASK = 0x3F
 
 MADV_NORMAL = 0
 MADV_RANDOM = 1
@@ -58,6 +62,9 @@ MADV_PAGEOUT = 21
 MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 MADV_DONTNEED_LOCKED = 24
+MADV_COLLAPSE = 25
+MADV_GUARD_INSTALL = 102
+MADV_GUARD_REMOVE = 103
 
 MS_ASYNC = 1
 MS_INVALIDATE = 2
@@ -67,10 +74,16 @@ MREMAP_MAYMOVE = 1
 MREMAP_FIXED = 2
 MREMAP_DONTUNMAP = 4
 
+MLOCK_ONFAULT = 1
+
+MCL_CURRENT = 1
+MCL_FUTURE = 2
+MCL_ONFAULT = 4
+
 
 @frozen
 class MapFlags:
-    """The values on one machine of the MAP_* flags that an address space acts on.
+    """The values on one machine of the MAP_* flags that an address space acts on, and of mlockall(2)'s.
 
     ``MAP_SHARED``, ``MAP_PRIVATE`` and ``MAP_TYPE`` are the same on all. The defaults are the generic values, which
     x86, ARM and RISC-V use. ``map_32bit`` is 0 where nothing heeds it: everywhere but on x86-64.
@@ -79,14 +92,33 @@ class MapFlags:
     fixed: int = MAP_FIXED
     anonymous: int = MAP_ANONYMOUS
     growsdown: int = MAP_GROWSDOWN
+    denywrite: int = MAP_DENYWRITE
+    executable: int = MAP_EXECUTABLE
+    locked: int = MAP_LOCKED
     noreserve: int = MAP_NORESERVE
     populate: int = MAP_POPULATE
+    nonblock: int = MAP_NONBLOCK
     stack: int = MAP_STACK
+    hugetlb: int = MAP_HUGETLB
     fixed_noreplace: int = MAP_FIXED_NOREPLACE
     map_32bit: int = 0
+    mcl_current: int = MCL_CURRENT
+    mcl_future: int = MCL_FUTURE
+    mcl_onfault: int = MCL_ONFAULT
 
 
 GENERIC_MAP_FLAGS = MapFlags()
 AMD64_MAP_FLAGS = MapFlags(map_32bit=MAP_32BIT)
-MIPS_MAP_FLAGS = MapFlags(anonymous=0x0800, growsdown=0x1000, noreserve=0x0400, populate=0x10000, stack=0x40000)
-POWERPC_MAP_FLAGS = MapFlags(noreserve=0x40)
+MIPS_MAP_FLAGS = MapFlags(
+    anonymous=0x0800,
+    growsdown=0x1000,
+    denywrite=0x2000,
+    executable=0x4000,
+    locked=0x8000,
+    noreserve=0x0400,
+    populate=0x10000,
+    nonblock=0x20000,
+    stack=0x40000,
+    hugetlb=0x80000,
+)
+POWERPC_MAP_FLAGS = MapFlags(noreserve=0x40, locked=0x80, mcl_current=0x2000, mcl_future=0x4000, mcl_onfault=0x8000)

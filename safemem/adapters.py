@@ -4,8 +4,9 @@
 functions over a list of buffers, ``BlockSeqReader`` and ``BlockSeqWriter`` move from and to blocks; ``ToIOReader``
 and ``ToIOWriter`` make file objects of Readers and Writers. File descriptors are in :mod:`safemem.fd`.
 
-Memory that needs safecopy is never handed to foreign code: it gets a buffer, and what a fault leaves in that buffer
-stays pending for the next call.
+Foreign code gets views of its own, which it may release. Memory that needs safecopy is never handed to it: it gets a
+buffer, and what a fault leaves in that buffer stays pending for the next call. A buffer is for a few MiB at most,
+however much memory there is.
 
 Source: gVisor pkg/safemem/io.go.
 """
@@ -13,10 +14,10 @@ Source: gVisor pkg/safemem/io.go.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
-from safemem.block import Block, Piece
+from safemem.block import Block, Piece, part
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import readable_view, writable_view
 from safemem.errors import (
@@ -29,10 +30,18 @@ from safemem.errors import (
 )
 from safemem.pending import PendingBytes
 from safemem.protocols import Reader, Writer, refuse_messages
-from safemem.raw_stream import RawStream
+from safemem.raw_stream import RawStream, is_buffered
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+# How much memory that needs safecopy a file object is given at a time, in bytes: more than a pipe ever holds, so that
+# nobody waits in a pipe for the next piece.
+_PIECE: Final = 1 << 21
+
+# How much a function over a list of buffers is given, which is called only once: the rest is a short count.
+_STAGED: Final = 1 << 24
 
 
 class SupportsReadinto(Protocol):
@@ -86,7 +95,8 @@ class BlockSeqWriter:
 class FromIOReader:
     """A binary file object as a Reader: one ``readinto`` a block, up to the first short one.
 
-    Use an unbuffered file where waiting for a whole block would hang: BufferedReader.readinto fills its buffer.
+    A long block that needs safecopy takes several. Use an unbuffered file where waiting for a whole block would hang:
+    BufferedReader.readinto fills its buffer.
     """
 
     def __init__(self, file: SupportsReadinto) -> None:
@@ -101,10 +111,10 @@ class FromIOReader:
         if dsts and self._pending:
             return self._pending.deliver(dsts)
         done = 0
-        for piece in dsts.pieces():
+        for piece in _short(dsts.pieces()):
             try:
                 if isinstance(piece, memoryview):
-                    n = moved_count(self._file.readinto(piece), len(piece), "the file's readinto()")
+                    n = moved_count(self._file.readinto(piece[:]), len(piece), "the file's readinto()")
                 else:
                     n = self._read_staged(piece)
             except BaseException as exc:
@@ -132,7 +142,10 @@ class FromIOReader:
 
 
 class FromIOWriter:
-    """A binary file object as a Writer: one ``write`` a block, up to the first short one."""
+    """A binary file object as a Writer: one ``write`` a block, several if it is long and needs safecopy.
+
+    It ends at the first short one.
+    """
 
     def __init__(self, file: SupportsWrite) -> None:
         """Raises TypeError if the file has no write."""
@@ -143,10 +156,10 @@ class FromIOWriter:
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """The file's own errors pass through, with the count in ``transferred``; they come before a source's fault."""
         done = 0
-        for piece in srcs.pieces():
+        for piece in _short(srcs.pieces()):
             view, fault = _readable(piece)
             try:
-                n = moved_count(self._file.write(view), len(view), "the file's write()") if view else 0
+                n = moved_count(self._file.write(view[:]), len(view), "the file's write()") if view else 0
             except BaseException as exc:
                 if isinstance(exc, BlockingIOError):
                     done += _characters_written(exc)
@@ -163,7 +176,8 @@ class FromIOWriter:
 class FromVecReaderFunc:
     """A function over a list of writable buffers as a Reader: ``function(buffers) -> bytes filled``.
 
-    It is called at most once, and never without buffers. A claim of more than there is room for counts as all.
+    It is called at most once, and never without buffers. A claim of more than there is room for counts as all. It
+    gets no more than 16 MiB from the first block on that needs safecopy.
     """
 
     def __init__(self, function: Callable[[Sequence[memoryview]], int]) -> None:
@@ -177,6 +191,7 @@ class FromVecReaderFunc:
         if self._pending:
             return self._pending.deliver(dsts)
         # From the first block that may fault on, everything is staged: what lies behind a fault must stay untouched.
+        dsts = _within_stage(dsts)
         direct: list[memoryview] = []
         staged: list[tuple[Piece, bytearray]] = []
         for piece in dsts.pieces():
@@ -185,7 +200,7 @@ class FromVecReaderFunc:
             elif staged:
                 staged.append((piece, bytearray(piece)))
             else:
-                direct.append(piece)
+                direct.append(piece[:])
         stopped: BaseException | None = None
         try:
             n = self._function(direct + [memoryview(buffer) for _, buffer in staged])
@@ -224,7 +239,8 @@ class FromVecReaderFunc:
 class FromVecWriterFunc:
     """A function over a list of readable buffers as a Writer: ``function(buffers) -> bytes taken``.
 
-    It is called at most once, and never without bytes.
+    It is called at most once, and never without bytes. It gets no more than 16 MiB from the first block on that needs
+    safecopy.
     """
 
     def __init__(self, function: Callable[[Sequence[memoryview]], int]) -> None:
@@ -234,10 +250,10 @@ class FromVecWriterFunc:
         """Raises ValueError if the function returns a negative count; its own errors pass through."""
         views: list[memoryview] = []
         fault: TransferError | None = None
-        for piece in srcs.pieces():
+        for piece in _within_stage(srcs).pieces():
             view, fault = _readable(piece)
             if view:
-                views.append(view)
+                views.append(view[:])
             if fault is not None:
                 break
         total = sum(map(len, views))
@@ -254,41 +270,14 @@ class FromVecWriterFunc:
         return n
 
 
-class _Stream(RawStream):
-    """What ToIOReader and ToIOWriter share."""
-
-    def readinto(self, buffer: WriteableBuffer) -> int | None:
-        """Raises io.UnsupportedOperation where ``readable`` is false."""
-        raise io.UnsupportedOperation("not readable")
-
-    def write(self, data: ReadableBuffer) -> int | None:
-        """Raises io.UnsupportedOperation where ``writable`` is false."""
-        raise io.UnsupportedOperation("not writable")
-
-    def _move(self, step: Callable[[BlockSeq], int], view: memoryview) -> int | None:
-        self._begin()
-        if not view:
-            return 0
-        try:
-            return step(BlockSeq.of(Block(view)))
-        except BaseException as exc:
-            done: int = getattr(exc, "transferred", 0)
-            if isinstance(exc, BlockingIOError):
-                return done or None
-            if not done or is_interrupt(exc):
-                raise
-            add_transferred(exc, -done)
-            self._hold(exc)
-            return done
-
-
-class ToIOReader(_Stream):
+class ToIOReader(RawStream):
     """A Reader as a raw binary file object: io.BufferedReader, shutil.copyfileobj and struct work over it."""
 
     def __init__(self, reader: Reader) -> None:
         """Raises ValueError if the reader is message-oriented."""
         refuse_messages(reader, "reader")
         self._reader = reader
+        self._last = b""  # the last byte before an error, kept from a buffered file
 
     def readable(self) -> bool:
         """True."""
@@ -299,11 +288,49 @@ class ToIOReader(_Stream):
 
         An error after some bytes is raised by the next call, so that no byte is lost.
         """
-        return self._move(self._reader.read_to_blocks, writable_view(buffer, "buffer"))
+        view = writable_view(buffer, "buffer")
+        self._begin()
+        if not view:
+            return 0
+        buffered = is_buffered(buffer)
+        try:
+            n = self._read(view, buffered)
+        except Exception as exc:
+            if not (buffered and self._midway):
+                raise
+            self._hold(exc)
+            return None
+        self._midway = buffered and bool(n)
+        return n
+
+    def _read(self, view: memoryview, buffered: bool) -> int | None:
+        """How much the reader gave, None for nothing now; an error after some bytes is held."""
+        if self._last:
+            view[:1], self._last = self._last, b""
+            return 1
+        self._raise_held()
+        try:
+            return self._reader.read_to_blocks(BlockSeq.of(Block(view)))
+        except BaseException as exc:
+            done: int = getattr(exc, "transferred", 0)
+            if isinstance(exc, BlockingIOError):
+                return done or None
+            if not done or is_interrupt(exc):
+                raise
+            add_transferred(exc, -done)
+            self._hold(exc)
+        if buffered and done > 1:  # it goes alone, as in usermem.io_sequence
+            done -= 1
+            self._last = bytes(view[done : done + 1])
+        return done
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Raises io.UnsupportedOperation."""
+        raise io.UnsupportedOperation("not writable")
 
 
-class ToIOWriter(_Stream):
-    """A Writer as a raw binary file object."""
+class ToIOWriter(RawStream):
+    """A Writer as a raw binary file object: io.BufferedWriter, shutil.copyfileobj, pickle and zipfile work over it."""
 
     def __init__(self, writer: Writer) -> None:
         """Raises ValueError if the writer is message-oriented."""
@@ -315,16 +342,35 @@ class ToIOWriter(_Stream):
         return True
 
     def write(self, data: ReadableBuffer) -> int | None:
-        """Take bytes and return how many, None if none can be taken now.
+        """Write all bytes and return how many. Fewer, or None, only if the writer would block, as io has it.
 
-        An error after some bytes is raised by the next call. A writer at its end raises ENOSPC: io.BufferedWriter
-        would call again for ever after a 0.
+        Raises the writer's own error, and ENOSPC if the writer is at its end, with the count in ``transferred``;
+        io.BufferedWriter gets that count first, and the error at its next call.
         """
         view = readable_view(data, "data")
-        n = self._move(self._writer.write_from_blocks, view)
-        if n == 0 and view:
-            raise EndOfBlockSeqError
-        return n
+        self._begin()
+        self._raise_held()
+        done = 0
+        try:
+            while done < len(view):
+                n = self._writer.write_from_blocks(BlockSeq.of(Block(view[done:])))
+                if not n:
+                    raise EndOfBlockSeqError
+                done += n
+        except BaseException as exc:
+            add_transferred(exc, done)
+            done = getattr(exc, "transferred", 0)
+            if isinstance(exc, BlockingIOError):
+                return done or None
+            if not done or not is_buffered(data) or is_interrupt(exc):
+                raise
+            add_transferred(exc, -done)
+            self._hold(exc)
+        return done
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Raises io.UnsupportedOperation."""
+        raise io.UnsupportedOperation("not readable")
 
 
 def _copy_some(dsts: BlockSeq, srcs: BlockSeq) -> tuple[int, TransferError | None]:
@@ -332,6 +378,26 @@ def _copy_some(dsts: BlockSeq, srcs: BlockSeq) -> tuple[int, TransferError | Non
         return copy_seq(dsts, srcs), None
     except TransferError as exc:
         return exc.transferred, exc
+
+
+def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same memory; of what needs safecopy no piece is longer than a buffer for it."""
+    for piece in pieces:
+        if isinstance(piece, memoryview):
+            yield piece
+        else:
+            for at in range(0, len(piece), _PIECE):
+                yield part(piece, at, min(_PIECE, len(piece) - at))
+
+
+def _within_stage(seq: BlockSeq) -> BlockSeq:
+    """As much of seq as is staged at a time: all that comes before memory that needs safecopy, and some from there."""
+    plain = 0
+    for piece in seq.pieces():
+        if isinstance(piece, Block):
+            return seq.take_first(plain + _STAGED)
+        plain += len(piece)
+    return seq
 
 
 def _readable(piece: Piece) -> tuple[memoryview, TransferError | None]:

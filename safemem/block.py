@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from safemem import safecopy
-from safemem.buffers import check_count, readable_view, writable_view
+from safemem.buffers import check_count, check_int, readable_view, writable_view
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -59,7 +59,7 @@ class Block:
 
         ``owner`` is kept alive as long as the block is. Raises ValueError if the bytes leave the address space.
         """
-        check_count(length, "length")
+        address, length = check_int(address, "address"), check_count(length, "length")
         if address < 0 or address + length > 1 << 64:
             raise ValueError(f"address: {length:#x} bytes at {address:#x} leave the address space")
         block = cls.__new__(cls)
@@ -106,13 +106,13 @@ class Block:
 
     def drop_first(self, n: int) -> Block:
         """The block without its first n bytes; an empty one if it has fewer. Raises ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         n = min(n, self._length)
         return self._window(self._start + n, self._length - n)
 
     def take_first(self, n: int) -> Block:
         """The first n bytes; the whole block if it has fewer. Raises ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         return self if n >= self._length else self._window(self._start, n)
 
     def tobytes(self) -> bytes:
@@ -221,7 +221,7 @@ class BlockCursor:
 
     def take(self, n: int) -> memoryview | None:
         """The next n bytes; None if there are fewer, and the cursor stays where it was. Raises ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         if n > self.left:
             return None
         start = self._used

@@ -9,6 +9,7 @@ Source: gVisor pkg/safemem/seq_unsafe.go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from safemem.block import Block, Piece, check_writable, copy, part, zero
 from safemem.buffers import check_count
@@ -106,7 +107,7 @@ class BlockSeq:
 
     def drop_first(self, n: int) -> BlockSeq:
         """The sequence without its first n bytes; an empty one if it has fewer. Raises ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         if n >= self._limit:
             return EMPTY
         index, offset = self._first or (0, 0)
@@ -119,8 +120,13 @@ class BlockSeq:
 
     def take_first(self, n: int) -> BlockSeq:
         """The first n bytes; all of them if there are fewer. Raises ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         return self if n >= self._limit else self._window(*(self._first or (0, 0)), n)
+
+    def take_blocks(self, n: int) -> BlockSeq:
+        """The first n blocks; all of them if there are fewer. Costs O(n), however many follow."""
+        first = list(islice(self._iter_pieces(), n))
+        return BlockSeq.unchecked(first, sum(map(len, first)))
 
     def _window(self, index: int, offset: int, limit: int) -> BlockSeq:
         seq = _new(BlockSeq)

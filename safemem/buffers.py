@@ -1,10 +1,12 @@
-"""A caller's buffer as a flat view of bytes, or an error that names the argument."""
+"""What a caller passes, checked: a buffer as a flat view of bytes, an integer as an int, or an error that names it."""
 
 from __future__ import annotations
 
-import operator
 import re
 from typing import TYPE_CHECKING, Final
+
+from hostarch.integers import check_count as check_count
+from hostarch.integers import check_int as check_int
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -64,19 +66,3 @@ def _holds_pointers(kind: type) -> bool:
         return not hasattr(kind, "_length_") or _holds_pointers(inner)
     fields = [field for base in kind.__mro__ for field in base.__dict__.get("_fields_", ())]
     return any(_holds_pointers(field[1]) for field in fields) or hasattr(kind, "_restype_")
-
-
-def check_int(value: int, name: str) -> int:
-    """The value as an int, NumPy's and the like too. Raises TypeError, naming the argument, if it is none."""
-    if type(value) is int:
-        return value
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
-
-
-def check_count(n: int, name: str) -> None:
-    """Raise ValueError, naming the argument, if a count is negative, and TypeError if it is no int."""
-    if check_int(n, name) < 0:
-        raise ValueError(f"{name} must not be negative: {n}")

@@ -10,6 +10,8 @@ import os
 import signal
 from typing import Any
 
+from hostarch.integers import check_int
+
 
 class TransferError(OSError):
     """A transfer stopped before its end. ``transferred`` is the number of bytes it had moved.
@@ -118,6 +120,8 @@ def moved_count(n: int | None, most: int, who: str) -> int:
     """The count ``who`` returned for ``most`` bytes. Raises BlockingIOError for None, ValueError for a wrong one."""
     if n is None:  # a raw file object that has nothing now
         raise would_block()
+    if type(n) is not int:
+        n = check_int(n, f"what {who} returned")
     if not 0 <= n <= most:
         raise ValueError(f"{who} returned {n} for {most} bytes")
     return n

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable
-from ctypes.util import find_library
 from typing import Any, Final
 
 _SEQ_CST: Final = 5
@@ -94,13 +93,11 @@ class NativeAtomics:
 
 def _load() -> ctypes.PyDLL:
     # PyDLL keeps the GIL: an operation is shorter than giving it up.
-    for name in ("libatomic.so.1", find_library("atomic")):
-        if name:
-            try:
-                return ctypes.PyDLL(name)
-            except OSError:
-                continue
-    raise OSError("there is no libatomic: install GCC's run time (libatomic1)")
+    # By its soname: ctypes.util.find_library() starts ldconfig, a compiler and a linker to find the same name.
+    try:
+        return ctypes.PyDLL("libatomic.so.1")
+    except OSError:
+        raise OSError("there is no libatomic: install GCC's run time (libatomic1)") from None
 
 
 def _function(lib: ctypes.PyDLL, name: str, result: Any) -> Any:

@@ -10,11 +10,13 @@ Source: gVisor pkg/safecopy; process_vm_readv(2).
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from hostarch import mman
 from safemem.errors import HostFaultError, add_transferred
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_TRANSFER = 1 << 30  # the kernel moves at most 0x7ffff000 bytes a call
 _BOUNCE = 1 << 16
+_POPULATE: Final = {"r": mman.MADV_POPULATE_READ, "w": mman.MADV_POPULATE_WRITE}
 
 
 def address_of(view: memoryview) -> int:
@@ -103,9 +106,38 @@ def _move(name: str, local: int, remote: int, length: int, right: str) -> int:
 
 
 def _signal_at(address: int, right: str) -> signal.Signals:
-    """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end."""
-    found = mapping_at(address)
+    """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end.
+
+    The kernel tells (madvise(2), MADV_POPULATE_READ and its twin), for which it needs no descriptor and does not go
+    through its mappings. Where it does not (before Linux 5.14, or a sandbox) they are read, at 2.5 us for each; where no
+    descriptor is left for that the answer is SIGSEGV.
+    """
+    populate = _populate()
+    code = populate(address & -mmap.PAGESIZE, _POPULATE[right]) if populate is not None else None
+    if code in (0, errno.EFAULT):  # 0 is a file that has grown since
+        return signal.SIGBUS
+    if code in (errno.EINVAL, errno.ENOMEM):  # memory without the right, or none at all
+        return signal.SIGSEGV
+    try:
+        found = mapping_at(address)
+    except OSError:
+        found = []
     return signal.SIGBUS if found and right in found[1] else signal.SIGSEGV
+
+
+@cache
+def _populate() -> Callable[[int, int], int] | None:
+    """``call(address of a host page, advice) -> errno``, which maps the page as if it were touched; None without it."""
+    import ctypes
+
+    try:
+        madvise: Any = ctypes.CDLL(None, use_errno=True).madvise
+    except (AttributeError, OSError, TypeError):
+        return None
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    if any(madvise(0, 0, advice) for advice in _POPULATE.values()):
+        return None
+    return lambda page, advice: ctypes.get_errno() if madvise(page, mmap.PAGESIZE, advice) else 0
 
 
 def mapping_at(address: int) -> list[str]:
@@ -122,9 +154,7 @@ def mappings(start: int, end: int) -> Iterator[list[str]]:
 
     Raises OSError, FileNotFoundError say, if the host does not tell.
     """
-    from pathlib import Path  # 3.5 ms at import
-
-    with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - pathlib is 3.5 ms
         for line in lines:
             fields = line.rstrip("\n").split(maxsplit=5)
             first, last = (int(x, 16) for x in fields[0].split("-"))

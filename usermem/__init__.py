@@ -43,8 +43,8 @@ from usermem.memory_io import IO, arch_of, check_io_range
 from usermem.mm.backing.mapped_object import MappedObject, WritableObject
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.host_runs import GuestRun
+from usermem.mm.limits import HostLimits, Limits, host_limits
 from usermem.mm.listeners import ChangeKind
-from usermem.mm.memory_map import Limits
 from usermem.mm.vma import VMA
 from usermem.render import render
 from usermem.resolver import ResolvedIO
@@ -64,6 +64,7 @@ __all__ = [
     "FaultReason",
     "FaultyIO",
     "GuestRun",
+    "HostLimits",
     "IOReadWriter",
     "IOSequence",
     "IOSequenceReadWriter",
@@ -104,6 +105,7 @@ __all__ = [
     "copy_uint64_in",
     "copy_uint64_out",
     "hexdump",
+    "host_limits",
     "iovecs_io_sequence",
     "linux_result",
     "pread_fd",

@@ -16,22 +16,24 @@ from __future__ import annotations
 import mmap as host_mmap
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from attrs import evolve
 
 from hostarch import AMD64, ANY_ACCESS, READ, WRITE, AccessType, AddrRangeSeq, Arch, mman
-from safemem import Block, BlockSeq
-from safemem.buffers import check_int
+from safemem import Block, BlockSeq, atomics
+from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import check_io_range
-from usermem.mm import brk, host_runs, madvise, maps, mincore, mmap, mprotect, mremap, msync
+from usermem.mm import brk, host_runs, madvise, maps, mincore, mlock, mmap, mprotect, mremap, msync
 from usermem.mm.backing.caller_buffer import CallerBuffer
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.object_pages import released, write_back_released
 from usermem.mm.host_runs import GuestRun
+from usermem.mm.limits import MAX_MAP_COUNT, MEMLOCK_LIMIT, STACK_LIMIT, Limits
 from usermem.mm.listeners import Listener
-from usermem.mm.memory_map import CACHED, MAX_MAP_COUNT, STACK_LIMIT, Limits, MemoryMap
+from usermem.mm.memory_map import CACHED, MemoryMap
 from usermem.mm.mmap import RIGHTS
 from usermem.mm.page_cache import GONE, PagedIO, Stretch
 from usermem.mm.vma import VMA
@@ -61,16 +63,26 @@ class AddressSpace(PagedIO):
         max_map_count: int = MAX_MAP_COUNT,
         address_limit: int | None = None,
         stack_limit: int = STACK_LIMIT,
+        data_limit: int | None = None,
+        memlock_limit: int | None = MEMLOCK_LIMIT,
         seed: int | None = None,
     ) -> None:
         """``max_map_count`` is how many mappings there may be, ``address_limit`` how many bytes (RLIMIT_AS).
 
-        ``stack_limit`` is how long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK).
+        ``stack_limit`` is how long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK), ``data_limit`` how many
+        bytes the heap may have, and all private writable memory (RLIMIT_DATA), ``memlock_limit`` how many bytes may be
+        locked (RLIMIT_MEMLOCK; 0 forbids it). None is any number.
 
         With a ``seed`` mappings begin at an address that follows from it, as with address space layout randomisation.
         """
+        # Loaded now: at a guest's first access the process may have no descriptor left to open a file.
+        import ctypes  # noqa: F401 - 2 ms
+
+        with suppress(OSError, ValueError):  # which the first atomic operation raises
+            atomics.native()
         super().__init__(arch)
-        self._map = MemoryMap(arch, Limits(max_map_count, address_limit, stack_limit), self._cache, seed)
+        limits = Limits(max_map_count, address_limit, stack_limit, data_limit, memlock_limit)
+        self._map = MemoryMap(arch, limits, self._cache, seed)
 
     def __enter__(self) -> Self:
         self._map.check_open()
@@ -91,7 +103,7 @@ class AddressSpace(PagedIO):
 
     @property
     def limits(self) -> Limits:
-        """The limits of the guest, which may be changed: RLIMIT_AS, RLIMIT_STACK and vm.max_map_count."""
+        """The limits of the guest, which may be changed: RLIMIT_AS, _STACK, _DATA, _MEMLOCK, vm.max_map_count, ours."""
         return self._map.limits
 
     @property
@@ -146,6 +158,8 @@ class AddressSpace(PagedIO):
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """See ResolvedIO.range_fault."""
+        if not type(addr) is type(length) is int:
+            addr, length = check_int(addr, "addr"), check_int(length, "length")
         if 0 <= addr <= addr + length <= self.arch.max_addr:
             return None
         self._map.check_open()
@@ -161,6 +175,8 @@ class AddressSpace(PagedIO):
         """See ResolvedIO.resolve. Fills the page cache."""
         self._map.check_open()
         write_back_released()
+        if not type(addr) is type(length) is int:
+            addr, length = check_int(addr, "addr"), check_count(length, "length")
         tag = addr - self.arch.untagged(addr) if self.arch.ignores_top_byte else 0
         addr -= tag
         end = addr + length
@@ -245,6 +261,7 @@ class AddressSpace(PagedIO):
         ``prot`` is more than ``max_prot``.
         """
         self._map.check_open()
+        offset = check_int(offset, "offset")
         mmap.check_offset(self._map, offset)
         prot = check_int(prot, "prot") & RIGHTS
         what = VMA(0, 0, prot, check_int(max_prot, "max_prot"), False, self._map.anonymous, offset, 0, name)
@@ -260,8 +277,8 @@ class AddressSpace(PagedIO):
         attached = CallerBuffer(buffer)
         if not attached.size() or not self.arch.is_page_aligned(attached.size()):
             raise ValueError(f"buffer must be whole pages of {self.arch.page_size} bytes, not {attached.size()}")
-        flags = flags & ~mman.MAP_TYPE | mman.MAP_SHARED
-        prot &= attached.max_prot
+        flags = check_int(flags, "flags") & ~mman.MAP_TYPE | mman.MAP_SHARED
+        prot = check_int(prot, "prot") & attached.max_prot
         return self.map_object(addr, attached.size(), prot, flags, attached, 0, attached.max_prot, name)
 
     def munmap(self, addr: int, length: int) -> int:
@@ -319,19 +336,53 @@ class AddressSpace(PagedIO):
         """madvise(2): returns 0. MADV_DONTNEED makes private memory what it was when it was mapped.
 
         MADV_FREE may do so at any time, and does nothing here. MADV_REMOVE makes shared memory zero, for all who share
-        it. Raises OSError as Linux: EINVAL; EACCES and EOPNOTSUPP of MADV_REMOVE; ENOMEM if a page is not mapped,
-        after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
+        it. MADV_GUARD_INSTALL lets all accesses to some pages fault, until MADV_GUARD_REMOVE; what was there is lost,
+        but for what is shared. MADV_COLLAPSE only looks at what there is.
+
+        Raises OSError as Linux: EINVAL, of much advice for locked memory too; EACCES and EOPNOTSUPP of MADV_REMOVE;
+        ENOMEM if a page is not mapped, after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
         """
         self._map.check_open()
         return madvise.madvise(self._map, addr, length, advice)
 
     def msync(self, addr: int, length: int, flags: int) -> int:
-        """msync(2): returns 0. Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped.
+        """msync(2): returns 0. Raises OSError as Linux: EINVAL; EBUSY of MS_INVALIDATE if memory is locked; ENOMEM if a
+        page is not mapped, after the others were synced (but with MS_ASYNC only those before it).
 
         Raises too what a mapped object raises, now or when it was last unmapped.
         """
         self._map.check_open()
         return msync.msync(self._map, addr, length, flags)
+
+    def mlock(self, addr: int, length: int, flags: int = 0) -> int:
+        """mlock(2), and with MLOCK_ONFAULT mlock2(2): lock all pages in the range, touch them, and return 0.
+
+        Raises OSError as Linux: EINVAL; EPERM, ENOMEM of the limit (RLIMIT_MEMLOCK); ENOMEM if a page is not mapped or
+        cannot be had, after the pages before it were locked. The host's own memory is not locked.
+        """
+        self._map.check_open()
+        return mlock.mlock(self._map, addr, length, flags)
+
+    def munlock(self, addr: int, length: int) -> int:
+        """munlock(2): unlock all pages in the range and return 0.
+
+        Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped, after the pages before it were unlocked.
+        """
+        self._map.check_open()
+        return mlock.munlock(self._map, addr, length)
+
+    def mlockall(self, flags: int) -> int:
+        """mlockall(2): lock what is mapped now (MCL_CURRENT), or later (MCL_FUTURE), and return 0.
+
+        Raises OSError as Linux: EINVAL; EPERM, ENOMEM of the limit. After an error nothing has changed.
+        """
+        self._map.check_open()
+        return mlock.mlockall(self._map, flags)
+
+    def munlockall(self) -> int:
+        """munlockall(2): unlock everything, what is mapped later too, and return 0."""
+        self._map.check_open()
+        return mlock.munlockall(self._map)
 
     def mincore(self, addr: int, length: int) -> bytes:
         """mincore(2): a byte for each page, 1 if the host holds it in memory.

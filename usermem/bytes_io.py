@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
 from safemem import Block
-from safemem.buffers import readable_view
+from safemem.buffers import check_count, check_int, readable_view
 from usermem.errors import FaultError, FaultReason
 from usermem.io_sequence import IOSequence
 from usermem.resolver import ResolvedIO
@@ -34,11 +34,13 @@ class BytesIO(ResolvedIO):
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
         """The fault if the range is ill-formed, so that its length is negative as an int64."""
-        return FaultError(addr, access, FaultReason.OUTSIDE_RANGE) if length >> 63 else None
+        return FaultError(addr, access, FaultReason.OUTSIDE_RANGE) if check_int(length, "length") >> 63 else None
 
     def resolve(
         self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
+        if not type(addr) is type(length) is int:
+            addr, length = check_int(addr, "addr"), check_count(length, "length")
         if not length:
             return [], None
         if not 0 <= addr < len(self._view):

@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Any
 
 from safemem.buffers import check_int
+from usermem.errors import FaultError
 from usermem.memory_io import IO, arch_of, read_bytes
 
 
@@ -18,13 +19,17 @@ def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: boo
         try:
             return layout.unpack(io.read_bytes(addr, layout.size))  # type: ignore[attr-defined]
         except AttributeError:
-            pass  # an IO that has no such method is asked below; what else it was comes again
+            if hasattr(io, "read_bytes"):
+                raise
     return layout.unpack(read_bytes(io, addr, layout.size, ignore_permissions=ignore_permissions))
 
 
 def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, ignore_permissions: bool = False) -> int:
-    """Pack values at addr and return the size in bytes. Raises FaultError, struct.error if values do not fit."""
-    return io.copy_out(addr, layout.pack(*values), ignore_permissions=ignore_permissions)
+    """Pack values at addr and return the size in bytes. Raises struct.error if values do not fit.
+
+    Raises FaultError with the bytes before the fault, which are stored, in ``partial``; so do the others.
+    """
+    return _copy_out(io, addr, layout.pack(*values), ignore_permissions)
 
 
 def copy_uint8_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
@@ -108,11 +113,21 @@ def _copy_int_in(io: IO, addr: int, size: int, signed: bool, ignore_permissions:
         try:
             return int.from_bytes(io.read_bytes(addr, size), io.arch.byte_order, signed=signed)  # type: ignore[attr-defined]
         except AttributeError:
-            pass  # as in copy_struct_in
+            if hasattr(io, "read_bytes") and hasattr(io, "arch"):
+                raise
     data = read_bytes(io, addr, size, ignore_permissions=ignore_permissions)
     return int.from_bytes(data, arch_of(io).byte_order, signed=signed)
 
 
 def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, ignore_permissions: bool) -> int:
     data = check_int(value, "value").to_bytes(size, arch_of(io).byte_order, signed=signed)
-    return io.copy_out(addr, data, ignore_permissions=ignore_permissions)
+    return _copy_out(io, addr, data, ignore_permissions)
+
+
+def _copy_out(io: IO, addr: int, data: bytes, ignore_permissions: bool) -> int:
+    """Store data that are no stream: a part of them is no result."""
+    try:
+        return io.copy_out(addr, data, ignore_permissions=ignore_permissions)
+    except FaultError as fault:
+        fault.partial = data[: fault.transferred]
+        raise

@@ -12,6 +12,7 @@ from typing import Any
 
 from hostarch import AccessType
 from safemem import TransferError
+from safemem.buffers import check_int
 
 # Linux include/uapi/asm-generic/siginfo.h
 SEGV_MAPERR = 1
@@ -32,6 +33,7 @@ class FaultReason(StrEnum):
 
     UNMAPPED = "unmapped"
     PERMISSION = "permission"
+    GUARD = "guard"
     BEYOND_FILE = "beyond-file"
     UNALIGNED = "unaligned"
     OUTSIDE_RANGE = "outside-range"
@@ -102,10 +104,7 @@ class FaultError(TransferError):
 
 
 class NameTooLongError(OSError):
-    """No NUL within the limit: ENAMETOOLONG. ``partial`` holds the bytes up to it.
-
-    From ``copy_in_vector``, ``partial`` is the list of the strings before the one that is too long.
-    """
+    """No NUL within the limit: ENAMETOOLONG. ``partial`` holds the bytes up to it."""
 
     def __init__(self, partial: Any = b"") -> None:
         super().__init__(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -131,10 +130,11 @@ def linux_result(outcome: int | BaseException) -> int:
     """What a Linux system call returns for a count or an error: the count if anything moved, else ``-errno``.
 
     A result other than a count that was cut short (``partial``: half a path, half a struct) is ``-errno`` as well.
-    Raises TypeError for an exception that is no OSError with an errno: that is a bug, not a result.
+    Raises TypeError for what is neither an int nor an exception, and for an exception before which nothing moved and
+    that is no OSError with an errno: that is a bug, not a result.
     """
-    if isinstance(outcome, int):
-        return outcome
+    if not isinstance(outcome, BaseException):
+        return check_int(outcome, "outcome")
     moved: int = getattr(outcome, "transferred", 0)
     if moved and getattr(outcome, "partial", None) is None:
         return moved

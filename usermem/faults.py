@@ -25,20 +25,17 @@ from safemem import (
     WriterFunc,
     zero_seq,
 )
-from safemem.buffers import check_count, readable_view, writable_view
+from safemem.buffers import check_count, check_int, readable_view, writable_view
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO, arch_of
+from usermem.resolver import checked_count
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 def _checked_steps(steps: Iterable[int | None]) -> tuple[int | None, ...]:
-    checked = tuple(steps)
-    for step in checked:
-        if step is not None:
-            check_count(step, "steps")
-    return checked
+    return tuple(None if step is None else check_count(step, "steps") for step in steps)
 
 
 @frozen
@@ -68,6 +65,7 @@ class FaultyIO(IO):
         self._steps = iter(plan.steps)
 
     def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
+        addr = check_int(addr, "addr")
         with readable_view(src, "src") as view:
             n = self._allowed(len(view), addr)
             if n is None:
@@ -76,6 +74,7 @@ class FaultyIO(IO):
             return self._copy_out_from(_one(addr, len(view)), reader, ignore_permissions, n)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
+        addr = check_int(addr, "addr")
         with writable_view(dst, "dst") as view:
             n = self._allowed(len(view), addr)
             if n is None:
@@ -84,7 +83,7 @@ class FaultyIO(IO):
             return self._copy_in_to(_one(addr, len(view)), writer, ignore_permissions, n)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
-        check_count(n, "n")
+        addr, n = check_int(addr, "addr"), check_count(n, "n")
         allowed = self._allowed(n, addr)
         if allowed is None:
             return self._io.zero_out(addr, n, ignore_permissions=ignore_permissions)
@@ -120,6 +119,7 @@ class FaultyIO(IO):
         return step if step is not None and step < length and 0 <= addr <= (1 << 64) - length else None
 
     def _atomic(self, addr: int, access: AccessType, ignore_permissions: bool) -> None:
+        addr = check_int(addr, "addr")
         if next(self._steps, None) is None:
             return
         # The memory's own fault comes first. Storing 0 where 0 is changes nothing.
@@ -164,9 +164,7 @@ class _Cut:
 
     def move(self, blocks: BlockSeq) -> int:
         part = blocks.take_first(self._allowed)
-        n = self._move(part) if part else 0
-        if n > part.num_bytes:
-            raise ValueError(f"the reader or writer returned {n} for {part.num_bytes} bytes")
+        n = checked_count(self._move(part), part.num_bytes) if part else 0
         self.full = n == self._allowed
         return n
 

@@ -36,7 +36,7 @@ def read_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = Fa
     try:
         if not ignore_permissions and (view := io.cached_view(addr, n, True)) is not None:  # type: ignore[attr-defined]
             return os.readv(fd, (view,))
-    except (AttributeError, OverflowError):
+    except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below
     return _transfer(FDReader(fd), single_io_sequence, (io, addr, n), ignore_permissions)
 
@@ -49,10 +49,10 @@ def write_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = F
     try:
         if not ignore_permissions and (view := io.cached_view(addr, n, False)) is not None:  # type: ignore[attr-defined]
             return os.write(fd, view)
-    except (AttributeError, OverflowError):
+    except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below
     moved = _transfer(FDWriter(fd), single_io_sequence, (io, addr, n), ignore_permissions)
-    return moved or os.write(fd, b"")  # an empty datagram is sent
+    return moved or os.write(check_int(fd, "fd"), b"")  # an empty datagram is sent
 
 
 def pread_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
@@ -60,22 +60,22 @@ def pread_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissi
 
     Raises OSError too: EINVAL for an offset that is negative as an int64, ESPIPE for what has no offsets.
     """
-    _check_offset(offset)
+    offset = _checked_offset(offset)
     try:
         if not ignore_permissions and (view := io.cached_view(addr, n, True)) is not None:  # type: ignore[attr-defined]
             return os.preadv(fd, (view,), offset)
-    except (AttributeError, OverflowError):
+    except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below
     return _transfer(FDReader(fd, offset), single_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def pwrite_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
     """pwrite(2): as :func:`write_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd."""
-    _check_offset(offset)
+    offset = _checked_offset(offset)
     try:
         if not ignore_permissions and (view := io.cached_view(addr, n, False)) is not None:  # type: ignore[attr-defined]
             return os.pwrite(fd, view, offset)
-    except (AttributeError, OverflowError):
+    except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below
     return _transfer(FDWriter(fd, offset), single_io_sequence, (io, addr, n), ignore_permissions)
 
@@ -90,7 +90,7 @@ def readv_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = F
             and (views := io.cached_views(addr, n, True))  # type: ignore[attr-defined]
         ):
             return os.readv(fd, views)
-    except (AttributeError, OverflowError):
+    except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below
     return _transfer(FDReader(fd), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
@@ -105,7 +105,7 @@ def writev_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = 
             and (views := io.cached_views(addr, n, False))  # type: ignore[attr-defined]
         ):
             return os.writev(fd, views)
-    except (AttributeError, OverflowError):
+    except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below
     return _transfer(FDWriter(fd), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
@@ -130,7 +130,9 @@ def _moved(exc: OSError, stream: FDReader | FDWriter) -> int:
     raise exc
 
 
-def _check_offset(offset: int) -> None:
-    """Raise EINVAL for what is negative as an int64: to preadv2(2) -1 is the file's own position."""
-    if not 0 <= check_int(offset, "offset") < 1 << 63:
+def _checked_offset(offset: int) -> int:
+    """The offset. Raises EINVAL for what is negative as an int64: to preadv2(2) -1 is the file's own position."""
+    offset = check_int(offset, "offset")
+    if not 0 <= offset < 1 << 63:
         raise error(errno.EINVAL, f"offset {offset:#x}")
+    return offset

@@ -19,7 +19,7 @@ def hexdump(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -> s
     Raises ValueError if n < 0; a fault is shown, not raised.
     """
     addr = check_int(addr, "addr")
-    check_count(n, "n")
+    n = check_count(n, "n")
     width = 2 * arch_of(io).pointer_size
     lines = []
     for row in range(addr - addr % _ROW, addr + n, _ROW) if n else ():

@@ -6,15 +6,18 @@ Source: gVisor pkg/usermem/usermem.go (IOSequence, IOSequenceReadWriter, IOReadW
 from __future__ import annotations
 
 import errno
+import io
+import os
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from hostarch import READ, WRITE, AddrRangeSeq
-from safemem import Reader, Writer
-from safemem.buffers import readable_view, writable_view
-from safemem.raw_stream import RawStream
+from safemem import Reader, TransferError, Writer
+from safemem.buffers import check_int, readable_view, writable_view
+from safemem.raw_stream import RawStream, is_buffered
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
@@ -76,109 +79,195 @@ class IOSequence:
 
 
 class _UserMemoryFile(RawStream):
-    """User memory as a raw file object: a short count now, the error at the next call.
-
-    Raising after a part was read would lose that part in io.BufferedReader.
-    """
+    """User memory as a raw file object. A fault is met again at each call, so no error is held."""
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def writable(self) -> bool:
+        """True."""
         return True
 
+    def seekable(self) -> bool:
+        """True."""
+        return True
 
-def _moved(exc: OSError) -> int:
-    """How many bytes were moved before an error, as the count of this call. Raises the error if there were none."""
-    n: int = getattr(exc, "transferred", 0)
-    if not n:
-        raise exc
-    return n
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the position, and return it. It may lie past the end, where nothing is read or written.
+
+        Raises OSError (EINVAL) if it would be negative, io.UnsupportedOperation for SEEK_END where there is no end.
+        """
+        self._begin()
+        position = check_int(offset, "offset")
+        if whence == os.SEEK_CUR:
+            position += self._where()
+        elif whence == os.SEEK_END:
+            position += self._end()
+        elif whence != os.SEEK_SET:
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
+        if position < 0:
+            raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: seek to {position}")
+        self._go(position)
+        return position
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        """Fill the buffer from the position on and return how much. A short count says that a fault follows."""
+        with writable_view(buffer, "buffer") as view:
+            self._begin()
+            n, error = _counted(self._copy_in, view)
+            buffered = is_buffered(buffer)
+            if buffered and n > 1:
+                # The last byte before a fault goes alone. So the buffered file's own buffer is empty when the fault is
+                # met, and the call that meets it has bytes to return just if it has read some in that call.
+                if n == len(view):
+                    _, error = _counted(lambda one: self._copy_in(one, n), memoryview(bytearray(1)))
+                n -= error is not None
+            if error is not None and not n:
+                if buffered and self._midway:
+                    return None
+                raise error
+            self._go(self._where() + n)
+            self._midway = buffered and n > 0
+            return n
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write the bytes at the position and return how many.
+
+        Raises OSError if not all could be written, with the count in ``transferred``; the position is behind them.
+        io.BufferedWriter gets a short count first.
+        """
+        with readable_view(data, "data") as view:
+            self._begin()
+            n, error = _counted(self._copy_out, view)
+            self._go(self._where() + n)
+            if error is not None and not (n and is_buffered(data)):
+                raise error
+            return n
+
+    def _hold(self, error: BaseException) -> None:
+        pass
+
+    @abstractmethod
+    def _where(self) -> int:
+        """The position."""
+
+    @abstractmethod
+    def _end(self) -> int:
+        """The position of the end. Raises io.UnsupportedOperation if there is none."""
+
+    @abstractmethod
+    def _go(self, position: int) -> None:
+        """Set the position."""
+
+    @abstractmethod
+    def _copy_in(self, view: memoryview, ahead: int = 0) -> int:
+        """Fill the view with what lies ``ahead`` bytes behind the position. 0 at the end."""
+
+    @abstractmethod
+    def _copy_out(self, view: memoryview) -> int:
+        """Write the view at the position."""
+
+
+def _counted(copy: Callable[[memoryview], int], view: memoryview) -> tuple[int, OSError | None]:
+    """How many bytes a copy moved, and what stopped it."""
+    try:
+        return copy(view), None
+    except OSError as exc:
+        return getattr(exc, "transferred", 0), exc
 
 
 class IOSequenceReadWriter(_UserMemoryFile):
-    """An IOSequence as a raw binary file object: works under io.BufferedReader, shutil.copyfileobj and struct.
+    """An IOSequence as a raw binary file object of its size: for io's buffered files, shutil, struct and zipfile.
 
     Reading past the end gives 0, as at the end of a file; writing past it raises ENOSPC.
     """
 
     def __init__(self, sequence: IOSequence) -> None:
         self._sequence = sequence
+        self._left = sequence
+        self._position = 0
 
     @property
     def num_bytes(self) -> int:
         """The bytes left. (gVisor's Len.)"""
+        return self._left.num_bytes
+
+    def _where(self) -> int:
+        return self._position
+
+    def _end(self) -> int:
         return self._sequence.num_bytes
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill the buffer from the current position and return how much."""
-        with writable_view(buffer, "buffer") as view:
-            return self._move(self._sequence.copy_in, view)
+    def _go(self, position: int) -> None:
+        moved = position - self._position
+        # Dropping 0 passes an empty range.
+        self._left = self._left.drop_first(moved) if moved >= 0 else self._sequence.drop_first(position)
+        self._position = position
 
-    def write(self, data: ReadableBuffer) -> int:
-        """Write the bytes at the current position and return how many were written."""
-        with readable_view(data, "data") as view:
-            n = self._move(self._sequence.copy_out, view)
-            if not n and view:
-                raise OSError(errno.ENOSPC, "write beyond the end of the IOSequence")
-            return n
+    def _copy_in(self, view: memoryview, ahead: int = 0) -> int:
+        return (self._left.drop_first(ahead) if ahead else self._left).copy_in(view)
 
-    def _move(self, copy: Callable[[memoryview], int], view: memoryview) -> int:
-        self._begin()
-        try:
-            n = copy(view)
-        except OSError as exc:
-            self._sequence = self._sequence.drop_first(getattr(exc, "transferred", 0))
-            return _moved(exc)
-        self._sequence = self._sequence.drop_first(n)  # by 0 too, which passes an empty range
+    def _copy_out(self, view: memoryview) -> int:
+        n = self._left.copy_out(view)
+        if n < len(view):
+            raise TransferError(errno.ENOSPC, "write beyond the end of the IOSequence", n)
         return n
 
 
 class IOReadWriter(_UserMemoryFile):
     """User memory from an address on, as a raw binary file object. There is no end but a fault.
 
-    ``addr`` is the position, and moves with each read and write. At 2**64 both raise FaultError.
+    ``addr`` is the position, which seek() sets and tell() gives; it moves with each read and write. At 2**64 both
+    raise FaultError.
     """
 
     def __init__(self, io: IO, addr: int, *, ignore_permissions: bool = False) -> None:
         self._io = io
-        self.addr = addr
+        self.addr = check_int(addr, "addr")
         self.ignore_permissions = ignore_permissions
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill the buffer from the current position and return how much."""
-        if type(buffer) is bytearray:  # the view that others need takes as long as the copy
-            return self._readinto(buffer)
-        with writable_view(buffer, "buffer") as view:
-            return self._readinto(view)
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        """Fill the buffer from the position on and return how much. A short count says that a fault follows."""
+        if type(buffer) is not bytearray or self._closed:
+            return super().readinto(buffer)
+        # The view that others need takes as long as the copy.
+        try:
+            n = self._copy_in(buffer)
+        except OSError as exc:
+            n = getattr(exc, "transferred", 0)
+            if not n:
+                raise
+        self.addr += n
+        return n
 
     def write(self, data: ReadableBuffer) -> int:
-        """Write the bytes at the current position and return how many were written."""
-        if type(data) is bytes:
-            return self._write(data)
-        with readable_view(data, "data") as view:
-            return self._write(view)
-
-    def _readinto(self, buffer: bytearray | memoryview) -> int:
-        if self._error is not None or self.closed:
-            self._begin()
+        if type(data) is not bytes or self._closed:
+            return super().write(data)
         try:
-            if self.addr >= _TOP and buffer:
-                raise FaultError(self.addr, READ, FaultReason.OUTSIDE_RANGE)
-            n = self._io.copy_in(self.addr, buffer, ignore_permissions=self.ignore_permissions)
+            n = self._copy_out(data)
         except OSError as exc:
-            n = _moved(exc)
+            self.addr += getattr(exc, "transferred", 0)
+            raise
         self.addr += n
         return n
 
-    def _write(self, data: bytes | memoryview) -> int:
-        if self._error is not None or self.closed:
-            self._begin()
-        try:
-            if self.addr >= _TOP and data:
-                raise FaultError(self.addr, WRITE, FaultReason.OUTSIDE_RANGE)
-            n = self._io.copy_out(self.addr, data, ignore_permissions=self.ignore_permissions)
-        except OSError as exc:
-            n = _moved(exc)
-        self.addr += n
-        return n
+    def _where(self) -> int:
+        return self.addr
+
+    def _end(self) -> int:
+        raise io.UnsupportedOperation("user memory has no end to seek from: use an IOSequence")
+
+    def _go(self, position: int) -> None:
+        self.addr = position
+
+    def _copy_in(self, view: bytearray | memoryview, ahead: int = 0) -> int:
+        addr = self.addr + ahead
+        if addr >= _TOP and view:
+            raise FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
+        return self._io.copy_in(addr, view, ignore_permissions=self.ignore_permissions)
+
+    def _copy_out(self, view: bytes | memoryview) -> int:
+        if self.addr >= _TOP and view:
+            raise FaultError(self.addr, WRITE, FaultReason.OUTSIDE_RANGE)
+        return self._io.copy_out(self.addr, view, ignore_permissions=self.ignore_permissions)

@@ -11,7 +11,7 @@ import errno
 import struct
 from collections.abc import Iterator
 
-from hostarch import READ, WRITE, AddrRangeSeq
+from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred, error
 from usermem.errors import FaultError, FaultReason, NameTooLongError
@@ -33,55 +33,73 @@ _PAGE = 4096
 def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -> AddrRangeSeq:
     """The n ranges of the iovec table at addr.
 
-    Entries are taken in order: an unreadable one raises FaultError, a length with its sign bit set OSError (EINVAL),
-    one that leaves user space FaultError. Zero-length ranges are kept, and checked; nothing need be mapped. The total
-    is cut to MAX_RW_COUNT after the checks, later ranges becoming empty. With n = 0 nothing is read.
+    Entries are read in order: an unreadable one raises FaultError, a length with its sign bit set OSError (EINVAL).
+    Then one that leaves user space raises FaultError. Zero-length ranges are kept, and checked; nothing need be mapped.
+    The total is cut to MAX_RW_COUNT after the checks, later ranges becoming empty. With n = 0 nothing is read.
 
     The faults carry the ranges before them in ``partial``. ValueError if n < 0.
     """
     if type(addr) is not int or type(n) is not int or n < 0:
         addr = check_int(addr, "addr")
-        check_count(n, "n")
+        n = check_count(n, "n")
     arch = arch_of(io)
     entry, top = arch.iovec, arch.max_addr
+    if addr < 0 or addr + n * entry.size > arch.addr_mask:
+        outside = FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
+        outside.partial = AddrRangeSeq()
+        raise outside
     flat: list[int] = []
     left = MAX_RW_COUNT
-    try:
-        if addr < 0 or addr + n * entry.size > arch.addr_mask:
-            raise FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
-        for first in range(0, n, _TABLE_CHUNK):
-            fault: FaultError | None = None
-            count = n - first if n - first < _TABLE_CHUNK else _TABLE_CHUNK
-            try:
-                table = read_bytes(
-                    io, addr + first * entry.size, count * entry.size, ignore_permissions=ignore_permissions
-                )
-            except FaultError as exc:
-                fault = exc
-                table = exc.partial[: exc.transferred // entry.size * entry.size]
-            for start, length in entry.iter_unpack(table):
-                if start + length > top or length > left:
-                    if length > arch.addr_mask >> 1:
-                        raise error(errno.EINVAL, f"iovec length {length:#x}")
-                    start = checked_start(start, length, arch)
-                    length = min(length, left)
-                flat.append(start)
-                flat.append(length)
-                left -= length
-            if fault is not None:
-                add_transferred(fault, first * entry.size)
-                raise fault
-    except FaultError as exc:
-        exc.partial = AddrRangeSeq.from_pairs(flat)
-        raise
-    return AddrRangeSeq.unchecked(flat, MAX_RW_COUNT - left)
+    simple = True
+    fault: FaultError | None = None
+    for first in range(0, n, _TABLE_CHUNK):
+        count = n - first if n - first < _TABLE_CHUNK else _TABLE_CHUNK
+        try:
+            table = read_bytes(io, addr + first * entry.size, count * entry.size, ignore_permissions=ignore_permissions)
+        except FaultError as exc:
+            fault = exc
+            table = exc.partial[: exc.transferred // entry.size * entry.size]
+            add_transferred(fault, first * entry.size)
+        for start, length in entry.iter_unpack(table):
+            if start + length > top or length > left:
+                simple = False
+            flat.append(start)
+            flat.append(length)
+            left -= length
+        if fault is not None:
+            break
+    ars = AddrRangeSeq.unchecked(flat, MAX_RW_COUNT - left if simple else _check_ranges(flat, arch))
+    if fault is not None:
+        fault.partial = ars
+        raise fault
+    return ars
+
+
+def _check_ranges(flat: list[int], arch: Arch) -> int:
+    """Check ranges as Linux does, lengths before addresses, cut them to MAX_RW_COUNT in all, and return that total.
+
+    Raises as copy_in_iovecs.
+    """
+    for length in flat[1::2]:
+        if length > arch.addr_mask >> 1:
+            raise error(errno.EINVAL, f"iovec length {length:#x}")
+    left = MAX_RW_COUNT
+    for i in range(0, len(flat), 2):
+        try:
+            flat[i] = checked_start(flat[i], flat[i + 1], arch)
+        except FaultError as fault:
+            fault.partial = AddrRangeSeq.unchecked(flat[:i], MAX_RW_COUNT - left)
+            raise
+        flat[i + 1] = min(flat[i + 1], left)
+        left -= flat[i + 1]
+    return MAX_RW_COUNT - left
 
 
 def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, *, ignore_permissions: bool = False) -> int:
     """Write the ranges as an iovec table at addr, entry by entry, and return its size in bytes.
 
-    Raises FaultError; what was written before it stays, but a table that leaves the address space is not begun.
-    ValueError, before anything is written, if a range does not fit the guest's layout.
+    Raises FaultError; what was written before it stays, and is in ``partial`` as bytes, but a table that leaves the
+    address space is not begun. ValueError, before anything is written, if a range does not fit the guest's layout.
     """
     addr = check_int(addr, "addr")
     arch = arch_of(io)
@@ -96,8 +114,9 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, *, ignore_permissions:
     for packed in table:  # one by one: those before one that leaves user space are written
         try:
             done += io.copy_out(addr + done, packed, ignore_permissions=ignore_permissions)
-        except OSError as exc:
-            add_transferred(exc, done)
+        except FaultError as fault:
+            add_transferred(fault, done)
+            fault.partial = b"".join(table)[: fault.transferred]
             raise
     return done
 
@@ -110,24 +129,28 @@ def copy_in_vector(
     Each string may have max_elem_size bytes with its NUL; each costs its length + 1 against max_total_size. Linux's
     execve allows 32 pages each and 2 MiB in all.
 
-    Raises FaultError, NameTooLongError if a string is too long for either limit (both with the strings before it in
-    ``partial``), OSError (ENOMEM) if the total is used up. ValueError if a limit is negative.
+    Raises FaultError, and OSError (E2BIG) if a string is too long for either limit, both with the strings before it in
+    ``partial``; OSError (E2BIG) too if the total is used up. ValueError if a limit is negative.
     """
     addr = check_int(addr, "addr")
-    check_count(max_elem_size, "max_elem_size")
-    check_count(max_total_size, "max_total_size")
+    max_elem_size = check_count(max_elem_size, "max_elem_size")
+    max_total_size = check_count(max_total_size, "max_total_size")
     strings: list[bytes] = []
     left = max_total_size
     try:
         for pointer in _pointers(io, addr, ignore_permissions):
             if left <= 0:
-                raise error(errno.ENOMEM, f"over {max_total_size} bytes of strings")
+                raise error(errno.E2BIG, f"over {max_total_size} bytes of strings")
             most = max_elem_size if max_elem_size < left else left
             strings.append(copy_string_in(io, pointer, most, ignore_permissions=ignore_permissions))
             left -= len(strings[-1]) + 1
-    except (FaultError, NameTooLongError) as exc:
-        exc.partial = strings
+    except FaultError as fault:
+        fault.partial = strings
         raise
+    except NameTooLongError:
+        too_long = error(errno.E2BIG, f"string {len(strings)} is longer than {most - 1} bytes")
+        too_long.partial = strings  # type: ignore[attr-defined]
+        raise too_long from None
     return strings
 
 
@@ -160,9 +183,9 @@ def single_io_sequence(io: IO, addr: int, length: int, *, ignore_permissions: bo
     """
     if type(addr) is not int or type(length) is not int:  # the calls are a fifth of the time
         addr, length = check_int(addr, "addr"), check_int(length, "length")
+    start = checked_start(addr, length, arch_of(io))  # of all of it, as access_ok() before the count is cut
     if length > MAX_RW_COUNT:
         length = MAX_RW_COUNT
-    start = checked_start(addr, length, arch_of(io))
     ars = AddrRangeSeq.unchecked([start, length], length)
     # A call with a keyword takes 100 ns longer, a sixth of the whole.
     return IOSequence(io, ars, ignore_permissions=True) if ignore_permissions else IOSequence(io, ars)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from hostarch import AMD64, NO_ACCESS, AddrRange, AddrRangeSeq, Arch
+from hostarch import AMD64, NO_ACCESS, AccessType, AddrRange, AddrRangeSeq, Arch
 from safemem import Reader, Writer
+from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, FaultReason
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def read_bytes(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -
     except AttributeError:
         if hasattr(io, "read_bytes"):
             raise
-        buffer = bytearray(n)
+        addr, buffer = check_int(addr, "addr"), bytearray(check_count(n, "n"))
         try:
             io.copy_in(addr, buffer, ignore_permissions=ignore_permissions)
         except FaultError as exc:
@@ -93,19 +94,20 @@ def read_bytes(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -
     return found
 
 
-def check_io_range(addr: int, length: int, arch: Arch = AMD64) -> AddrRange:
+def check_io_range(addr: int, length: int, arch: Arch = AMD64, access: AccessType = NO_ACCESS) -> AddrRange:
     """[addr, addr + length) if it lies in user space, whether anything is mapped there or not: Linux's access_ok().
 
     There is no lower bound, and an empty range may stand at the very end. Raises FaultError (outside-range) otherwise;
-    then nothing of the range may be touched.
+    then nothing of the range may be touched. The fault reports ``access``: what the range was to be checked for.
     """
-    start = checked_start(addr, length, arch)
+    addr, length = check_int(addr, "addr"), check_int(length, "length")
+    start = checked_start(addr, length, arch, access)
     return AddrRange(start, start + length)
 
 
-def checked_start(addr: int, length: int, arch: Arch) -> int:
+def checked_start(addr: int, length: int, arch: Arch, access: AccessType = NO_ACCESS) -> int:
     """Where the range of :func:`check_io_range` begins. Raises as that does."""
     start = arch.untagged(addr) if arch.ignores_top_byte else addr
     if length < 0 or start < 0 or start + length > arch.max_addr:
-        raise FaultError(addr, NO_ACCESS, FaultReason.OUTSIDE_RANGE)
+        raise FaultError(addr, access, FaultReason.OUTSIDE_RANGE)
     return start

@@ -11,6 +11,7 @@ from typing import Final
 
 from hostarch import AccessType
 from usermem.address_space import AddressSpace
+from usermem.mm.maps import printable
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # By what a mapping allows: writing red, executing green, reading plain, nothing dim.
@@ -31,7 +32,7 @@ def render(space: AddressSpace, colour: bool | None = None) -> str:
         if end is not None and mapping.start > end:
             lines.append(f"{'':{2 * width + 1}}  {human_size(mapping.start - end):>9}  ....  hole\n")
         rights = f"{AccessType(mapping.prot)}{'s' if mapping.shared else 'p'}"
-        name = mapping.label.replace("\n", "\\012")
+        name = printable(mapping.label)
         offset = f" +{mapping.offset:#x}" if mapping.offset else ""
         size = human_size(mapping.end - mapping.start)
         line = f"{mapping.start:0{width}x}-{mapping.end:0{width}x}  {size:>9}  {rights}  {name}{offset}".rstrip()

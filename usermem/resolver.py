@@ -48,7 +48,7 @@ class ResolvedIO(ABC):
 
     def read_bytes(self, addr: int, n: int, *, ignore_permissions: bool = False) -> bytes:
         """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         data: bytes | bytearray = b""
 
         def take(srcs: BlockSeq) -> int:
@@ -85,7 +85,7 @@ class ResolvedIO(ABC):
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         """See IO.zero_out."""
-        check_count(n, "n")
+        n = check_count(n, "n")
         return self._move(addr, n, WRITE, ignore_permissions, zero_seq)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
@@ -222,7 +222,8 @@ def moved(
 
 def checked_count(count: int, most: int) -> int:
     """What a reader or writer says it moved, if that can be."""
-    if not 0 <= check_int(count, "what the reader or writer returned") <= most:
+    count = check_int(count, "what the reader or writer returned")
+    if not 0 <= count <= most:
         raise ValueError(f"the reader or writer returned {count} for {most} bytes")
     return count
 

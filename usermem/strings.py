@@ -37,7 +37,7 @@ def copy_string_in(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool =
 def copy_string_in_chunks(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
     """:func:`copy_string_in` by ``io.copy_in`` alone, in reads that start at 64 bytes and never cross 4 KiB."""
     addr = check_int(addr, "addr")
-    check_count(maxlen, "maxlen")
+    maxlen = check_count(maxlen, "maxlen")
     parts: list[bytes] = []
     done = 0
     size = 64
@@ -82,7 +82,7 @@ def copy_int32_strings_in_vec(
     faults; what came before it is parsed, a cut number too, and is in ``partial`` as this function returns it, its
     consumed bytes in ``transferred``. ValueError if count < 0.
     """
-    check_count(count, "count")
+    count = check_count(count, "count")
     if not count:
         return 0, []
     data, fault = _read_all(io, ars, ignore_permissions)

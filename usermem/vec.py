@@ -48,7 +48,7 @@ def copy_in_ranges(io: IO, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_pe
 
 def zero_out_vec(io: IO, ars: AddrRangeSeq, n: int, *, ignore_permissions: bool = False) -> int:
     """Set the first n bytes at ars to 0, and return how many. Raises FaultError; ValueError if n < 0."""
-    check_count(n, "n")
+    n = check_count(n, "n")
     return _each(ars, n, lambda addr, _, length: io.zero_out(addr, length, ignore_permissions=ignore_permissions))
 
 

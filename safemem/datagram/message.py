@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+from typing import Final
+
 from attrs import define, field
 
 from safemem.block_seq import BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import MSG_CTRUNC, MSG_TRUNC
+from safemem.errors import error
+
+_LARGEST_UDP: Final = 65_535
 
 
 @define
@@ -43,3 +50,14 @@ class Received(Message):
     """A message, and ``buffer``, the whole of the memory that it was received into: what to recycle."""
 
     buffer: BlockSeq = field(kw_only=True)
+
+
+def payload(sock: socket.socket, srcs: BlockSeq) -> bytes:
+    """A copy of srcs for one datagram. Raises EMSGSIZE, and copies nothing, if the socket never takes so much at once.
+
+    Source: Linux net/ipv4/udp.c (udp_sendmsg), net/unix/af_unix.c (unix_dgram_sendmsg).
+    """
+    most = max(_LARGEST_UDP, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+    if srcs.num_bytes > most:
+        raise error(errno.EMSGSIZE, f"{srcs.num_bytes} bytes, and the socket takes {most}")
+    return srcs.tobytes()

@@ -222,12 +222,12 @@ class MemoryEndpoint(DatagramEndpoint):
             raise self._gone()
         if local is not None or peer is not None or ancdata:
             self._check_extras(peer, local, ancdata)
+        n = srcs.num_bytes
+        if n + DATAGRAM_OVERHEAD > out.limit:
+            raise DatagramTooLongError(n, out.limit - DATAGRAM_OVERHEAD)
         data = srcs.tobytes()
-        n = len(data)
         end, used = ends(queue) if queue else (0, 0)
         if used + n + DATAGRAM_OVERHEAD > out.limit:
-            if n + DATAGRAM_OVERHEAD > out.limit:
-                raise DatagramTooLongError(n, out.limit - DATAGRAM_OVERHEAD)
             raise would_block()
         queue.append((data, self._default_source if local is None else local, peer, end))
         return n

@@ -35,7 +35,7 @@ from safemem.datagram.flags import (
     UDP_GRO,
     UIO_MAXIOV,
 )
-from safemem.datagram.message import Message
+from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
 from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
 from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
@@ -50,7 +50,7 @@ BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 
 _ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
-_REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
+_REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 _LARGEST: Final = 65_535
 _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
@@ -191,12 +191,12 @@ class DatagramSocket(DatagramEndpoint):
 
     def _receive_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         dsts.check_writable("dsts")
-        bounce = memoryview(bytearray(_LARGEST))
-        for now in (flags | MSG_PEEK, flags):  # what is taken may be another than was seen, if others receive too
-            length, ancillary, result, peer = self._receive([bounce], now, space)
-            copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
-            if flags & MSG_PEEK:
-                break
+        bounce, seen = memoryview(bytearray(_LARGEST)), b""
+        for now in (flags,) if flags & MSG_PEEK else (flags | MSG_PEEK, flags):  # descriptors come once
+            length, ancillary, result, peer = self._receive([bounce], now, space if now == flags else 0)
+            if bounce[:length] != seen:  # another receiver took what was seen; else dsts has it, and may be gone by now
+                copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
+            seen = bytes(bounce[:length])
         return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
 
     def _own_port(self) -> int:
@@ -232,9 +232,9 @@ class DatagramSocket(DatagramEndpoint):
         """As any endpoint. Blocks that may fault are copied first."""
         control = [*ancdata] if local is None else [*ancdata, *self._from(local)]
         data: Sequence[Any] = srcs.pieces()
-        if not 0 < len(data) <= UIO_MAXIOV:
-            data = [srcs.tobytes()]
         try:
+            if not 0 < len(data) <= UIO_MAXIOV:
+                data = [payload(self._sock, srcs)]
             try:
                 return self._send(data, control, peer, flags | MSG_DONTWAIT)
             except BlockingIOError:
@@ -243,7 +243,7 @@ class DatagramSocket(DatagramEndpoint):
             except (TypeError, ValueError):  # a block is no buffer
                 if not srcs.need_safecopy:
                     raise
-                data = [srcs.tobytes()]
+                data = [payload(self._sock, srcs)]
             return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
         except OSError as exc:
             raise self._explained(exc, srcs.num_bytes) from None

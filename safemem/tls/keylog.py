@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_LOCK = threading.Lock()
+from safemem.fork import fork_safe_lock
+
+_LOCK = fork_safe_lock()
 
 
 class Keylog:
@@ -28,7 +29,7 @@ class Keylog:
         self._at = 0
         self._rest = ""
         self._lines: dict[str, list[str]] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         context.keylog_filename = f"/dev/fd/{self._write}"
 
     def secrets(self, client_random: bytes) -> dict[str, bytes]:

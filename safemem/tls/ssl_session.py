@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from safemem.fork import fork_safe_lock
 from safemem.protocols import Writer
 from safemem.tls.outbox import Outbox
 
@@ -37,7 +38,7 @@ class SSLSession(Outbox):
         self.tls = tls
         self.incoming = incoming
         self.outgoing = outgoing
-        self.lock = threading.Lock()
+        self.lock = fork_safe_lock()
         self.early = b""
         self._sending = threading.Lock()
         self._view = memoryview(b"")  # read from ``outgoing``, and not sent yet

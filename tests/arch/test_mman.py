@@ -16,7 +16,8 @@ import pytest
 
 from hostarch import AMD64, ARM, ARM64, ARM64_16K, ARM64_64K, I386, MIPS, MIPSEL, PPC64, RISCV64, S390X, Arch, mman
 
-CONSTANTS = {name: value for name, value in vars(mman).items() if re.fullmatch(r"(PROT|MAP|MREMAP)_[A-Z0-9_]+", name)}
+_NAMES = r"(PROT|MAP|MREMAP|MADV|MS|MCL|MLOCK)_[A-Z0-9_]+"
+CONSTANTS = {name: value for name, value in vars(mman).items() if re.fullmatch(_NAMES, name)}
 HEADERS = ("asm-generic/mman-common.h", "asm-generic/mman.h", "linux/mman.h", "x86_64-linux-gnu/asm/mman.h")
 _INCLUDE = Path("/usr/include")
 
@@ -60,7 +61,9 @@ def test_headers_know_all() -> None:
     missing = [str(header) for header in headers if not header.exists()]
     if missing:
         pytest.skip(f"the host has no {', '.join(missing)}")
-    assert CONSTANTS.keys() <= set().union(*map(defined, headers))
+    # Of Linux 6.13, of asm/mman.h since 5.18, and of the headers for hugetlb.
+    newer = {"MADV_GUARD_INSTALL", "MADV_GUARD_REMOVE", "MAP_ABOVE4G", "MAP_HUGE_SHIFT", "MAP_HUGE_MASK"}
+    assert CONSTANTS.keys() - newer <= set().union(*map(defined, headers))
 
 
 def test_map_type() -> None:
@@ -68,13 +71,14 @@ def test_map_type() -> None:
     for name, value in CONSTANTS.items():
         if name in ("MAP_SHARED", "MAP_PRIVATE", "MAP_SHARED_VALIDATE"):
             assert value & mman.MAP_TYPE == value, name
-        elif name.startswith("MAP_") and name != "MAP_TYPE":
+        elif name.startswith("MAP_") and name not in ("MAP_TYPE", "MAP_HUGE_SHIFT", "MAP_HUGE_MASK"):
             assert value & mman.MAP_TYPE == 0, name
 
 
 def test_flags_are_single_bits() -> None:
     """Flags can be told apart: each is one bit of its own."""
-    flags = [v for n, v in CONSTANTS.items() if n.startswith("MAP_") and v & mman.MAP_TYPE == 0]
+    names = [n for n in CONSTANTS if n.startswith("MAP_") and not n.startswith("MAP_HUGE_")]
+    flags = [CONSTANTS[n] for n in names if CONSTANTS[n] & mman.MAP_TYPE == 0]
     assert len(flags) > 10
     assert all(value.bit_count() == 1 for value in flags)
     assert len(set(flags)) == len(flags)
@@ -89,7 +93,7 @@ def test_generic_map_flags(arch: Arch) -> None:
         if name == "map_32bit":
             assert value == (mman.MAP_32BIT if arch is AMD64 else 0)
         else:
-            assert value == CONSTANTS[f"MAP_{name.upper()}"], name
+            assert value == CONSTANTS[name.upper() if name.startswith("mcl_") else f"MAP_{name.upper()}"], name
 
 
 @pytest.mark.parametrize(
@@ -102,11 +106,19 @@ def test_generic_map_flags(arch: Arch) -> None:
                     "fixed": 0x10,
                     "anonymous": 0x800,
                     "growsdown": 0x1000,
+                    "denywrite": 0x2000,
+                    "executable": 0x4000,
+                    "locked": 0x8000,
                     "noreserve": 0x400,
                     "populate": 0x10000,
+                    "nonblock": 0x20000,
                     "stack": 0x40000,
+                    "hugetlb": 0x80000,
                     "fixed_noreplace": 0x100000,
                     "map_32bit": 0,
+                    "mcl_current": 1,
+                    "mcl_future": 2,
+                    "mcl_onfault": 4,
                 },
             )
             for arch in (MIPS, MIPSEL)
@@ -117,11 +129,19 @@ def test_generic_map_flags(arch: Arch) -> None:
                 "fixed": 0x10,
                 "anonymous": 0x20,
                 "growsdown": 0x100,
+                "denywrite": 0x800,
+                "executable": 0x1000,
+                "locked": 0x80,
                 "noreserve": 0x40,
                 "populate": 0x8000,
+                "nonblock": 0x10000,
                 "stack": 0x20000,
+                "hugetlb": 0x40000,
                 "fixed_noreplace": 0x100000,
                 "map_32bit": 0,
+                "mcl_current": 0x2000,
+                "mcl_future": 0x4000,
+                "mcl_onfault": 0x8000,
             },
         ),
     ],
@@ -135,8 +155,9 @@ def test_other_map_flags(arch: Arch, expected: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("arch", [AMD64, MIPS, PPC64], ids=lambda arch: arch.name)
 def test_map_flags_can_be_told_apart(arch: Arch) -> None:
-    """On each machine every flag is one bit of its own, outside the mask of the type."""
-    values = [value for name, value in attrs.asdict(arch.map_flags).items() if name != "map_32bit" or value]
+    """On each machine every flag of mmap is one bit of its own, outside the mask of the type."""
+    flags = attrs.asdict(arch.map_flags)
+    values = [value for name, value in flags.items() if not name.startswith("mcl_") and (name != "map_32bit" or value)]
     assert len(set(values)) == len(values)
     assert all(value.bit_count() == 1 and not value & mman.MAP_TYPE for value in values)
 

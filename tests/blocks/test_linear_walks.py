@@ -65,8 +65,8 @@ RANGE_WALKS: dict[str, Callable[[AddrRangeSeq], AddrRangeSeq]] = {
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 @pytest.mark.parametrize("walk", RANGE_WALKS)
 def test_walk_over_ranges(walk: str, cut: bool) -> None:
-    """Walking over 1,000, 10,000 and 100,000 ranges reads the list of ranges a fixed number of times a step."""
-    for n in (1_000, 10_000, 100_000):
+    """Walking over 1,000 and 10,000 ranges reads the list of ranges a fixed number of times a step."""
+    for n in (1_000, 10_000):
         flat = CountingList([x for i in range(n) for x in (16 * i, i % 3)])
         seq = AddrRangeSeq.from_pairs(flat)
         if cut:
@@ -114,8 +114,8 @@ BLOCK_WALKS: dict[str, Callable[[BlockSeq], BlockSeq]] = {
 @pytest.mark.parametrize("walk", BLOCK_WALKS)
 @pytest.mark.parametrize("cut_off", [0, 1], ids=["whole", "cut"])
 def test_walk_over_blocks(walk: str, cut_off: int) -> None:
-    """Walking over 1,000, 10,000 and 100,000 blocks reads the list of blocks a fixed number of times a step."""
-    for n in (1_000, 10_000, 100_000):
+    """Walking over 1,000 and 10,000 blocks reads the list of blocks a fixed number of times a step."""
+    for n in (1_000, 10_000):
         seq, blocks = counted(n)
         seq = seq.take_first(seq.num_bytes - cut_off)
         steps = 0

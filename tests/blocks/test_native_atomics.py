@@ -245,6 +245,24 @@ def test_long_words_of_user_memory(tier: str, arch: Arch) -> None:
     assert buffer[16:] == bytes(range(16, 20))
 
 
+FIRST_ATOMIC = """
+import sys
+started = []
+sys.addaudithook(lambda event, args: event in ("subprocess.Popen", "os.fork", "os.exec") and started.append(event))
+from safemem import Block, atomics
+atomics.swap_uint32(Block(bytearray(4)), 1)
+assert not started, started
+"""
+
+
+def test_no_process_is_started() -> None:
+    """The first operation finds the library by its name, without a compiler that would know it."""
+    environ = {name: value for name, value in os.environ.items() if name != atomics.FORCED}
+    command = [sys.executable, "-c", FIRST_ATOMIC]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has operations at odd addresses")
 @pytest.mark.parametrize("shift", [1, 5, 6, 13])
 def test_odd_words_beside_native_ones(shift: int) -> None:

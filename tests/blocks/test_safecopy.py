@@ -5,6 +5,7 @@ The memory really faults; which signal touching it raises is asked of the runnin
 
 from __future__ import annotations
 
+import builtins
 import errno
 import mmap
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
@@ -290,3 +291,36 @@ def test_missing_call() -> None:
     with pytest.raises(OSError, match="process_vm_nothing") as caught:
         safecopy._process_vm("process_vm_nothing")
     assert caught.value.errno == errno.ENOSYS
+
+
+@every_routine
+def test_no_fault_of_a_file_reads_all_mappings(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells the signal by the page alone: the list of mappings, as long as guests make it, is not read."""
+    if safecopy._populate(0, "r") != errno.ENOMEM:
+        pytest.skip("this kernel is older than MADV_POPULATE_READ")
+    monkeypatch.setattr(safecopy, "mapping_at", None)
+    assert check_fault(make, FaultyMemory("bus"), 5, LENGTH).signo is signal.SIGBUS
+    with pytest.raises(HostFaultError) as caught:
+        safecopy.copy_in(memoryview(bytearray(1)), 0)
+    assert caught.value.signo is signal.SIGSEGV
+
+
+@every_fault
+@every_routine
+def test_an_older_kernel_tells_the_signal(make: Make, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the page cannot be asked for, the list of mappings has the answer."""
+    monkeypatch.setattr(safecopy, "_populate", lambda address, right: errno.EINVAL)
+    assert check_fault(make, FaultyMemory(fault), 5, LENGTH).signo is SIGNALS[fault]
+
+
+def test_a_host_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no /proc either the fault is told all the same, as SIGSEGV."""
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "no /proc")
+
+    monkeypatch.setattr(safecopy, "_populate", lambda address, right: errno.EPERM)
+    monkeypatch.setattr(builtins, "open", refuse)
+    error = check_fault(copy_in, FaultyMemory("bus"), 5, LENGTH)
+    monkeypatch.undo()
+    assert error.signo is signal.SIGSEGV

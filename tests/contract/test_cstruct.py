@@ -98,7 +98,7 @@ def test_values_that_do_not_fit(arch: Arch, copy_in: In, copy_out: Out, code: st
 @each_arch
 @pytest.mark.parametrize(("copy_in", "copy_out", "code"), INTS)
 def test_faults_at_every_byte(arch: Arch, copy_in: In, copy_out: Out, code: str) -> None:
-    """For every k: half a number is no result but EFAULT, with its bytes in ``partial``; writing moves k bytes."""
+    """For every k: half a number is no result but EFAULT, with its bytes in ``partial``, in and out."""
     number = layout(arch, code)
     content = number.pack(extremes(number)[-1])
     for k in range(number.size):
@@ -111,8 +111,10 @@ def test_faults_at_every_byte(arch: Arch, copy_in: In, copy_out: Out, code: str)
         assert linux_result(fault) == -14
         with pytest.raises(FaultError) as caught:
             copy_out(io, 0x2000 - k, 1)
-        assert (caught.value.address, caught.value.transferred) == (0x2000, k)
+        fault = caught.value
+        assert (fault.address, fault.transferred, fault.partial) == (0x2000, k, number.pack(1)[:k])
         assert memory == number.pack(1)[:k]
+        assert linux_result(fault) == -14
 
 
 @pytest.mark.parametrize("format_", ["<IHBx", ">qd", "@ll", "=4s", "<", "!3H2x"])
@@ -122,6 +124,7 @@ def test_structs(arch: Arch, format_: str) -> None:
     shape = struct.Struct(format_)
     content = bytes(range(1, shape.size + 1))
     values = shape.unpack(content)
+    packed = shape.pack(*values)
     memory = bytearray(shape.size)
     io = PatchyIO({0x2000: memory}, arch)
     if shape.size:
@@ -136,7 +139,7 @@ def test_structs(arch: Arch, format_: str) -> None:
         assert (fault.address, fault.transferred, fault.partial) == (0x3000, k, content[:k])
         with pytest.raises(FaultError) as caught:
             copy_struct_out(half, 0x3000 - k, shape, *values)
-        assert caught.value.transferred == k
+        assert (caught.value.transferred, caught.value.partial, linux_result(caught.value)) == (k, packed[:k], -14)
 
 
 def test_values_that_fit_no_struct() -> None:

@@ -74,6 +74,7 @@ def test_text() -> None:
     [
         (FaultReason.UNMAPPED, signal.SIGSEGV, SEGV_MAPERR),
         (FaultReason.PERMISSION, signal.SIGSEGV, SEGV_ACCERR),
+        (FaultReason.GUARD, signal.SIGSEGV, SEGV_MAPERR),
         (FaultReason.BEYOND_FILE, signal.SIGBUS, BUS_ADRERR),
         (FaultReason.UNALIGNED, signal.SIGBUS, BUS_ADRALN),
         (FaultReason.OUTSIDE_RANGE, signal.SIGSEGV, SEGV_MAPERR),
@@ -335,6 +336,13 @@ def test_no_result(outcome: BaseException) -> None:
     with pytest.raises(TypeError) as caught:
         linux_result(outcome)
     assert caught.value.__cause__ is outcome
+
+
+@pytest.mark.parametrize("outcome", [None, "text", b"", 1.5, [], object(), FaultError])
+def test_what_is_no_outcome(outcome: Any) -> None:
+    """Neither an int nor an error is the caller's mistake, and said so."""
+    with pytest.raises(TypeError, match="outcome must be an int, not"):
+        linux_result(outcome)
 
 
 def test_write_past_a_sequence_is_enospc() -> None:

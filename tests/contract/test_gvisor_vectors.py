@@ -58,7 +58,7 @@ def test_recorded_answers(pytestconfig: pytest.Config) -> None:
 
 
 def _answer_of_a_hang(req: dict[str, Any]) -> dict[str, Any]:
-    """What a request that never returns in gVisor must answer: the bytes that were left, and no error."""
+    """What a request that never returns in gVisor must answer: the bytes that were left; a file's write says so."""
     op = req["ops"][0]
     left = sum(end - start for start, end in op["ranges"])
     results: list[dict[str, Any]] = []
@@ -72,6 +72,8 @@ def _answer_of_a_hang(req: dict[str, Any]) -> dict[str, Any]:
         else:
             results.append({"n": min(left, n), "err": None})
             if name in ("sread", "swrite"):
+                if name == "swrite" and n > left:
+                    results[-1]["err"] = "ErrEndOfIOSequence"
                 left -= min(left, n)
                 results[-1]["len"] = left
     return {"res": {"ops": [results]}}
@@ -82,6 +84,20 @@ def test_requests_that_hang_end(vector: dict[str, Any]) -> None:
     """The requests that never return in gVisor (PROTOCOL section 10, a)."""
     assert vector["res"] == {"hang": True}
     assert agrees(_answer_of_a_hang(vector["req"]), answer(vector["req"]))
+
+
+@pytest.mark.parametrize(("length", "error"), [("05", "EFAULT"), ("80", "EINVAL")])
+def test_lengths_decide_before_addresses(length: str, error: str) -> None:
+    """The rule asks the model what is in the table at that moment; what gVisor said of it was the first bad entry."""
+    table = "0000000000000080" + "0500000000000000" + "00" * 8 + "00" * 7 + length
+    mapped = {"addr": 0x10000, "len": 4096, "perms": "rw"}
+    write = {"fn": "CopyOut", "addr": 0x10010, "src": table}
+    req = {"op": "mm", "maps": [mapped], "ops": [write, {"fn": "CopyInIovecs", "addr": 0x10010, "n": 2}]}
+    none = {"empty": True, "num_bytes": 0, "num_ranges": 0, "ranges": [], "str": "[]"}
+    recorded = {"res": {"ops": [{"n": 32, "err": None}, {"ars": none, "err": "EFAULT"}]}}
+    expected, _ = expected_answer(req, recorded)
+    assert expected["res"]["ops"][1]["err"] == error
+    assert agrees(expected, answer(req))
 
 
 def test_a_broken_answer_is_seen() -> None:

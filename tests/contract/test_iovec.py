@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostarch import AMD64, ARM64, I386, MIPS, PPC64, S390X, AddrRange, AddrRangeSeq, Arch
+from hostarch import AMD64, ARM64, I386, MIPS, NO_ACCESS, PPC64, S390X, WRITE, AddrRange, AddrRangeSeq, Arch
 from patchy_io import PatchyIO
 from safemem import BlockSeqReader
 from sample_blocks import blocks
@@ -100,8 +100,11 @@ def test_what_is_valid(arch: Arch, bits: int) -> None:
 @each_arch
 @pytest.mark.parametrize("name", ["past", "past by nothing", "far", "wraps", "negative", "negative at the end"])
 @pytest.mark.parametrize("index", range(4))
-def test_the_first_bad_entry_decides(arch: Arch, name: str, index: int) -> None:
-    """Entries are judged in order: EINVAL for a length with its sign bit, EFAULT for leaving user space."""
+def test_a_bad_entry(arch: Arch, name: str, index: int) -> None:
+    """EINVAL for a length with its sign bit, EFAULT for leaving user space, with the entries before it.
+
+    All lengths that can be read are looked at before any address, as in Linux.
+    """
     top, sign, most = arch.max_addr, 1 << 8 * arch.pointer_size - 1, arch.addr_mask
     bad, code = {
         "past": ((top - 5, 6), errno.EFAULT),
@@ -115,6 +118,10 @@ def test_the_first_bad_entry_decides(arch: Arch, name: str, index: int) -> None:
     pairs: Pairs = [(0x1000, 8)] * index + [bad, worse]
     memory = table(arch, pairs)
     for size in (len(memory), len(table(arch, pairs[: index + 1]))):
+        if size == len(memory):
+            with pytest.raises(OSError, match="iovec length"):
+                copy_in_iovecs(BytesIO(memory, arch), 0, index + 2)
+            continue
         with pytest.raises(OSError) as caught:
             copy_in_iovecs(BytesIO(memory[:size], arch), 0, index + 2)
         assert caught.value.errno == code
@@ -179,6 +186,20 @@ def test_writing_a_table_that_leaves_the_address_space(arch: Arch) -> None:
             copy_out_iovecs(io, addr, sequence([(2, 2)] * n))
         assert caught.value.transferred == 0
     assert memory == table(arch, [(1, 1)] * 4)
+
+
+@each_arch
+def test_a_table_that_cannot_be_written_to_its_end(arch: Arch) -> None:
+    """For every k: k bytes are stored and in ``partial``; half a table is no result but EFAULT."""
+    whole = table(arch, [(2, 3)] * 3)
+    for k in range(len(whole)):
+        memory = bytearray(k)
+        with pytest.raises(FaultError) as caught:
+            copy_out_iovecs(PatchyIO({0x3000 - k: memory}, arch), 0x3000 - k, sequence([(2, 3)] * 3))
+        fault = caught.value
+        assert (fault.address, fault.transferred, fault.partial) == (0x3000, k, whole[:k])
+        assert memory == whole[:k]
+        assert linux_result(fault) == -errno.EFAULT
 
 
 @pytest.mark.parametrize("addr", [0, 5, 1 << 63, (1 << 64) - 1])
@@ -259,7 +280,7 @@ def test_options_and_io_of_the_sequences() -> None:
 
 @each_arch
 def test_single_io_sequence(arch: Arch) -> None:
-    """read(2)'s buffer: cut to MAX_RW_COUNT first, then checked; a negative length is EFAULT; empty ones are kept."""
+    """read(2)'s buffer: checked, then cut to MAX_RW_COUNT; a negative length is EFAULT; empty ones are kept."""
     io = BytesIO(b"", arch)
     top = arch.max_addr
     for addr, length, expected in (
@@ -268,11 +289,13 @@ def test_single_io_sequence(arch: Arch) -> None:
         (top, 0, 0),
         (0, 0, 0),
         (0, MAX_RW_COUNT + 1, MAX_RW_COUNT),
-        (0, 1 << 62, MAX_RW_COUNT),
+        (0, top, min(top, MAX_RW_COUNT)),
     ):
-        if addr + expected <= top:
+        if addr + length <= top:
             assert pairs_of(single_io_sequence(io, addr, length).addrs) == [(addr, expected)]
-    for addr, length in ((0, -1), (0, -(1 << 63)), (top - 5, 6), (top + 1, 0), (-1, 1), (1 << 70, 0), (top, 1 << 62)):
+    size_t = arch.addr_mask  # -1 as an unsigned register has it
+    bad = [(0, -1), (0, -(1 << 63)), (top - 5, 6), (top + 1, 0), (-1, 1), (1 << 70, 0), (top, 1 << 62), (0, 1 << 62)]
+    for addr, length in (*bad, (0x1000, size_t), (0x1000, top)):
         with pytest.raises(FaultError) as caught:
             single_io_sequence(io, addr, length)
         assert (caught.value.address, caught.value.reason) == (addr, FaultReason.OUTSIDE_RANGE)
@@ -287,7 +310,10 @@ def test_check_io_range(arch: Arch) -> None:
     for addr, length in ((0, top + 1), (top, 1), (top + 1, 0), (-1, 0), (-1, 5), (0, -1), (top, -top), (1 << 64, 0)):
         with pytest.raises(FaultError) as caught:
             check_io_range(addr, length, arch)
-        assert (caught.value.address, caught.value.transferred) == (addr, 0)
+        assert (caught.value.address, caught.value.transferred, caught.value.access) == (addr, 0, NO_ACCESS)
+        with pytest.raises(FaultError) as caught:
+            check_io_range(addr, length, arch, WRITE)
+        assert (caught.value.address, caught.value.access) == (addr, WRITE)
 
 
 def test_tagged_addresses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from datagram_ends import FAMILIES, bound, every_backend, one, pair
-from safemem import Block, BlockSeq, HostFaultError
+from safemem import Block, BlockSeq, HostFaultError, safecopy
 from safemem.datagram import DatagramReader, DatagramSocket, DatagramTooLongError, DatagramWriter, MessageBatch
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT
 from safemem.datagram.sockets import Backend
@@ -271,3 +272,48 @@ def test_control_data_of_streams(tmp_path: Path) -> None:
             assert reader.read_to_blocks(room(9)) == 1
             assert reader.ancillary == ((*tos[:2], b"\x08"),)
             assert not reader.flags & MSG_CTRUNC
+
+
+def file_memory(data: bytes) -> tuple[int, BlockSeq, mmap.mmap]:
+    """A file in memory, and as much of it as that as blocks that may fault."""
+    fd = os.memfd_create("memory")
+    os.truncate(fd, mmap.PAGESIZE)
+    memory = mmap.mmap(fd, mmap.PAGESIZE)
+    return fd, BlockSeq.of(Block.from_address(safecopy.address_of(memoryview(memory)), len(data), memory)), memory
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs files in memory")
+def test_memory_that_goes_away_behind_the_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The datagram arrived there whole, and so it is received; one that others have not taken is not copied twice."""
+    with pair("inet", tmp_path) as (receiver, sender):
+        fd, dsts, memory = file_memory(b"precious")
+        sender.sendmsg(one(b"precious"))
+        right = receiver._receive
+        arrived: list[bytes] = []
+
+        def receive(views: list[memoryview], flags: int, space: int) -> Any:
+            found = right(views, flags, space)
+            if not flags & socket.MSG_PEEK:
+                arrived.append(memory[:8])
+                os.truncate(fd, 0)
+            return found
+
+        monkeypatch.setattr(receiver, "_receive", receive)
+        message = receiver.recvmsg(dsts)
+        assert (arrived, message.length, message.data.num_bytes) == ([b"precious"], 8, 8)
+        assert receiver.pending() is None
+        os.close(fd)
+
+
+@pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="needs descriptors that are sent")
+def test_descriptors_beside_memory_that_may_fault(tmp_path: Path) -> None:
+    """They are opened once, though the datagram is looked at before it is received."""
+    with pair("unix", tmp_path) as (receiver, sender):
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", receiver.fileno()))
+        sender.sendmsg(one(b"data"), ancdata=[rights])
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        message = receiver.recvmsg(BlockSeq.of(FaultyMemory("segv").block(30, 30)), ancbufsize=socket.CMSG_SPACE(4))
+        ((_, _, data),) = message.ancillary
+        opened = len(list(Path("/proc/self/fd").iterdir())) - before
+        assert (opened, len(data)) == (1, 4)
+        os.close(*struct.unpack("i", data))

@@ -11,9 +11,10 @@ import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,10 +26,13 @@ pytestmark = pytest.mark.skipif(
     reason="needs a Linux kernel on x86-64 to compare with",
 )
 if sys.platform == "linux":
+    import resource
+
     from kernel_memory import (
         BASE,
         BELOW,
         DATA,
+        DATA_LIMIT,
         FILE,
         PAGE,
         WINDOW,
@@ -42,6 +46,7 @@ if sys.platform == "linux":
         new_file,
         new_pipe,
         new_sockets,
+        without_privileges,
     )
 
 RULES = {
@@ -49,6 +54,10 @@ RULES = {
     "moved, accounting, advice. mremap refuses a range over such a boundary; ours has none. The call is not made.",
     "chunks of a stream": "A pipe and a stream socket take and give whole chunks only: bytes of a chunk that meets a "
     "hole are not counted, and not sent. Ours moves and counts each byte up to the hole.",
+    "huge pages": "Without a reservation the kernel maps huge pages that it has not, and kills who touches them. Ours "
+    "are never mapped. It is not made.",
+    "leaked count": "Linux 6.17 and later count locked memory twice after MREMAP_DONTUNMAP, for good, though what "
+    "stays is locked no more. It is not made.",
     "first pages": "A privileged process may map the first pages, whatever vm.mmap_min_addr says. It is not made.",
     "looked at ahead": "Ours finds all of a read's memory before it reads, so that a stack grows as far as was asked, "
     "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows, nor one, "
@@ -85,7 +94,9 @@ HINTS = [
     mman.MADV_PAGEOUT,
     mman.MADV_POPULATE_READ,
     mman.MADV_POPULATE_WRITE,
+    mman.MADV_COLLAPSE,
 ]
+GUARDING = [mman.MADV_GUARD_INSTALL, mman.MADV_GUARD_INSTALL, mman.MADV_GUARD_REMOVE] if KERNEL >= (6, 15) else HINTS
 UNKNOWN = [5, 6, 7, 26, 99, 1000, -1]
 
 Call = tuple[str, tuple[object, ...]]
@@ -105,6 +116,7 @@ def maps(places: list[int]) -> st.SearchStrategy[Call]:
     """A mapping that something can be done with."""
     size = st.integers(2, 7).map(lambda n: n * PAGE)
     kinds = [ANON, ANON, ANON, ANON | mman.MAP_POPULATE, SHARED, SHARED, ANON | mman.MAP_GROWSDOWN]
+    kinds += [ANON | mman.MAP_LOCKED, SHARED | mman.MAP_LOCKED]
     flags = st.sampled_from([kind | place for kind in kinds for place in places])
     return st.tuples(st.just("mmap"), st.tuples(page(), size, PROTS, flags))
 
@@ -129,9 +141,12 @@ def calls() -> st.SearchStrategy[Call]:
             ANON | mman.MAP_NORESERVE,
             ANON | mman.MAP_GROWSDOWN,
             ANON | mman.MAP_POPULATE,
+            ANON | mman.MAP_LOCKED,
+            ANON | mman.MAP_LOCKED | mman.MAP_GROWSDOWN,
+            SHARED | mman.MAP_LOCKED,
         ]
     )
-    odd = st.sampled_from([0] * 40 + [SHARED | mman.MAP_GROWSDOWN, mman.MAP_TYPE, mman.MAP_32BIT])
+    odd = st.sampled_from([0] * 40 + [SHARED | mman.MAP_GROWSDOWN, mman.MAP_TYPE, mman.MAP_32BIT, mman.MAP_HUGETLB])
     flags = st.tuples(place, kind, odd).map(lambda t: t[0] | t[1] | t[2])
     moves = st.sampled_from([0, 1, 1, 3, 3, 3, 3, 5, 7, 7, 2, 4, 6, 8])
     length = st.one_of(st.integers(0, 5 * PAGE), st.sampled_from([1, PAGE, 2 * PAGE, 6 * PAGE]))
@@ -145,6 +160,7 @@ def calls() -> st.SearchStrategy[Call]:
     protections = mostly(PROTS, RW | mman.PROT_SEM, 0x100, 1 | mman.PROT_GROWSDOWN, 1 | mman.PROT_GROWSUP)
     advice = st.one_of(
         st.sampled_from([mman.MADV_DONTNEED, mman.MADV_REMOVE, mman.MADV_FREE, mman.MADV_DONTNEED_LOCKED]),
+        st.sampled_from(GUARDING),
         st.sampled_from(HINTS),
         mostly(st.sampled_from(HINTS), *UNKNOWN),
     )
@@ -154,7 +170,15 @@ def calls() -> st.SearchStrategy[Call]:
 
     reading, writing = call("read", files, ranges), call("write", files, ranges)
     sizes = st.integers(1, 4).map(lambda n: n * PAGE)
-    file_flags = st.sampled_from([mman.MAP_SHARED, mman.MAP_SHARED, mman.MAP_PRIVATE]).map(lambda n: n | mman.MAP_FIXED)
+    file_kinds = mostly(
+        st.sampled_from([mman.MAP_SHARED, mman.MAP_SHARED, mman.MAP_SHARED_VALIDATE, mman.MAP_PRIVATE]),
+        mman.MAP_SHARED_VALIDATE | mman.MAP_SYNC,
+        mman.MAP_SHARED_VALIDATE | 0x200,
+        mman.MAP_SHARED_VALIDATE | mman.MAP_LOCKED | mman.MAP_NORESERVE | mman.MAP_DENYWRITE,
+        mman.MAP_PRIVATE | mman.MAP_LOCKED,
+        mman.MAP_PRIVATE | mman.MAP_HUGETLB,
+    )
+    file_flags = file_kinds.map(lambda n: n | mman.MAP_FIXED)
     offsets = st.integers(0, 6).map(lambda n: n * PAGE)
     both = st.one_of(sizes.map(lambda n: (n, n)), st.tuples(sizes, sizes), st.tuples(st.just(0), sizes))
     to = st.one_of(page(), page(PAGES, 40))
@@ -185,6 +209,9 @@ def calls() -> st.SearchStrategy[Call]:
         call("madvise", addr, advised, advice),
         call("msync", addr, count, st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8])),
         call("mincore", addr, count),
+        call("mlock", mostly(addr, BASE + 1), count, mostly(st.sampled_from([0, 0, mman.MLOCK_ONFAULT]), 2)),
+        call("munlock", addr, count),
+        call("munlockall"),
         reading,
         reading,
         writing,
@@ -198,6 +225,7 @@ class Pair:
         self.kernel = kernel
         self.guest = GuestMemory()
         self.used: Counter[str] = Counter()
+        self._locked = kernel.locked_bytes()
         self._same: dict[object, object] = {}
 
     def run(self, call: Call, step: int) -> None:
@@ -216,15 +244,28 @@ class Pair:
             if rule := self._refuses(name, *numbers):
                 self.used[rule] += 1
                 return
-            theirs, ours = (getattr(side, name)(*numbers) for side in (self.kernel, self.guest))
+            theirs = self._limited(lambda: getattr(self.kernel, name)(*numbers))
+            ours = getattr(self.guest, name)(*numbers)
             if name in ("mmap", "mremap"):
                 size = numbers[1 if name == "mmap" else 2]
                 theirs, ours = self._elsewhere(theirs, ours, -(-size // PAGE) * PAGE)
             assert ours == theirs
         self.compare()
 
-    def _refuses(self, name: str, addr: int, old: int, new: int = 0, flags: int = 0, to: int = -1) -> str:
+    def _limited(self, call: Callable[[], Result]) -> Result:
+        """The kernel's answer to a call, while the window may have as much data as the guest."""
+        others = self.kernel.data_bytes() - self.guest.data_bytes()
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (others + DATA_LIMIT, before[1]))
+        try:
+            return call()
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+    def _refuses(self, name: str, addr: int = 0, old: int = 0, new: int = 0, flags: int = 0, to: int = -1) -> str:
         """The rule for a call that cannot be compared."""
+        if name == "mmap" and flags & mman.MAP_HUGETLB and flags & mman.MAP_NORESERVE:
+            return "huge pages"
         if name == "mmap" and addr == 0 and flags & (mman.MAP_FIXED | mman.MAP_FIXED_NOREPLACE):
             return "first pages"
         if name != "mremap":
@@ -234,12 +275,16 @@ class Pair:
         if flags & mman.MREMAP_FIXED and not old and to <= addr < to + new:
             return "unmapped in vain"
         end = addr + old
+        locked = any(vma.mlock_mode and vma.start < end and addr < vma.end for vma in self.guest.space.mappings())
+        if flags & mman.MREMAP_DONTUNMAP and locked:
+            return "leaked count"
         if flags & mman.MREMAP_FIXED and -(-old // PAGE) == -(-new // PAGE):
             several = not any(row.start <= addr and end <= row.end for row in self.kernel.raw_rows())
             return "one move for many" if several and KERNEL < (6, 17) else ""
         raw = [row for row in self.kernel.raw_rows() if row.start <= addr < row.end]
         rows = [row for row in join(self.kernel.raw_rows()) if row.start <= addr < row.end]
-        return "hidden boundary" if raw and raw[0].end < min(end, rows[0].end) else ""
+        known = {vma.end for vma in self.guest.space.mappings()}
+        return "hidden boundary" if raw and raw[0].end < min(end, rows[0].end) and raw[0].end not in known else ""
 
     def _elsewhere(self, theirs: Result, ours: Result, size: int) -> tuple[Result, Result]:
         """Results outside the window are alike if their bytes are; they are unmapped."""
@@ -311,14 +356,26 @@ class Pair:
         self.guest.space._check()
         theirs, ours = self.kernel.rows(), self.guest.rows()
         assert [self._visible(row) for row in ours] == [self._visible(row) for row in theirs]
+        locked = self.kernel.locked_bytes() - self._locked
+        assert self.guest.locked_bytes() == locked
+        if locked:
+            pages = [side.locked_pages(row.start, row.end) for side in (self.kernel, self.guest) for row in theirs]
+            assert pages[: len(theirs)] == pages[len(theirs) :]
         assert os.pread(self.guest.file, 1 << 20, 0) == os.pread(self.kernel.file, 1 << 20, 0)
-        for row in theirs:
+        for row in self._pieces(theirs):
             a, b = self.kernel.content(row.start, row.end), self.guest.content(row.start, row.end)
             if a != b:
                 at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
                 raise AssertionError(
                     f"at {row.start - BASE + at:#x}: {a[at:][:9]!r}, ours {b[at:][:9]!r} ({len(a)}, {len(b)})"
                 )
+
+    def _pieces(self, rows: list[Row]) -> list[Row]:
+        """The mappings, page by page if there are guards: a look at one ends at the first."""
+        if not self.guest.space._map.tables.guards.count:
+            return rows
+        pages = [(row, at) for row in rows for at in range(row.start, row.end, PAGE)]
+        return [evolve(row, start=at, end=at + PAGE) for row, at in pages]
 
     def _visible(self, row: Row) -> tuple[object, ...]:
         return row.start - BASE, row.end - BASE, row.rights, row.offset
@@ -328,7 +385,8 @@ class Pair:
 def kernel() -> Iterator[KernelMemory]:
     """The window of this process's memory."""
     memory = KernelMemory()
-    yield memory
+    with without_privileges():
+        yield memory
     memory.close()
 
 

@@ -11,6 +11,7 @@ import pytest
 from guest_messages import ARCHES, BASE, DATA, HOLE, NAME, PAGE, TIME, Guest
 from hostarch import AMD64, I386, MIPS, WRITE, Arch, mman
 from memory_endpoint import Datagram, MemoryEndpoint
+from safemem.datagram.flags import UIO_MAXIOV
 from usermem import FaultError, FaultReason, linux_result
 from usermem.messages import TimeoutPolicy, recvmmsg_into_user, recvmsg_into_user
 from watched_io import WatchedIO
@@ -293,3 +294,13 @@ def test_options_go_to_every_access() -> None:
     io = WatchedIO(guest.space)
     assert recvmmsg_into_user(io, endpoint_of(b"x"), BASE, 1, 0, TIME, ignore_permissions=True) == 1
     assert set(io.ignored) == {True}
+
+
+def test_peeking_without_end() -> None:
+    """One datagram fills UIO_MAXIOV entries at most, however many a guest asks for: others wait meanwhile."""
+    guest = Guest()
+    space, flags = guest.space, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
+    space.mmap(0x900000, 32 * PAGE, 3, flags)
+    endpoint = endpoint_of(b"x")
+    assert recvmmsg_into_user(space, endpoint, 0x900000, (1 << 32) - 1, PEEK) == UIO_MAXIOV
+    assert recvmmsg_into_user(space, endpoint, 0x900000, (1 << 32) - 1) == 1

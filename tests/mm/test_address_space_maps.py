@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from edge_layouts import BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import AMD64, ANY_ACCESS, I386, READ, READ_WRITE, mman
 from map_rows import rows
-from usermem import AddressSpace
+from usermem import AddressSpace, render
+from usermem.mm.backing.host_file import can_map
 
 R = mman.PROT_READ
 
@@ -152,3 +154,36 @@ def test_maps_of_32_bits() -> None:
     assert space.maps() == (
         "08048000-08049000 r-xp 00000000 00:00 0          /bin/true\n08049000-0804a000 rw-s 00003000 00:00 0 \n"
     )
+
+
+NAMES = {
+    "a title, and a screen that is cleared": ("\x1b]0;owned\x07\x1b[2Jevil", "\\033]0;owned\\007\\033[2Jevil"),
+    "control characters of eight bits": ("\x9b2J\x7f\r\t", "\\302\\2332J\\177\\015\\011"),
+    "bytes that are no UTF-8": (os.fsdecode(b"\xff\xfe-not-utf8"), "\\377\\376-not-utf8"),
+    "half a surrogate pair": ("\ud800", "\\355\\240\\200"),
+    "another direction": ("\u202egpj.exe", "\\342\\200\\256gpj.exe"),
+    "a line separator": ("two\u2028lines", "two\\342\\200\\250lines"),
+    "letters": ("\u00fcber \u65e5\u672c [a] \\ b", "\u00fcber \u65e5\u672c [a] \\ b"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_are_safe_to_print(case: str, tmp_path: Path) -> None:
+    """Of files and of mappings, in maps, in render and in an error: what is not printable is octal, as a newline is."""
+    name, shown = NAMES[case]
+    space = AddressSpace()
+    space.map_object(BASE, PAGE, RW, FIXED, None, name=name)
+    if can_map() and name != "\ud800":  # which no file is called
+        path = tmp_path / name
+        path.write_bytes(bytes(PAGE))
+        with path.open("rb") as file:
+            space.mmap(BASE + PAGE, PAGE, R, mman.MAP_PRIVATE | mman.MAP_FIXED, file.fileno(), 0)
+        with pytest.raises(ValueError, match="must not be aliased") as caught:
+            space.host_runs(BASE + PAGE, BASE + 2 * PAGE)
+        assert f"/{shown}, must" in str(caught.value)
+    for text in (space.maps(), render(space, colour=False)):
+        lines = text.splitlines()
+        assert len(lines) == len(space.mappings())
+        assert lines[0].endswith(f" {shown}")
+        assert all(line.endswith(f"/{shown}") for line in lines[1:])
+        text.encode()

@@ -236,7 +236,7 @@ def test_any_order(steps: list[Step]) -> None:
                     held.append((holder, at, byte))
                 del part
             del holder
-        assert all(set(ctypes.string_at(at[0], at[1] - at[0])) == {byte} for _, at, byte in held)
+        assert all(ctypes.string_at(at[0], at[1] - at[0]) == bytes([byte]) * (at[1] - at[0]) for _, at, byte in held)
     places = [at for _, at, _ in held]
     held.clear()
     assert free_pages(arena).issuperset(page for at in places for page in range(*at, PAGE))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -62,6 +65,25 @@ def test_pages_smaller_than_the_caches_are_refused() -> None:
     """The smallest page of any machine that Linux runs on is 4 KiB."""
     with pytest.raises(ValueError, match="page_shift"):
         evolve(AMD64, page_shift=10)
+
+
+@pytest.mark.parametrize("flags", [mman.MAP_SHARED, mman.MAP_PRIVATE])
+@pytest.mark.parametrize(
+    ("mapped", "missing"),
+    [
+        (object(), "size"),
+        (b"bytes", "size"),
+        (Path(), "size"),
+        (SimpleNamespace(size=4096, read_at=len), "size"),
+        (SimpleNamespace(size=lambda: 4096), "read_at"),
+    ],
+)
+def test_what_is_no_object_to_map(mapped: Any, missing: str, flags: int) -> None:
+    """A TypeError at the call, that names what is missing; nothing is mapped."""
+    space = AddressSpace()
+    with pytest.raises(TypeError, match=rf"mapped must be .* has no {missing}\(\)"):
+        space.map_object(0, PAGE, RW, flags, mapped)
+    assert space.mappings() == []
 
 
 def test_a_closed_space_says_so_first() -> None:

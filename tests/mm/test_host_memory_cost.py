@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, one, source
+from host_figures import host_mappings, resident
 from hostarch import AddrRangeSeq, mman
 from safemem import Block, BlockSeq, ReaderFunc
 from usermem import AddressSpace, BytesIO, FaultError
@@ -25,21 +26,10 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-def resident() -> int:
-    """How much memory this process has in RAM, in bytes."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-
-
 def cost_of_a_touch() -> int:
     """How much memory the host gives where one byte is written: a page, or a huge one if it is set to."""
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return 2 * MIB if setting.exists() and "[always]" in setting.read_text() else PAGE
-
-
-def host_mappings() -> int:
-    """How many mappings this process has; the host allows some 65,000."""
-    return Path("/proc/self/maps").read_text().count("\n")
 
 
 def host_address(space: AddressSpace, addr: int) -> int:
@@ -212,3 +202,49 @@ def test_memory_unmapped_in_mid_copy() -> None:
 
     assert space.copy_out_from(one(BASE, 27), ReaderFunc(overtaken)) == 27
     assert space.read_bytes(BASE, 27) == b"new" * 9
+
+
+class Filled:
+    """An object of 1 TiB that has bytes everywhere, or says that it has none there."""
+
+    def __init__(self, holes: bool) -> None:
+        self.holes = holes
+
+    def size(self) -> int:
+        return 1 << 40
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """Fill it, or leave it."""
+        if not self.holes:
+            dst[:] = b"z" * len(dst)
+        return 0 if self.holes else len(dst)
+
+
+@pytest.mark.parametrize("flags", [mman.MAP_SHARED, mman.MAP_PRIVATE], ids=["shared", "private"])
+@pytest.mark.parametrize("holes", [False, True], ids=["filled", "holes"])
+def test_a_byte_here_and_there_of_an_object(holes: bool, flags: int) -> None:
+    """Far apart, each costs a window of 64 KiB, a few pages where the object has a hole, and no host mapping each."""
+    with AddressSpace() as space:
+        at = space.map_object(0, 1 << 30, RW, flags, Filled(holes))
+        before, mappings = resident(), host_mappings()
+        for i in range(256):
+            assert space.read_bytes(at + (i << 20), 1) == (b"\0" if holes else b"z")
+        assert resident() - before < 256 * (24 * 1024 if holes else 80 * 1024)
+        assert host_mappings() - mappings < 16
+
+
+def test_reading_an_object_on_and_on() -> None:
+    """Who reads all of a private object has it read in long pieces, for 64 MiB less than 100 calls."""
+    calls: list[int] = []
+
+    class Counting(Filled):
+        def read_at(self, offset: int, dst: memoryview) -> int:
+            calls.append(len(dst))
+            return 0
+
+    with AddressSpace() as space:
+        at = space.map_object(0, 64 * MIB, RW, mman.MAP_PRIVATE, Counting(True))
+        for i in range(1024):
+            space.read_bytes(at + (i << 16), 1 << 16)
+    assert sum(calls) == 64 * MIB
+    assert len(calls) < 100

@@ -193,6 +193,7 @@ CALLS: list[tuple[str, str, Callable[[AddressSpace], object]]] = [
     ("msync: both ways", "EINVAL", lambda s: s.msync(BASE, PAGE, mman.MS_ASYNC | mman.MS_SYNC)),
     ("msync: not at a page", "EINVAL", lambda s: s.msync(BASE + 1, PAGE, 0)),
     ("msync: a hole", "ENOMEM", lambda s: s.msync(BASE, 5 * PAGE, mman.MS_SYNC)),
+    ("msync: a hole in the middle", "ENOMEM", lambda s: s.msync(BASE, 7 * PAGE, 0)),
     ("msync: wraps", "ENOMEM", lambda s: s.msync(BASE, (1 << 64) - PAGE, 0)),
     ("mincore: not at a page", "EINVAL", lambda s: s.mincore(BASE + 1, PAGE)),
     ("mincore: not at a page beyond the top", "EINVAL", lambda s: s.mincore(TOP + 1, PAGE)),
@@ -209,6 +210,24 @@ def test_msync_and_mincore_errors(expected: str, call: Callable[[AddressSpace], 
     """Each errno."""
     space = filled()
     assert code(lambda: call(space)) == expected
+
+
+def test_msync_passes_holes() -> None:
+    """What is mapped is synced, and then it is ENOMEM; but MS_ASYNC alone goes up to the hole."""
+    for flags, expected in ((mman.MS_SYNC, [1, 1]), (0, [1, 1]), (mman.MS_ASYNC, [1, 0])):
+        space = AddressSpace()
+        written: list[int] = [0, 0]
+
+        class Noting(GrowingObject):
+            def write_at(self, offset: int, src: memoryview, written: list[int] = written) -> None:
+                written[offset // PAGE] += 1
+
+        noting = Noting(b"", 2 * PAGE)
+        for i in range(2):
+            space.map_object(FAR + 2 * i * PAGE, PAGE, RW, mman.MAP_SHARED | mman.MAP_FIXED, noting, i * PAGE)
+            space.copy_out(FAR + 2 * i * PAGE, b"new")
+        assert code(lambda s=space, f=flags: s.msync(FAR, 3 * PAGE, f)) == "ENOMEM"  # type: ignore[misc]
+        assert written == expected
 
 
 def test_msync_and_mincore() -> None:

@@ -24,6 +24,7 @@ from usermem.mm.backing import private_object, shared_memory
 from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.host_calls import HostMapping
+from usermem.mm.limits import host_limits
 
 R = mman.PROT_READ
 SHARED, PRIVATE, FIXED = mman.MAP_SHARED, mman.MAP_PRIVATE, mman.MAP_FIXED
@@ -46,7 +47,7 @@ def fails_with(code: int) -> Refusal:
 def too_many(init: Callable[..., object], *args: object) -> object:
     """How HostMapping refuses when guests have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host_calls, "_MOST_MAPPINGS", 0)
+        patch.setattr(host_limits, "max_map_count", 0)
         return init(*args)
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import _thread
+import importlib
 import os
+import pkgutil
 import signal
+import ssl
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 
+import hostarch
+import safemem
+import usermem
 from atomics_tier import forced
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import mman
+from safemem import Block, atomics, fork
+from safemem.tls import keylog
 from usermem import AddressSpace
 from usermem.mm.backing.shared_memory import SharedMemory
 
@@ -128,6 +138,18 @@ def test_a_forked_child_uses_the_space(space: AddressSpace, name: str, tier: str
     assert found == {"ended": FORKS}
 
 
+def test_a_child_of_threads_that_tell(space: AddressSpace) -> None:
+    """Other threads were in the middle of telling the listener of their changes: the child goes on without them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    space.on_change = lambda start, end, kind: None
+    try:
+        found = Counter(outcome(lambda: space.mmap(0, PAGE, RW, ANON)) for _ in range(100))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == {"ended": 100}
+
+
 def test_a_child_of_a_thread_in_the_middle_of_a_call(space: AddressSpace) -> None:
     """An object's code that forks while it is read: both processes get their page."""
     results = []
@@ -149,3 +171,46 @@ def test_a_child_of_a_thread_in_the_middle_of_a_call(space: AddressSpace) -> Non
     (child,) = results
     _, status = os.waitpid(child, 0)
     assert (data, os.waitstatus_to_exitcode(status)) == (b"both", 0)
+
+
+def test_locks_that_another_thread_holds() -> None:
+    """Those that calls wait for, of a module or of an object: the child finds them free."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    pages = AddressSpace()
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with atomics._lock, keylog._LOCK, log._lock, pages._map._lock, pages._map.anonymous.arena._lock:
+            held.set()
+            done.wait(60)
+
+    def use() -> None:
+        with forced("lock"):
+            atomics.swap_uint32(Block(bytearray(4)), 1)
+        with keylog.keylog(context) as found:
+            found.secrets(bytes(32))
+        new_space(pages)
+        map_memory(pages)
+
+    with keylog.keylog(context) as log:
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            assert held.wait(10)
+            assert outcome(use) == "ended"
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_no_module_has_another_lock() -> None:
+    """A lock that a module has for itself is free in a child."""
+    plain = type(threading.Lock())
+    for package in (hostarch, safemem, usermem):
+        for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if found.name.endswith("__main__"):
+                continue
+            for name, value in vars(importlib.import_module(found.name)).items():
+                assert not isinstance(value, plain), f"{found.name}.{name}"
+                assert not isinstance(value, _thread.RLock) or value in fork._locks, f"{found.name}.{name}"

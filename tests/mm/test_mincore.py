@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import sys
 import tempfile
 
 import pytest
 
+from host_figures import resident
 from hostarch import AMD64, ARM64_16K, mman
-from usermem import AddressSpace
+from usermem import AddressSpace, SharedMemory
 from usermem.mm import host_calls
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or mmap.PAGESIZE != 4096, reason="counts Linux's pages")
@@ -75,8 +77,74 @@ def test_a_host_that_cannot_tell(monkeypatch: pytest.MonkeyPatch, answer: object
 
 
 def test_populating_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that populates very much costs the host no more than some."""
-    monkeypatch.setattr("usermem.mm.madvise._TOUCHED", 2 * PAGE)
-    with AddressSpace() as space:
+    """A guest that populates very much costs the host no more than its owner allows: anonymous memory, and files."""
+    asked: list[int] = []
+    monkeypatch.setattr(host_calls, "advise", lambda run, advice: asked.append(len(run)))
+    with AddressSpace() as space, tempfile.TemporaryFile(buffering=0) as file:
+        space.limits.populate_limit = 2 * PAGE
         space.mmap(BASE, 4 * PAGE, RW, SHARED | mman.MAP_POPULATE)
         assert space.mincore(BASE, 4 * PAGE) == b"\1\1\0\0"
+        space.madvise(BASE + 2 * PAGE, 2 * PAGE, mman.MADV_POPULATE_READ)
+        assert space.mincore(BASE, 4 * PAGE) == b"\1\1\1\1"
+        file.truncate(4 * PAGE)
+        at = space.mmap(0, 4 * PAGE, RW, mman.MAP_PRIVATE, file.fileno(), 0)
+        space.madvise(at, 4 * PAGE, mman.MADV_POPULATE_WRITE)
+        assert asked == [2 * PAGE]
+
+
+def test_mincore_has_a_bound() -> None:
+    """A page more than the owner allows is EAGAIN; a tebibyte of which nothing was touched costs no time and memory."""
+    with AddressSpace() as space:
+        space.mmap(BASE, 4 * PAGE, RW, ANON)
+        space.limits.mincore_limit = 3
+        assert space.mincore(BASE, 3 * PAGE) == bytes(3)
+        with pytest.raises(OSError, match="limit is 3") as caught:
+            space.mincore(BASE, 4 * PAGE)
+        assert caught.value.errno == errno.EAGAIN
+
+
+class Holes:
+    """An object of 1 TiB of zeros."""
+
+    def size(self) -> int:
+        return 1 << 40
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("kind", ["private", "shared", "copy on write", "object"])
+def test_a_tebibyte_that_nobody_touched(kind: str) -> None:
+    """The answer for it is zeros that cost the host no memory, until a page is touched: that is 1 in the answer."""
+    size = 1 << 40
+    with AddressSpace() as space:
+        if kind == "object":
+            at = space.map_object(0, size, RW, mman.MAP_SHARED, Holes())
+        elif kind == "copy on write":
+            at = space.map_object(0, size, RW, mman.MAP_PRIVATE, SharedMemory(size))
+        else:
+            at = space.mmap(0, size, RW, (ANON if kind == "private" else SHARED) & ~mman.MAP_FIXED)
+        before = resident()
+        answer = space.mincore(at, size)
+        assert len(answer) == size // PAGE
+        assert resident() - before < 16 << 20
+        del answer
+        space.copy_out(at + (1 << 30), b"x")
+        part = space.mincore(at + (1 << 30) - 16 * PAGE, 32 * PAGE)
+        assert part[:16] == bytes(16)
+        assert part[16] == 1
+
+
+def test_which_windows_of_an_object_are_there() -> None:
+    """A page of an object that this mapping has not touched is there with its window, wherever the question begins."""
+    window = 1 << 16
+    with AddressSpace() as space:
+        holes = Holes()
+        other = space.map_object(0, 8 * window, RW, mman.MAP_SHARED, holes)
+        for number in (1, 4, 5):
+            space.read_bytes(other + number * window, 1)
+        at = space.map_object(0, 8 * window, RW, mman.MAP_SHARED, holes)
+        expected = b"".join(bytes([number in (1, 4, 5)]) * 16 for number in range(8))
+        for first, last in ((0, 128), (17, 18), (15, 17), (31, 65), (80, 97), (100, 128), (0, 16)):
+            found = space.mincore(at + first * PAGE, (last - first) * PAGE)
+            assert found == expected[first:last], (first, last)

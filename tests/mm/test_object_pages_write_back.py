@@ -302,3 +302,65 @@ def test_a_file_with_a_lock_is_read_into_its_own_mapping(kind: int) -> None:
         thread.join(10)
     assert sorted(map(str, done)) == ["50", str(bytes(4))]
     assert space.read_bytes(BASE + 100, 50) == b"r" * 50
+
+
+def test_a_page_that_has_changed_back() -> None:
+    """The guest writes while its page is written, and then what was there before: the file has the last."""
+    file = File()
+    space = mapped_space(file)
+    space.copy_out(BASE, b"one")
+    turns = iter([b"two"])
+
+    def on_write(offset: int) -> None:
+        for text in turns:
+            space.copy_out(BASE, text)
+
+    file.on_write = on_write
+    space.msync(BASE, PAGE, mman.MS_SYNC)
+    space.copy_out(BASE, b"one")
+    space.munmap(BASE, 2 * PAGE)
+    assert file.data[:3] == b"one"
+
+
+def test_older_bytes_that_arrive_last() -> None:
+    """Two calls write one page back; the first is slow, and takes its place behind the second: it writes once more."""
+    file = File()
+    space = mapped_space(file)
+    space.copy_out(BASE, b"older")
+    calls = 0
+
+    def write_at(offset: int, src: memoryview) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            space.copy_out(BASE, b"newer")
+            thread = threading.Thread(target=space.msync, args=(BASE, PAGE, mman.MS_SYNC))
+            thread.start()
+            thread.join()
+            assert file.data[:5] == b"newer"
+        file.data[offset : offset + len(src)] = src
+
+    file.write_at = write_at  # type: ignore[method-assign]
+    space.msync(BASE, PAGE, mman.MS_SYNC)
+    assert (bytes(file.data[:5]), calls) == (b"newer", 3)
+    space.close()
+    assert calls == 3
+
+
+def test_a_page_that_was_written_in_part() -> None:
+    """The file fails after it took some bytes, and the guest writes the old ones again: so the file gets them again."""
+    file = File()
+    space = mapped_space(file)
+
+    def write_at(offset: int, src: memoryview) -> object:
+        file.data[:3] = src[:3]
+        del file.write_at
+        raise OSError(errno.EIO, "half of it")
+
+    file.write_at = write_at  # type: ignore[method-assign]
+    space.copy_out(BASE, b"new")
+    with pytest.raises(OSError, match="half of it"):
+        space.msync(BASE, PAGE, mman.MS_SYNC)
+    space.zero_out(BASE, 3)
+    space.munmap(BASE, 2 * PAGE)
+    assert file.data[:3] == bytes(3)

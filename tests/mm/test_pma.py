@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+
 import pytest
 
-from edge_layouts import ANON, BASE, FIXED, PAGE, RW
+from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import AddrRange, AddrRangeSeq, mman
 from usermem import AddressSpace
 from usermem.mm.backing.shared_memory import SharedMemory
@@ -55,6 +58,43 @@ def test_changing_rights_makes_no_places() -> None:
     space.mprotect(at, 1 << 22, RW)
     assert len(space.mappings()) == 1
     assert list(space._map.tables.pmas) == [place]
+
+
+KEEP = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED | mman.MREMAP_DONTUNMAP
+
+CUTS: dict[str, Callable[[AddressSpace, int], object]] = {
+    "mmap": lambda space, at: space.mmap(at, PAGE, RW, FIXED),
+    "mremap": lambda space, at: space.mremap(at, PAGE, PAGE, KEEP, BASE - PAGE),
+    "MADV_DONTNEED": lambda space, at: space.madvise(at, PAGE, mman.MADV_DONTNEED),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_places_are_limited(name: str) -> None:
+    """Memory is cut by calls whose mappings merge again: at a limit such a call is ENOMEM, and changes nothing.
+
+    What is touched gets memory all the same, and what goes away makes room.
+    """
+    space = AddressSpace()
+    if name == "MADV_DONTNEED":
+        space.map_object(BASE, 1 << 24, RW, FIXED, GrowingObject(b"kept" * PAGE, 1 << 24))
+    else:
+        space.mmap(BASE, 1 << 24, RW, FIXED)
+    space.copy_out(BASE, b"kept")
+    space.limits.max_pma_count = 6
+    with pytest.raises(OSError, match="in 7 pieces") as caught:
+        for page in range(1, 16, 2):
+            CUTS[name](space, BASE + page * PAGE)
+    assert caught.value.errno == errno.ENOMEM
+    assert len(space._map.tables.pmas) == 6
+    space._check()
+    for page in range(16):
+        space.copy_out(BASE + page * PAGE, b"touched")
+    assert len(space._map.tables.pmas) > 6
+    space.mprotect(BASE, PAGE, mman.PROT_READ)
+    space.munmap(BASE, 16 * PAGE)
+    CUTS[name](space, BASE + 20 * PAGE)
+    assert space.read_bytes(BASE + 20 * PAGE, 1) == bytes(1)
 
 
 def test_memory_whose_cached_pages_are_gone_is_not_divided() -> None:

@@ -22,7 +22,8 @@ from usermem.mm.backing.anonymous import Anonymous
 from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.change import Change, Tables
 from usermem.mm.host_run import HostRun
-from usermem.mm.memory_map import Limits, MemoryMap
+from usermem.mm.limits import Limits
+from usermem.mm.memory_map import MemoryMap
 from usermem.mm.page_cache import PageCache
 from usermem.mm.pma import PMASet
 from usermem.mm.vma import VMA, VMASet

@@ -187,7 +187,7 @@ def test_a_broken_set_is_seen() -> None:
     wrong_count = empty.replace(0, 9, [Piece(0, 5)])
     wrong_count.count = 2
     wrong_size = empty.replace(0, 9, [Piece(0, 5)])
-    wrong_size._num_bytes = 6
+    wrong_size._totals = {segment._length: 6}
     wrong_node = empty.replace(0, 9, [Piece(0, 5)])
     root(wrong_node).starts = [1]
     overlapping = empty.replace(0, 9, [Piece(0, 5), Piece(4, 9)])

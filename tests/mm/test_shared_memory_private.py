@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -9,7 +10,8 @@ import pytest
 
 from edge_layouts import BASE, FIXED, PAGE, RW, pattern
 from hostarch import READ, mman
-from usermem import AddressSpace, FaultError, FaultReason
+from usermem import AddressSpace, FaultError, FaultReason, host_limits
+from usermem.mm import host_calls
 from usermem.mm.backing import shared_memory
 from usermem.mm.backing.shared_memory import SharedMemory
 
@@ -169,3 +171,16 @@ def test_everywhere_private_is_private(
         space.madvise(OWN, PAGE, mman.MADV_DONTNEED)
         assert space.read_bytes(OWN, 8) == pattern(8)
         assert space.range_fault(OWN, 2 * PAGE, READ) is None
+
+
+def test_without_memory_files_host_mappings_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each memory is a mapping of the host's then: none is left when guests have theirs, until one goes."""
+    without_memory_files(monkeypatch)
+    monkeypatch.setattr(host_limits, "max_map_count", len(host_calls._live) + 2)
+    space, anonymous = AddressSpace(), mman.MAP_SHARED | mman.MAP_ANONYMOUS
+    first, _ = (space.mmap(0, PAGE, RW, anonymous) for _ in range(2))
+    with pytest.raises(OSError, match="shared memory") as caught:
+        space.mmap(0, PAGE, RW, anonymous)
+    assert caught.value.errno == errno.ENOMEM
+    space.munmap(first, PAGE)
+    space.copy_out(space.mmap(0, PAGE, RW, anonymous), b"x")

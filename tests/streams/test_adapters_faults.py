@@ -25,6 +25,7 @@ from safemem import (
     ToIOReader,
     TransferError,
     Writer,
+    adapters,
     read_full_to_blocks,
     write_full_from_blocks,
 )
@@ -255,3 +256,48 @@ def test_any_chunks_into_any_blocks(source: bytes, parts: list[int], sizes: list
     again = _mixed(sizes, unsafe, memory)
     assert read_full_to_blocks(_vec_reader(source), again) == n
     assert again.tobytes()[:n] == source[:n]
+
+
+class Long:
+    """A file object that takes and gives all it is asked for, and notes how much that is."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def readinto(self, buffer: memoryview) -> int:
+        """As io.RawIOBase: all of it."""
+        self.asked.append(len(buffer))
+        return len(buffer)
+
+    def write(self, data: memoryview) -> int:
+        """As io.RawIOBase: all of it."""
+        self.asked.append(len(data))
+        return len(data)
+
+    def vector(self, buffers: Sequence[memoryview]) -> int:
+        """A function over a list of buffers: all of them."""
+        self.asked.append(sum(map(len, buffers)))
+        return self.asked[-1]
+
+
+def test_staging_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of memory that needs safecopy foreign code gets a copy in pieces; a function, which is called once, the first."""
+    monkeypatch.setattr(adapters, "_PIECE", 1000)
+    monkeypatch.setattr(adapters, "_STAGED", 1500)
+    memory = FaultyMemory("segv")
+    unsafe = memory.block(3500, 3500)
+    blocks = BlockSeq([Block(bytearray(700)), unsafe, Block(bytearray(40))])
+    pieces = [700, 1000, 1000, 1000, 500, 40]
+    moves: list[tuple[Callable[[Long], int], list[int]]] = [
+        (lambda file: FromIOReader(file).read_to_blocks(blocks), pieces),
+        (lambda file: FromIOWriter(file).write_from_blocks(blocks), pieces),
+        (lambda file: FromVecReaderFunc(file.vector).read_to_blocks(blocks), [2200]),
+        (lambda file: FromVecWriterFunc(file.vector).write_from_blocks(blocks), [2200]),
+    ]
+    for move, asked in moves:
+        file = Long()
+        assert move(file) == sum(asked)
+        assert file.asked == asked
+    data = bytes(range(250)) * 14
+    assert FromIOReader(io.BytesIO(data)).read_to_blocks(BlockSeq.of(unsafe)) == 3500
+    assert unsafe.tobytes() == data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import pickle
 import shutil
 import struct
 from collections.abc import Callable
@@ -141,6 +142,92 @@ def test_a_writer_that_takes_nothing_has_ended() -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_an_error_of_a_reader_after_progress() -> None:
+    """A short count now, the very object at the next call, for it no byte moved, and the call after that goes on."""
+    boom = _boom(4)
+    file = ToIOReader(ReaderFunc(_moves(boom, 3)))
+    assert file.readinto(bytearray(9)) == 4
+    with pytest.raises(Boom) as caught:
+        file.readinto(bytearray(9))
+    assert caught.value is boom
+    assert not getattr(boom, "transferred", 0)
+    assert file.readinto(bytearray(9)) == 3
+
+
+def test_an_error_of_a_writer_after_progress() -> None:
+    """It comes at once with the whole count, since who writes mostly ignores a short one; the next call goes on."""
+    boom = _boom(4)
+    file = ToIOWriter(WriterFunc(_moves(2, boom, 3, 6)))
+    with pytest.raises(Boom) as caught:
+        file.write(bytes(9))
+    assert (caught.value, boom.transferred) == (boom, 6)  # type: ignore[attr-defined]
+    assert file.write(bytes(9)) == 9
+
+
+def test_a_writer_that_fails_under_a_buffered_writer() -> None:
+    """BufferedWriter is given the count first: what it keeps and writes again is what was not taken."""
+    got = bytearray()
+    steps: list[int | OSError] = [2, OSError(errno.EIO, "after three more"), 100]
+    steps[1].transferred = 3  # type: ignore[union-attr]
+
+    def take(srcs: BlockSeq) -> int:
+        step = steps.pop(0)
+        n = min(step if isinstance(step, int) else 3, srcs.num_bytes)
+        got.extend(srcs.take_first(n).tobytes())
+        if not isinstance(step, int):
+            raise step
+        return n
+
+    file = io.BufferedWriter(ToIOWriter(WriterFunc(take)))
+    file.write(b"0123456789")
+    with pytest.raises(OSError) as caught:
+        file.flush()
+    assert (caught.value.errno, got, getattr(caught.value, "transferred", 0)) == (errno.EIO, bytearray(b"01234"), 0)
+    file.close()
+    assert got == b"0123456789"
+
+
+@pytest.mark.parametrize("dump", [shutil.copyfileobj, lambda source, file: pickle.dump(source.read(), file)])
+def test_who_ignores_counts_loses_nothing_silently(dump: Callable[[Any, Any], None]) -> None:
+    """shutil.copyfileobj and pickle.dump do not look at what write() returns: a full destination is an error."""
+    dst = room(30, 34)
+    with pytest.raises(EndOfBlockSeqError) as caught:
+        dump(io.BytesIO(b"q" * 100), ToIOWriter(BlockSeqWriter(dst)))
+    assert caught.value.transferred == 64
+    sink = TakesParts(*[10] * 20)  # short counts are progress
+    dump(io.BytesIO(b"q" * 100), ToIOWriter(FromIOWriter(sink)))
+    assert sink.got.count(b"q") == 100
+
+
+def test_the_bytes_before_an_error_under_a_buffered_reader() -> None:
+    """read(), readline() and readinto() give what came before the error, and their next call raises it."""
+    reads: list[Callable[[Any], bytes | None]] = [
+        lambda file: file.read(10),
+        lambda file: file.readline(),
+        lambda file: _into(file, 10),
+        lambda file: file.read(),
+    ]
+    for read in reads:
+        boom = Boom()
+        file = io.BufferedReader(ToIOReader(FromIOReader(GivesParts(b"fir", b"st", boom, b"more"))))
+        assert read(file) == b"first"
+        with pytest.raises(Boom) as caught:
+            read(file)
+        assert caught.value is boom
+        assert read(file) == b"more"
+        # Where the reader says how far it got, calls may read in pieces before: the last byte is given alone.
+        memory = FaultyMemory("segv")
+        file = io.BufferedReader(ToIOReader(BlockSeqReader(BlockSeq.of(memory.block(9, 5, b"abcde")))))
+        assert (file.read(2), read(file)) == (b"ab", b"cde")
+        with pytest.raises(HostFaultError):
+            read(file)
+
+
+def _into(file: io.BufferedReader, n: int) -> bytes:
+    buffer = bytearray(n)
+    return bytes(buffer[: file.readinto(buffer)])
+
+
 @pytest.mark.parametrize(
     ("make", "call"),
     [
@@ -148,35 +235,24 @@ def test_a_writer_that_takes_nothing_has_ended() -> None:
         pytest.param(lambda step: ToIOWriter(WriterFunc(step)), lambda f: f.write(bytes(9)), id="writer"),
     ],
 )
-class TestShortCountFirst:
-    """A short count now, the error at the next call: raising at once would lose what was moved."""
-
-    def test_error_after_progress(self, make: Callable[[Any], Any], call: Callable[[Any], int | None]) -> None:
-        """The next call raises the very object, for it no byte moved, and the one after goes on."""
-        boom = _boom(4)
-        file = make(_moves(boom, 3))
-        assert call(file) == 4
-        with pytest.raises(Boom) as caught:
-            call(file)
-        assert caught.value is boom
-        assert not getattr(boom, "transferred", 0)
-        assert call(file) == 3
+class TestBothFiles:
+    """What files over a Reader and over a Writer have in common."""
 
     def test_error_at_once(self, make: Callable[[Any], Any], call: Callable[[Any], int | None]) -> None:
         """With nothing moved there is no count to give: the error comes at once, and once."""
         boom = Boom()
-        file = make(_moves(boom, 3))
+        file = make(_moves(boom, 9))
         with pytest.raises(Boom) as caught:
             call(file)
         assert caught.value is boom
-        assert call(file) == 3
+        assert call(file) == 9
 
     def test_would_block(self, make: Callable[[Any], Any], call: Callable[[Any], int | None]) -> None:
         """Would-block is None, as io.RawIOBase has it; after progress it is a short count and no error later."""
         later = BlockingIOError(errno.EAGAIN, "later")
         later.transferred = 2  # type: ignore[attr-defined]
-        file = make(_moves(BlockingIOError(errno.EAGAIN, "later"), later, 5))
-        assert [call(file), call(file), call(file)] == [None, 2, 5]
+        file = make(_moves(BlockingIOError(errno.EAGAIN, "later"), later, 9))
+        assert [call(file), call(file), call(file)] == [None, 2, 9]
 
     def test_closed(self, make: Callable[[Any], Any], call: Callable[[Any], int | None]) -> None:
         """A closed file calls nobody and raises ValueError; closing twice is fine."""
@@ -192,7 +268,7 @@ def test_a_fault_after_progress_comes_at_the_next_call() -> None:
     """Source memory that faults half-way: first the bytes before it, then the fault, for as long as it is there."""
     memory = FaultyMemory("segv")
     file = io.BufferedReader(ToIOReader(BlockSeqReader(BlockSeq.of(memory.block(9, 5, b"abcde")))))
-    assert file.read1() == b"abcde"
+    assert (file.read1(), file.read1()) == (b"abcd", b"e")
     for _ in range(2):
         with pytest.raises(HostFaultError) as caught:
             file.read1()

@@ -12,16 +12,18 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from attrs import frozen
 
-from hostarch import AddrRange, AddrRangeSeq
+from hostarch import AddrRange, AddrRangeSeq, mman
 from safemem import Reader, Writer
 from safemem.fd import FDReader, FDWriter
 from usermem import AddressSpace, FaultError, IOSequence, linux_result
+from usermem.mm import vma
 
 PAGE = 4096
 BELOW = 640
@@ -33,6 +35,14 @@ DATA = bytes(1 + 7 * i % 251 for i in range(1 << 16))
 """What is in the file that is read from."""
 FILE = bytes(1 + 11 * i % 241 for i in range(5 * PAGE + 300))
 """What is at first in the file that is mapped."""
+
+MEMLOCK_LIMIT = 12 * PAGE
+"""How much of the window may be locked."""
+DATA_LIMIT = 24 * PAGE
+"""How much of the window may be private and writable."""
+
+_CAPABILITY_VERSION = 0x20080522
+_CAP_IPC_LOCK = 14
 
 Ranges = Sequence[tuple[int, int]]
 Result = int | str
@@ -80,10 +90,35 @@ class Memory(Protocol):
     def madvise(self, addr: int, length: int, advice: int) -> Result: ...
     def msync(self, addr: int, length: int, flags: int) -> Result: ...
     def mincore(self, addr: int, length: int) -> Result: ...
+    def mlock(self, addr: int, length: int, flags: int) -> Result: ...
+    def munlock(self, addr: int, length: int) -> Result: ...
+    def mlockall(self, flags: int) -> Result: ...
+    def munlockall(self) -> Result: ...
+    def locked_bytes(self) -> int: ...
+    def locked_pages(self, start: int, end: int) -> list[int]: ...
     def read(self, fd: int, ranges: Ranges, offset: int | None) -> Result: ...
     def write(self, fd: int, ranges: Ranges, offset: int | None) -> Result: ...
     def rows(self) -> list[Row]: ...
     def content(self, start: int, end: int) -> bytes: ...
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """This thread may lock no more than MEMLOCK_LIMIT meanwhile: it has no CAP_IPC_LOCK."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    found, fewer = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, found) == 0
+    ctypes.memmove(fewer, found, ctypes.sizeof(found))
+    fewer[0] &= ~(1 << _CAP_IPC_LOCK)  # the effective ones
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (MEMLOCK_LIMIT, before[1]))
+    assert libc.capset(header, fewer) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, found) == 0
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
 class _IOVec(ctypes.Structure):
@@ -142,6 +177,35 @@ class KernelMemory:
         vector = ctypes.create_string_buffer(1 << 12)
         return self._call("mincore", addr, length, ctypes.addressof(vector))
 
+    def mlock(self, addr: int, length: int, flags: int) -> Result:
+        return self._call("mlock2", addr, length, flags)
+
+    def munlock(self, addr: int, length: int) -> Result:
+        return self._call("munlock", addr, length)
+
+    def mlockall(self, flags: int) -> Result:
+        return self._call("mlockall", flags)
+
+    def munlockall(self) -> Result:
+        return self._call("munlockall")
+
+    def locked_bytes(self) -> int:
+        """How much of this process is locked."""
+        return self._status("VmLck")
+
+    def data_bytes(self) -> int:
+        """How much of this process counts against RLIMIT_DATA."""
+        return self._status("VmData")
+
+    def _status(self, name: str) -> int:
+        found = re.search(rf"^{name}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1]) << 10
+
+    def locked_pages(self, start: int, end: int) -> list[int]:
+        """The pages that are locked."""
+        return [at for at in range(start, end, PAGE) if self.msync(at, PAGE, mman.MS_INVALIDATE) == "EBUSY"]
+
     def read(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
         return self._transfer("read", fd, ranges, offset)
 
@@ -184,7 +248,9 @@ class GuestMemory:
     def __init__(self) -> None:
         self.file = new_file(FILE)
         limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
-        self.space = AddressSpace(stack_limit=limit if limit >= 0 else 1 << 62)
+        self.space = AddressSpace(
+            stack_limit=limit if limit >= 0 else 1 << 62, memlock_limit=MEMLOCK_LIMIT, data_limit=DATA_LIMIT
+        )
 
     def close(self) -> None:
         """Close the space and its file."""
@@ -225,6 +291,30 @@ class GuestMemory:
     def mincore(self, addr: int, length: int) -> Result:
         return self.answer(lambda: self.space.mincore(addr, length))
 
+    def mlock(self, addr: int, length: int, flags: int) -> Result:
+        return self.answer(lambda: self.space.mlock(addr, length, flags))
+
+    def munlock(self, addr: int, length: int) -> Result:
+        return self.answer(lambda: self.space.munlock(addr, length))
+
+    def mlockall(self, flags: int) -> Result:
+        return self.answer(lambda: self.space.mlockall(flags))
+
+    def munlockall(self) -> Result:
+        return self.answer(lambda: self.space.munlockall())
+
+    def locked_bytes(self) -> int:
+        """How much is locked."""
+        return sum(map(vma.locked_bytes, self.space.mappings()))
+
+    def data_bytes(self) -> int:
+        """How much counts against RLIMIT_DATA."""
+        return sum(map(vma.data_bytes, self.space.mappings()))
+
+    def locked_pages(self, start: int, end: int) -> list[int]:
+        """The pages that are locked."""
+        return [at for at in range(start, end, PAGE) if self.msync(at, PAGE, mman.MS_INVALIDATE) == "EBUSY"]
+
     def read(self, fd: int, ranges: Ranges, offset: int | None) -> Result:
         reader: Reader = FDReader(fd, offset)
         if len(ranges) == 1:
@@ -239,11 +329,11 @@ class GuestMemory:
 
     def rows(self) -> list[Row]:
         rows = []
-        for vma, line in zip(self.space.mappings(), self.space.maps().splitlines(), strict=True):
+        for each, line in zip(self.space.mappings(), self.space.maps().splitlines(), strict=True):
             bounds, rights, offset = line.split()[:3]
             start, end = (int(x, 16) for x in bounds.split("-"))
-            assert (start, end) == (vma.start, vma.end)
-            what: object = vma.backing.inode or (id(vma.backing) if vma.shared else None)
+            assert (start, end) == (each.start, each.end)
+            what: object = each.backing.inode or (id(each.backing) if each.shared else None)
             rows.append(Row(start, end, rights, int(offset, 16) if what else 0, what))
         return join(rows)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from safemem.tls import EngineError, RecordKeys, aead, engine
+from safemem.tls.engines import libcrypto
 from safemem.tls.engines.engine import Engine, Open, Opener, Sealer
 from tls_wire import ENGINES
 
@@ -55,6 +58,18 @@ def test_unknown_names(name: str) -> None:
     """The message tells what there is."""
     with pytest.raises(ValueError, match="one of cryptography, libcrypto, not"):
         engine(name)
+
+
+@needs_libcrypto
+@pytest.mark.skipif(sys.platform != "linux", reason="names of Linux's linker")
+def test_names_of_libcrypto() -> None:
+    """Where Python's ssl does not tell, one of the names is the library's: nothing has to be run to find it."""
+    names = [name for name in libcrypto._candidates() if "/" not in name]
+    loaded = []
+    for name in names:
+        with suppress(OSError):
+            loaded.append(ctypes.CDLL(name))
+    assert loaded
 
 
 @needs_libcrypto

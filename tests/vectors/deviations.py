@@ -8,6 +8,7 @@ Nothing else may differ.
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import iter_unpack
 from typing import Any
 
 from attrs import frozen
@@ -21,6 +22,7 @@ from vectors.replay_io import mm
 Request = dict[str, Any]
 Value = Any
 PANIC = {"panic": "ValueError"}
+_NO_RANGES = {"ars": {"empty": True, "num_bytes": 0, "num_ranges": 0, "ranges": [], "str": "[]"}, "err": "EFAULT"}
 
 
 @frozen
@@ -154,12 +156,11 @@ def _end_is_zero_step(step: list[Any], result: Value) -> Value | None:
     return {**result, "err": None} if step[0] == "sread" and result.get("err") == "EOF" else None
 
 
-# --- file objects give a short count now and the error at the next call
+# --- file objects give a short read now and the error at the next call
 
 
 def _short_count_first(step: list[Any], result: Value) -> Value | None:
-    errors = ("EFAULT", "EOF", "ErrEndOfIOSequence")
-    if step[0] in ("read", "write", "sread", "swrite") and result["n"] and result["err"] in errors:
+    if step[0] in ("read", "sread") and result["n"] and result["err"] in ("EFAULT", "EOF"):
         return {**result, "err": None}
     return None
 
@@ -253,6 +254,34 @@ def _munmap_past_user_space(op: Request, recorded: Value, reach: Reach) -> Value
     return None
 
 
+# --- read(2), readv(2) and execve(2) have Linux's errnos
+
+
+def _whole_count(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    if op["fn"] != "SingleIOSequence" or recorded["err"] is not None:
+        return None
+    return _NO_RANGES if op.get("addr", 0) + op.get("n", 0) > reach.max_addr else None
+
+
+def _lengths_first(req: Request, value: Value) -> Value | None:
+    """The kernel looks at all lengths before it looks at an address: what the model has there decides."""
+    ops = list(value["ops"]) if req["op"] == "mm" else []
+    for i, recorded in enumerate(ops):
+        op = req["ops"][i]
+        if op["fn"] not in ("CopyInIovecs", "IovecsIOSequence") or recorded.get("err") != "EFAULT":
+            continue
+        look = {"fn": "CopyIn", "addr": op.get("addr", 0), "n": 16 * op.get("n", 0)}
+        table = bytes.fromhex(mm({**req, "ops": [*req["ops"][:i], look]}, ModelSpace)["ops"][-1]["data"])
+        if any(length >> 63 for _, length in iter_unpack("<QQ", table[: len(table) // 16 * 16])):
+            ops[i] = {**recorded, "err": "EINVAL"}
+    return {**value, "ops": ops} if ops else None
+
+
+def _vector_too_long(op: Request, recorded: Value, reach: Reach) -> Value | None:
+    too_long = op["fn"] == "CopyInVector" and recorded.get("err") in ("ENAMETOOLONG", "ENOMEM")
+    return {**recorded, "err": "E2BIG"} if too_long else None
+
+
 # --- a stack grows
 
 
@@ -293,7 +322,7 @@ RULES = [
     Rule("end_is_zero", "the same, in a file object", _per_step(_end_is_zero_step)),
     Rule(
         "short_count_first",
-        "a file object gives the short count now and the error at the next call (io.RawIOBase)",
+        "a file object gives the short read now and the error at the next call (io.RawIOBase)",
         _per_step(_short_count_first),
     ),
     Rule(
@@ -309,6 +338,11 @@ RULES = [
         "munmap(2) has Linux's errnos: EINVAL for a range that leaves user space",
         _per_op(_munmap_past_user_space),
     ),
+    Rule("whole_count", "read(2) looks at the whole count before it is cut: EFAULT (Linux)", _per_op(_whole_count)),
+    Rule(
+        "lengths_first", "readv(2) looks at all lengths before it looks at an address: EINVAL (Linux)", _lengths_first
+    ),
+    Rule("vector_too_long", "strings that are too long for execve(2) are E2BIG (Linux)", _per_op(_vector_too_long)),
     Rule("stack_grows", "an access below a MAP_GROWSDOWN mapping makes it grow, as in Linux", _stack_grows),
 ]
 """All rules, by name; a name may have several parts."""

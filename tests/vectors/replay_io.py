@@ -189,7 +189,7 @@ def _pattern(first: int, n: int) -> bytes:
 
 def _read_step(file: IOReadWriter | IOSequenceReadWriter, n: int) -> dict[str, Any]:
     dst = bytearray(n)
-    result = counted(lambda: file.readinto(dst))
+    result = counted(lambda: file.readinto(dst) or 0)
     return {**result, "data": dst[: result["n"]].hex()}
 
 

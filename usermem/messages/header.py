@@ -16,8 +16,9 @@ from typing import Final
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem import BlockSeq, WriterFunc
+from safemem.buffers import check_int
 from safemem.errors import error
-from usermem.cstruct import copy_struct_in
+from usermem.cstruct import copy_struct_in, copy_struct_out
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
 from usermem.memory_io import IO, arch_of, read_bytes
@@ -74,6 +75,8 @@ def copy_in_msghdr(io: IO, addr: int, layout: MsgLayout, has_name: bool, *, igno
     Raises FaultError; OSError: EINVAL for a negative namelen or iovec length, EMSGSIZE for more than UIO_MAXIOV
     iovecs.
     """
+    if type(addr) is not int:
+        addr = check_int(addr, "msg_addr")
     packed = read_bytes(io, addr, layout.msg_len, ignore_permissions=ignore_permissions)
     name, namelen, iov, iovlen, control, controllen, flags = layout.packed.unpack(packed)
     sent_name = b""
@@ -102,7 +105,7 @@ def count_nothing(exc: BaseException) -> BaseException:
 
 def checked_flags(flags: int, arch: Arch) -> int:
     """The flags of a call as an unsigned int. Raises OSError (EINVAL) for the one that Linux keeps for itself."""
-    flags &= 0xFFFF_FFFF
+    flags = check_int(flags, "flags") & 0xFFFF_FFFF
     if flags & MSG_CMSG_COMPAT and arch.pointer_size == 8:
         raise error(errno.EINVAL, "flag MSG_CMSG_COMPAT")
     return flags & ~MSG_CMSG_COMPAT
@@ -176,5 +179,5 @@ def timeout_range(io: IO, addr: int, time64: bool) -> AddrRangeSeq:
 
 def copy_out_timeout(io: IO, addr: int, left: int, time64: bool, *, ignore_permissions: bool = False) -> None:
     """Store ``left`` ns as a struct timespec. Raises FaultError."""
-    timespec = _timespec(arch_of(io), time64).pack(*divmod(left, 1_000_000_000))
-    io.copy_out(addr, timespec, ignore_permissions=ignore_permissions)
+    timespec = _timespec(arch_of(io), time64)
+    copy_struct_out(io, addr, timespec, *divmod(left, 1_000_000_000), ignore_permissions=ignore_permissions)

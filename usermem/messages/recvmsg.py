@@ -22,9 +22,10 @@ from typing import Final, Literal
 
 from hostarch import AddrRangeSeq
 from safemem.block_seq import EMPTY
+from safemem.buffers import check_int
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
-from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE
+from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE, UIO_MAXIOV
 from safemem.datagram.reader import DatagramReader, FaultPolicy
 from usermem.cstruct import copy_uint32_out
 from usermem.errors import FaultError, FaultReason
@@ -94,7 +95,8 @@ def recvmmsg_into_user(
     """Receive up to ``vlen`` datagrams by the structs mmsghdr at ``msgvec_addr``; returns how many came.
 
     Each is received as by recvmsg, and its length stored as msg_len; entries that none came for are not touched. With
-    MSG_WAITFORONE it waits for the first only. MSG_PEEK gives the same datagram to every entry. ``vlen`` has no limit.
+    MSG_WAITFORONE it waits for the first only. MSG_PEEK gives the same datagram to every entry, to UIO_MAXIOV of
+    them at most: Linux would go on to the end of memory. Without it ``vlen`` has no limit.
 
     An error behind the first is kept, and the endpoint's next receive raises it; that there is none now is no error.
 
@@ -108,9 +110,11 @@ def recvmmsg_into_user(
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
     try:
+        timeout_addr = check_int(timeout_addr, "timeout_addr")
         call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
-        done = call.receive_many(msgvec_addr, vlen & 0xFFFF_FFFF, clock)
+        vlen = check_int(vlen, "vlen") & 0xFFFF_FFFF
+        done = call.receive_many(check_int(msgvec_addr, "msgvec_addr"), vlen, clock)
         if done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
         return done
@@ -162,6 +166,8 @@ class _Call(DatagramReader):
         """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
         layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
         done = 0
+        if flags & MSG_PEEK:
+            vlen = min(vlen, UIO_MAXIOV)  # for one datagram a guest would hold the host up for hours
         try:
             if not vlen:
                 self.raise_held()

@@ -13,6 +13,7 @@ from typing import Final
 
 from safemem import BlockSeq
 from safemem.block_seq import EMPTY
+from safemem.buffers import check_int
 from safemem.datagram.address import Address
 from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
@@ -66,7 +67,8 @@ def sendmmsg_from_user(
     try:
         flags = checked_flags(flags, arch_of(io))
         layout = layout_of(io)
-        for i in range(min(vlen & 0xFFFF_FFFF, UIO_MAXIOV)):
+        msgvec_addr = check_int(msgvec_addr, "msgvec_addr")
+        for i in range(min(check_int(vlen, "vlen") & 0xFFFF_FFFF, UIO_MAXIOV)):
             entry = msgvec_addr + i * layout.entry
             sent, size = _send(io, endpoint, entry, flags, _MSG_EOR, ignore_permissions)
             copy_uint32_out(io, entry + layout.msg_len, sent, ignore_permissions=ignore_permissions)

@@ -41,6 +41,8 @@ _TRIES: Final = 8
 # takes 15 us.
 _SMALL: Final = 1 << 14
 
+_ZEROS: Final = bytes(1 << 16)
+
 
 class FreeList:
     """Free ranges of integers, neighbours joined. ``take`` looks at a few ranges of about the size: O(1).
@@ -134,7 +136,9 @@ class _Atom:
         """
         if self._parts is None:
             left = _Atom(self._arena, self._chunk, self.start, at, owns=False)
-            self._parts = (left, _Atom(self._arena, self._chunk, at, self.end, owns=False))
+            made = left, _Atom(self._arena, self._chunk, at, self.end, owns=False)
+            # A handler may have cut it meanwhile. Between this look and the store there is no call, so none can run.
+            self._parts = made if self._parts is None else self._parts
         left, right = self._parts
         if self._owns:
             self._owns, left._owns, right._owns = False, True, True
@@ -251,11 +255,18 @@ class Arena:
         # Guest pages may be smaller than the host's: only whole host pages can be given up.
         first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if self._madvise_zeroes and _MADV_DONTNEED is not None and first < last:
-            memory.madvise(_MADV_DONTNEED, first, last - first)
-            memory[start:first] = bytes(first - start)
-            memory[last:end] = bytes(end - last)
-        else:
-            memory[start:end] = bytes(end - start)
+            try:
+                memory.madvise(_MADV_DONTNEED, first, last - first)
+            except OSError:  # a sandbox since then
+                self._madvise_zeroes = False
+            else:
+                memory[start:first] = bytes(first - start)
+                memory[last:end] = bytes(end - last)
+                return
+        for at in range(start, end, len(_ZEROS)):
+            stop = min(at + len(_ZEROS), end)
+            if memory[at:stop] != _ZEROS[: stop - at]:  # to read what was not touched costs no memory, to write it does
+                memory[at:stop] = _ZEROS[: stop - at]
 
     def _grow(self, length: int) -> None:
         size = max(self._next_chunk, length)
@@ -286,12 +297,13 @@ def reserve(size: int) -> mmap.mmap:
 
 
 def _madvise_zeroes() -> bool:
-    """Whether MADV_DONTNEED makes private pages zero here, as on Linux and not elsewhere."""
+    """Whether MADV_DONTNEED makes private pages zero here, as on Linux and not elsewhere, and the host lets us call."""
     if _MADV_DONTNEED is None:
         return False
     with reserve(mmap.PAGESIZE) as memory:
         memory[0] = 1
-        memory.madvise(_MADV_DONTNEED)
+        with suppress(OSError):
+            memory.madvise(_MADV_DONTNEED)
         return memory[0] == 0
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostarch import ANY_ACCESS, mman
+from hostarch import ANY_ACCESS, READ, mman
 from safemem.buffers import check_int
 from usermem.mm.change import Change
+from usermem.mm.madvise import populate
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.vma import VMA
+from usermem.mm.vma import MLOCK_EAGER, VMA
 
 _RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE
 
@@ -35,11 +36,14 @@ def brk(mm: MemoryMap, addr: int) -> int:
 
     arch = mm.arch
     page = arch.page_size
+    limits = mm.limits
 
     def build(change: Change) -> int:
         first, last = change.brk_start, change.brk
         old, new = (last + page - 1) & -page, (addr + page - 1) & -page
         if not first or addr < first or new > arch.max_addr:
+            return last
+        if limits.data_limit is not None and addr - first > limits.data_limit:
             return last
         vmas = change.vmas
         if new < old:
@@ -48,10 +52,15 @@ def brk(mm: MemoryMap, addr: int) -> int:
             change.unmap(new, old)
         elif new > old:
             room = vmas.limit_from(old) - page  # a page stays free between the heap and what is above
-            if new > room or not mm.may_expand(vmas, new - old) or vmas.count > mm.limits.max_map_count:
+            heap = VMA(old, new, _RIGHTS, ANY_ACCESS, False, mm.anonymous, mlock_mode=change.mlock_future)
+            if new > room or not limits.may_grow(vmas, heap, new - old) or vmas.count > limits.max_map_count:
                 return last
-            change.add(VMA(old, new, _RIGHTS, ANY_ACCESS, False, mm.anonymous))
+            change.add(heap)
         change.brk = addr
         return addr
 
-    return mm.change(build)
+    old = mm.tables
+    end = mm.change(build)
+    if old.mlock_future == MLOCK_EAGER and end > old.brk:
+        populate(mm, old.brk, end, READ)  # best effort
+    return end

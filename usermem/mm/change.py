@@ -7,15 +7,16 @@ them by one store. Until then nobody sees anything, and a call that fails leaves
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from attrs import evolve
 
 from usermem.mm.backing import anonymous
 from usermem.mm.backing.backing import Backing
+from usermem.mm.guard import GuardSet
 from usermem.mm.listeners import ChangeKind, Told
 from usermem.mm.pma import PMA, PMASet
-from usermem.mm.vma import VMA, VMASet
+from usermem.mm.vma import MLOCK_NONE, VMA, VMASet
 
 # Of how many pieces the memory that was placed ahead in a free space may be.
 _PIECES: Final = 4
@@ -27,13 +28,16 @@ Dropped = tuple[Backing, int, int]
 class Tables:
     """All that an address space knows at one moment. Nobody changes them once they are published."""
 
-    __slots__ = ("brk", "brk_start", "closed", "pmas", "vmas")
+    __slots__ = ("brk", "brk_start", "closed", "guards", "mlock_future", "pmas", "vmas")
 
     def __init__(self, vmas: VMASet, pmas: PMASet) -> None:
         self.vmas = vmas
         self.pmas = pmas
+        self.guards = GuardSet()
         self.brk_start = 0
         self.brk = 0
+        self.mlock_future = MLOCK_NONE
+        """How what is mapped from now on is locked: mlockall(2), MCL_FUTURE."""
         self.closed = False
 
 
@@ -45,8 +49,10 @@ class Change(Tables):
     def __init__(self, old: Tables) -> None:
         self.vmas = old.vmas
         self.pmas = old.pmas
+        self.guards = old.guards
         self.brk_start = old.brk_start
         self.brk = old.brk
+        self.mlock_future = old.mlock_future
         self.closed = old.closed
         self.told: list[Told] = []
         """What listeners are told, in order."""
@@ -82,7 +88,10 @@ class Change(Tables):
             self._empty(start, end, around)
 
     def _drop(self, around: list[VMA], start: int, end: int) -> bool:
-        """Whether one of some mappings lies in [start, end); what shared ones no longer show is noted."""
+        """Whether one of some mappings lies in [start, end); then its guards go.
+
+        What shared ones no longer show is noted.
+        """
         any_there = False
         for vma in around:
             if vma.start < end and vma.end > start:
@@ -90,6 +99,8 @@ class Change(Tables):
                 if vma.shared:
                     first, last = max(vma.start, start), min(vma.end, end)
                     self.dropped.append((vma.backing, vma.offset_at(first), vma.offset_at(last)))
+        if any_there and self.guards.count:
+            self.guards = self.guards.without(start, end)
         return any_there
 
     def _empty(self, start: int, end: int, around: Sequence[VMA] = ()) -> None:
@@ -139,15 +150,34 @@ class Change(Tables):
 
     def rename(self, start: int, end: int, name: str) -> None:
         """Give everything mapped in [start, end) a name."""
+        self._put_evolved(start, end, name=name)
+
+    def lock(self, start: int, end: int, mode: int) -> None:
+        """Lock everything mapped in [start, end) by an mlock_mode, or unlock it. Its rights and bytes are as before."""
+        self._put_evolved(start, end, mlock_mode=mode)
+
+    def _put_evolved(self, start: int, end: int, **changes: Any) -> None:
+        """Change some fields of everything mapped in [start, end)."""
         around = self.vmas.overlapping(start - 1, end + 1)
         self._touch(start, end, around)
-        renamed = [evolve(vma, name=name) for vma in self.vmas.within(start, end)]
-        self.vmas = self.vmas.put(start, end, renamed, around)
+        evolved = [evolve(vma, **changes) for vma in self.vmas.within(start, end)]
+        self.vmas = self.vmas.put(start, end, evolved, around)
 
     def refill(self, start: int, end: int) -> None:
         """Forget the memory of [start, end): the backing gives it anew when it is touched."""
         self.told.append((start, end, ChangeKind.MEMORY))
         self._clear(start, end)
+
+    def guard(self, start: int, end: int) -> None:
+        """Guard [start, end), all of which is mapped: its memory is forgotten, and nothing can be accessed there."""
+        self.refill(start, end)
+        self.guards = self.guards.with_guard(start, end)
+
+    def unguard(self, start: int, end: int) -> None:
+        """Guard nothing in [start, end): what was guarded is as if it had just been mapped."""
+        for guard in self.guards.within(start, end):
+            self.told.append((guard.start, guard.end, ChangeKind.MEMORY))
+        self.guards = self.guards.without(start, end)
 
     def move(self, vma: VMA, old: tuple[int, int], new: tuple[int, int], keep: bool) -> None:
         """Map at ``new``, where nothing is mapped, what a mapping shows from the start of ``old`` on, with its bytes.
@@ -157,12 +187,17 @@ class Change(Tables):
         start, end = old
         to, stop = new
         pmas = [] if vma.shared else [pma.moved(to - start) for pma in self.pmas.within(start, end)]
+        guards = self.guards.within(start, end)
+        self.guards = self.guards.without(start, end)
         if start < end and not keep:
             self.told.append((start, end, ChangeKind.UNMAP))
             self.vmas = self.vmas.put(start, end, [])
             self._empty(start, end)
-        elif start < end and not vma.shared:
-            self.refill(start, end)
+        elif start < end:
+            if not vma.shared:
+                self.refill(start, end)
+            if vma.mlock_mode:
+                self.lock(vma.start, vma.end, MLOCK_NONE)  # all of it, as the kernel
         self._empty(to, stop)
         around = self.vmas.overlapping(to - 1, stop + 1)
         self.told.append((to, stop, ChangeKind.MOVE))
@@ -170,6 +205,9 @@ class Change(Tables):
         self.vmas = self.vmas.put(to, stop, [vma.over(start, start + stop - to, vma.prot).placed(to, stop)], around)
         for pma in pmas:
             self.place(pma)
+        for guard in guards:
+            moved = guard.moved(to - start)
+            self.guards = self.guards.with_guard(moved.start, moved.end)
 
     def place(self, pma: PMA) -> None:
         """Put memory where there was none yet. No listener is told, and nothing that is cached becomes wrong."""
@@ -177,7 +215,7 @@ class Change(Tables):
 
     def divide(self, pma: PMA) -> None:
         """Make two of a PMA, at a mapping in the middle of those that are cached; not if others were quicker."""
-        firsts = sorted({key & -2 for key in pma.cached})
+        firsts = sorted({key & -2 for key in tuple(pma.cached)})
         if len(firsts) > 1 and self.pmas.find(pma.start) is pma:
             at = firsts[len(firsts) // 2]
             self._clear(pma.start, pma.end, [pma.cut(pma.start, at), pma.cut(at, pma.end)])

@@ -5,7 +5,9 @@ Source: mmap(2), madvise(2), msync(2), mincore(2), fallocate(2).
 
 from __future__ import annotations
 
+import errno
 import mmap as host_mmap
+import os
 import sys
 from functools import cache
 from typing import Any, Final
@@ -14,14 +16,12 @@ from hostarch import mman
 from safemem.errors import error
 from usermem.mm.arena import MAP_NORESERVE, reserve
 from usermem.mm.host_run import HostRun, Whole, mmap_address
+from usermem.mm.limits import host_limits
 
 READ_WRITE: Final = mman.PROT_READ | mman.PROT_WRITE
 
 _FAILED: Final = 2 * sys.maxsize + 1  # MAP_FAILED, as an unsigned pointer
 _PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-
-# The host allows 65,530 mappings by default (vm.max_map_count), and needs some for itself: threads, malloc, libraries.
-_MOST_MAPPINGS: Final = 1 << 15
 
 PAGES_ASKED: Final = 1 << 16
 """How many pages the host is asked for at a time."""
@@ -29,8 +29,14 @@ PAGES_ASKED: Final = 1 << 16
 _live: set[int] = set()
 
 
-class _Unmapping:
-    """What unmaps host pages when it goes.
+def check_mappings() -> None:
+    """Raise MemoryError if guests hold all mappings of the host's that they may."""
+    if len(_live) >= host_limits.max_map_count:
+        raise MemoryError(f"guests hold {len(_live)} mappings of the host's; it has to keep some for itself")
+
+
+class Unmapping:
+    """What counts a mapping of the host's for as long as it is there, and unmaps its pages when it goes.
 
     Nothing refers to it weakly: Python runs ``__del__`` before it clears weak references, so whoever looked the object
     up in between would have one whose pages are gone.
@@ -68,8 +74,7 @@ class HostMapping(Whole):
         self.prot = prot
         self.flags = flags
         self.address = 0
-        if len(_live) >= _MOST_MAPPINGS:
-            raise MemoryError(f"guests hold {len(_live)} mappings of the host's; it has to keep some for itself")
+        check_mappings()
         try:
             if plain:  # an mmap object that the module makes of a file keeps a descriptor each
                 memory = reserve(length)
@@ -80,7 +85,7 @@ class HostMapping(Whole):
                 self.address = map_file(fd, offset, length, prot, flags)
         except OSError as exc:
             raise MemoryError(f"the host does not map {length:#x} bytes at {offset:#x} of a file: {exc}") from exc
-        self._unmapping = _Unmapping(self.address, 0 if plain else length)
+        self._unmapping = Unmapping(self.address, 0 if plain else length)
 
     def run(self, start: int, end: int, keeper: Whole | None = None) -> HostRun:
         """Bytes [start, end) of it, counted from its first. ``keeper`` keeps the mapping, if it is not the keeper."""
@@ -127,6 +132,15 @@ def advise(run: HostRun, advice: int) -> None:
         raise _error(f"madvise {advice}")
 
 
+def can_advise(run: HostRun, advice: int) -> bool:
+    """madvise(2), and whether the host followed it."""
+    try:
+        advise(run, advice)
+    except OSError:
+        return False
+    return True
+
+
 def sync(run: HostRun, flags: int) -> None:
     """msync(2). Raises OSError."""
     if _libc().msync(run.address, len(run), flags):
@@ -134,9 +148,21 @@ def sync(run: HostRun, flags: int) -> None:
 
 
 def punch_hole(fd: int, start: int, end: int) -> None:
-    """Make [start, end) of a file zero and give its blocks back. Raises OSError."""
-    if _libc().fallocate(fd, _PUNCH_HOLE, start, end - start):
-        raise _error("MADV_REMOVE in a file")
+    """Make [start, end) of a file zero and give its blocks back. Raises OSError.
+
+    Where a sandbox refuses fallocate(2), by madvise(2) on a mapping that is there for a moment.
+    """
+    if not _libc().fallocate(fd, _PUNCH_HOLE, start, end - start):
+        return
+    refused = _error("MADV_REMOVE in a file")
+    try:
+        address = map_file(fd, start, end - start, READ_WRITE, mman.MAP_SHARED)
+        done = not _libc().madvise(address, end - start, mman.MADV_REMOVE)
+        unmap(address, end - start)
+    except OSError:
+        done = False
+    if not done:
+        raise refused
 
 
 def resident(address: int, length: int, page: int) -> bytes | None:
@@ -159,17 +185,34 @@ def resident(address: int, length: int, page: int) -> bytes | None:
     return bytes(any(bits[(at - page - low) // size : -(-(at - low) // size)]) for at in ends)
 
 
-def file_resident(fd: int, start: int, end: int, page: int) -> bytes:
-    """As :func:`resident`, of pages of a file, which are mapped for a moment; 0 for all if the host cannot tell."""
-    found = bytearray()
-    for at in range(start, end, PAGES_ASKED * page):
-        length = min(PAGES_ASKED * page, end - at)
-        address = map_file(fd, at, length, mman.PROT_READ, mman.MAP_SHARED)
-        try:
-            found += resident(address, length, page) or bytes(length // page)
-        finally:
-            unmap(address, length)
-    return bytes(found)
+def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False) -> bytes:
+    """As :func:`resident`, of pages of a file, which are mapped for a moment; 0 for all if the host cannot tell.
+
+    ``sparse`` is for a memory file: where it has holes, nothing is in memory, and they cost nothing.
+    """
+    found: list[bytes] = []
+    at = start
+    while at < end:
+        data = _next_data(fd, at, end, page) if sparse else at
+        found.append(bytes((data - at) // page))
+        length = min(PAGES_ASKED * page, end - data)
+        at = data + length
+        if length:
+            address = map_file(fd, data, length, mman.PROT_READ, mman.MAP_SHARED)
+            try:
+                found.append(resident(address, length, page) or bytes(length // page))
+            finally:
+                unmap(address, length)
+    return b"".join(found)
+
+
+def _next_data(fd: int, at: int, end: int, page: int) -> int:
+    """Where the first page from ``at`` on that is no hole begins; ``end`` if there is none before it."""
+    try:
+        data = os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as exc:
+        return end if exc.errno == errno.ENXIO else at
+    return min(at + (data - at) // page * page, end)
 
 
 def _error(what: str) -> OSError:

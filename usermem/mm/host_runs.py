@@ -11,6 +11,7 @@ from safemem import HostFaultError, safecopy
 from safemem.buffers import check_int
 from usermem.mm.arena import Arena
 from usermem.mm.host_run import HostRun
+from usermem.mm.maps import printable
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import VMA
 
@@ -49,9 +50,11 @@ def host_runs(mm: MemoryMap, start: int, end: int, copy_files: bool) -> list[Gue
     """See AddressSpace.host_runs."""
     start, end = check_int(start, "start"), check_int(end, "end")
     for _ in range(_ATTEMPTS):
-        vmas = mm.tables.vmas
+        tables = mm.tables
+        vmas, guards = tables.vmas, tables.guards
         found = _runs(mm, vmas.overlapping(start, end), (start, end), copy_files)
-        if mm.tables.vmas is vmas:  # else a listener may have been told of what was found before
+        tables = mm.tables
+        if tables.vmas is vmas and tables.guards is guards:  # else a listener may have been told of what was found
             break
     return found
 
@@ -65,6 +68,9 @@ def _runs(mm: MemoryMap, vmas: list[VMA], part: tuple[int, int], copy_files: boo
         at, stop = max(vma.start, part[0]), min(part[1], limit)
         while at < stop:
             tables = mm.tables
+            if (guard := tables.guards.find(at)) is not None:
+                at = guard.end
+                continue
             pma = tables.pmas.find(at)
             if pma is None:
                 pma = mm.fill(tables, vma, at, limit)
@@ -75,8 +81,8 @@ def _runs(mm: MemoryMap, vmas: list[VMA], part: tuple[int, int], copy_files: boo
             run = pma.run.part(at - pma.start, last - pma.start)
             if run.may_fault and not copy_files:
                 raise ValueError(
-                    f"the memory at {at:#x}, {vma.label or 'of a file'}, must not be aliased: it may be truncated, "
-                    "and touching it then kills the process. Ask for copies (copy_files=True)"
+                    f"the memory at {at:#x}, {printable(vma.label) or 'of a file'}, must not be aliased: it may be "
+                    "truncated, and touching it then kills the process. Ask for copies (copy_files=True)"
                 )
             is_copy = run.may_fault
             if is_copy:

@@ -31,7 +31,7 @@ class ChangeKind(StrEnum):
     MOVE = "move"
     """mremap(2) has put there what was mapped elsewhere."""
     MEMORY = "memory"
-    """The same is mapped, and the host memory behind it is another, or has other bytes."""
+    """The same is mapped, and the host memory behind it is another, or has other bytes, or is none: a guard."""
 
 
 Told = tuple[int, int, ChangeKind]
@@ -61,7 +61,15 @@ class Event:
         self.published = False
         self.owner = threading.get_ident()  # the thread whose call it is
         self.teller: int | None = None  # the thread that calls, or called, the listener for it
-        self.done = threading.Event()
+        self.done = threading.Lock()  # held until it was told; an Event has a lock inside that a fork may leave held
+        self.done.acquire()
+
+    def wait(self) -> bool:
+        """Whether it was told, now or in a moment."""
+        told = self.done.acquire(timeout=_PATIENCE)
+        if told:
+            self.done.release()
+        return told
 
 
 class Listeners:
@@ -104,7 +112,7 @@ class Listeners:
         for event in tuple(self._events):
             mine = None
             listener = self.listener or _nobody
-            if event.owner != me and not event.done.wait(_PATIENCE) and not _is_alive(event.owner):
+            if event.owner != me and not event.wait() and not _is_alive(event.owner):
                 event.owner = me  # its thread has ended in the middle of a call, or is not in this child of a fork
                 if event.teller is not None:
                     self._drop(event)
@@ -115,7 +123,7 @@ class Listeners:
                 failed = failed or exc
             finally:
                 if mine is not None:
-                    event.done.set()
+                    event.done.release()
                     self._drop(event)
             if event is own[-1]:
                 break

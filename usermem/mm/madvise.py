@@ -15,6 +15,7 @@ from safemem.errors import error
 from usermem.errors import FaultReason
 from usermem.mm.change import Change
 from usermem.mm.memory_map import MemoryMap, page_range
+from usermem.mm.mincore import mincore
 from usermem.mm.vma import VMA
 
 _HINTS: Final = frozenset(
@@ -43,14 +44,31 @@ _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: W
 
 _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 
-# How much of a mapping is populated at most, in bytes: a guest that asks for more does not cost the host more.
-_TOUCHED: Final = 1 << 30
+_KNOWN: Final = _HINTS | {
+    *_DROPPING,
+    *_POPULATING,
+    mman.MADV_FREE,
+    mman.MADV_REMOVE,
+    mman.MADV_COLLAPSE,
+    mman.MADV_GUARD_INSTALL,
+    mman.MADV_GUARD_REMOVE,
+}
+
+_NOT_LOCKED: Final = (
+    mman.MADV_DONTNEED,
+    mman.MADV_FREE,
+    mman.MADV_REMOVE,
+    mman.MADV_COLD,
+    mman.MADV_PAGEOUT,
+    mman.MADV_GUARD_INSTALL,
+)
+"""Advice that locked memory refuses."""
 
 
 def madvise(mm: MemoryMap, addr: int, length: int, advice: int) -> int:
     """See AddressSpace.madvise."""
     advice = check_int(advice, "advice")
-    if advice not in _HINTS and advice not in (*_DROPPING, *_POPULATING, mman.MADV_FREE, mman.MADV_REMOVE):
+    if advice not in _KNOWN:
         raise error(errno.EINVAL, f"madvise {advice}")
     addr, end = page_range(mm.arch, addr, length, "madvise", errno.EINVAL)
     if advice in _POPULATING:
@@ -70,6 +88,14 @@ def madvise(mm: MemoryMap, addr: int, length: int, advice: int) -> int:
 def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None:
     """Follow the advice in a part, [start, end), of one mapping."""
     start, end = part
+    if vma.mlock_mode and advice in _NOT_LOCKED:
+        raise error(errno.EINVAL, f"madvise {advice}: the memory at {vma.start:#x} is locked")
+    if advice == mman.MADV_GUARD_INSTALL:
+        mm.change(lambda change: _guard(change, vma, start, end))
+    if advice == mman.MADV_GUARD_REMOVE:
+        mm.change(lambda change: change.unguard(start, end))
+    if advice == mman.MADV_COLLAPSE:
+        _check_collapse(mm, vma, start, end)
     if advice in (mman.MADV_FREE, mman.MADV_WIPEONFORK) and not vma.backing.anonymous:
         raise error(errno.EINVAL, f"madvise {advice} is for private anonymous memory")
     if advice == mman.MADV_REMOVE:
@@ -83,9 +109,38 @@ def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None
         _discard(mm, vma, start, end)
 
 
+def _guard(change: Change, vma: VMA, start: int, end: int) -> None:
+    """Guard [start, end) where that mapping is still there."""
+    for now in change.vmas.within(start, end):
+        if now.backing is vma.backing:
+            change.guard(now.start, now.end)
+
+
+def _check_collapse(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
+    """MADV_COLLAPSE changes no byte. Raises EINVAL where Linux finds no huge pages to make.
+
+    It makes them of memory that is anonymous, private or shared, and lies around a whole one; each that is asked for
+    must have a page that was touched.
+    """
+    size = mm.arch.huge_page_size
+    first, last = -(-start // size) * size, end // size * size
+    there = vma.start + -vma.start % size + size <= vma.end and vma.backing.name_format is not None
+    touched = bool(mm.runs(mm.tables, vma.start, vma.end))
+    if first < last:
+        touched = all(any(mincore(mm, at, size)) for at in range(first, last, size))
+    if not there or first > last or not touched:
+        raise error(errno.EINVAL, f"no huge page can be made of {end - start:#x} bytes at {start:#x}")
+
+
 def _discard(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
     """Make private memory what it was when it was mapped: where it is, or by forgetting where it is."""
-    done = [vma.backing.discard(run) for _, run in mm.runs(mm.tables, start, end)]
+    tables = mm.tables  # in which others may have put something else there meanwhile
+    done = [
+        vma.backing.discard(run)
+        for now in tables.vmas.within(start, end)
+        if now.backing is vma.backing and not now.shared
+        for _, run in mm.runs(tables, now.start, now.end)
+    ]
 
     def build(change: Change) -> None:
         if all(done):
@@ -99,9 +154,9 @@ def _discard(mm: MemoryMap, vma: VMA, start: int, end: int) -> None:
 
 
 def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | None:
-    """Have the host hold the pages of [start, end), of the first GiB, and return where an access would fault, if so."""
-    budget = _TOUCHED
-    while start < end and budget > 0:
+    """Have the host hold the pages of [start, end), up to the limit, and return where an access would fault, if so."""
+    end = min(end, start + mm.limits.populate_limit)
+    while start < end:
         stretch = mm.locate(start, access, ignore_permissions=False)
         if isinstance(stretch, FaultReason):
             return start
@@ -109,10 +164,18 @@ def populate(mm: MemoryMap, start: int, end: int, access: AccessType) -> int | N
         stop = min(base + limit, end)
         if not run.may_fault:
             offset = start - base - run.start
-            run.view()[offset : offset + min(stop - start, budget) : host_mmap.PAGESIZE].tobytes()
-        budget -= stop - start
+            run.view()[offset : offset + stop - start : host_mmap.PAGESIZE].tobytes()
         start = stop
     return None
+
+
+def hold(mm: MemoryMap, start: int, end: int, access: AccessType, advice: int) -> bool:
+    """As :func:`populate`, also of files of the host's. Returns whether all of it can be had."""
+    if populate(mm, start, end, access) is not None:
+        return False
+    tables = mm.tables
+    parts = tables.vmas.within(start, min(end, start + mm.limits.populate_limit))
+    return all(vma.backing.populate(run, advice) for vma in parts for _, run in mm.runs(tables, vma.start, vma.end))
 
 
 def _populate(mm: MemoryMap, start: int, end: int, advice: int) -> None:
@@ -123,14 +186,8 @@ def _populate(mm: MemoryMap, start: int, end: int, advice: int) -> None:
     # The machine may grant reading with writing; populating does not.
     denied = next((vma for vma in vmas.overlapping(start, stop) if access & ~vma.prot), None)
     allowed = max(denied.start, start) if denied else stop
-    missing = populate(mm, start, allowed, access)
-    if missing is not None:
-        raise error(errno.EFAULT, f"the page at {missing:#x} cannot be populated")
-    tables = mm.tables
-    for vma in tables.vmas.overlapping(start, allowed):
-        for first, run in mm.runs(tables, max(vma.start, start), min(vma.end, allowed)):
-            if not vma.backing.populate(run, advice):
-                raise error(errno.EFAULT, f"not all pages from {first:#x} on are in their file")
+    if not hold(mm, start, allowed, access, advice):
+        raise error(errno.EFAULT, f"not all pages of {allowed - start:#x} bytes at {start:#x} can be populated")
     if denied is not None:
         raise error(errno.EINVAL, f"the mapping at {denied.start:#x} does not allow {access}")
     if stop < end:

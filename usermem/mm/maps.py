@@ -20,9 +20,23 @@ def format_maps(tables: Tables, pointer_size: int) -> str:
         rights = f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}"
         device = f"{os.major(vma.backing.device):02x}:{os.minor(vma.backing.device):02x}"
         line = f"{vma.start:08x}-{vma.end:08x} {rights} {vma.offset:08x} {device} {vma.backing.inode} "
-        name = name_of(vma, tables).replace("\n", "\\012")
+        name = printable(name_of(vma, tables))
         lines.append(f"{line:<{width}} {name}\n" if name else f"{line}\n")
     return "".join(lines)
+
+
+def printable(name: str) -> str:
+    """A name as Linux's seq_path() escapes it: a newline is ``\\012``.
+
+    So is all else that does something on a terminal or cannot be printed: control characters, what changes the
+    direction of writing, bytes that are no UTF-8. A backslash stays as it is.
+    """
+    return name if name.isprintable() else "".join(c if c.isprintable() else _octal(c) for c in name)
+
+
+def _octal(character: str) -> str:
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", errors))
 
 
 def name_of(vma: VMA, tables: Tables) -> str:

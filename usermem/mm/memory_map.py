@@ -26,8 +26,6 @@ from functools import partial
 from mmap import mmap
 from typing import Final, TypeVar
 
-from attrs import define
-
 from hostarch import Arch, mman
 from safemem.buffers import check_int
 from safemem.errors import error
@@ -37,17 +35,12 @@ from usermem.mm.backing.anonymous import Anonymous
 from usermem.mm.backing.object_pages import write_back_released
 from usermem.mm.change import Change, Dropped, Tables
 from usermem.mm.host_run import HostRun
+from usermem.mm.limits import Limits
 from usermem.mm.listeners import Event, Listeners
 from usermem.mm.page_cache import PageCache, Stretch
 from usermem.mm.pma import PMA, PMASet
 from usermem.mm.room import room
 from usermem.mm.vma import VMA, VMASet
-
-MAX_MAP_COUNT: Final = 65_530
-"""How many mappings Linux allows by default: vm.max_map_count."""
-
-STACK_LIMIT: Final = 8 << 20
-"""How long Linux lets a stack grow by default, in bytes: RLIMIT_STACK."""
 
 # How many pages stay free below a mapping that grows down: stack_guard_gap, mm/mmap.c.
 _GUARD_PAGES: Final = 256
@@ -70,18 +63,6 @@ T = TypeVar("T")
 Made = tuple[list[Dropped], list[Event]]
 Found = tuple[Tables, VMA, PMA, int]
 """Tables, the mapping and the memory that an address lies in, and where what can be accessed there ends."""
-
-
-@define
-class Limits:
-    """What the owner of an address space allows its guest."""
-
-    max_map_count: int = MAX_MAP_COUNT
-    """How many mappings there may be (vm.max_map_count)."""
-    address_limit: int | None = None
-    """How many bytes may be mapped (RLIMIT_AS); None for any number."""
-    stack_limit: int = STACK_LIMIT
-    """How long a MAP_GROWSDOWN mapping may grow, in bytes (RLIMIT_STACK)."""
 
 
 class _ClosedError(ValueError):
@@ -138,6 +119,9 @@ class MemoryMap:
                 self.check_open()
             change = Change(old)
             result = build(change)
+            pieces = change.pmas.count
+            if pieces > self.limits.max_pma_count and pieces > old.pmas.count and change.told:
+                raise error(errno.ENOMEM, f"the memory of the mappings would be in {pieces} pieces")
             used = change.used
             try:
                 if change.touched or change.gone:
@@ -247,6 +231,8 @@ class MemoryMap:
             rights |= mman.PROT_READ
         if access & ~rights:
             return FaultReason.PERMISSION
+        if tables.guards.count and tables.guards.find(addr) is not None:
+            return FaultReason.GUARD
         try:
             end = vma.end if vma.backing.anonymous else self.accessible_end(vma)
             if addr >= end:
@@ -273,9 +259,14 @@ class MemoryMap:
 
         def place(change: Change) -> PMA:
             first, last = low, high
-            if change.vmas is not tables.vmas or change.pmas is not tables.pmas:
+            if (change.vmas, change.pmas, change.guards) != (tables.vmas, tables.pmas, tables.guards):  # by identity
                 now, there = change.vmas.find(addr), change.pmas.find(addr)
-                if now is None or now.backing.key != vma.backing.key or now.offset_at(addr) != vma.offset_at(addr):
+                if (
+                    change.guards.find(addr) is not None
+                    or now is None
+                    or now.backing.key != vma.backing.key
+                    or now.offset_at(addr) != vma.offset_at(addr)
+                ):
                     return filled.cut(low, high)  # overtaken: this access goes where it was going
                 if there is not None:
                     return there
@@ -296,11 +287,6 @@ class MemoryMap:
             found.append((first, pma.run.part(first - pma.start, last - pma.start)))
         return found
 
-    def may_expand(self, vmas: VMASet, length: int) -> bool:
-        """Whether the limit allows so many more bytes."""
-        limit = self.limits.address_limit
-        return limit is None or vmas.num_bytes + length <= limit
-
     def can_cut(self, vmas: VMASet, start: int, end: int) -> bool:
         """Whether unmapping [start, end) leaves no more mappings than there may be."""
         few = vmas.count < self.limits.max_map_count
@@ -311,6 +297,12 @@ class MemoryMap:
         if not self.can_cut(vmas, start, end):
             raise error(errno.ENOMEM, f"there are {len(vmas)} mappings")
 
+    def check_splits(self, change: Change, before: int) -> None:
+        """Raise ENOMEM if a change of what mappings are leaves too many, and more than ``before`` (split_vma)."""
+        count = change.vmas.count
+        if count > self.limits.max_map_count and count > before:
+            raise error(errno.ENOMEM, f"there would be {count} mappings")
+
     def _grow_down(self, addr: int) -> bool:
         """Have the mapping above addr grow down to it if it may (Linux's expand_downwards, acct_stack_growth)."""
 
@@ -320,7 +312,7 @@ class MemoryMap:
                 return vma is not None and vma.start <= addr
             start = self.arch.page_round_down(addr)
             too_long = vma.end - start > self.limits.stack_limit
-            if start < self.arch.min_addr or too_long or not self.may_expand(change.vmas, vma.start - start):
+            if start < self.arch.min_addr or too_long or not self.limits.may_grow(change.vmas, vma, vma.start - start):
                 return False
             before = change.vmas.last_before(start)
             # A mapping that grows down itself, or that cannot be accessed, may be nearer.
@@ -372,6 +364,10 @@ class MemoryMap:
         tables = self.tables
         tables.vmas._check()
         tables.pmas._check()
+        tables.guards._check()
+        for guard in tables.guards:
+            assert tables.vmas.covered_up_to(guard.start, guard.end) == guard.end, f"{guard} is not mapped"
+            assert tables.pmas.is_free(guard.start, guard.end), f"{guard} has memory"
         for pages, right in ((self._cache.readable, mman.PROT_READ), (self._cache.writable, mman.PROT_WRITE)):
             for page, (_, base, limit, run) in pages.items():
                 addr = page << 12

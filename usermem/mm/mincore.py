@@ -22,27 +22,31 @@ def mincore(mm: MemoryMap, addr: int, length: int) -> bytes:
     tables = mm.tables
     if tables.vmas.covered_up_to(addr, end) < end:
         raise error(errno.ENOMEM, f"mincore: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
-    found = bytearray()
+    pages = (end - addr) // size
+    if pages > mm.limits.mincore_limit:
+        raise error(errno.EAGAIN, f"mincore of {pages} pages: the limit is {mm.limits.mincore_limit}")
+    found: list[bytes] = []  # zeros that nobody reads cost the host nothing, so they are not copied
     for vma in tables.vmas.overlapping(addr, end):
         at, stop = max(vma.start, addr), min(vma.end, end)
         for start, run in [*mm.runs(tables, at, stop), (stop, None)]:
-            found += vma.backing.resident(vma.offset_at(at), vma.offset_at(start), size)
+            if start > at:
+                found.append(vma.backing.resident(vma.offset_at(at), vma.offset_at(start), size))
             if run is not None:
                 found += _resident_pages(run, size)
                 at = start + len(run)
-    return bytes(found)
+    return b"".join(found)
 
 
-def _resident_pages(run: HostRun, page: int) -> bytes:
-    """A byte for each guest page of a run: 1 if one of the host's pages in it is in memory.
+def _resident_pages(run: HostRun, page: int) -> list[bytes]:
+    """A byte for each guest page of a run, in pieces: 1 if one of the host's pages in it is in memory.
 
     Where the host cannot tell, all pages that have a place are.
     """
-    found = bytearray()
+    found: list[bytes] = []
     step = page * host_calls.PAGES_ASKED
     for at in range(run.address, run.address + len(run), step):
         part = host_calls.resident(at, min(step, run.address + len(run) - at), page)
         if part is None:
-            return b"\1" * (len(run) // page)
-        found += part
-    return bytes(found)
+            return [b"\1" * (len(run) // page)]
+        found.append(part)
+    return found

@@ -12,21 +12,25 @@ from typing import Final
 from hostarch import READ, mman
 from safemem.buffers import check_int
 from safemem.errors import error
+from safemem.fd import FD_MAX
 from usermem.mm.backing import object_backing
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.host_file import LARGEST_FILE, host_file
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.shared_memory import SharedMemory
-from usermem.mm.change import Change
+from usermem.mm.change import Change, Tables
 from usermem.mm.madvise import populate
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.vma import VMA, VMASet
+from usermem.mm.vma import MLOCK_EAGER, VMA, VMASet
 
 _ANONYMOUS_KINDS: Final = (mman.MAP_SHARED, mman.MAP_PRIVATE)
 _FILE_KINDS: Final = (*_ANONYMOUS_KINDS, mman.MAP_SHARED_VALIDATE)
 
 RIGHTS: Final = mman.PROT_READ | mman.PROT_WRITE | mman.PROT_EXEC
 """The rights that a mapping can have."""
+
+# MAP_HUGE_2MB | MAP_HUGE_1GB, which MAP_SHARED_VALIDATE knows on all machines.
+_HUGE_PAGE_SIZES: Final = (21 | 30) << mman.MAP_HUGE_SHIFT
 
 # Where MAP_32BIT maps: find_start_end(), arch/x86/kernel/sys_x86_64.c.
 _LOW_START: Final = 0x4000_0000
@@ -36,24 +40,30 @@ _LOW_END: Final = 0x8000_0000
 def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tuple[int, int]) -> int:
     """See AddressSpace.mmap. ``file`` is the descriptor and the offset."""
     fd, offset = file
+    if not type(addr) is type(length) is type(prot) is type(flags) is type(fd) is type(offset) is int:
+        addr, length, prot = check_int(addr, "addr"), check_int(length, "length"), check_int(prot, "prot")
+        flags, fd, offset = check_int(flags, "flags"), check_int(fd, "fd"), check_int(offset, "offset")
     names = mm.arch.map_flags
-    if offset or type(offset) is not int:
+    if offset:
         check_offset(mm, offset)
-    prot, flags = check_int(prot, "prot"), check_int(flags, "flags")
     kind = flags & mman.MAP_TYPE
     anonymous = bool(flags & names.anonymous)
-    if not anonymous and check_int(fd, "fd") < 0:
+    if not anonymous and not 0 <= fd <= FD_MAX:
         raise error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
     if not anonymous:
         os.fstat(fd)  # EBADF comes before all else
+    if flags & names.hugetlb:
+        _refuse_huge_pages(mm, addr, length, flags, anonymous)
     known = kind in (_ANONYMOUS_KINDS if anonymous else _FILE_KINDS)
-    if not known or not anonymous:
-        find_place(mm, mm.tables.vmas, addr, length, flags, offset)  # its errors come first
+    if not known or not anonymous:  # these errors come first
+        start, end = find_place(mm, mm.tables.vmas, addr, length, flags, offset)
+        _mlock_mode(mm, mm.tables, flags, end - start)
     if not known:
         raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
     shared = kind != mman.MAP_PRIVATE
     backing: Backing
     if not anonymous:
+        _check_validated(mm, flags)
         if offset + length > LARGEST_FILE:
             raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x} of a file")
         backing = host_file(fd, shared, prot, offset, mm.arch.page_size)
@@ -61,7 +71,8 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
         backing = _anonymous(mm, shared, length)
     vma = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
     start = map_backing(mm, addr, length, flags, vma, offset)
-    if flags & names.populate and anonymous:
+    eager = vma.mlock_mode == MLOCK_EAGER or (flags & names.populate and not flags & names.nonblock)
+    if eager and anonymous:
         populate(mm, start, start + mm.arch.page_round_up(length), READ)  # best effort
     return start
 
@@ -70,7 +81,11 @@ def map_object(
     mm: MemoryMap, addr: int, length: int, flags: int, mapped: MappedObject | Backing | None, template: VMA
 ) -> int:
     """See AddressSpace.map_object: ``template`` has its rights, offset and name."""
-    shared = check_int(flags, "flags") & mman.MAP_TYPE != mman.MAP_PRIVATE
+    addr, length, flags = check_int(addr, "addr"), check_int(length, "length"), check_int(flags, "flags")
+    shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
+    if flags & mm.arch.map_flags.hugetlb:
+        _refuse_huge_pages(mm, addr, length, flags, mapped is None)
+    _check_validated(mm, flags)
     template.shared = shared
     offset = template.offset
     if mapped is None:
@@ -81,7 +96,7 @@ def map_object(
 
 
 def _anonymous(mm: MemoryMap, shared: bool, length: int) -> Backing:
-    if not shared or check_int(length, "length") <= 0:
+    if not shared or length <= 0:
         return mm.anonymous
     try:
         return SharedMemory(mm.arch.checked_page_round_up(length) or length)
@@ -91,25 +106,76 @@ def _anonymous(mm: MemoryMap, shared: bool, length: int) -> Backing:
 
 def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, offset: int) -> int:
     """Map what ``vma`` says where ``addr`` and ``flags`` say, and return the address. It becomes the mapping."""
-    vma.guard = mm.guard if flags & mm.arch.map_flags.growsdown else 0
+    names, limits = mm.arch.map_flags, mm.limits
+    vma.guard = mm.guard if flags & names.growsdown else 0
 
     def build(change: Change) -> int:
         start, end = find_place(mm, change.vmas, addr, length, flags, offset)
+        if change.mlock_future or flags & names.locked:
+            vma.mlock_mode = _mlock_mode(mm, change, flags, end - start)
         if vma.guard and not vma.backing.anonymous:
             raise error(errno.EINVAL, "only private anonymous memory grows down")
         if vma.prot & ~vma.max_prot:
             raise error(errno.EACCES, f"prot {vma.prot:#x} is more than max_prot {vma.max_prot:#x}")
-        if mm.limits.address_limit is not None:
+        if limits.address_limit is not None or limits.data_limit is not None:
+            vma.start, vma.end = start, end
             there = sum([part.end - part.start for part in change.vmas.within(start, end)])
-            if not mm.may_expand(change.vmas, end - start - there):
+            if not limits.may_expand(change.vmas, vma, end - start - there):
                 raise error(errno.ENOMEM, f"the address space may not grow by {end - start:#x} bytes")
-        if change.vmas.count >= mm.limits.max_map_count:
+        if change.vmas.count >= limits.max_map_count:
             mm.check_cut(change.vmas, start, end)
         vma.start, vma.end = start, end
         change.add(vma)
         return start
 
     return mm.change(build)
+
+
+def _mlock_mode(mm: MemoryMap, tables: Tables, flags: int, size: int) -> int:
+    """How a new mapping of ``size`` bytes is locked. Raises OSError: EPERM, EAGAIN if it may not be."""
+    mode = tables.mlock_future
+    if flags & mm.arch.map_flags.locked:
+        if mm.limits.memlock_limit == 0:
+            raise error(errno.EPERM, "memory may not be locked")
+        mode = max(mode, MLOCK_EAGER)
+    if mode and not mm.limits.may_lock(tables.vmas, size):
+        raise error(errno.EAGAIN, f"{size:#x} more bytes may not be locked")
+    return mode
+
+
+def _check_validated(mm: MemoryMap, flags: int) -> None:
+    """Raise EOPNOTSUPP for flags that MAP_SHARED_VALIDATE does not know: LEGACY_MAP_MASK, include/linux/mman.h.
+
+    MAP_SYNC is one of them, for no file here is persistent memory.
+    """
+    if flags & mman.MAP_TYPE != mman.MAP_SHARED_VALIDATE:
+        return
+    names = mm.arch.map_flags
+    known = mman.MAP_TYPE | names.fixed | names.anonymous | names.denywrite | names.executable | names.growsdown
+    known |= names.locked | names.noreserve | names.populate | names.nonblock | names.stack | names.hugetlb
+    known |= _HUGE_PAGE_SIZES | (names.map_32bit and names.map_32bit | mman.MAP_ABOVE4G)
+    if flags & ~known:
+        raise error(errno.EOPNOTSUPP, f"flags {flags & ~known:#x} with MAP_SHARED_VALIDATE")
+
+
+def _refuse_huge_pages(mm: MemoryMap, addr: int, length: int, flags: int, anonymous: bool) -> None:
+    """Raise ENOMEM for MAP_HUGETLB, as a host does that has set no huge pages aside (vm.nr_hugepages).
+
+    Raises EINVAL before it, as Linux, for a file, for an unknown size, and for a place that is not at a huge page.
+    """
+    arch, names = mm.arch, mm.arch.map_flags
+    size = arch.huge_page_size
+    if not anonymous or flags >> mman.MAP_HUGE_SHIFT & mman.MAP_HUGE_MASK not in (0, arch.huge_page_shift):
+        raise error(errno.EINVAL, f"flags {flags:#x}: a file has no huge pages, and the machine has {size:#x} bytes")
+    length = (check_int(length, "length") + size - 1) & -size & arch.addr_mask
+    fixed = flags & (names.fixed | names.fixed_noreplace)
+    if fixed and check_int(addr, "addr") & (size - 1) and length <= arch.max_addr:
+        raise error(errno.EINVAL, f"address {addr:#x} is not at a huge page")
+    start, end = find_place(mm, mm.tables.vmas, addr, length, flags, 0)
+    _mlock_mode(mm, mm.tables, flags, end - start)
+    if flags & names.growsdown or flags & mman.MAP_TYPE not in _ANONYMOUS_KINDS:
+        raise error(errno.EINVAL, f"flags {flags:#x} with MAP_HUGETLB at {start:#x}")
+    raise error(errno.ENOMEM, f"there are no huge pages for {end - start:#x} bytes")
 
 
 def munmap(mm: MemoryMap, addr: int, length: int) -> int:
@@ -134,15 +200,13 @@ def munmap(mm: MemoryMap, addr: int, length: int) -> int:
 
 def check_offset(mm: MemoryMap, offset: int) -> None:
     """Raise EINVAL if an offset into a file is not page-aligned."""
-    if not mm.arch.is_page_aligned(check_int(offset, "offset")):
+    if not mm.arch.is_page_aligned(offset):
         raise error(errno.EINVAL, f"offset {offset:#x} is not page-aligned")
 
 
 def find_place(mm: MemoryMap, vmas: VMASet, addr: int, length: int, flags: int, offset: int) -> tuple[int, int]:
     """Where a new mapping goes, with the checks of Linux's do_mmap in its order."""
     arch, names = mm.arch, mm.arch.map_flags
-    addr = check_int(addr, "addr")
-    length = check_int(length, "length")
     if not length:
         raise error(errno.EINVAL, "mmap of length 0")
     size = (length + arch.page_size - 1) & -arch.page_size

@@ -38,7 +38,7 @@ def mprotect(mm: MemoryMap, addr: int, length: int, prot: int) -> int:
 
     def build(change: Change) -> tuple[int, int]:
         start = _growing_start(change.vmas, addr, end, prot) if prot & _GROWS else addr
-        stop, code = start, errno.ENOMEM
+        stop, code, data, before = start, errno.ENOMEM, 0, change.vmas.count
         around = change.vmas.overlapping(start - 1, end + 1)
         for vma in around:
             if vma.end <= start:
@@ -48,11 +48,16 @@ def mprotect(mm: MemoryMap, addr: int, length: int, prot: int) -> int:
             if prot & RIGHTS & ~vma.max_prot:
                 code = errno.EACCES
                 break
+            if prot & mman.PROT_WRITE and mm.limits.data_limit is not None and vma.may_become_data:
+                data += min(vma.end, end) - max(vma.start, start)
+                if not mm.limits.may_have_data(change.vmas, data):
+                    break
             stop = vma.end if vma.end < end else end
         if stop == end:
             change.protect(start, end, prot & RIGHTS, around)
         elif stop > start:
             change.protect(start, stop, prot & RIGHTS)
+        mm.check_splits(change, before)
         return stop, code
 
     stop, code = mm.change(build)
@@ -84,13 +89,14 @@ def set_name(mm: MemoryMap, addr: int, length: int, name: str | None) -> int:
         raise error(errno.EINVAL, f"naming {length:#x} bytes at {addr:#x}")
 
     def build(change: Change) -> tuple[int, int]:
-        at, missing = addr, False
+        at, missing, before = addr, False, change.vmas.count
         for vma in change.vmas.within(addr, end):
             missing |= vma.start > at
             form = vma.backing.name_format
             if form is None:  # what came before it has its name
                 return errno.EBADF, vma.start
             change.rename(vma.start, vma.end, form.format(name) if name is not None else "")
+            mm.check_splits(change, before)
             at = vma.end
         return errno.ENOMEM * (missing or at < end), at
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from hostarch import mman
+from hostarch import READ, mman
 from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.mm.change import Change
+from usermem.mm.madvise import populate
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.mmap import free_place
-from usermem.mm.vma import VMA
+from usermem.mm.vma import MLOCK_EAGER, VMA
 
 _FLAGS: Final = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED | mman.MREMAP_DONTUNMAP
 
@@ -27,7 +28,11 @@ def mremap(mm: MemoryMap, old_addr: int, old_size: int, new_size: int, flags: in
     old_len, new_len = _rounded(mm, old_size, "old_size"), _rounded(mm, new_size, "new_size")
     _check_arguments(mm, old_addr, old_len, new_len, flags, new_addr)
     call = _Call(mm, old_addr, old_len, new_len, flags, new_addr)
-    return mm.change(call.run)
+    addr = mm.change(call.run)
+    vma = mm.tables.vmas.find(addr) if new_len > old_len else None
+    if vma is not None and vma.mlock_mode == MLOCK_EAGER and vma.backing.steady:
+        populate(mm, addr + old_len, addr + new_len, READ)  # best effort
+    return addr
 
 
 def _rounded(mm: MemoryMap, size: int, name: str) -> int:
@@ -88,7 +93,9 @@ class _Call:
         if min(self.old_len, self.new_len) > vma.end - self.addr:
             raise error(errno.EFAULT, f"{self.old_len:#x} bytes at {self.addr:#x} are not one mapping")
         more = self.new_len - self.old_len
-        if more > 0 and not self.mm.may_expand(change.vmas, more):
+        if more > 0 and vma.mlock_mode and not self.mm.limits.may_lock(change.vmas, more):
+            raise error(errno.EAGAIN, f"{more:#x} more bytes may not be locked")
+        if more > 0 and not self.mm.limits.may_expand(change.vmas, vma, more):
             raise error(errno.ENOMEM, "the address space may not grow so much")
 
     def _move_all(self, change: Change, to: int) -> int:
@@ -119,7 +126,7 @@ class _Call:
             change.unmap(addr + new_len, addr + old_len)
             old_len = new_len
             vma = change.vmas.find(addr) or vma
-        if self.keeps and not self.mm.may_expand(change.vmas, old_len):
+        if self.keeps and not self.mm.limits.may_expand(change.vmas, vma, old_len):
             raise error(errno.ENOMEM, "the address space may not grow so much")
         return self._move(change, vma, (addr, old_len, new_len), to)
 

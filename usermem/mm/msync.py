@@ -10,7 +10,9 @@ import errno
 from hostarch import mman
 from safemem.buffers import check_int
 from safemem.errors import error
+from usermem.mm.change import Tables
 from usermem.mm.memory_map import MemoryMap, page_range
+from usermem.mm.vma import VMA
 
 
 def msync(mm: MemoryMap, addr: int, length: int, flags: int) -> int:
@@ -23,15 +25,27 @@ def msync(mm: MemoryMap, addr: int, length: int, flags: int) -> int:
         length = 0  # in whole pages it wraps, and the kernel does not look
     addr, end = page_range(mm.arch, addr, length, "msync", errno.ENOMEM)
     tables = mm.tables
-    if tables.vmas.covered_up_to(addr, end) < end:
-        raise error(errno.ENOMEM, f"msync: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
+    at, missing = addr, False
     for vma in tables.vmas.overlapping(addr, end):
+        missing |= vma.start > at
+        if missing and flags == mman.MS_ASYNC:
+            break
+        if flags & mman.MS_INVALIDATE and vma.mlock_mode:
+            raise error(errno.EBUSY, f"msync: the memory at {vma.start:#x} is locked")
         if vma.shared:
-            start, stop = max(vma.start, addr), min(vma.end, end)
-            if vma.backing.is_synced:
-                for _, run in mm.runs(tables, start, stop):
-                    vma.backing.sync(run, flags)
-            vma.backing.write_back(vma.offset_at(start), vma.offset_at(stop))
+            _sync(mm, tables, vma, (max(vma.start, addr), min(vma.end, end)), flags)
+        at = vma.end
     if mm.failed_write_back is not None:
         mm.raise_failed_write_back()
+    if missing or at < end:
+        raise error(errno.ENOMEM, f"msync: not all of {end - addr:#x} bytes at {addr:#x} are mapped")
     return 0
+
+
+def _sync(mm: MemoryMap, tables: Tables, vma: VMA, part: tuple[int, int], flags: int) -> None:
+    """Have the backing of a shared mapping take what was written to a part of it, [start, end)."""
+    start, end = part
+    if vma.backing.is_synced:
+        for _, run in mm.runs(tables, start, end):
+            vma.backing.sync(run, flags)
+    vma.backing.write_back(vma.offset_at(start), vma.offset_at(end))

@@ -28,6 +28,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from hostarch import HOST_BYTE_ORDER, READ, WRITE, AccessType, AddrRangeSeq, Arch
+from hostarch.integers import PAGE_SHIFT
 from safemem import BlockSeq, atomics
 from safemem.block import Piece
 from safemem.buffers import check_int
@@ -48,6 +49,8 @@ Stretch = list[Any]
 GONE: Stretch = [None, 0, -1, None]
 """A stretch that nothing fits into."""
 
+# Not cached, no int, or a NumPy count that overflows. One that wraps makes stop < start. Nothing has been moved then.
+_NOT_QUICK = (KeyError, TypeError, OverflowError, RuntimeWarning)
 _MAX_ENTRIES = 1 << 16
 # More zeros than this are not made to be copied.
 _ZERO_MAX = 1 << 16
@@ -131,12 +134,11 @@ class PagedIO(ResolvedIO):
 
     def read_bytes(self, addr: int, n: int, ignore_permissions: bool = False) -> bytes:
         try:
-            memory, base, limit, _ = self._readable[addr >> 12]
+            memory, base, limit, _ = self._readable[addr >> PAGE_SHIFT]
             start = addr - base
-            if n >= 0 and (stop := start + n) <= limit and not ignore_permissions:
-                found: bytes = memory[start:stop]
-                return found
-        except (KeyError, TypeError):
+            if start <= (stop := start + n) <= limit and not ignore_permissions:
+                return memory[start:stop]  # type: ignore[no-any-return]
+        except _NOT_QUICK:
             pass
         if type(n) is int and n > 0 and not ignore_permissions:
             loaded = self._load(addr, n, READ)
@@ -152,7 +154,7 @@ class PagedIO(ResolvedIO):
     def copy_out(self, addr: int, src: ReadableBuffer, ignore_permissions: bool = False) -> int:
         """See IO.copy_out."""
         try:
-            memory, base, limit, _ = self._writable[addr >> 12]
+            memory, base, limit, _ = self._writable[addr >> PAGE_SHIFT]
             start = addr - base
             n = len(src)  # type: ignore[arg-type]
             if (stop := start + n) <= limit and not ignore_permissions:
@@ -176,7 +178,7 @@ class PagedIO(ResolvedIO):
         # Of all buffers only these two can be trusted to take a slice assignment byte for byte.
         if (type(dst) is memoryview and dst.c_contiguous) or type(dst) is bytearray:
             try:
-                memory, base, limit, run = self._readable[addr >> 12]
+                memory, base, limit, run = self._readable[addr >> PAGE_SHIFT]
                 start = addr - base
                 n = len(dst)
                 if (stop := start + n) <= limit and not ignore_permissions:
@@ -193,9 +195,9 @@ class PagedIO(ResolvedIO):
     def zero_out(self, addr: int, n: int, ignore_permissions: bool = False) -> int:
         """See IO.zero_out."""
         try:
-            memory, base, limit, _ = self._writable[addr >> 12]
+            memory, base, limit, _ = self._writable[addr >> PAGE_SHIFT]
             start = addr - base
-            if 0 <= n <= _ZERO_MAX and (stop := start + n) <= limit and not ignore_permissions:
+            if type(n) is int and 0 <= n <= _ZERO_MAX and (stop := start + n) <= limit and not ignore_permissions:
                 memory[start:stop] = bytes(n)
                 return n
         except (KeyError, TypeError):
@@ -208,13 +210,13 @@ class PagedIO(ResolvedIO):
         The view keeps the memory alive.
         """
         try:
-            _, base, limit, run = (self._writable if writable else self._readable)[addr >> 12]
+            _, base, limit, run = (self._writable if writable else self._readable)[addr >> PAGE_SHIFT]
             start = addr - base
-            if n >= 0 and start + n <= limit:
+            if start <= start + n <= limit:
                 start -= run.start
                 view: memoryview = run.view()[start : start + n]
                 return view
-        except (KeyError, TypeError):
+        except _NOT_QUICK:
             pass
         return None
 
@@ -282,7 +284,7 @@ class PagedIO(ResolvedIO):
         native = atomics.native()
         if native is not None and self._in_host_order and not ignore_permissions:
             try:
-                _, base, limit, run = (self._readable if access is READ else self._writable)[addr >> 12]
+                _, base, limit, run = (self._readable if access is READ else self._writable)[addr >> PAGE_SHIFT]
                 fits = limit - size >= addr - base >= run.start and not addr & size - 1
                 for value in values:
                     fits = fits and type(value) is int and not value >> 8 * size
@@ -298,7 +300,7 @@ class PagedIO(ResolvedIO):
         words = self._cache.words
         if not ignore_permissions:
             try:
-                return words[addr >> 12][_WORD_INDEX[addr & 0xFFF]]
+                return words[addr >> PAGE_SHIFT][_WORD_INDEX[addr & 0xFFF]]
             except (KeyError, IndexError, TypeError):
                 addr = check_int(addr, "addr")
         # After words was taken: a change in between leaves what is stored here in a dict that nobody asks any more.
@@ -315,10 +317,10 @@ class PagedIO(ResolvedIO):
     def copy_string_in(self, addr: int, maxlen: int, ignore_permissions: bool = False) -> bytes:
         """See usermem.copy_string_in."""
         try:
-            memory, base, limit, _ = self._readable[addr >> 12]
+            memory, base, limit, _ = self._readable[addr >> PAGE_SHIFT]
             start = addr - base
             stop = start + maxlen
-            if maxlen >= 0 and not ignore_permissions:
+            if start <= stop and not ignore_permissions:
                 nul = memory.find(b"\0", start, stop if stop <= limit else limit)
                 # Another thread may write meanwhile: what was copied counts, not what was seen before.
                 if nul >= 0:
@@ -329,7 +331,7 @@ class PagedIO(ResolvedIO):
                     if (end := string.find(0)) >= 0:
                         return string[:end]
                     raise NameTooLongError(string)
-        except (KeyError, TypeError, AttributeError):
+        except (*_NOT_QUICK, AttributeError):
             pass  # not cached, or no longer
         return copy_string_in_chunks(self, addr, maxlen, ignore_permissions=ignore_permissions)
 

@@ -21,6 +21,8 @@ def room(tables: Tables, vma: VMA, addr: int) -> tuple[int, int]:
     """
     vmas = tables.vmas
     low, high = tables.pmas.gap(addr, 0, 1 << 64)
+    if tables.guards.count:
+        low, high = tables.guards.gap(addr, low, high)
     if not vma.backing.anonymous:
         return max(low, vma.start), min(high, vma.end)
     first = last = vma

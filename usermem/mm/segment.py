@@ -1,8 +1,8 @@
 """SegmentSet: a sorted set of disjoint segments of an address space, as a value that never changes.
 
-Both tables of an address space are one: the guest's mappings (VMAs) and the host memory behind them (PMAs). A change
-makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it without a lock,
-a change is published by one store, and a change that fails has changed nothing.
+The tables of an address space are such sets: the guest's mappings (VMAs), the host memory behind them (PMAs), and
+guards. A change makes a new set, which shares all but a few nodes with the old one. So whoever holds a set may read it
+without a lock, a change is published by one store, and a change that fails has changed nothing.
 
 The set is a B+ tree. A node has up to 96 items: segments in a leaf, nodes above. A list beside them says where they
 start, so that searching is :func:`bisect`. A node also has a bound for its longest gap, so that the search for free
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
@@ -29,21 +29,17 @@ class Segment(Protocol):
     @property
     def start(self) -> int:
         """The first address."""
-        ...
 
     @property
     def end(self) -> int:
         """The first address past it."""
-        ...
 
     @property
     def floor(self) -> int:
         """Where the free space below it ends for new segments: ``start``, or less if a guard belongs to it."""
-        ...
 
     def cut(self, start: int, end: int) -> Self:
         """The part in [start, end), which lies inside and is not empty."""
-        ...
 
 
 S = TypeVar("S", bound=Segment)
@@ -105,8 +101,9 @@ class _Node:
         if start != starts[i]:
             starts = starts.copy()
             starts[i] = start
-            if i and start - items[i - 1].end > gap:
-                gap = start - items[i - 1].end
+        # Also where it starts as before: its floor may be higher.
+        if i and start - items[i - 1].end > gap:
+            gap = start - items[i - 1].end
         if i + 1 < len(items) and starts[i + 1] - end > gap:
             gap = starts[i + 1] - end
         return _Node(self.height, items, starts, gap)
@@ -150,11 +147,8 @@ def _packed(items: list[Any], height: int, gap: int) -> list[_Node]:
     """Nodes of even size for the items."""
     count = -(-len(items) // _FANOUT)
     bounds = [len(items) * k // count for k in range(count + 1)]
-    return [_node(items[low:high], height, gap) for low, high in itertools.pairwise(bounds)]
-
-
-def _node(items: list[Any], height: int, gap: int) -> _Node:
-    return _Node(height, items, list(map(_start, items)), gap)
+    parts = [items[low:high] for low, high in itertools.pairwise(bounds)]
+    return [_Node(height, part, list(map(_start, part)), gap) for part in parts]
 
 
 def _joined(nodes: list[_Node]) -> list[_Node]:
@@ -164,9 +158,13 @@ def _joined(nodes: list[_Node]) -> list[_Node]:
         if done and len(done[-1].items) + len(node.items) <= _FANOUT // 2:
             left = done.pop()
             gap = max(left.gap, node.gap, node.start - left.end)
-            node = _node(left.items + node.items, node.height, gap)
+            node = _Node(node.height, left.items + node.items, left.starts + node.starts, gap)
         done.append(node)
     return done
+
+
+def _length(segment: Segment) -> int:
+    return segment.end - segment.start
 
 
 class SegmentSet(Generic[S]):
@@ -175,20 +173,25 @@ class SegmentSet(Generic[S]):
     ``len(s)`` or ``count`` is how many there are.
     """
 
-    __slots__ = ("_num_bytes", "_root", "count")
+    __slots__ = ("_root", "_totals", "count")
 
-    def __init__(self, root: _Node | None = None, count: int = 0, num_bytes: int | None = None) -> None:
+    def __init__(self, root: _Node | None = None, count: int = 0, totals: dict[Any, int] | None = None) -> None:
         """An empty set; the arguments are for this class alone."""
         self._root = root
         self.count = count
-        self._num_bytes = num_bytes
+        self._totals = totals
+
+    def total(self, weigh: Callable[[S], int]) -> int:
+        """The sum of ``weigh(segment)``, which adds up: O(1) in a set made out of one that was asked before."""
+        totals = self._totals or {}
+        if weigh not in totals:
+            self._totals = totals = {**totals, weigh: sum(map(weigh, self))}
+        return totals[weigh]
 
     @property
     def num_bytes(self) -> int:
-        """The sum of the lengths: O(1) in a set that was made out of one that was asked before."""
-        if self._num_bytes is None:
-            self._num_bytes = sum([segment.end - segment.start for segment in self])
-        return self._num_bytes
+        """The sum of the lengths. See :meth:`total`."""
+        return self.total(_length)
 
     def __len__(self) -> int:
         return self.count
@@ -348,21 +351,19 @@ class SegmentSet(Generic[S]):
         top = nodes[0] if nodes else None
         while top is not None and top.height and len(top.items) == 1:
             top = top.items[0]
-        size = self._num_bytes
-        if size is not None:
-            for segment in new:
-                size += segment.end - segment.start
-            for segment in old:
-                size -= segment.end - segment.start
-        return type(self)(top, self.count + len(new) - len(old), size)
+        totals = self._totals
+        if totals is not None:
+            totals = {weigh: n + sum(map(weigh, new)) - sum(map(weigh, old)) for weigh, n in totals.items()}
+        return type(self)(top, self.count + len(new) - len(old), totals)
 
     def _check(self) -> None:
         """Raise AssertionError if the set is not what it says: for stress tests."""
-        last, count, size = -1 << 64, 0, 0
+        last, count = -1 << 64, 0
         for segment in self:
             assert last <= segment.start < segment.end, f"{segment} at {last:#x}"
-            last, count, size = segment.end, count + 1, size + segment.end - segment.start
-        assert (count, size) == (self.count, self.num_bytes)
+            last, count = segment.end, count + 1
+        assert count == self.count
+        assert all(n == sum(map(weigh, self)) for weigh, n in (self._totals or {}).items())
         nodes = [self._root] if self._root is not None else []
         for node in nodes:
             assert 0 < len(node.items) <= _FANOUT

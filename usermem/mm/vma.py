@@ -6,14 +6,22 @@ Source: gVisor pkg/sentry/mm/vma.go; Linux mm/vma.c.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import define
 
+from hostarch import mman
 from usermem.mm.segment import SegmentSet
 
 if TYPE_CHECKING:
     from usermem.mm.backing.backing import Backing
+
+
+MLOCK_NONE: Final = 0
+MLOCK_EAGER: Final = 1
+"""Locked, and brought into memory at once (Linux's VM_LOCKED)."""
+MLOCK_LAZY: Final = 2
+"""Locked as they are touched (VM_LOCKED with VM_LOCKONFAULT). A mapping that is asked for both is lazy."""
 
 
 @define(eq=False)
@@ -22,7 +30,7 @@ class VMA:
 
     ``max_prot`` is the most that mprotect may grant. ``backing`` is what lies behind the mapping; its byte ``offset``
     is at ``start`` (0 for private anonymous memory). A mapping that grows down keeps ``guard`` bytes free below it.
-    ``name`` is its name in /proc/PID/maps, if it has one of its own.
+    ``name`` is its name in /proc/PID/maps, if it has one of its own. ``mlock_mode`` says whether its pages are locked.
     """
 
     start: int
@@ -34,6 +42,7 @@ class VMA:
     offset: int = 0
     guard: int = 0
     name: str = ""
+    mlock_mode: int = MLOCK_NONE
 
     @property
     def growsdown(self) -> bool:
@@ -44,6 +53,11 @@ class VMA:
     def floor(self) -> int:
         """Where the free space below it ends for new mappings: ``start``, or the end of its guard."""
         return max(self.start - self.guard, 0) if self.guard else self.start
+
+    @property
+    def may_become_data(self) -> bool:
+        """Whether the right to write is all that it lacks to count against RLIMIT_DATA."""
+        return not self.shared and not self.guard and not self.prot & mman.PROT_WRITE
 
     @property
     def label(self) -> str:
@@ -61,11 +75,15 @@ class VMA:
     def over(self, start: int, end: int, prot: int) -> VMA:
         """The same mapping over other addresses, which may reach beyond it, with other rights."""
         offset = 0 if self.backing.anonymous else self.offset + start - self.start
-        return VMA(start, end, prot, self.max_prot, self.shared, self.backing, offset, self.guard, self.name)
+        return VMA(
+            start, end, prot, self.max_prot, self.shared, self.backing, offset, self.guard, self.name, self.mlock_mode
+        )
 
     def placed(self, start: int, end: int) -> VMA:
         """The same mapping elsewhere: its backing from the same offset on."""
-        return VMA(start, end, self.prot, self.max_prot, self.shared, self.backing, self.offset, self.guard, self.name)
+        prot, max_prot, shared, backing = self.prot, self.max_prot, self.shared, self.backing
+        offset, guard, name = self.offset, self.guard, self.name
+        return VMA(start, end, prot, max_prot, shared, backing, offset, guard, name, self.mlock_mode)
 
     def can_merge(self, right: VMA) -> bool:
         """Whether the next mapping says the same and continues this one."""
@@ -76,9 +94,20 @@ class VMA:
             and self.shared == right.shared
             and self.guard == right.guard
             and self.name == right.name
+            and self.mlock_mode == right.mlock_mode
             and (self.backing is right.backing or self.backing.key == right.backing.key)
             and (self.backing.anonymous or self.offset + self.end - self.start == right.offset)
         )
+
+
+def locked_bytes(vma: VMA) -> int:
+    """How many bytes count against RLIMIT_MEMLOCK."""
+    return vma.end - vma.start if vma.mlock_mode else 0
+
+
+def data_bytes(vma: VMA) -> int:
+    """How many bytes count against RLIMIT_DATA: of private memory that may be written, but for stacks."""
+    return vma.end - vma.start if vma.prot & mman.PROT_WRITE and not vma.shared and not vma.guard else 0
 
 
 class VMASet(SegmentSet[VMA]):

@@ -11,15 +11,15 @@ Plain Python: needs neither hypothesis nor pytest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from attrs import evolve, frozen
 
-from hostarch import READ, WRITE, AddrRange, AddrRangeSeq
+from hostarch import AddrRange, AddrRangeSeq
 from usermem.errors import FaultError
 from usermem.memory_io import IO
-from usermem.testing.compare import check_memory
 from usermem.testing.model import ModelMemory
 from usermem.testing.operations import (
     ALL,
@@ -45,13 +45,14 @@ from usermem.testing.operations import (
     stream_fault,
     stream_host_fault,
 )
+from usermem.testing.spans import NEAR, Span, all_spans, fills, spans_around
 
 Make = Callable[[], tuple[IO, ModelMemory]]
 """Makes an IO, and a model with the same mappings. All their bytes are zero, or the same."""
 
-_NEAR = 24
 _BEFORE = (0, 1, 3, 8)  # how far before an edge a call begins, and how long it is: it ends before, at or behind it
 _LENGTHS = (0, 1, 8, 16)
+_PIECE = 2 * NEAR
 _EACH = 40  # after every so many calls all memory is compared
 
 
@@ -63,6 +64,22 @@ class _Case:
     calls: tuple[Operation, ...]
     filled: bool = True
 
+    def steps(self) -> list[_Step]:
+        """The calls, each with the rule."""
+        return [_Step(self.rule, call) for call in self.calls]
+
+
+@frozen
+class _Step:
+    """One call and the rule that it must keep."""
+
+    rule: str
+    call: Operation
+
+
+_Look = Callable[[IO, ModelMemory, _Step], None]
+"""Raises AssertionError, naming the step, if memory does not hold what it should."""
+
 
 def check_io(make: Make) -> None:
     """Run the whole contract over what ``make`` makes: a fresh pair for each rule and place, some ten thousand.
@@ -70,46 +87,63 @@ def check_io(make: Make) -> None:
     What a layout does not have, cannot be asked: :func:`conformance_layout` has everything. Memory is compared page by
     page, so map few. An IO that has ``close`` is closed.
 
-    Raises AssertionError at the first call whose answer differs: it tells the rule, the call and both answers.
+    Raises AssertionError at the first call whose answer differs or that leaves other bytes than it should: it names
+    the rule, the call and both answers. Memory is compared after every so many calls; where it differs, they are made
+    again on a fresh pair, and it is compared after each.
     """
     _, model = make()
     edges = _edges(model)
     if not edges:
         raise ValueError("make: the model has nothing mapped, so there is nothing to check")
-    around = {edge: _spans_around(model, edge) for edge in edges}
-    everywhere = [span for edge in edges for span in around[edge]]
-    io, model = make()
-    _fill(io, model, everywhere)
-    _check_bytes(io, model, everywhere, "what was written is what is read, whatever the guest forbade", "copy_in")
-    _close(io)
+    around = {edge: spans_around(model, edge) for edge in edges}
+    rule = "what was written is what is read, whatever the guest forbade"
+    filled = {edge: [_Step(rule, call) for call in fills(spans)] for edge, spans in around.items()}
+    look_at_all = partial(_look_at, all_spans(model))
+    _run(make, [step for edge in edges for step in filled[edge]], look_at_all)
     cases = list(_cases(edges, model))
     for number, case in enumerate(cases):
-        io, model = make()
         # The bytes around the edge that the call is about, and around a far one that it must leave alone.
         at = case.calls[0].at
-        near = around[min(edges, key=lambda edge: abs(edge - at))] + around[max(edges, key=lambda edge: abs(edge - at))]
-        if case.filled:
-            _fill(io, model, near)
-        _run(case, io, model)
-        _check_bytes(io, model, near, case.rule, case.calls[-1])
-        if number % _EACH == _EACH - 1:
-            _check_all(case, io, model)
-        _close(io)
+        near, far = min(edges, key=lambda edge: abs(edge - at)), max(edges, key=lambda edge: abs(edge - at))
+        spans = around[near] + around[far]
+        look = look_at_all if number % _EACH == _EACH - 1 else partial(_look_at, spans)
+        _run(make, [*(filled[near] + filled[far] if case.filled else []), *case.steps()], look)
     # And many of them on one memory: nothing may depend on what was done before.
-    io, model = make()
-    for number, case in enumerate(cases[::7]):
-        _run(evolve(case, rule=f"{case.rule} (after other calls)"), io, model)
-        if number % _EACH == _EACH - 1:
-            _check_all(case, io, model)
-    _close(io)
+    steps = [evolve(step, rule=f"{step.rule} (after other calls)") for case in cases[::7] for step in case.steps()]
+    _run(make, steps, look_at_all, each=_EACH)
 
 
-def _run(case: _Case, io: IO, model: ModelMemory) -> None:
-    for call in case.calls:
-        _check_same(case.rule, call, "the IO   ", outcome(call, io), outcome(call, model))
+def _run(make: Make, steps: list[_Step], look: _Look, each: int = 0) -> None:
+    """Make the calls on a fresh pair, and look at its memory in the end and after ``each`` calls.
+
+    Raises AssertionError for the first call that did wrong, though it may be a later one that shows it.
+    """
+    pair = make()
+    try:
+        for number, step in enumerate(steps, 1):
+            _check_same(step, "the IO   ", *(outcome(step.call, memory) for memory in pair))
+            if number == len(steps) or (each and number % each == 0):
+                look(*pair, step)
+    except AssertionError:
+        _blame(make, steps[:number])
+        raise
+    finally:
+        _close(pair[0])
 
 
-def _check_same(rule: str, call: object, what: str, found: object, expected: object) -> None:
+def _blame(make: Make, steps: list[_Step]) -> None:
+    """Make the calls again, and raise AssertionError at the first one that leaves other bytes than it should."""
+    pair = make()
+    try:
+        for step in steps:
+            for memory in pair:
+                outcome(step.call, memory)
+            _look_at(all_spans(pair[1]), *pair, step)
+    finally:
+        _close(pair[0])
+
+
+def _check_same(step: _Step, what: str, found: object, expected: object) -> None:
     """Raise AssertionError if the answers differ, with both: of long ones what is around the first difference."""
     if found == expected:
         return
@@ -117,15 +151,22 @@ def _check_same(rule: str, call: object, what: str, found: object, expected: obj
     at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
     theirs, right = (f"…{text[at - 40 : at + 80]}…" if len(text) > 400 and at > 40 else text[:400] for text in texts)
     cause = found.error if isinstance(found, Raised) else None
-    raise AssertionError(f"{rule}\n  call      {call}\n  {what} {theirs}\n  must give {right}") from cause
+    raise AssertionError(f"{step.rule}\n  call      {step.call}\n  {what} {theirs}\n  must give {right}") from cause
 
 
-def _check_all(case: _Case, io: IO, model: ModelMemory) -> None:
-    try:
-        check_memory(io, model)
-    except AssertionError as exc:
-        _, _, found, expected = str(exc).splitlines()
-        raise AssertionError(f"{case.rule}\n  call      {case.calls[-1]}\n{found}\n{expected}") from exc
+def _look_at(spans: list[Span], io: IO, model: ModelMemory, step: _Step) -> None:
+    """Compare the spans that can be read."""
+    for span in spans:
+        if not span.readable:
+            continue
+        call = CopyIn(span.addr, span.length, ignore_permissions=True)
+        found, expected = outcome(call, io), (span.length, "read", model.content(span.addr, span.length).hex())
+        if found != expected and span.length > _PIECE:
+            end = span.addr + span.length
+            pieces = [evolve(span, addr=at, length=min(_PIECE, end - at)) for at in range(span.addr, end, _PIECE)]
+            _look_at(pieces, io, model, step)
+            step = evolve(step, call=call)  # each piece is right, so it is the call that looks which is wrong
+        _check_same(step, f"from {span.addr:#x} on the IO gives", found, expected)
 
 
 def _close(io: IO) -> None:
@@ -140,47 +181,6 @@ def _edges(model: ModelMemory) -> list[int]:
     page = model.arch.page_size
     inner = [end for start, length in model.spans() if (end := start + length) not in edges and length == page]
     return sorted({*edges, *inner[:1], *inner[-1:]})
-
-
-@frozen
-class _Span:
-    """Bytes of which all can be read or none, and written or not, whatever the guest forbade."""
-
-    addr: int
-    length: int
-    readable: bool
-    writable: bool
-
-
-def _spans_around(model: ModelMemory, edge: int) -> list[_Span]:
-    """The bytes shortly before and behind an edge."""
-    spans: list[_Span] = []
-    for addr in range(max(edge - _NEAR, 0), edge + _NEAR):
-        readable, writable = (model.reason(addr, access, ignore_permissions=True) is None for access in (READ, WRITE))
-        if spans and (spans[-1].readable, spans[-1].writable) == (readable, writable):
-            spans[-1] = evolve(spans[-1], length=spans[-1].length + 1)
-        else:
-            spans.append(_Span(addr, 1, readable, writable))
-    return spans
-
-
-def _fill(io: IO, model: ModelMemory, spans: list[_Span]) -> None:
-    """Put a pattern without a 0 into all that can be written. If that fails, it is missing when it is read."""
-    for span in spans:
-        if span.writable:
-            addrs = range(span.addr, span.addr + span.length)
-            data = bytes(addr * 7 % 251 + 1 for addr in addrs)
-            model.bytes.update(zip(addrs, data, strict=True))
-            outcome(CopyOut(span.addr, data, ignore_permissions=True), io)
-
-
-def _check_bytes(io: IO, model: ModelMemory, spans: list[_Span], rule: str, call: object) -> None:
-    """Raise AssertionError if bytes that can be read differ from the model's."""
-    for span in spans:
-        if span.readable:
-            known = model.content(span.addr, span.length)
-            found = outcome(CopyIn(span.addr, span.length, ignore_permissions=True), io)
-            _check_same(rule, call, f"from {span.addr:#x} on the IO gives", found, (span.length, "read", known.hex()))
 
 
 def _cases(edges: list[int], model: ModelMemory) -> Iterator[_Case]:
@@ -278,7 +278,7 @@ def _strings(addr: int, n: int) -> Iterator[_Case]:
     rule = "a string ends at its NUL, however near a fault, and is never read past its limit"
     for content in (pattern(n) + b"\0", pattern(n)):
         stored = CopyOut(addr, content, ignore_permissions=True)
-        for maxlen in (n, n + 1, n + _NEAR):
+        for maxlen in (n, n + 1, n + NEAR):
             yield _Case(rule, (stored, CopyStringIn(addr, maxlen)))
         yield _Case(f"{rule} (permissions ignored)", (stored, CopyStringIn(addr, n + 1, ignore_permissions=True)))
 

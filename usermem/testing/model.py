@@ -91,11 +91,12 @@ class ModelMemory(IO):
 
     def content(self, addr: int, length: int) -> bytes:
         """The bytes of a range, whatever may be done with them; 0 where nothing was written."""
+        if length <= len(self.bytes):
+            return bytes([self.bytes.get(at, 0) for at in range(addr, addr + length)])
         found = bytearray(length)
-        written = range(addr, addr + length) if length < len(self.bytes) else list(self.bytes)
-        for at in written:
+        for at, value in self.bytes.items():
             if addr <= at < addr + length:
-                found[at - addr] = self.bytes.get(at, 0)
+                found[at - addr] = value
         return bytes(found)
 
     def leaves_user_space(self, addr: int, length: int) -> bool:

@@ -66,11 +66,7 @@ def _candidates() -> Iterator[str]:
                 yield "/" + path
                 break
     if sys.platform != "darwin":  # there the unversioned libcrypto ends the process that loads it
-        from ctypes.util import find_library
-
-        found = find_library("crypto")
-        if found:
-            yield found
+        yield from ("libcrypto.so.3", "libcrypto.so.1.1")  # ctypes.util.find_library() would start a compiler
 
 
 def _load() -> ctypes.PyDLL:

@@ -41,6 +41,11 @@ LARGEST_FILE: Final = (1 << 63) - 1
 
 _FLOCK: Final = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
+_NOEXEC: Final = getattr(os, "ST_NOEXEC", 0)
+_F_GET_SEALS: Final = 1034
+_F_SEAL_WRITE: Final = 8
+_F_SEAL_FUTURE_WRITE: Final = 16
+
 _Key = tuple[int, int, bool]
 
 
@@ -113,7 +118,8 @@ def _close_unused() -> None:
         if _is_locked(fd):
             _unused.append((key, fd))
         else:
-            os.close(fd)
+            with suppress(OSError):  # a sandbox that refuses even that; this may be in a destructor
+                os.close(fd)
 
 
 def _is_locked(fd: int) -> bool:
@@ -152,10 +158,8 @@ class HostFile(Backing):
     @property
     def label(self) -> str:  # type: ignore[override]
         """What the host calls the file now, as in /proc/PID/maps."""
-        from pathlib import Path  # 3.5 ms at import
-
         try:
-            return str(Path(f"/proc/self/fd/{self._file.fd}").readlink())
+            return os.readlink(f"/proc/self/fd/{self._file.fd}")  # noqa: PTH115 - pathlib takes 3.5 ms at import
         except OSError:
             return ""
 
@@ -191,9 +195,8 @@ class HostFile(Backing):
         return HostFile(self._file, False, self.max_prot, self._page)
 
     def discard(self, run: HostRun) -> bool:
-        """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED)."""
-        host_calls.advise(run, mman.MADV_DONTNEED)
-        return True
+        """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED), anew if the host refuses it."""
+        return host_calls.can_advise(run, mman.MADV_DONTNEED)
 
     def punch(self, start: int, end: int) -> None:
         """Make a hole in the file (MADV_REMOVE). Raises OSError if it cannot have any."""
@@ -273,17 +276,25 @@ def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostF
     """
     status = os.fstat(fd)
     mode = _access_mode(fd)
-    writable = not shared or mode == os.O_RDWR
-    if mode == os.O_WRONLY or (prot & mman.PROT_WRITE and not writable):
+    stores = mode == os.O_RDWR  # whether what shared mappings write may reach the file
+    if mode == os.O_WRONLY or (shared and prot & mman.PROT_WRITE and not stores):
         raise error(errno.EACCES, f"fd {fd} is not open for that")
+    executable = not os.fstatvfs(fd).f_flag & _NOEXEC
+    if prot & mman.PROT_EXEC and not executable:
+        raise error(errno.EPERM, f"fd {fd} is of a filesystem that is mounted noexec")
+    stores = stores and not _is_write_sealed(fd)
+    writable = stores or not shared
+    if prot & mman.PROT_WRITE and not writable:
+        raise error(errno.EPERM, f"fd {fd} is sealed against writing")
     if not can_map():
         raise error(errno.ENODEV, "this host cannot copy memory that may fault")
     # A page is mapped for a moment: what the host refuses, it refuses now and not when the guest touches it.
     flags = mman.MAP_SHARED if shared else mman.MAP_PRIVATE
     host_prot = READ_WRITE if writable else mman.PROT_READ
     host_calls.unmap(host_calls.map_file(fd, offset & -mmap.PAGESIZE, mmap.PAGESIZE, host_prot, flags), mmap.PAGESIZE)
-    file = _open_file(fd, status, mode == os.O_RDWR)
-    return HostFile(file, shared, mman.PROT_READ | mman.PROT_EXEC | mman.PROT_WRITE * writable, page)
+    file = _open_file(fd, status, stores)
+    max_prot = mman.PROT_READ | mman.PROT_EXEC * executable | mman.PROT_WRITE * writable
+    return HostFile(file, shared, max_prot, page)
 
 
 def _access_mode(fd: int) -> int:
@@ -292,6 +303,16 @@ def _access_mode(fd: int) -> int:
     except ImportError:
         return os.O_RDONLY
     return fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
+
+
+def _is_write_sealed(fd: int) -> bool:
+    """Whether seals forbid new writable shared mappings of a memory file (fcntl(2), F_ADD_SEALS)."""
+    try:
+        import fcntl
+
+        return bool(fcntl.fcntl(fd, _F_GET_SEALS) & (_F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE))
+    except (ImportError, OSError):  # no memory file
+        return False
 
 
 @cache

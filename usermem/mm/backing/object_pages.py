@@ -15,9 +15,10 @@ Source: mmap(2), MAP_SHARED; gVisor pkg/sentry/fsutil (CachingInodeOperations); 
 
 from __future__ import annotations
 
-import mmap
 import sys
 from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -25,31 +26,50 @@ from safemem.buffers import check_int
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.private_object import PrivateObject
+from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.host_calls import Held
-from usermem.mm.host_run import HostRun, mmap_address
+from usermem.mm.host_run import HostRun
 
-WINDOW: Final = 1 << 18
-"""How much of an object is read at a time, in bytes."""
+WINDOW: Final = 1 << 16
+"""How much of an object is read at a time, in bytes: all of it is host memory, though a guest touched one byte."""
 
 _PAGE: Final = 4096  # the unit that is written back
 
+# How often a page is written while others write it too: then it waits for the next time.
+_ATTEMPTS: Final = range(8)
+
 
 class _Window:
-    """Some pages, and a digest of each as it was when the object last had it."""
+    """Some pages, and a digest of each as it was when the object last had it; b"" if nobody knows what it has."""
 
-    __slots__ = ("digests", "failed", "memory", "view")
+    __slots__ = ("digests", "failed", "run", "view")
 
-    def __init__(self, memory: mmap.mmap) -> None:
-        self.memory = memory
+    def __init__(self, run: HostRun, filled: object) -> None:
+        """``filled`` is how many bytes the object says it had: what lies behind them is not touched."""
+        self.run = run
         self.failed: set[int] = set()  # the pages that the object did not take when it was last asked
-        self.view = memoryview(memory)
-        self.digests = [self.digest(at) for at in range(0, len(memory), _PAGE)]
+        self.view = run.view()
+        end = filled if isinstance(filled, int) else len(run)
+        self.digests = [self.digest(at) if at < end else _zero_digest() for at in range(0, len(run), _PAGE)]
 
     def digest(self, at: int) -> bytes:
         """The digest of the page at an offset."""
-        from hashlib import blake2b  # 3 ms at import
+        return _digest(self.view[at : at + _PAGE])
 
-        return blake2b(self.view[at : at + _PAGE], digest_size=16).digest()
+    def page(self, at: int) -> bytes:
+        """A copy of the page at an offset."""
+        return self.view[at : at + _PAGE].tobytes()
+
+
+def _digest(page: memoryview | bytes) -> bytes:
+    from hashlib import blake2b  # 3 ms at import
+
+    return blake2b(page, digest_size=16).digest()
+
+
+@cache
+def _zero_digest() -> bytes:
+    return _digest(bytes(_PAGE))
 
 
 class _Releasing:
@@ -72,6 +92,8 @@ class ObjectPages(Backing):
     steady = False  # the object may shrink at any time
 
     def __init__(self, mapped: MappedObject) -> None:
+        import hashlib  # noqa: F401 - see AddressSpace
+
         self._mapped = mapped
         self._windows: dict[int, _Window] = {}
         self._releasing = _Releasing(mapped, self._windows)
@@ -90,14 +112,21 @@ class ObjectPages(Backing):
         start = offset // WINDOW * WINDOW
         window = self._windows.get(start)
         if window is None:
-            memory = mmap.mmap(-1, WINDOW)
-            self._mapped.read_at(start, memoryview(memory))
-            window = self._windows.setdefault(start, _Window(memory))
-        return start, HostRun(window.memory, mmap_address(window.memory), 0, WINDOW, Held(self))
+            _, memory = SharedMemory(WINDOW).run(0, 0, WINDOW)  # no host mapping for each
+            filled = self._mapped.read_at(start, memory.view())
+            window = self._windows.setdefault(start, _Window(memory, filled))
+        run = window.run
+        return start, HostRun(run.memory, run.base, run.start, run.end, Held(self))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
         """See Backing.resident: what somebody has touched."""
-        return bytes([at // WINDOW * WINDOW in self._windows for at in range(start, end, page)])
+        at, found = start, []
+        for base in _bases(self._windows, start, end):
+            if base in self._windows:
+                low, high = max(base, at), min(base + WINDOW, end)
+                found += [bytes((low - at) // page), b"\1" * ((high - low) // page)]
+                at = high
+        return b"".join([*found, bytes((end - at) // page)])
 
     def private(self) -> PrivateObject:
         """The object's own bytes. See Backing.private."""
@@ -114,30 +143,50 @@ def _write_back(mapped: Any, windows: dict[int, _Window], start: int, end: int) 
     if write_at is None or not windows:
         return
     end = min(end, check_int(mapped.size(), "what size() returned"))
-    bases = range(start // WINDOW * WINDOW, end, WINDOW)
     failed: Exception | None = None
-    for base in bases if len(bases) < len(windows) else sorted(windows):
+    for base in _bases(windows, start, end):
         window = windows.get(base)
         if window is None:
             continue
         for offset in range(max(base, start // _PAGE * _PAGE), min(base + WINDOW, end), _PAGE):
-            at = offset - base
-            digest = window.digest(at)
-            if digest == window.digests[at // _PAGE]:
-                continue
-            before, window.digests[at // _PAGE] = window.digests[at // _PAGE], digest
-            try:  # noted before: write_at may itself unmap
-                write_at(offset, window.view[at : at + min(_PAGE, end - offset)])
-            except BaseException as exc:
-                window.digests[at // _PAGE] = before
-                window.failed.add(at)
-                if not isinstance(exc, Exception):
-                    raise
+            try:
+                _write_page(write_at, window, base, offset, end)
+            except Exception as exc:
                 failed = failed or exc
-            else:
-                window.failed.discard(at)
     if failed is not None:
         raise failed
+
+
+def _write_page(write_at: Callable[..., object], window: _Window, base: int, offset: int, end: int) -> None:
+    """Give the object the page at ``offset``, up to ``end``, if it has changed.
+
+    The digest is of the very bytes that are written, for the guest may write meanwhile. Two threads may write one page
+    at the same time, the older bytes last: the one that sees that another came writes again.
+    """
+    at = offset - base
+    number = at // _PAGE
+    for _ in _ATTEMPTS:
+        page = window.page(at)
+        digest = _digest(page)
+        if digest == window.digests[number]:
+            return
+        window.digests[number] = digest  # before the call: it may itself unmap
+        try:
+            write_at(offset, memoryview(page)[: end - offset])
+        except BaseException:
+            window.digests[number] = b""
+            window.failed.add(at)
+            raise
+        window.failed.discard(at)
+        if window.digests[number] is digest:
+            return
+        window.digests[number] = b""
+
+
+def _bases(windows: dict[int, _Window], start: int, end: int) -> Sequence[int]:
+    """Where windows that lie in [start, end), also in part, may begin, in order; not all of them are there."""
+    bases = range(start // WINDOW * WINDOW, end, WINDOW)
+    return bases if len(bases) < len(windows) else [base for base in sorted(windows) if base in bases]
 
 
 _known: WeakValueDictionary[int, ObjectPages] = WeakValueDictionary()
@@ -167,7 +216,7 @@ def write_back_released() -> None:
             return
         for window in windows.values():
             for at in window.failed:
-                window.digests[at // _PAGE] = window.digest(at)
+                window.digests[at // _PAGE] = _digest(window.page(at))
         try:
             _write_back(mapped, windows, 0, 1 << 64)
         except Exception as exc:

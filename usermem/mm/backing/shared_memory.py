@@ -17,10 +17,12 @@ import itertools
 import mmap
 import os
 import sys
+from contextlib import suppress
 from typing import Final
 from weakref import WeakValueDictionary
 
 from hostarch import mman
+from safemem.buffers import check_count, check_int
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
 from usermem.mm.arena import MAP_NORESERVE, FreeList
@@ -44,11 +46,13 @@ _inodes = itertools.count(1)
 class _MemoryFile:
     """The memory file that shared memory is allocated in now, until a fork."""
 
+    fd = -1
+
     def __init__(self) -> None:
         """Raises OSError or AttributeError where the host has no memory files."""
+        self.fd = -1
         import fcntl
 
-        self.fd = -1
         self.fd = os.memfd_create("usermem-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, _SIZE)
         fcntl.fcntl(self.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
@@ -61,7 +65,8 @@ class _MemoryFile:
 
     def __del__(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            with suppress(OSError):  # a sandbox that refuses even that
+                os.close(self.fd)
 
     def allocate(self, length: int) -> int:
         """The offset of ``length`` bytes that are nobody's. Raises MemoryError."""
@@ -130,6 +135,7 @@ class SharedMemory(Backing):
 
     def __init__(self, length: int) -> None:
         """``length`` in bytes, above 0. Raises MemoryError, OSError or ValueError if the host refuses."""
+        length = check_int(length, "length")
         if length <= 0:
             raise ValueError(f"length must be positive: {length}")
         self._length = length
@@ -141,10 +147,13 @@ class SharedMemory(Backing):
         if file is not None:
             self._start = file.allocate(self._room)
             self._file = file
-        elif hasattr(mmap, "MAP_SHARED"):
+            return
+        host_calls.check_mappings()
+        if hasattr(mmap, "MAP_SHARED"):
             self._whole = mmap.mmap(-1, self._room, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         else:
             self._whole = mmap.mmap(-1, self._room)
+        self._counted = host_calls.Unmapping(0, 0)
 
     def __del__(self) -> None:
         file: _MemoryFile | None = getattr(self, "_file", None)
@@ -157,6 +166,7 @@ class SharedMemory(Backing):
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """Fill dst with the bytes at offset and return how many there were."""
+        offset = check_count(offset, "offset")
         done = 0
         while done < len(dst) and offset + done < self._room:
             start, run = self.run(offset + done, 0, self._room)
@@ -183,7 +193,7 @@ class SharedMemory(Backing):
     def resident(self, start: int, end: int, page: int) -> bytes:
         stop = max(start, min(end, self._room))
         if self._file is not None:
-            found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page)
+            found = host_calls.file_resident(self._file.fd, self._start + start, self._start + stop, page, True)
         else:
             assert self._whole is not None
             base = mmap_address(self._whole)
@@ -254,6 +264,5 @@ class _PrivateMemory(Backing):
         return self
 
     def discard(self, run: HostRun) -> bool:
-        """Forget what its pages hold: the shared bytes are back."""
-        host_calls.advise(run, mman.MADV_DONTNEED)
-        return True
+        """Forget what its pages hold: the shared bytes are back. A host that refuses maps them anew."""
+        return host_calls.can_advise(run, mman.MADV_DONTNEED)

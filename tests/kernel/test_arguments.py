@@ -1,0 +1,104 @@
+"""In what order the running kernel looks at a guest's arguments, and what it says of those that are too long."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from edge_layouts import BASE, FIXED, PAGE, RW
+from hostarch import AMD64
+from usermem import (
+    AddressSpace,
+    copy_in_vector,
+    iovecs_io_sequence,
+    linux_result,
+    read_fd,
+    readv_fd,
+    single_io_sequence,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux" or sys.maxsize < 1 << 32, reason="asks a 64-bit Linux")
+
+_SIZE = 80 * PAGE
+
+
+@pytest.fixture
+def space() -> AddressSpace:
+    """A guest's memory, writable."""
+    space = AddressSpace()
+    space.mmap(BASE, _SIZE, RW, FIXED)
+    return space
+
+
+def _name(call: Callable[[], object]) -> str:
+    """The errno of what a call raises."""
+    try:
+        return f"no error but {call()}"
+    except OSError as exc:
+        return errno.errorcode[-linux_result(exc)]
+
+
+def _kernel(name: str, *arguments: object) -> str:
+    """The errno of a system call made by this process on /dev/zero."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    function.restype = ctypes.c_ssize_t
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    try:
+        found = function(fd, *arguments)
+    finally:
+        os.close(fd)
+    return f"no error but {found}" if found >= 0 else errno.errorcode[ctypes.get_errno()]
+
+
+@pytest.mark.parametrize("count", [(1 << 64) - 1, 1 << 63, AMD64.max_addr, 1 << 62])
+def test_a_count_that_leaves_user_space(space: AddressSpace, count: int) -> None:
+    """read(2) looks at all of its buffer before it cuts the count: EFAULT, also of (size_t)-1."""
+    buffer = ctypes.create_string_buffer(16)
+    expected = _kernel("read", buffer, ctypes.c_size_t(count))
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    for call in (lambda: single_io_sequence(space, BASE, count), lambda: read_fd(space, fd, BASE, count)):
+        assert _name(call) == expected == "EFAULT"
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [(1 << 63, 5), (0, -1)],
+        [(0, -1), (1 << 63, 5)],
+        [(BASE, 5), (1 << 63, 0), (BASE, 5), (0, 1 << 63)],
+        [(1 << 63, 5), (0, 5)],
+        [(1 << 63, 0), (0, 0)],
+    ],
+)
+def test_lengths_come_before_addresses(space: AddressSpace, table: list[tuple[int, int]]) -> None:
+    """A negative length anywhere in a table of iovecs is EINVAL, whatever the addresses are."""
+    packed = b"".join(struct.pack("<QQ", start, length % (1 << 64)) for start, length in table)
+    expected = _kernel("readv", packed, len(table))
+    space.copy_out(BASE, packed)
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    for call in (
+        lambda: iovecs_io_sequence(space, BASE, len(table)),
+        lambda: readv_fd(space, fd, BASE, len(table)),
+    ):
+        assert _name(call) == expected
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("pages", "strings"), [(33, 1), (31, 80)], ids=["a string of 33 pages", "80 strings of 31 pages"]
+)
+def test_arguments_that_are_too_long(space: AddressSpace, pages: int, strings: int) -> None:
+    """execve(2) says E2BIG, of one string and of all of them."""
+    with pytest.raises(OSError) as caught:
+        os.execve("/bin/true", ["true", *["a" * (pages * PAGE)] * strings], {})
+    space.copy_out(BASE + 2 * PAGE, b"a" * (pages * PAGE) + b"\0")
+    space.copy_out(BASE, struct.pack(f"<{strings + 1}Q", *[BASE + 2 * PAGE] * strings, 0))
+    ours = _name(lambda: copy_in_vector(space, BASE, 32 * PAGE, 2 << 20))
+    assert ours == errno.errorcode[caught.value.errno or 0] == "E2BIG"
