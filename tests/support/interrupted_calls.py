@@ -239,7 +239,6 @@ def main(count: int, seed: int) -> None:
             interrupts += 1
             guest.check()
         guest.close()
-    signal.setitimer(signal.ITIMER_REAL, 0)
     del guest
     after = figures()
     print(f"{interrupts} interrupts, {lost} of them in destructors, tier {atomics.tier()}: {before} {after}")
@@ -250,4 +249,7 @@ def main(count: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    try:
+        main(int(sys.argv[1]), int(sys.argv[2]))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
