@@ -13,14 +13,13 @@ from safemem.adapters import (
     FromIOWriter,
     FromVecReaderFunc,
     FromVecWriterFunc,
-    ToIOReader,
-    ToIOWriter,
 )
 from safemem.block import Block, BlockCursor, copy, zero
 from safemem.block_seq import BlockSeq, copy_seq, zero_seq
 from safemem.errors import AlignmentError, EndOfBlockSeqError, HostFaultError, TransferError
 from safemem.fd import FDReader, FDWriter
 from safemem.protocols import Reader, ReaderFunc, Writer, WriterFunc, read_full_to_blocks, write_full_from_blocks
+from safemem.to_io import ToIOReader, ToIOWriter
 
 __all__ = [
     "AlignmentError",

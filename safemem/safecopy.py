@@ -109,14 +109,14 @@ def _signal_at(address: int, right: str) -> signal.Signals:
     """Which signal touching an address would raise: memory mapped with the right still faults beyond its file's end.
 
     The kernel tells (madvise(2), MADV_POPULATE_READ and its twin), for which it needs no descriptor and does not go
-    through its mappings. Where it does not (before Linux 5.14, or a sandbox) they are read, at 2.5 us for each; where no
-    descriptor is left for that the answer is SIGSEGV.
+    through its mappings. Where it does not (before Linux 5.14, or a sandbox) they are read, at 2.5 us for each; where
+    no descriptor is left for that the answer is SIGSEGV.
     """
     populate = _populate()
     code = populate(address & -mmap.PAGESIZE, _POPULATE[right]) if populate is not None else None
     if code in (0, errno.EFAULT):  # 0 is a file that has grown since
         return signal.SIGBUS
-    if code in (errno.EINVAL, errno.ENOMEM):  # memory without the right, or none at all
+    if code == errno.ENOMEM:
         return signal.SIGSEGV
     try:
         found = mapping_at(address)

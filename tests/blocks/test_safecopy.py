@@ -296,7 +296,7 @@ def test_missing_call() -> None:
 @every_routine
 def test_no_fault_of_a_file_reads_all_mappings(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel tells the signal by the page alone: the list of mappings, as long as guests make it, is not read."""
-    if safecopy._populate(0, "r") != errno.ENOMEM:
+    if safecopy._populate() is None:
         pytest.skip("this kernel is older than MADV_POPULATE_READ")
     monkeypatch.setattr(safecopy, "mapping_at", None)
     assert check_fault(make, FaultyMemory("bus"), 5, LENGTH).signo is signal.SIGBUS
@@ -309,7 +309,7 @@ def test_no_fault_of_a_file_reads_all_mappings(make: Make, monkeypatch: pytest.M
 @every_routine
 def test_an_older_kernel_tells_the_signal(make: Make, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the page cannot be asked for, the list of mappings has the answer."""
-    monkeypatch.setattr(safecopy, "_populate", lambda address, right: errno.EINVAL)
+    monkeypatch.setattr(safecopy, "_populate", lambda: None)
     assert check_fault(make, FaultyMemory(fault), 5, LENGTH).signo is SIGNALS[fault]
 
 
@@ -319,7 +319,7 @@ def test_a_host_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> NoReturn:
         raise FileNotFoundError(errno.ENOENT, "no /proc")
 
-    monkeypatch.setattr(safecopy, "_populate", lambda address, right: errno.EPERM)
+    monkeypatch.setattr(safecopy, "_populate", lambda: lambda page, advice: errno.EPERM)
     monkeypatch.setattr(builtins, "open", refuse)
     error = check_fault(copy_in, FaultyMemory("bus"), 5, LENGTH)
     monkeypatch.undo()

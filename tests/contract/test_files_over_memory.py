@@ -77,6 +77,7 @@ class TestAHoleUnderBufferedFiles:
                     break
                 assert part, f"{name}({n}) gave {part!r} for the fault after {len(found)} of {before} bytes"
                 found += part
+                assert len(found) <= before
             else:
                 raise AssertionError("no fault")
             with pytest.raises(FaultError):

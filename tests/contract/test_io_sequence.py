@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hostarch import AddrRange, AddrRangeSeq
 from patchy_io import PatchyIO
-from safemem import BlockSeqReader, BlockSeqWriter
+from safemem import BlockSeqReader, BlockSeqWriter, TransferError
 from sample_blocks import blocks, room
 from usermem import (
     BytesIO,
@@ -142,6 +144,8 @@ def test_a_sequence_at_the_top() -> None:
     memory = bytearray(b"01234567")
     seq = IOSequence(PatchyIO({TOP - 8: memory}), ranges((TOP - 3, TOP), (TOP - 8, TOP - 6)))
     assert (seq.num_bytes, seq.reader().readall()) == (5, b"56701")
-    assert seq.drop_first(2).writer().write(b"abcd") == 3
+    with pytest.raises(TransferError) as caught:
+        seq.drop_first(2).writer().write(b"abcd")
+    assert (caught.value.errno, caught.value.transferred) == (errno.ENOSPC, 3)
     assert memory == b"bc23456a"
     assert seq.copy_in_to(BlockSeqWriter(room(9))) == 5

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,22 @@ from typing import Any
 import pytest
 
 from datagram_ends import every_backend, one, pair, rooms
+from host_figures import peak
 from safemem import Block, BlockSeq
-from safemem.datagram import DatagramSocket, LocalAddressNotAvailableError, MessageBatch, sockets
+from safemem.datagram import (
+    DatagramEndpoint,
+    DatagramSocket,
+    DatagramTooLongError,
+    LocalAddressNotAvailableError,
+    MemoryDatagram,
+    MessageBatch,
+    datagram_pair,
+    sockets,
+)
 from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import MSG_CTRUNC, UDP_SEGMENT
 from safemem.datagram.mmsg import load
+from safemem.safecopy import address_of
 from sample_blocks import room
 from usermem.testing.faulty_memory import FaultyMemory
 from usermem.testing.operations import pattern
@@ -215,3 +228,26 @@ def test_unnamed_senders(tmp_path: Path) -> None:
             batch = MessageBatch(rooms(*[9] * 5), family=socket.AF_UNIX)
             assert receiver.recvmmsg(batch) == 1
             assert batch.peers() == [None]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory that may fault is copied on Linux only")
+@pytest.mark.parametrize("kind", ["udp", "unix", "pair", "queue"])
+def test_what_is_too_long_is_not_copied_first(kind: str) -> None:
+    """A GiB of memory that may fault, of which nothing was touched, is refused by its length, and stays untouched."""
+    memory = mmap.mmap(-1, 1 << 30)
+    srcs = BlockSeq.of(Block.from_address(address_of(memoryview(memory)), 1 << 30, memory))
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    udp = socket.socket(type=socket.SOCK_DGRAM)
+    udp.connect(("127.0.0.1", 9))
+    halves = datagram_pair()
+    endpoint: DatagramEndpoint
+    if kind in ("udp", "unix"):
+        endpoint = DatagramSocket(udp if kind == "udp" else ends[0])
+    else:
+        endpoint = halves[0] if kind == "pair" else MemoryDatagram(4096)
+    before = peak()
+    with pytest.raises(DatagramTooLongError):
+        endpoint.sendmsg(srcs)
+    assert peak() - before < 64 << 20
+    for sock in (endpoint, udp, *ends):
+        sock.close()

@@ -165,7 +165,8 @@ class MemoryMap:
             cached = change.gone.pop().cached
             if cached:
                 self._cache.forget(cached, list(cached))
-        self._cache.words = {}  # now that no word can be found by a stretch
+        self._cache.words = {}  # now that no word can be found by a stretch, and no rest
+        self._cache.rests = {}
 
     def locate(self, addr: int, access: int, *, ignore_permissions: bool) -> Stretch | FaultReason:
         """Where addr's bytes are and how far the run goes, or why they cannot be accessed.

@@ -15,7 +15,8 @@ The list of a stretch is found by ``PMA.cached``, from its first address (plus 1
 Coherence: a stretch is remembered under the lock that changes hold. A change (``MemoryMap._forget``) drops the
 stretches that it makes wrong before it publishes its tables, and while it is at it nothing is remembered. A thread that
 already holds a stretch counts as having run before the change. Each lookup loads one list, so this needs no lock, with
-a GIL or without. Words are remembered without the lock, so a change puts a new dict in the place of theirs.
+a GIL or without. Words, and the rests of many ranges, are remembered without the lock, so a change puts a new dict in
+the place of theirs.
 
 Every method of PagedIO does what ResolvedIO's does, and calls it whenever it cannot be quick. Figures, as ratios to a
 raw slice of the same mmap: ``python tests/benchmarks copy``.
@@ -23,7 +24,7 @@ raw slice of the same mmap: ``python tests/benchmarks copy``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from safemem.errors import short_count
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, NameTooLongError
 from usermem.iovec import MAX_RW_COUNT
+from usermem.mm.range_views import MANY, Rests, rest_of, views
 from usermem.resolver import ResolvedIO, checked_count, moved
 from usermem.strings import copy_string_in_chunks
 from usermem.vec import copy_in_ranges
@@ -64,12 +66,13 @@ _WORD_INDEX = tuple(offset >> 2 if offset & 3 == 0 else 1 << 12 for offset in ra
 class PageCache:
     """The pages that an address space remembers. Its owner is the MemoryMap; a PagedIO reads it."""
 
-    __slots__ = ("frozen", "readable", "words", "writable")
+    __slots__ = ("frozen", "readable", "rests", "words", "writable")
 
     def __init__(self) -> None:
         self.readable: dict[int, Stretch] = {}
         self.writable: dict[int, Stretch] = {}
         self.words: dict[int, memoryview] = {}
+        self.rests: Rests = {}
         self.frozen = False
         """Whether a change is between dropping what it makes wrong and publishing: then nothing is remembered."""
 
@@ -229,7 +232,7 @@ class PagedIO(ResolvedIO):
         table = self.cached_view(addr, n * entry.size, False)
         if table is None:
             return None
-        found = _views(entry.iter_unpack(table), self._writable if writable else self._readable, True)
+        found = views(entry.iter_unpack(table), self._writable if writable else self._readable, True)
         return found[0] if found is not None and found[1] <= MAX_RW_COUNT else None
 
     def _stream(
@@ -269,8 +272,10 @@ class PagedIO(ResolvedIO):
 
     def _cached_seq(self, ars: AddrRangeSeq, pages: dict[int, Stretch]) -> BlockSeq | None:
         """The memory of all ranges, if cached pages tell it; None says nothing."""
-        found = _views(ars.pairs(), pages, False)
-        return found and BlockSeq.unchecked(*found)
+        if len(ars.flat) < MANY:
+            found = views(ars.pairs(), pages, False)
+            return found and BlockSeq.unchecked(*found)
+        return rest_of(ars, pages, self._cache.rests)  # taken before the pages are, as words are
 
     def _atomic(
         self,
@@ -360,39 +365,3 @@ class PagedIO(ResolvedIO):
                 dst[:] = b"".join(parts)
                 return len(dst)
         return copy_in_ranges(self, ars, dst, ignore_permissions=ignore_permissions)
-
-
-def _views(ranges: Iterable[tuple[int, ...]], pages: dict[int, Stretch], join: bool) -> tuple[list[Piece], int] | None:
-    """The memory of all ranges, and how many bytes they have, if cached pages tell it; None says nothing.
-
-    With ``join`` neighbours in one run of host memory are one view.
-    """
-    views: list[Piece] = []
-    total = 0
-    # Ranges in the run of the one before need no lookup: low to limit, from first on. A range that starts at end
-    # goes on from begin.
-    first, low, limit, begin, end = 0, 0, -1, 0, -1
-    try:
-        for addr, n in ranges:
-            start = addr - first
-            stop = start + n
-            if start < low or stop > limit:
-                _, base, limit, run = pages[addr >> 12]
-                if addr - base + n > limit:
-                    return None
-                view, first, end = run.view(), base + run.start, -1
-                limit -= run.start
-                start = low = addr - first
-                stop = start + n
-            if n:
-                if start == end:
-                    views[-1] = view[begin:stop]
-                else:
-                    views.append(view[start:stop])
-                    begin = start
-                total += n
-                if join:
-                    end = stop
-    except KeyError:
-        return None
-    return views, total
