@@ -1,5 +1,7 @@
 """Something happens in the middle of a mapping call, before each line in turn: Ctrl-C, or a handler that goes on.
 
+Ctrl-C comes at each instruction, too, at which CPython lets a handler run.
+
 After an interrupt everything is as before the call, or as after it. After a handler its changes and those of the call
 are there, as if one had come after the other.
 """
@@ -171,8 +173,9 @@ def forbid(space: AddressSpace) -> None:
             space.mprotect(addr, PAGE, mman.PROT_NONE)
 
 
+@pytest.mark.parametrize("between", [False, True], ids=["lines", "instructions"])
 @pytest.mark.parametrize("name", CALLS)
-def test_an_interrupt_before_each_line(name: str, other_thread: ThreadPoolExecutor) -> None:
+def test_an_interrupt_at_each_place(name: str, between: bool, other_thread: ThreadPoolExecutor) -> None:
     """All is as before or as after; no lock is held; the call can be made again; nothing that was written is lost."""
     call = CALLS[name]
     before, after = outcome(), outcome(call)
@@ -180,7 +183,7 @@ def test_an_interrupt_before_each_line(name: str, other_thread: ThreadPoolExecut
     while fired:
         at += 1
         space, file = sample()
-        event = Event(MODULES, at, interrupt, OFTEN)
+        event = Event(MODULES, at, interrupt, OFTEN, between)
         with suppress(KeyboardInterrupt):
             event.during(lambda space=space: call(space))  # type: ignore[misc]
         fired = bool(event.where)

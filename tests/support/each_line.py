@@ -17,16 +17,25 @@ from typing import Any
 class Event:
     """``act`` happens once, before line number ``at`` (from 1) that is run in the files; never if it is 0.
 
-    A line that is run more often than ``often`` counts no more.
+    A line that is run more often than ``often`` counts no more. With ``between`` it is not lines that count but the
+    instructions before which CPython lets a signal handler run: the first of a function, and those after calls and
+    jumps back.
     """
 
     def __init__(
-        self, modules: Collection[ModuleType], at: int = 0, act: Callable[[], object] = bool, often: int = 1 << 60
+        self,
+        modules: Collection[ModuleType],
+        at: int = 0,
+        act: Callable[[], object] = bool,
+        often: int = 1 << 60,
+        between: bool = False,
     ) -> None:
         self._files = {module.__file__ for module in modules}
         self._at = at
         self._act = act
         self._often = often
+        self._between = between
+        self._before: dict[FrameType, str] = {}  # the instruction that a frame has run last
         self._counts: Counter[tuple[object, int]] = Counter()
         self.lines = 0
         """How many lines were run; those after the event are not counted."""
@@ -43,18 +52,35 @@ class Event:
             sys.settrace(before)
 
     def _enter(self, frame: FrameType, event: str, arg: object) -> Any:
-        return self._line if frame.f_code.co_filename in self._files else None
+        if frame.f_code.co_filename not in self._files:
+            return None
+        frame.f_trace_opcodes = self._between
+        return self._instruction if self._between else self._line
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Any:
         if event == "line":
-            self._counts[frame.f_code, frame.f_lineno] += 1
-        if event == "line" and self._counts[frame.f_code, frame.f_lineno] <= self._often and not _leaves_with(frame):
+            self._count(frame, frame.f_lineno, _leaves_with(frame))
+        return self._line
+
+    def _instruction(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode":
+            before = self._before.get(frame, "")
+            self._before[frame] = opname[frame.f_code.co_code[frame.f_lasti]]
+            if before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
+                self._count(frame, frame.f_lasti, False)
+        elif event == "return":
+            self._before.pop(frame, None)
+        return self._instruction
+
+    def _count(self, frame: FrameType, place: int, skipped: bool) -> None:
+        self._counts[frame.f_code, place] += 1
+        if self._counts[frame.f_code, place] <= self._often and not skipped:
             self.lines += 1
             if self.lines == self._at:
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+                self._before.clear()
                 sys.settrace(None)
                 self._act()
-        return self._line
 
 
 def _leaves_with(frame: FrameType) -> bool:

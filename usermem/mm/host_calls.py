@@ -113,6 +113,16 @@ def map_file(fd: int, offset: int, length: int, prot: int, flags: int, address: 
     return found
 
 
+def try_map(fd: int, offset: int, prot: int, flags: int) -> None:
+    """Map a page of a file for a moment. Raises OSError if the host refuses.
+
+    C code makes both calls: in between no signal handler can run, whose exception would leave the page mapped.
+    """
+    libc, arguments = _libc(), ([None], [host_mmap.PAGESIZE], [prot], [flags], [fd], [offset])
+    if any(map(libc.munmap, map(libc.mmap, *arguments), [host_mmap.PAGESIZE])):
+        unmap(map_file(fd, offset, host_mmap.PAGESIZE, prot, flags), host_mmap.PAGESIZE)  # which says why
+
+
 def map_zeros(address: int, length: int, prot: int) -> None:
     """Put private zeros in the place of host pages that are ours. Raises OSError."""
     flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED | MAP_NORESERVE

@@ -291,7 +291,7 @@ def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostF
     # A page is mapped for a moment: what the host refuses, it refuses now and not when the guest touches it.
     flags = mman.MAP_SHARED if shared else mman.MAP_PRIVATE
     host_prot = READ_WRITE if writable else mman.PROT_READ
-    host_calls.unmap(host_calls.map_file(fd, offset & -mmap.PAGESIZE, mmap.PAGESIZE, host_prot, flags), mmap.PAGESIZE)
+    host_calls.try_map(fd, offset & -mmap.PAGESIZE, host_prot, flags)
     file = _open_file(fd, status, stores)
     max_prot = mman.PROT_READ | mman.PROT_EXEC * executable | mman.PROT_WRITE * writable
     return HostFile(file, shared, max_prot, page)
