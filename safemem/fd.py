@@ -85,8 +85,8 @@ class FDReader(_FD):
         """
         pieces = dsts.pieces()
         try:
-            if self.offset is None and 0 < len(pieces) <= _IOV_MAX:
-                return os.readv(self._fd, pieces)  # type: ignore[arg-type]
+            if 0 < len(pieces) <= _IOV_MAX:
+                return os.readv(self._fd, pieces) if self.offset is None else self._read(pieces)  # type: ignore[arg-type]
         except TypeError:  # a block is no buffer
             if not dsts.need_safecopy:
                 raise
@@ -143,8 +143,8 @@ class FDWriter(_FD):
         """Raises BlockingIOError if nothing can be taken now, OSError as writev does, HostFaultError if srcs faults."""
         pieces = srcs.pieces()
         try:
-            if self.offset is None and 0 < len(pieces) <= _IOV_MAX:
-                return os.writev(self._fd, pieces)  # type: ignore[arg-type]
+            if 0 < len(pieces) <= _IOV_MAX:
+                return os.writev(self._fd, pieces) if self.offset is None else self._write(pieces)  # type: ignore[arg-type]
         except TypeError:  # a block is no buffer
             if not srcs.need_safecopy:
                 raise
