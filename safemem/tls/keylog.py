@@ -99,8 +99,9 @@ def keylog(context: ssl.SSLContext) -> Iterator[Keylog]:
 def _memory_file() -> tuple[int, int]:
     """Descriptors to read and to write a file that is on no disk: the same one, or a pipe's."""
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("keylog")
-        return fd, fd
+        with suppress(OSError):  # a sandbox that refuses it
+            fd = os.memfd_create("keylog")
+            return fd, fd
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)  # a full pipe must not stop a handshake

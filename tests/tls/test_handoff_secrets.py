@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -27,12 +28,18 @@ def exchange(context: ssl.SSLContext, data: bytes = b"hello") -> None:
         made.close()
 
 
-@pytest.fixture(params=["memory file", "pipe"])
+@pytest.fixture(params=["memory file", "pipe", "refused"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the secrets pass through: a file in memory, or a pipe where there are none."""
+    """Where the secrets pass through: a file in memory, or a pipe where there are none, or a sandbox refuses them."""
+
+    def refuse(name: str) -> int:
+        raise PermissionError(errno.EPERM, name)
+
     name: str = request.param
     if name == "pipe":
         monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif name == "refused":
+        monkeypatch.setattr(os, "memfd_create", refuse)
     return name
 
 
