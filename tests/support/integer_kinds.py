@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -26,8 +27,9 @@ class Index:
 
 
 _NUMPY = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "longlong")
+_FOUND = _NUMPY if find_spec("numpy") else ()
 _CTYPES = ("c_uint8", "c_int32", "c_uint32", "c_int64", "c_uint64", "c_void_p")
-KINDS = ["index", "address", *_CTYPES, *_NUMPY]
+KINDS = ["index", "address", *_CTYPES, *_FOUND]
 
 
 def kind_of(name: str) -> Like:
