@@ -6,10 +6,12 @@ dicts and lists too.
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -115,6 +117,54 @@ def test_a_handler_that_uses_the_space(what: str, on_alarm: Callable[[Callable[[
         assert not raised
         check_cached(space)
     assert calls > 100
+
+
+class Dying:
+    """Garbage in a cycle, whose destructor and whose weak reference's callback use the space, wherever they run."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act = act
+        self.cycle = self
+
+    def __del__(self) -> None:
+        self.act()
+
+
+def test_destructors_and_callbacks_that_use_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector runs them in the middle of calls: what they asked for is done, and what the call did is too."""
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: raised.append(args.exc_value))
+    rng = random.Random(1)
+    done = 0
+    references: list[weakref.ref[Dying]] = []
+    thresholds = gc.get_threshold()
+    for _ in range(20):
+        space = AddressSpace()
+        space.mmap(BASE, PAGES * PAGE, RW, FIXED)
+        theirs = iter(range(10_000))
+
+        def act(space: AddressSpace = space, theirs: Iterator[int] = theirs) -> None:
+            nonlocal done
+            addr = THEIRS + next(theirs) * 2 * PAGE
+            space.mmap(addr, PAGE, RW, FIXED)
+            space.copy_out(addr, b"theirs")
+            done += 1
+
+        gc.set_threshold(7)
+        try:
+            for _ in range(100):
+                references.append(weakref.ref(Dying(act), lambda _, act=act: act()))  # type: ignore[misc]
+                random_call(rng, space, BASE)
+        finally:
+            gc.set_threshold(*thresholds)
+        check_cached(space)
+        pages = next(theirs)
+        assert pages > 100
+        assert {space.read_bytes(THEIRS + i * 2 * PAGE, 6) for i in range(pages)} == {b"theirs"}
+        references.clear()
+        gc.collect()
+    assert done > 2000
+    assert not raised
 
 
 class Interrupted(BaseException):

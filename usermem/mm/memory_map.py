@@ -140,8 +140,11 @@ class MemoryMap:
             finally:
                 self._cache.frozen = False
             if outcome is change:
-                for pma, start, end in used:
-                    pma.note_used(start, end)  # not before: more of it might be mapped by a handler, and written
+                try:
+                    for pma, start, end in used:
+                        pma.note_used(start, end)  # not before: more of it might be mapped by a handler, and written
+                except MemoryError:
+                    pass  # it spares work when the memory is given back, and the change is made
                 return result
             while made:
                 self.listeners.withdraw(made.pop()[1])
@@ -334,7 +337,7 @@ class MemoryMap:
             try:
                 backing.write_back(start, end)
             except Exception as exc:
-                self.failed_write_back = self.failed_write_back or exc
+                self.failed_write_back = self.failed_write_back or exc.with_traceback(None)  # which keeps the pages
             del backing
 
     def close(self) -> None:

@@ -15,7 +15,6 @@ Source: mmap(2), MAP_SHARED; gVisor pkg/sentry/fsutil (CachingInodeOperations); 
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -23,6 +22,7 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from safemem.buffers import check_int
+from safemem.errors import is_interrupt
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.private_object import PrivateObject
@@ -173,9 +173,10 @@ def _write_page(write_at: Callable[..., object], window: _Window, base: int, off
         window.digests[number] = digest  # before the call: it may itself unmap
         try:
             write_at(offset, memoryview(page)[: end - offset])
-        except BaseException:
+        except BaseException as exc:
             window.digests[number] = b""
-            window.failed.add(at)
+            if not is_interrupt(exc):  # after one of those the object may still take it
+                window.failed.add(at)
             raise
         window.failed.discard(at)
         if window.digests[number] is digest:
@@ -207,18 +208,30 @@ def write_back_released() -> None:
     """Write back what was written to pages after their last mapping was gone, by copies that were in flight then.
 
     Nobody waits for the outcome, so an error goes to sys.unraisablehook, as an error of a destructor does. A page that
-    the object refused before is given up: that was told.
+    the object refused before is given up: that was told. After an interrupt the next call goes on.
     """
     while released:
         try:
             mapped, windows = released.popleft()
         except IndexError:
             return
-        for window in windows.values():
-            for at in window.failed:
-                window.digests[at // _PAGE] = _digest(window.page(at))
         try:
+            for window in windows.values():
+                for at in window.failed:
+                    window.digests[at // _PAGE] = _digest(window.page(at))
             _write_back(mapped, windows, 0, 1 << 64)
         except Exception as exc:
-            what = (type(exc), exc, exc.__traceback__, "writing back a mapped object", mapped)
-            sys.unraisablehook(sys.UnraisableHookArgs(what))  # type: ignore[misc, call-arg]
+            _Unraisable(exc)
+        except BaseException:
+            released.append((mapped, windows))
+            raise
+
+
+class _Unraisable:
+    """Gives an exception to sys.unraisablehook, as it goes."""
+
+    def __init__(self, exc: Exception) -> None:
+        self._exc = exc
+
+    def __del__(self) -> None:
+        raise self._exc
