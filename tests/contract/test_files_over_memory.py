@@ -270,6 +270,9 @@ def test_the_same_as_files(program: list[Any], buffer_size: int, cuts: list[int]
                     ours.truncate()
                 assert ours.tell() == position
                 continue
+            if name == "read1":  # before CPython 3.13 it reads before it writes what was buffered
+                for each in (ours, real, model):
+                    each.flush()
             found, expected = step_of(ours, name, *args), step_of(real, name, *args)
             assert (name, args, found, ours.tell()) == (name, args, expected, real.tell())
             if name != "seek":  # a negative position is EINVAL of a file, and ValueError or 0 of io.BytesIO
