@@ -156,8 +156,8 @@ LAYOUT = Layout(AMD64, (Mapping(0x10000, 8192, AccessType(3)), Mapping(0x13000, 
 
 
 def interesting(operation: Operation, kind: type[Operation], faults: bool) -> bool:
-    """Whether an operation of that kind works, or gets somewhere and faults."""
-    if type(operation) is not kind:
+    """Whether an operation of that kind works on what is mapped, or gets somewhere and faults."""
+    if type(operation) is not kind or operation.at < LAYOUT.edges[0]:
         return False
     return ("FaultError" in str(outcome(operation, LAYOUT.address_space()))) == faults
 

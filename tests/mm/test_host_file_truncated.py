@@ -68,7 +68,9 @@ Copy = Callable[[AddressSpace, int, int], int]
 def _copy_in(space: AddressSpace, addr: int, n: int) -> int:
     dst = bytearray(b"\xee" * n)
     try:
-        return space.copy_in(addr, dst)
+        moved = space.copy_in(addr, dst)
+        assert 0xEE not in dst
+        return moved
     except FaultError as fault:
         assert dst[fault.transferred :] == b"\xee" * (n - fault.transferred)
         assert 0xEE not in dst[: fault.transferred]

@@ -45,6 +45,8 @@ class Event:
     def during(self, call: Callable[[], object]) -> None:
         """Make the call."""
         before = sys.gettrace()
+        if self._between:  # CPython 3.12 tells of no instruction if no frame asked for them before
+            sys._getframe().f_trace_opcodes = True
         sys.settrace(self._enter)
         try:
             call()
@@ -54,8 +56,11 @@ class Event:
     def _enter(self, frame: FrameType, event: str, arg: object) -> Any:
         if frame.f_code.co_filename not in self._files:
             return None
-        frame.f_trace_opcodes = self._between
-        return self._instruction if self._between else self._line
+        if not self._between:
+            return self._line
+        frame.f_trace = self._instruction  # before the next line, or CPython 3.13 tells of some instructions only
+        frame.f_trace_opcodes = True
+        return self._instruction
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Any:
         if event == "line":
