@@ -99,7 +99,7 @@ for at in range(12):
 
 @pytest.fixture(scope="module")
 def _survives() -> None:
-    """Skip where the interpreter does not survive a failure of its own: 3.12 and 3.13 break when they make a closure."""
+    """Skip where the interpreter breaks when it makes a closure and an allocation fails, as 3.12 and 3.13 do."""
     if _testcapi is None:
         pytest.skip("this Python has no _testcapi, which makes allocations fail")
     if subprocess.run([sys.executable, "-c", CLOSURES], capture_output=True).returncode:
