@@ -110,8 +110,8 @@ def test_places_of_several_lengths_in_turn_cost_no_walk() -> None:
             new = VMA(found, found + pages * PAGE, number % 2, 7, False, ANONYMOUS)
             vmas = vmas.put(found, found + pages * PAGE, [new])
 
-    costs = [lines(lambda number=number: turn(number)) for number in range(6)]  # type: ignore[misc]
-    assert max(costs[1:]) < 3000
+    turn(0)
+    assert max(lines(lambda number=number: turn(number)) for number in range(1, 6)) < 3000  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("upward", [False, True])
@@ -121,7 +121,7 @@ def test_a_hole_among_many_is_found_at_once(upward: bool) -> None:
     hole = TOP - 100_002 * PAGE
     vmas = vmas.put(hole, hole + PAGE, [])
     search = vmas.lowest_gap if upward else vmas.highest_gap
-    for _ in range(2):  # the first search finds out which nodes have none
-        cost = lines(lambda: search(3 * PAGE, TOP - 150_000 * PAGE, TOP))
+    # The first search finds out which nodes have none.
     assert search(3 * PAGE, TOP - 150_000 * PAGE, TOP) == hole - PAGE
-    assert cost < 6000
+    assert lines(lambda: search(3 * PAGE, TOP - 150_000 * PAGE, TOP)) < 6000
+    assert search(3 * PAGE, TOP - 150_000 * PAGE, TOP) == hole - PAGE
