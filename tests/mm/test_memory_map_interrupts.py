@@ -206,7 +206,7 @@ def test_an_interrupt_at_each_place(name: str, between: bool, other_thread: Thre
 
 
 SAME = ["munmap in the middle", "mprotect in the middle", "mremap with a move", "madvise", "first touch", "an access"]
-HANDLERS = [
+HANDLERS: list[tuple[str, Callable[[AddressSpace], None]]] = [
     *[(name, map_elsewhere) for name in CALLS],
     *[(name, act) for act in (use_everything, forbid) for name in SAME],
 ]
