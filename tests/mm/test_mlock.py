@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 
 import pytest
@@ -205,3 +206,18 @@ def test_arguments() -> None:
     for closed in calls:
         with pytest.raises(ValueError, match="closed"):
             closed()
+
+
+@pytest.mark.parametrize("how", ["MAP_LOCKED", "mlock", "MAP_POPULATE", "neither"])
+def test_locked_private_pages_of_a_file_are_copied_at_once(how: str) -> None:
+    """What may be written is the guest's own from then on, when the file shrinks too; else it is the file's."""
+    memory = os.memfd_create("file")
+    os.write(memory, bytes(range(1, 101)))
+    extra = {"MAP_LOCKED": mman.MAP_LOCKED, "MAP_POPULATE": mman.MAP_POPULATE}.get(how, 0)
+    with AddressSpace() as space:
+        space.mmap(BASE, PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED | extra, memory)
+        if how == "mlock":
+            space.mlock(BASE, PAGE)
+        os.ftruncate(memory, 1)
+        os.close(memory)
+        assert space.read_bytes(BASE, 3) == (b"\1\0\0" if how == "neither" else b"\1\2\3")

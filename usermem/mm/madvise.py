@@ -178,6 +178,16 @@ def hold(mm: MemoryMap, start: int, end: int, access: AccessType, advice: int) -
     return all(vma.backing.populate(run, advice) for vma in parts for _, run in mm.runs(tables, vma.start, vma.end))
 
 
+def fault_in(mm: MemoryMap, vma: VMA) -> bool:
+    """Have the host hold a mapping, or a part of one, that is locked or mapped with MAP_POPULATE, as :func:`hold`.
+
+    Private pages of a file that may be written are copied at once, and so survive when the file shrinks. (Linux's
+    populate_vma_page_range.)
+    """
+    copied = vma.prot & mman.PROT_WRITE and not vma.shared
+    return hold(mm, vma.start, vma.end, READ, mman.MADV_POPULATE_WRITE if copied else mman.MADV_POPULATE_READ)
+
+
 def _populate(mm: MemoryMap, start: int, end: int, advice: int) -> None:
     """Touch every page, as the guest would, in mappings with that very right; none grows by it."""
     access = _POPULATING[advice]

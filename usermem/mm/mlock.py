@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 
-from hostarch import READ, mman
+from hostarch import mman
 from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.mm.change import Change, Tables
-from usermem.mm.madvise import hold
+from usermem.mm.madvise import fault_in
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import MLOCK_EAGER, MLOCK_LAZY, MLOCK_NONE, locked_bytes
 
@@ -67,7 +67,7 @@ def mlockall(mm: MemoryMap, flags: int) -> int:
     if flags & current and mode == MLOCK_EAGER:
         for vma in mm.tables.vmas:
             if vma.backing.steady:  # best effort: no object's code is run, which may raise
-                hold(mm, vma.start, vma.end, READ, mman.MADV_POPULATE_READ)
+                fault_in(mm, vma)
     return 0
 
 
@@ -113,5 +113,5 @@ def _lock(mm: MemoryMap, change: Change, addr: int, length: int, mode: int) -> i
 def _touch(mm: MemoryMap, tables: Tables, addr: int, end: int) -> None:
     """Bring the pages into memory. Raises ENOMEM if one cannot be had; what is locked stays locked."""
     for vma in tables.vmas.within(addr, end):
-        if not hold(mm, vma.start, vma.end, READ, mman.MADV_POPULATE_READ):
+        if not fault_in(mm, vma):
             raise error(errno.ENOMEM, f"not all pages at {vma.start:#x} can be had")

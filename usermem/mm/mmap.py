@@ -9,7 +9,7 @@ import errno
 import os
 from typing import Final
 
-from hostarch import READ, mman
+from hostarch import mman
 from safemem.buffers import check_int
 from safemem.errors import error
 from safemem.fd import FD_MAX
@@ -19,7 +19,7 @@ from usermem.mm.backing.host_file import LARGEST_FILE, host_file
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.change import Change, Tables
-from usermem.mm.madvise import populate
+from usermem.mm.madvise import fault_in
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import MLOCK_EAGER, VMA, VMASet
 
@@ -72,8 +72,9 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     vma = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
     start = map_backing(mm, addr, length, flags, vma, offset)
     eager = vma.mlock_mode == MLOCK_EAGER or (flags & names.populate and not flags & names.nonblock)
-    if eager and anonymous:
-        populate(mm, start, start + mm.arch.page_round_up(length), READ)  # best effort
+    if eager:
+        for part in mm.tables.vmas.within(start, start + mm.arch.page_round_up(length)):
+            fault_in(mm, part)  # best effort
     return start
 
 
