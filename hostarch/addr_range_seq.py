@@ -63,8 +63,10 @@ class AddrRangeSeq:
     @classmethod
     def from_pairs(cls, flat: list[int]) -> AddrRangeSeq:
         """A sequence from ``[start, length, start, length, …]``, which it keeps. Raises as the constructor."""
-        if set(map(type, flat)) != {int}:
-            flat[:] = [check_int(x, "ranges") for x in flat]
+        for x in flat:
+            if type(x) is not int:
+                flat = [check_int(x, "ranges") for x in flat]
+                break
         return cls.unchecked(flat, _num_bytes(flat))
 
     @staticmethod

@@ -15,22 +15,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from safemem.block import Block, Piece, part
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import (
-    EndOfBlockSeqError,
-    TransferError,
-    add_transferred,
-    moved_count,
-    short_count,
-)
+from safemem.errors import EndOfBlockSeqError, TransferError, add_transferred, moved_count, short_count
 from safemem.pending import PendingBytes
-
-if TYPE_CHECKING:
-    pass
-
 
 # How much memory that needs safecopy a file object is given at a time, in bytes: more than a pipe ever holds, so that
 # nobody waits in a pipe for the next piece.

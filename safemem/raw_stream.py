@@ -19,10 +19,10 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from safemem.errors import is_interrupt
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-from safemem.errors import is_interrupt
 
 _READALL = 1 << 16
 

@@ -22,7 +22,7 @@ from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.errors import FaultError
 from usermem.io_sequence import IOSequence
-from usermem.iovec import UIO_MAXIOV, iovecs_io_sequence, single_io_sequence
+from usermem.iovec import iovecs_io_sequence, single_io_sequence
 from usermem.memory_io import IO
 
 Sequence: TypeAlias = Callable[..., IOSequence]
@@ -83,12 +83,7 @@ def pwrite_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permiss
 def readv_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
     """readv(2): as :func:`read_fd`, into the n ranges of the iovec table at addr. Raises as iovecs_io_sequence too."""
     try:
-        if (
-            not ignore_permissions
-            and type(n) is int
-            and 0 < n <= UIO_MAXIOV
-            and (views := io.cached_views(addr, n, True))  # type: ignore[attr-defined]
-        ):
+        if not ignore_permissions and (views := io.cached_views(addr, n, True)):  # type: ignore[attr-defined]
             return os.readv(fd, views)
     except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below
@@ -98,12 +93,7 @@ def readv_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = F
 def writev_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
     """writev(2): as :func:`write_fd`, out of the n ranges of the iovec table at addr. Raises as readv_fd."""
     try:
-        if (
-            not ignore_permissions
-            and type(n) is int
-            and 0 < n <= UIO_MAXIOV
-            and (views := io.cached_views(addr, n, False))  # type: ignore[attr-defined]
-        ):
+        if not ignore_permissions and (views := io.cached_views(addr, n, False)):  # type: ignore[attr-defined]
             return os.writev(fd, views)
     except (AttributeError, OverflowError, TypeError):
         pass  # no IO of ours, or no descriptor, which is said below

@@ -207,7 +207,7 @@ def moved(
         except HostFaultError as exc:
             if not _is_ours(exc, seq):
                 raise
-            start = _addr_at(ranges, exc.transferred) - exc.transferred
+            start = addr_at(ranges, exc.transferred) - exc.transferred
             raise _guest_fault(exc, start, access) from exc.with_traceback(None)
         except BlockingIOError as exc:
             done = short_count(exc, 0)
@@ -240,7 +240,7 @@ def _guest_fault(exc: HostFaultError, addr: int, access: AccessType) -> FaultErr
     return FaultError(addr + exc.transferred, access, reason, exc.transferred)
 
 
-def _addr_at(ranges: Iterable[tuple[int, int]], offset: int) -> int:
+def addr_at(ranges: Iterable[tuple[int, int]], offset: int) -> int:
     """The user address of a byte, counted from the start of the first range."""
     for addr, length in ranges:
         if offset < length:

@@ -22,6 +22,7 @@ from atomics_tier import forced
 from each_line import Event, interrupt
 from hostarch import AMD64, S390X, Arch, ByteOrder
 from safemem import Block, atomics, native_atomics
+from switching import run_beside
 from usermem import BytesIO, FaultError
 
 SIZES = [1, 2, 4, 8]
@@ -277,16 +278,7 @@ def test_odd_words_beside_native_ones(shift: int) -> None:
             for _ in range(TURNS // 10):
                 atomics.fetch_add(size, block, 1, aligned=False)
 
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            threads = [threading.Thread(target=add, args=args) for args in ((odd, 4), (byte, 1))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(interval)
+        run_beside([partial(add, odd, 4), partial(add, byte, 1)])
         turns = TURNS // 10
         assert atomics.load_uint32(odd, "little", aligned=False) == turns + (turns << 24) & 0xFFFF_FFFF
 

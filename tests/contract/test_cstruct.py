@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hostarch import AMD64, I386, MIPS, PPC64, S390X, Arch, mman
 from patchy_io import PatchyIO
+from simulator_file import SimulatorFile
 from usermem import (
     AddressSpace,
     BytesIO,
@@ -212,3 +213,32 @@ def test_any_bytes_are_the_number_struct_unpacks(arch: Arch, content: bytes, cod
         space.copy_out(base + page - 24, content)
         for _ in range(2):
             assert read(space, base + page - 24 + addr) == expected
+
+
+class Broken(SimulatorFile):
+    """Its code has a bug, the first time."""
+
+    calls = 0
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """See MappedObject."""
+        self.calls += 1
+        if self.calls == 1:
+            raise AttributeError("a bug of the simulator's")
+        return super().read_at(offset, dst)
+
+
+@pytest.mark.parametrize("name", ["copy_uint64_in", "copy_struct_in", "copy_uint32_in"])
+def test_an_attribute_error_of_the_simulators_is_its_own(name: str) -> None:
+    """It comes out, and the code is not run a second time."""
+    broken = Broken(b"x" * 4096)
+    calls: dict[str, Callable[[AddressSpace], object]] = {
+        "copy_uint64_in": lambda space: copy_uint64_in(space, 0x10000),
+        "copy_struct_in": lambda space: copy_struct_in(space, 0x10000, struct.Struct("<Q")),
+        "copy_uint32_in": lambda space: copy_uint32_in(space, 0x10000),
+    }
+    with AddressSpace() as space:
+        space.map_object(0x10000, 4096, mman.PROT_READ, mman.MAP_PRIVATE | mman.MAP_FIXED, broken)
+        with pytest.raises(AttributeError, match="a bug of the simulator's"):
+            calls[name](space)
+    assert broken.calls == 1

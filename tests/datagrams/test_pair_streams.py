@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -34,6 +33,7 @@ from safemem.datagram import (
 from safemem.datagram.flags import MSG_PEEK, MSG_TRUNC
 from safemem.protocols import is_message_oriented
 from sample_blocks import blocks, room
+from switching import quick_switches
 from usermem.testing.faulty_memory import FaultyMemory
 
 HERE, THERE = ("192.0.2.1", 1000), ("192.0.2.2", 2000)
@@ -132,10 +132,8 @@ FAULTY = FaultyMemory("segv")
 @pytest.fixture
 def hurried() -> Iterator[None]:
     """Threads take turns a thousand times as often."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-6)
-    yield
-    sys.setswitchinterval(before)
+    with quick_switches(5e-6):
+        yield
 
 
 def patient(act: Any) -> object:

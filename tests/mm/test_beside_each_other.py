@@ -1,14 +1,18 @@
-"""What others do between two steps of a mapping call: listeners, limits, guards."""
+"""What others do between two steps of a mapping call: listeners and signal handlers; limits and guards."""
 
 from __future__ import annotations
 
 import errno
 import mmap
+import os
+from functools import partial
 
 import pytest
 
-from hostarch import mman
+from each_line import Event
+from hostarch import READ, AddrRange, AddrRangeSeq, mman
 from usermem import AddressSpace
+from usermem.mm import arena, change
 
 PAGE = 4096
 BASE = 0x10_0000
@@ -67,3 +71,71 @@ def test_the_hole_where_a_guard_went_is_found(k: int) -> None:
         space.mmap(addrs[k], PAGE, RW, FIXED)
         space._check()
         assert space.mmap(0, 0x9000, RW, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS) == addrs[k] - 0x9000
+
+
+def test_mlock_keeps_to_max_map_count() -> None:
+    """Locking every second page ends with ENOMEM at the limit, as mprotect does."""
+    with AddressSpace(max_map_count=10) as space:
+        space.mmap(BASE, 100 * PAGE, RW, FIXED)
+        with pytest.raises(OSError, match="mappings") as caught:
+            for page in range(1, 100, 2):
+                space.mlock(BASE + page * PAGE, PAGE)
+        assert caught.value.errno == errno.ENOMEM
+        assert len(space.mappings()) <= 10
+
+
+def test_a_locked_mapping_that_grows_is_copied_at_once() -> None:
+    """The pages that mremap adds to locked private memory of a file are the guest's own, when the file shrinks too."""
+    memory = os.memfd_create("file")
+    os.write(memory, b"f" * 2 * PAGE)
+    with AddressSpace() as space:
+        space.mmap(BASE, PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED | mman.MAP_LOCKED, memory)
+        assert space.mremap(BASE, PAGE, 2 * PAGE) == BASE
+        os.ftruncate(memory, PAGE + 1)
+        os.close(memory)
+        assert space.read_bytes(BASE + PAGE, 3) == b"fff"
+
+
+def test_a_handler_that_cuts_the_same_memory() -> None:
+    """Whoever holds the whole of it keeps its bytes, at whichever line of the cut the handler comes."""
+    at, fired = 0, True
+    while fired:
+        at += 1
+        with AddressSpace() as space:
+            space.mmap(BASE, 16 * PAGE, RW, FIXED)
+            space.copy_out(BASE, b"A" * 16 * PAGE)
+            held = space.blocks(AddrRangeSeq.of(AddrRange(BASE, BASE + 16 * PAGE)), READ)
+            cut = partial(space.munmap, BASE + 8 * PAGE, PAGE)
+            event = Event([arena], at, cut)
+            event.during(cut)
+            fired = bool(event.where)
+            space.munmap(BASE, 16 * PAGE)
+            for other in range(8):  # would be given what held has lost
+                space.mmap(BASE + 32 * PAGE * other, 16 * PAGE, RW, FIXED)
+                space.copy_out(BASE + 32 * PAGE * other, b"Z" * 16 * PAGE)
+            assert held.tobytes() == b"A" * 16 * PAGE, event.where
+    assert at > 10
+
+
+def read_pages(space: AddressSpace, pages: range) -> None:
+    """Have pages cached."""
+    for page in pages:
+        space.read_bytes(BASE + page * PAGE, 1)
+
+
+def test_a_handler_that_reads_while_memory_is_divided() -> None:
+    """It may cache more of the memory that has so many cached stretches that it is divided."""
+    at, fired = 0, True
+    while fired:
+        at += 1
+        with AddressSpace() as space:
+            space.mmap(BASE, 400 * PAGE, RW, FIXED)
+            space.copy_out(BASE, b"x")
+            for page in range(0, 400, 2):
+                space.mprotect(BASE + page * PAGE, PAGE, mman.PROT_READ)
+            read_pages(space, range(120))
+            event = Event([change], at, partial(read_pages, space, range(340, 400)), often=2, between=True)
+            event.during(partial(read_pages, space, range(120, 140)))
+            fired = bool(event.where)
+            space._check()
+    assert at > 3

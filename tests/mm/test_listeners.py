@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 from each_line import Event
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import mman
+from switching import run_beside
 from usermem import AddressSpace
 from usermem.mm import listeners, memory_map
 from usermem.mm.backing.shared_memory import SharedMemory
@@ -242,16 +242,7 @@ def test_threads_are_told_of_in_order() -> None:
             if at not in own:
                 late.append(at)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    run_beside(partial(run, number) for number in range(3))
     assert not late
     assert len(told) > 600
     assert alternate(told)

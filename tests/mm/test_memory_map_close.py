@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -10,6 +9,7 @@ import pytest
 
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW
 from hostarch import READ, AccessType, mman
+from switching import quick_switches
 from usermem import AddressSpace, FaultError
 
 CALLS: dict[str, Callable[[AddressSpace], object]] = {
@@ -25,12 +25,10 @@ CALLS: dict[str, Callable[[AddressSpace], object]] = {
 
 
 @pytest.fixture(autouse=True)
-def quick_switches() -> Iterator[None]:
+def often_switched() -> Iterator[None]:
     """Threads take turns all the time."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+    with quick_switches(1e-6):
+        yield
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from hostarch import WRITE, AddrRange, AddrRangeSeq, mman
+from simulator_file import SimulatorFile
 from usermem import AddressSpace, FaultError, FaultReason, SharedMemory
 
 PAGE = 4096
@@ -21,24 +22,7 @@ ANON = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
 FIXED = ANON | mman.MAP_FIXED
 SHARED_HERE = mman.MAP_SHARED | mman.MAP_FIXED
 MOVE = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED
-
-
-class File:
-    """A file of the simulator's."""
-
-    def __init__(self, length: int = 2 * PAGE) -> None:
-        self.data = bytearray(b"o" * length)
-
-    def size(self) -> int:
-        return len(self.data)
-
-    def read_at(self, offset: int, dst: memoryview) -> int:
-        part = self.data[offset : offset + len(dst)]
-        dst[: len(part)] = part
-        return len(part)
-
-    def write_at(self, offset: int, src: memoryview) -> None:
-        self.data[offset : offset + len(src)] = src
+OLD = b"o" * 2 * PAGE
 
 
 def test_private_pages_of_a_file_that_went_are_the_files_again() -> None:
@@ -106,7 +90,7 @@ def test_the_rest_of_the_last_page_is_shared() -> None:
 )
 def test_an_object_gets_what_was_written_whatever_takes_its_place(change: Callable[[AddressSpace], object]) -> None:
     """Nothing that a guest wrote to a shared mapping is lost when it goes."""
-    space, file = AddressSpace(), File()
+    space, file = AddressSpace(), SimulatorFile(OLD)
     space.map_object(BASE, 2 * PAGE, RW, SHARED_HERE, file)
     space.copy_out(BASE + PAGE, b"written")
     change(space)
@@ -117,7 +101,7 @@ def test_an_object_that_unmaps_as_it_is_written() -> None:
     """write_at may unmap and close: no page comes twice. One that raises gets the page again."""
     calls = []
 
-    class Closing(File):
+    class Closing(SimulatorFile):
         def write_at(self, offset: int, src: memoryview) -> None:
             calls.append(offset)
             if len(calls) == 1:
@@ -125,7 +109,7 @@ def test_an_object_that_unmaps_as_it_is_written() -> None:
             super().write_at(offset, src)
             space.close()
 
-    space, file = AddressSpace(), Closing()
+    space, file = AddressSpace(), Closing(OLD)
     space.map_object(BASE, 2 * PAGE, RW, SHARED_HERE, file)
     space.copy_out(BASE, b"w")
     with pytest.raises(OSError, match="not now"):
@@ -140,12 +124,12 @@ def test_an_object_that_unmaps_as_it_is_written() -> None:
 def test_whatever_size_an_object_says(kind: int, size: object) -> None:
     """A size that cannot be has no pages, one that is too large has all, and what is no int is a TypeError."""
 
-    class Odd(File):
+    class Odd(SimulatorFile):
         def size(self) -> int:
             return size  # type: ignore[return-value]
 
     with AddressSpace() as space:
-        at = space.map_object(0, 2 * PAGE, RW, kind, Odd())
+        at = space.map_object(0, 2 * PAGE, RW, kind, Odd(OLD))
         if not isinstance(size, int):
             with pytest.raises(TypeError, match="what size"):
                 space.read_bytes(at, 1)
@@ -160,13 +144,13 @@ def test_whatever_size_an_object_says(kind: int, size: object) -> None:
 def test_an_object_that_unmaps_itself_when_it_is_asked() -> None:
     """size() is called without the lock, and what it unmaps is not there."""
 
-    class Unmapping(File):
+    class Unmapping(SimulatorFile):
         def size(self) -> int:
             space.munmap(BASE, PAGE)
             return PAGE
 
     with AddressSpace() as space:
-        space.map_object(BASE, PAGE, RW, FIXED, Unmapping())
+        space.map_object(BASE, PAGE, RW, FIXED, Unmapping(OLD))
         with pytest.raises(FaultError, match="unmapped"):
             space.write_bytes(BASE, b"x")
         assert space.resolve(BASE, PAGE, WRITE)[0] == []
@@ -234,7 +218,7 @@ def test_a_hook_may_touch_a_space_with_a_hook() -> None:
 def test_what_was_read_for_a_mapping_that_went_is_dropped() -> None:
     """read_at may unmap: what takes the place has nothing of the object's."""
 
-    class Vanishing(File):
+    class Vanishing(SimulatorFile):
         def read_at(self, offset: int, dst: memoryview) -> int:
             super().read_at(offset, dst)
             space.munmap(BASE, PAGE)
@@ -242,5 +226,5 @@ def test_what_was_read_for_a_mapping_that_went_is_dropped() -> None:
             return PAGE
 
     with AddressSpace() as space:
-        space.map_object(BASE, PAGE, RW, FIXED, Vanishing())
+        space.map_object(BASE, PAGE, RW, FIXED, Vanishing(OLD))
         assert space.read_bytes(BASE, PAGE) == bytes(PAGE)

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import signal
 import ssl
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import mman
 from safemem import Block, atomics, fork
 from safemem.tls import keylog
+from switching import quick_switches
 from usermem import AddressSpace
 from usermem.mm.backing.shared_memory import SharedMemory
 
@@ -140,13 +140,9 @@ def test_a_forked_child_uses_the_space(space: AddressSpace, name: str, tier: str
 
 def test_a_child_of_threads_that_tell(space: AddressSpace) -> None:
     """Other threads were in the middle of telling the listener of their changes: the child goes on without them."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
     space.on_change = lambda start, end, kind: None
-    try:
+    with quick_switches():
         found = Counter(outcome(lambda: space.mmap(0, PAGE, RW, ANON)) for _ in range(100))
-    finally:
-        sys.setswitchinterval(before)
     assert found == {"ended": 100}
 
 

@@ -20,6 +20,7 @@ from campaign import times
 from each_line import Event, interrupt
 from edge_layouts import FIXED, PAGE, RW, pattern
 from hostarch import mman
+from simulator_file import SimulatorFile
 from usermem import AddressSpace, FaultError, copy_uint32_in
 from usermem.mm import arena, change, host_run, memory_map, page_cache, pma, segment, vma
 from usermem.mm.backing import shared_memory
@@ -42,30 +43,9 @@ PATTERN = pattern(8 * PAGE)
 OFTEN = 1  # of a line that a call runs several times, the first two
 
 
-class File:
-    """A file of the simulator's."""
-
-    def __init__(self) -> None:
-        self.data = bytearray(b"o" * 2 * PAGE)
-
-    def size(self) -> int:
-        """See MappedObject."""
-        return len(self.data)
-
-    def read_at(self, offset: int, dst: memoryview) -> int:
-        """See MappedObject."""
-        part = self.data[offset : offset + len(dst)]
-        dst[: len(part)] = part
-        return len(part)
-
-    def write_at(self, offset: int, src: memoryview) -> None:
-        """See WritableObject."""
-        self.data[offset : offset + len(src)] = src
-
-
-def sample() -> tuple[AddressSpace, File]:
+def sample() -> tuple[AddressSpace, SimulatorFile]:
     """Mappings of every kind that are in use: placed, cached for reading, writing and words, and written."""
-    space, file = AddressSpace(), File()
+    space, file = AddressSpace(), SimulatorFile(b"o" * 2 * PAGE)
     space.mmap(BASE, 9 * PAGE, RW, FIXED)
     space.copy_out(BASE, PATTERN)
     space.mmap(STACK, PAGE, RW, FIXED | mman.MAP_GROWSDOWN)

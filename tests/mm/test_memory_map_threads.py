@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc
+from switching import quick_switches
 from usermem import AddressSpace, FaultError, copy_in_vec, copy_string_in, copy_uint32_in
 from usermem.errors import FaultReason
 
@@ -93,12 +93,10 @@ ACCESSES: list[tuple[object, Callable[[AddressSpace, int, int], object]]] = [
 
 
 @pytest.fixture(autouse=True)
-def quick_switches() -> Iterator[None]:
+def often_switched() -> Iterator[None]:
     """Threads take turns every 50 microseconds, not every 5 ms."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-5)
-    yield
-    sys.setswitchinterval(before)
+    with quick_switches(5e-5):
+        yield
 
 
 def test_copies_while_mappings_change() -> None:

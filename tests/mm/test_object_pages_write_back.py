@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,43 +15,32 @@ import pytest
 
 from edge_layouts import BASE, FIXED, PAGE, RW, one, pattern, source
 from hostarch import mman
+from simulator_file import SimulatorFile
+from switching import quick_switches
 from usermem import AddressSpace, FaultError
 
 SHARED_HERE = mman.MAP_SHARED | mman.MAP_FIXED
 KINDS = (mman.MAP_SHARED, mman.MAP_PRIVATE)
 
 
-class File:
+class File(SimulatorFile):
     """A simulator's file of two pages. ``on_write`` is called before it takes some bytes."""
 
     def __init__(self) -> None:
-        self.data = bytearray(2 * PAGE)
+        super().__init__(bytes(2 * PAGE))
         self.on_write: Callable[[int], object] = lambda offset: None
-
-    def size(self) -> int:
-        """See MappedObject."""
-        return len(self.data)
-
-    def read_at(self, offset: int, dst: memoryview) -> int:
-        """See MappedObject."""
-        part = self.data[offset : offset + len(dst)]
-        dst[: len(part)] = part
-        return len(part)
 
     def write_at(self, offset: int, src: memoryview) -> object:
         """See WritableObject."""
         self.on_write(offset)
-        self.data[offset : offset + len(src)] = src
-        return len(src)
+        return super().write_at(offset, src)
 
 
 @pytest.fixture
-def quick_switches() -> Iterator[None]:
+def often_switched() -> Iterator[None]:
     """Threads take turns every 10 microseconds."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
+    with quick_switches(1e-5):
+        yield
 
 
 UNMAPPING: dict[str, Callable[[AddressSpace], object]] = {
@@ -116,7 +104,8 @@ def test_a_copy_that_is_in_flight() -> None:
     assert file.data[:5] == b"later"
 
 
-def test_no_counted_write_is_lost(quick_switches: None) -> None:
+@pytest.mark.usefixtures("often_switched")
+def test_no_counted_write_is_lost() -> None:
     """A thread counts upward in the mapping until it faults; the file then has the last count that was taken."""
     for _ in range(150):
         file = File()

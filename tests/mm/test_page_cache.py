@@ -6,7 +6,6 @@ that are naive. That quick ways answer as slow ones is in test_page_cache_quick_
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from edge_layouts import BASE, FIXED, PAGE, RW, one, pattern, source
 from hostarch import AMD64, MIPS, MIPSEL, Arch, mman
+from switching import quick_switches
 from usermem import AddressSpace, FaultError, copy_in_vec, copy_string_in, copy_uint32_in
 from usermem.errors import FaultReason
 from usermem.mm import page_cache
@@ -214,22 +214,20 @@ def stale_accesses(space: AddressSpace, rounds: int, copiers: int = 2) -> int:
 
 
 @pytest.fixture
-def quick_switches() -> Iterator[None]:
+def often_switched() -> Iterator[None]:
     """Threads take turns every 20 microseconds, not every 5 ms."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
+    with quick_switches(2e-5):
+        yield
 
 
-@pytest.mark.usefixtures("quick_switches")
+@pytest.mark.usefixtures("often_switched")
 @pytest.mark.parametrize("kind", [AddressSpace, Preempted])
 def test_no_page_stays_accessible(kind: Callable[[], AddressSpace]) -> None:
     """While threads copy, no access that began after munmap or mprotect had returned gets what they took away."""
     assert stale_accesses(kind(), 150) == 0
 
 
-@pytest.mark.usefixtures("quick_switches")
+@pytest.mark.usefixtures("often_switched")
 @pytest.mark.parametrize("kind", [ClearedFirst, FilledLate, WordsTakenLate])
 def test_naive_orders_are_seen_to_fail(kind: Callable[[], AddressSpace]) -> None:
     """The same trial finds pages that stay accessible where the cache is cleared, filled or taken in another order."""

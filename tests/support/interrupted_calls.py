@@ -20,6 +20,7 @@ from types import FrameType
 
 from hostarch import AddrRange, AddrRangeSeq, mman
 from safemem import FDReader, atomics, fork
+from simulator_file import SimulatorFile
 from usermem import AddressSpace, ChangeKind, FaultError, SharedMemory, copy_uint32_in
 from usermem.mm import host_calls
 
@@ -39,27 +40,6 @@ class Interrupted(BaseException):
     """What the handler raises."""
 
 
-class Object:
-    """A file of the simulator's."""
-
-    def __init__(self) -> None:
-        self.data = bytearray(PAGES * PAGE)
-
-    def size(self) -> int:
-        """See MappedObject."""
-        return len(self.data)
-
-    def read_at(self, offset: int, dst: memoryview) -> int:
-        """See MappedObject."""
-        part = self.data[offset : offset + len(dst)]
-        dst[: len(part)] = part
-        return len(part)
-
-    def write_at(self, offset: int, src: memoryview) -> None:
-        """See WritableObject."""
-        self.data[offset : offset + len(src)] = src
-
-
 class Guest:
     """A region of each kind, far from the next one; and what each page holds: a word, zeros at first."""
 
@@ -71,7 +51,7 @@ class Guest:
         self.files = [tempfile.TemporaryFile(buffering=0) for _ in range(2)]  # noqa: SIM115 - see close()
         for file in self.files:
             file.truncate(PAGES * PAGE)
-        self.memory, self.object = SharedMemory(PAGES * PAGE), Object()
+        self.memory, self.object = SharedMemory(PAGES * PAGE), SimulatorFile(bytes(PAGES * PAGE))
         self.buffer = host_mmap.mmap(-1, PAGES * PAGE)
         self.zero = os.open("/dev/zero", os.O_RDONLY)
         self.held: dict[int, set[int]] = {}

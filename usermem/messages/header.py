@@ -22,6 +22,7 @@ from usermem.cstruct import copy_struct_in, copy_struct_out
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV, copy_in_iovecs
 from usermem.memory_io import IO, arch_of, read_bytes
+from usermem.resolver import addr_at
 
 NAME_MAX = 128
 """sizeof(struct sockaddr_storage): of a longer name Linux looks at so many bytes."""
@@ -121,7 +122,7 @@ def unwritable(io: IO, ranges: AddrRangeSeq, *, ignore_permissions: bool) -> Fau
         io.copy_out_from(ranges.drop_first(look.seen), _Look(), ignore_permissions=ignore_permissions)
     except FaultError as exc:
         return exc
-    return FaultError(address_at(ranges, look.seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
+    return FaultError(addr_at(ranges.pairs(), look.seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
 
 
 class _Look:
@@ -140,16 +141,7 @@ def unreadable(io: IO, ranges: AddrRangeSeq, done: int, *, ignore_permissions: b
         io.copy_in_to(ranges.drop_first(done), WriterFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)
     except FaultError as exc:
         return exc
-    return FaultError(address_at(ranges, done), READ, FaultReason.UNMAPPED)
-
-
-def address_at(ranges: AddrRangeSeq, offset: int) -> int:
-    """The address of a byte of the ranges, counted from their start."""
-    for start, length in ranges.pairs():
-        if offset < length:
-            return start + offset
-        offset -= length
-    raise ValueError(f"offset lies {offset} bytes beyond the ranges")
+    return FaultError(addr_at(ranges.pairs(), done), READ, FaultReason.UNMAPPED)
 
 
 @cache

@@ -217,16 +217,19 @@ class Arena:
         if self._owner == (me := threading.get_ident()):
             return self._reserve(length) << _CHUNK_SHIFT
         self._owner = me
-        try:
-            while self._returned:
-                self._free.give(*self._returned.popleft())
-            at = self._free.take(length)
-            if at is None:
-                self._grow(length)
-                at = self._free.take(length)
-            return at
+        try:  # without a loop: CPython 3.12 lets an interrupt at a jump back pass ``finally`` by
+            return self._find(length)
         finally:
             self._owner = 0
+
+    def _find(self, length: int) -> int | None:
+        while self._returned:
+            self._free.give(*self._returned.popleft())
+        at = self._free.take(length)
+        if at is None:
+            self._grow(length)
+            at = self._free.take(length)
+        return at
 
     def give_back(self, chunk: int, start: int, end: int, used: tuple[int, int]) -> None:
         """Take back a range that nothing refers to any more: zero what was used, and let the host have its pages."""

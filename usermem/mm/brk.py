@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostarch import ANY_ACCESS, READ, mman
+from hostarch import ANY_ACCESS, mman
 from safemem.buffers import check_int
 from usermem.mm.change import Change
-from usermem.mm.madvise import populate
+from usermem.mm.madvise import fault_in
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import MLOCK_EAGER, VMA
 
@@ -62,5 +62,5 @@ def brk(mm: MemoryMap, addr: int) -> int:
     old = mm.tables
     end = mm.change(build)
     if old.mlock_future == MLOCK_EAGER and end > old.brk:
-        populate(mm, old.brk, end, READ)  # best effort
+        fault_in(mm, old.brk, end)  # best effort
     return end

@@ -178,14 +178,17 @@ def hold(mm: MemoryMap, start: int, end: int, access: AccessType, advice: int) -
     return all(vma.backing.populate(run, advice) for vma in parts for _, run in mm.runs(tables, vma.start, vma.end))
 
 
-def fault_in(mm: MemoryMap, vma: VMA) -> bool:
-    """Have the host hold a mapping, or a part of one, that is locked or mapped with MAP_POPULATE, as :func:`hold`.
+def fault_in(mm: MemoryMap, start: int, end: int) -> int | None:
+    """Have the host hold what is mapped in [start, end), for locked memory and MAP_POPULATE. (Linux's __mm_populate.)
 
-    Private pages of a file that may be written are copied at once, and so survive when the file shrinks. (Linux's
-    populate_vma_page_range.)
+    Private pages of a file that may be written are copied at once, and so survive when the file shrinks. Returns the
+    start of a mapping of which not all can be had, and ends there.
     """
-    copied = vma.prot & mman.PROT_WRITE and not vma.shared
-    return hold(mm, vma.start, vma.end, READ, mman.MADV_POPULATE_WRITE if copied else mman.MADV_POPULATE_READ)
+    for vma in mm.tables.vmas.within(start, end):
+        copied = vma.prot & mman.PROT_WRITE and not vma.shared
+        if not hold(mm, vma.start, vma.end, READ, mman.MADV_POPULATE_WRITE if copied else mman.MADV_POPULATE_READ):
+            return vma.start
+    return None
 
 
 def _populate(mm: MemoryMap, start: int, end: int, advice: int) -> None:

@@ -13,7 +13,7 @@ import errno
 from hostarch import mman
 from safemem.buffers import check_int
 from safemem.errors import error
-from usermem.mm.change import Change, Tables
+from usermem.mm.change import Change
 from usermem.mm.madvise import fault_in
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.vma import MLOCK_EAGER, MLOCK_LAZY, MLOCK_NONE, locked_bytes
@@ -35,7 +35,9 @@ def mlock(mm: MemoryMap, addr: int, length: int, flags: int) -> int:
 
     _check_end(addr + length, mm.change(build))
     if mode == MLOCK_EAGER:
-        _touch(mm, mm.tables, addr, addr + length)
+        missing = fault_in(mm, addr, addr + length)
+        if missing is not None:  # what is locked stays locked
+            raise error(errno.ENOMEM, f"not all pages at {missing:#x} can be had")
     return 0
 
 
@@ -67,7 +69,7 @@ def mlockall(mm: MemoryMap, flags: int) -> int:
     if flags & current and mode == MLOCK_EAGER:
         for vma in mm.tables.vmas:
             if vma.backing.steady:  # best effort: no object's code is run, which may raise
-                fault_in(mm, vma)
+                fault_in(mm, vma.start, vma.end)
     return 0
 
 
@@ -106,12 +108,7 @@ def _lock(mm: MemoryMap, change: Change, addr: int, length: int, mode: int) -> i
     if not 0 <= addr <= end <= mm.arch.addr_mask:
         raise error(errno.EINVAL, f"{length:#x} bytes at {addr:#x} wrap")
     stop = change.vmas.covered_up_to(addr, end)
+    before = change.vmas.count
     change.lock(addr, stop, mode)
+    mm.check_splits(change, before)
     return stop
-
-
-def _touch(mm: MemoryMap, tables: Tables, addr: int, end: int) -> None:
-    """Bring the pages into memory. Raises ENOMEM if one cannot be had; what is locked stays locked."""
-    for vma in tables.vmas.within(addr, end):
-        if not fault_in(mm, vma):
-            raise error(errno.ENOMEM, f"not all pages at {vma.start:#x} can be had")

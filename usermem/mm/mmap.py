@@ -73,8 +73,7 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     start = map_backing(mm, addr, length, flags, vma, offset)
     eager = vma.mlock_mode == MLOCK_EAGER or (flags & names.populate and not flags & names.nonblock)
     if eager:
-        for part in mm.tables.vmas.within(start, start + mm.arch.page_round_up(length)):
-            fault_in(mm, part)  # best effort
+        fault_in(mm, start, start + mm.arch.page_round_up(length))  # best effort
     return start
 
 
@@ -168,9 +167,9 @@ def _refuse_huge_pages(mm: MemoryMap, addr: int, length: int, flags: int, anonym
     size = arch.huge_page_size
     if not anonymous or flags >> mman.MAP_HUGE_SHIFT & mman.MAP_HUGE_MASK not in (0, arch.huge_page_shift):
         raise error(errno.EINVAL, f"flags {flags:#x}: a file has no huge pages, and the machine has {size:#x} bytes")
-    length = (check_int(length, "length") + size - 1) & -size & arch.addr_mask
+    length = (length + size - 1) & -size & arch.addr_mask
     fixed = flags & (names.fixed | names.fixed_noreplace)
-    if fixed and check_int(addr, "addr") & (size - 1) and length <= arch.max_addr:
+    if fixed and addr & (size - 1) and length <= arch.max_addr:
         raise error(errno.EINVAL, f"address {addr:#x} is not at a huge page")
     start, end = find_place(mm, mm.tables.vmas, addr, length, flags, 0)
     _mlock_mode(mm, mm.tables, flags, end - start)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from hostarch import READ, mman
+from hostarch import mman
 from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.mm.change import Change
-from usermem.mm.madvise import populate
+from usermem.mm.madvise import fault_in
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.mmap import free_place
 from usermem.mm.vma import MLOCK_EAGER, VMA
@@ -31,7 +31,7 @@ def mremap(mm: MemoryMap, old_addr: int, old_size: int, new_size: int, flags: in
     addr = mm.change(call.run)
     vma = mm.tables.vmas.find(addr) if new_len > old_len else None
     if vma is not None and vma.mlock_mode == MLOCK_EAGER and vma.backing.steady:
-        populate(mm, addr + old_len, addr + new_len, READ)  # best effort
+        fault_in(mm, addr + old_len, addr + new_len)  # best effort
     return addr
 
 

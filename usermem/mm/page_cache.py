@@ -36,7 +36,7 @@ from safemem.buffers import check_int
 from safemem.errors import short_count
 from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, NameTooLongError
-from usermem.iovec import MAX_RW_COUNT
+from usermem.iovec import MAX_RW_COUNT, UIO_MAXIOV
 from usermem.mm.range_views import MANY, Rests, rest_of, views
 from usermem.resolver import ResolvedIO, checked_count, moved
 from usermem.strings import copy_string_in_chunks
@@ -224,13 +224,12 @@ class PagedIO(ResolvedIO):
         return None
 
     def cached_views(self, addr: int, n: int, writable: bool) -> list[Piece] | None:
-        """The host memory behind the n ranges of the iovec table at addr, neighbours as one, if cached pages tell it.
+        """The host memory behind the n ranges of the iovec table at addr, if cached pages tell it; None says nothing.
 
-        None says nothing. The kernel takes many ranges that are one more quickly as one.
+        Ranges that touch are one view: the kernel takes that in less time.
         """
         entry = self.arch.iovec
-        table = self.cached_view(addr, n * entry.size, False)
-        if table is None:
+        if type(n) is not int or n > UIO_MAXIOV or (table := self.cached_view(addr, n * entry.size, False)) is None:
             return None
         found = views(entry.iter_unpack(table), self._writable if writable else self._readable, True)
         return found[0] if found is not None and found[1] <= MAX_RW_COUNT else None
@@ -290,11 +289,12 @@ class PagedIO(ResolvedIO):
         if native is not None and self._in_host_order and not ignore_permissions:
             try:
                 _, base, limit, run = (self._readable if access is READ else self._writable)[addr >> PAGE_SHIFT]
-                fits = limit - size >= addr - base >= run.start and not addr & size - 1
+                start = addr - base
+                fits = limit - size >= start >= run.start and not addr & size - 1
                 for value in values:
                     fits = fits and type(value) is int and not value >> 8 * size
                 if fits:
-                    found: int = getattr(native, operation)(run.base + addr - base, size, *values)
+                    found: int = getattr(native, operation)(run.base + start, size, *values)
                     return found
             except (KeyError, TypeError):
                 pass

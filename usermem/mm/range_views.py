@@ -55,9 +55,9 @@ def _used(known: AddrRangeSeq, seq: BlockSeq, ars: AddrRangeSeq) -> int | None:
 def views(ranges: Iterable[tuple[int, ...]], pages: Pages, join: bool) -> tuple[list[Piece], int] | None:
     """The memory of all ranges, and how many bytes they have, if cached pages tell it; None says nothing.
 
-    With ``join`` neighbours in one run of host memory are one view.
+    With ``join`` ranges that touch, in one run of host memory, are one view.
     """
-    views: list[Piece] = []
+    found: list[Piece] = []
     total = 0
     # Ranges in the run of the one before need no lookup: low to limit, from first on. A range that starts at end
     # goes on from begin.
@@ -76,13 +76,13 @@ def views(ranges: Iterable[tuple[int, ...]], pages: Pages, join: bool) -> tuple[
                 stop = start + n
             if n:
                 if start == end:
-                    views[-1] = view[begin:stop]
+                    found[-1] = view[begin:stop]
                 else:
-                    views.append(view[start:stop])
+                    found.append(view[start:stop])
                     begin = start
                 total += n
                 if join:
                     end = stop
     except KeyError:
         return None
-    return views, total
+    return found, total
