@@ -57,7 +57,10 @@ class BlockSeqReader:
         n, fault = _copy_some(dsts, self.blocks)
         self.blocks = self.blocks.drop_first(n)
         if fault is not None:
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         return n
 
 
@@ -72,7 +75,10 @@ class BlockSeqWriter:
         n, fault = _copy_some(self.blocks, srcs)
         self.blocks = self.blocks.drop_first(n)
         if fault is not None:
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         if n < srcs.num_bytes:
             raise EndOfBlockSeqError(n)
         return n
@@ -118,13 +124,16 @@ class FromIOReader:
         except BaseException as exc:
             stopped, n = exc, getattr(exc, "transferred", 0)
         try:
-            delivered = self._pending.deliver(BlockSeq.of(block), bytes(buffer[:n])) if n else 0
-        except TransferError as fault:
-            self._pending.hold(stopped, fault.transferred)
-            raise
-        if stopped is not None:
-            raise stopped
-        return delivered
+            try:
+                delivered = self._pending.deliver(BlockSeq.of(block), bytes(buffer[:n])) if n else 0
+            except TransferError as fault:
+                self._pending.hold(stopped, fault.transferred)
+                raise
+            if stopped is not None:
+                raise stopped
+            return delivered
+        finally:
+            del stopped
 
 
 class FromIOWriter:
@@ -153,7 +162,10 @@ class FromIOWriter:
             done += n
             if fault is not None and n == len(view):
                 fault.transferred = done
-                raise fault
+                try:
+                    raise fault
+                finally:
+                    del fault
             if n < len(piece):
                 break
         return done
@@ -192,20 +204,23 @@ class FromVecReaderFunc:
             n = self._function(direct + [memoryview(buffer) for _, buffer in staged])
         except BaseException as exc:
             stopped, n = exc, getattr(exc, "transferred", 0)
-        if n < 0:
-            raise ValueError(f"function returned a negative count: {n}")
-        n = min(n, dsts.num_bytes)
-        if staged:
-            try:
-                self._deliver(dsts, sum(map(len, direct)), n, staged)
-            except TransferError as fault:
-                self._pending.hold(stopped, fault.transferred)
-                raise
-        if stopped is not None:
+        try:
+            if n < 0:
+                raise ValueError(f"function returned a negative count: {n}")
+            n = min(n, dsts.num_bytes)
+            if staged:
+                try:
+                    self._deliver(dsts, sum(map(len, direct)), n, staged)
+                except TransferError as fault:
+                    self._pending.hold(stopped, fault.transferred)
+                    raise
+            if stopped is None:
+                return n
             if n:
                 stopped.transferred = n  # type: ignore[attr-defined]
             return short_count(stopped, 0)
-        return n
+        finally:
+            del stopped
 
     def _deliver(self, dsts: BlockSeq, done: int, n: int, staged: list[tuple[Piece, bytearray]]) -> None:
         """Copy what was staged to its blocks, which come after ``done`` bytes; ``n`` bytes in all were read."""
@@ -252,7 +267,10 @@ class FromVecWriterFunc:
         n = min(n, total)
         if fault is not None and n == total:
             fault.transferred = n
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         return n
 
 
@@ -260,7 +278,7 @@ def _copy_some(dsts: BlockSeq, srcs: BlockSeq) -> tuple[int, TransferError | Non
     try:
         return copy_seq(dsts, srcs), None
     except TransferError as exc:
-        return exc.transferred, exc
+        return exc.transferred, exc.with_traceback(None)
 
 
 def _short(pieces: Iterable[Piece]) -> Iterator[Piece]:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from copy import copy as copy_object
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -79,7 +80,7 @@ def _found() -> NativeAtomics | OSError:
     except ImportError as exc:
         return OSError(f"this Python has no ctypes: {exc}")
     except OSError as exc:
-        return exc
+        return exc.with_traceback(None)
 
 
 @cache
@@ -93,7 +94,7 @@ def native() -> NativeAtomics | None:
     found = _found()
     if isinstance(found, OSError):
         if forced == "native":
-            raise found
+            raise copy_object(found)
         return None
     return found
 

@@ -1,5 +1,9 @@
 """The errors of a transfer: they are OSErrors, and say how far the transfer got.
 
+An error that a frame keeps in a local while it passes through makes a cycle (error, traceback, frame, error), which
+only the garbage collector ends: until then the caller's buffer stays exported and cannot be resized. So whoever raises
+an error that it has in a local deletes the local: ``try: raise error``, ``finally: del error``.
+
 Written by hand: attrs on an OSError breaks str(), errno and pickling.
 """
 
@@ -94,7 +98,10 @@ def short_count(exc: BaseException, done: int) -> int:
     add_transferred(exc, done)
     if isinstance(exc, BlockingIOError) and (count := getattr(exc, "transferred", 0)):
         return int(count)
-    raise exc
+    try:
+        raise exc
+    finally:
+        del exc
 
 
 def is_interrupt(exc: BaseException) -> bool:

@@ -124,7 +124,10 @@ class FDReader(_FD):
             if fault is None and n < taken.num_bytes:
                 _, fault = _staged(taken)  # was it cut short by a fault?
             if fault is not None and n == fault.transferred:
-                raise fault
+                try:
+                    raise fault
+                finally:
+                    del fault
             return n
         raise AssertionError("the last attempt returns or raises")
 
@@ -156,7 +159,10 @@ class FDWriter(_FD):
         staged, fault = _staged(srcs)
         n = self._write([staged]) if staged else 0
         if fault is not None and n == fault.transferred:
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         return n
 
     def check(self) -> int:
@@ -177,5 +183,5 @@ def _staged(srcs: BlockSeq) -> tuple[memoryview, HostFaultError | None]:
     try:
         copy_seq(BlockSeq.of(Block(buffer)), srcs)
     except HostFaultError as exc:
-        return buffer[: exc.transferred], exc
+        return buffer[: exc.transferred], exc.with_traceback(None)
     return buffer, None

@@ -31,7 +31,10 @@ class PendingBytes:
             self._data += data
         elif not self._data and self.error is not None:
             error, self.error = self.error, None
-            raise error
+            try:
+                raise error
+            finally:
+                del error
         try:
             n = copy_seq(dsts, BlockSeq.of(Block(self._data)))
         except TransferError as exc:
@@ -51,6 +54,9 @@ class PendingBytes:
         count = getattr(error, "transferred", 0)
         if is_interrupt(error):
             add_transferred(error, delivered - count)
-            raise error
+            try:
+                raise error
+            finally:
+                del error
         add_transferred(error, -count)
-        self.error = error
+        self.error = error.with_traceback(None)  # which would keep the destination exported

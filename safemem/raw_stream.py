@@ -65,7 +65,10 @@ class RawStream(io.RawIOBase):
         """Raise an error that was held, once."""
         if self._error is not None:
             error, self._error = self._error, None
-            raise error
+            try:
+                raise error
+            finally:
+                del error
 
     def readall(self) -> bytes | None:  # type: ignore[override]  # typeshed leaves out the None of non-blocking files
         """All bytes up to the end or to an error, which the next call raises; None if nothing is there now.

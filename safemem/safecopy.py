@@ -35,11 +35,19 @@ def address_of(view: memoryview) -> int:
         return 0
     if not view.readonly:
         return ctypes.addressof(ctypes.c_char.from_buffer(view))
-    buffer = (ctypes.c_ssize_t * 16)()  # a Py_buffer: buf, obj, ... (Include/cpython/object.h), 80 bytes
+    buffer = _py_buffer()()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), buffer, 0)
-    address = buffer[0]
+    address = int(buffer[0])
     ctypes.pythonapi.PyBuffer_Release(buffer)
     return address & (1 << 64) - 1
+
+
+@cache
+def _py_buffer() -> Any:
+    """A Py_buffer: buf, obj, ... (Include/cpython/object.h), 80 bytes. Made once: a ctypes array type is a cycle."""
+    import ctypes
+
+    return ctypes.c_ssize_t * 16
 
 
 def view_at(address: int, length: int) -> memoryview:
@@ -186,7 +194,7 @@ def copy(dst: int, src: int, length: int) -> int:
         try:
             copy_in(part, src + done)
         except OSError as exc:
-            fault, part = exc, part[: getattr(exc, "transferred", 0)]
+            fault, part = exc.with_traceback(None), part[: getattr(exc, "transferred", 0)]
         try:
             copy_out(dst + done, part)
         except OSError as exc:
@@ -194,7 +202,10 @@ def copy(dst: int, src: int, length: int) -> int:
             raise exc from None
         if fault is not None:
             add_transferred(fault, done)
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         done += len(part)
     return done
 

@@ -48,8 +48,7 @@ _hooks = threading.local()
 class AddressSpace(PagedIO):
     """The memory of one guest. Starts empty; nothing it maps costs host memory until it is touched.
 
-    Use it as a context manager, or close it: then it is empty for good, and what would map, unmap or look at memory
-    raises ValueError.
+    Use it as a context manager, or close it: then it is empty for good, and mapping and unmapping raise ValueError.
     """
 
     on_fault: Callable[[int, AccessType], bool] | None = None
@@ -153,7 +152,10 @@ class AddressSpace(PagedIO):
         self._map.check_open()
         found, fault = self._resolve_seq(ars, access, ignore_permissions)
         if fault is not None:
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         return found
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
@@ -166,7 +168,7 @@ class AddressSpace(PagedIO):
         try:
             checked_start(addr, length, self.arch, access)
         except FaultError as fault:
-            return fault
+            return fault.with_traceback(None)
         return None
 
     def resolve(

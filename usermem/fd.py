@@ -117,7 +117,10 @@ def _moved(exc: OSError, stream: FDReader | FDWriter) -> int:
     if isinstance(exc, FaultError) and exc.transferred and exc.partial is None:
         return exc.transferred
     stream.check()
-    raise exc
+    try:
+        raise exc
+    finally:
+        del exc
 
 
 def _checked_offset(offset: int) -> int:

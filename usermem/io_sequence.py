@@ -116,20 +116,23 @@ class _UserMemoryFile(RawStream):
         with writable_view(buffer, "buffer") as view:
             self._begin()
             n, error = _counted(self._copy_in, view)
-            buffered = is_buffered(buffer)
-            if buffered and n > 1:
-                # The last byte before a fault goes alone. So the buffered file's own buffer is empty when the fault is
-                # met, and the call that meets it has bytes to return just if it has read some in that call.
-                if n == len(view):
-                    _, error = _counted(lambda one: self._copy_in(one, n), memoryview(bytearray(1)))
-                n -= error is not None
-            if error is not None and not n:
-                if buffered and self._midway:
-                    return None
-                raise error
-            self._go(self._where() + n)
-            self._midway = buffered and n > 0
-            return n
+            try:
+                buffered = is_buffered(buffer)
+                if buffered and n > 1:
+                    # The last byte before a fault goes alone. So the buffered file's own buffer is empty when the fault
+                    # is met, and the call that meets it has bytes to return just if it has read some in that call.
+                    if n == len(view):
+                        _, error = _counted(lambda one: self._copy_in(one, n), memoryview(bytearray(1)))
+                    n -= error is not None
+                if error is not None and not n:
+                    if buffered and self._midway:
+                        return None
+                    raise error
+                self._go(self._where() + n)
+                self._midway = buffered and n > 0
+                return n
+            finally:
+                del error
 
     def write(self, data: ReadableBuffer) -> int:
         """Write the bytes at the position and return how many.
@@ -140,10 +143,13 @@ class _UserMemoryFile(RawStream):
         with readable_view(data, "data") as view:
             self._begin()
             n, error = _counted(self._copy_out, view)
-            self._go(self._where() + n)
-            if error is not None and not (n and is_buffered(data)):
-                raise error
-            return n
+            try:
+                self._go(self._where() + n)
+                if error is not None and not (n and is_buffered(data)):
+                    raise error
+                return n
+            finally:
+                del error
 
     def _hold(self, error: BaseException) -> None:
         pass

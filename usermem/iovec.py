@@ -47,7 +47,10 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
     if addr < 0 or addr + n * entry.size > arch.addr_mask:
         outside = FaultError(addr, READ, FaultReason.OUTSIDE_RANGE)
         outside.partial = AddrRangeSeq()
-        raise outside
+        try:
+            raise outside
+        finally:
+            del outside
     flat: list[int] = []
     left = MAX_RW_COUNT
     simple = True
@@ -57,7 +60,7 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
         try:
             table = read_bytes(io, addr + first * entry.size, count * entry.size, ignore_permissions=ignore_permissions)
         except FaultError as exc:
-            fault = exc
+            fault = exc.with_traceback(None)
             table = exc.partial[: exc.transferred // entry.size * entry.size]
             add_transferred(fault, first * entry.size)
         for start, length in entry.iter_unpack(table):
@@ -71,7 +74,10 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
     ars = AddrRangeSeq.unchecked(flat, MAX_RW_COUNT - left if simple else _check_ranges(flat, arch))
     if fault is not None:
         fault.partial = ars
-        raise fault
+        try:
+            raise fault
+        finally:
+            del fault
     return ars
 
 
@@ -150,7 +156,10 @@ def copy_in_vector(
     except NameTooLongError:
         too_long = error(errno.E2BIG, f"string {len(strings)} is longer than {most - 1} bytes")
         too_long.partial = strings  # type: ignore[attr-defined]
-        raise too_long from None
+        try:
+            raise too_long from None
+        finally:
+            del too_long
     return strings
 
 
@@ -164,7 +173,7 @@ def _pointers(io: IO, addr: int, ignore_permissions: bool) -> Iterator[int]:
         try:
             table = read_bytes(io, addr, n, ignore_permissions=ignore_permissions)
         except FaultError as exc:
-            fault = exc
+            fault = exc.with_traceback(None)
             table = exc.partial[: exc.transferred // word * word]
         for (pointer,) in arch.pointer.iter_unpack(table):
             if not pointer:
@@ -172,7 +181,10 @@ def _pointers(io: IO, addr: int, ignore_permissions: bool) -> Iterator[int]:
             yield pointer
         if fault is not None:
             fault.transferred %= word
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         addr = (addr + n) & arch.addr_mask
 
 

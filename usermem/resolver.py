@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics
@@ -20,6 +20,10 @@ from usermem.errors import FaultError, FaultReason
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+
+Found: TypeAlias = tuple[BlockSeq, FaultError | None]
+"""The host memory behind the accessible prefix of ranges, and the fault that follows it."""
 
 
 class ResolvedIO(ABC):
@@ -120,14 +124,25 @@ class ResolvedIO(ABC):
         """As load_uint32, for 8 bytes."""
         return self._atomic("load", addr, 8, READ, ignore_permissions)
 
-    def _resolve_seq(
-        self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool
-    ) -> tuple[BlockSeq, FaultError | None]:
+    def _check_range(self, addr: int, length: int, access: AccessType) -> None:
+        """Raise what :meth:`range_fault` finds."""
+        fault = self.range_fault(addr, length, access)
+        if fault is not None:
+            try:
+                raise fault
+            finally:
+                del fault
+
+    def _resolve_range(self, addr: int, length: int, access: AccessType, ignore_permissions: bool) -> Found:
+        """:meth:`resolve`. Raises FaultError if the range leaves user space."""
+        self._check_range(addr, length, access)
+        blocks, fault = self.resolve(addr, length, access, ignore_permissions=ignore_permissions)
+        return BlockSeq(blocks), fault
+
+    def _resolve_seq(self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool) -> Found:
         """:meth:`resolve` for many ranges. Raises FaultError, before anything is resolved, if one leaves user space."""
         for addr, length in ars.pairs():
-            fault = self.range_fault(addr, length, access)
-            if fault is not None:
-                raise fault
+            self._check_range(addr, length, access)
         blocks: list[Block] = []
         for addr, length in ars.pairs():
             found, fault = self.resolve(addr, length, access, ignore_permissions=ignore_permissions)
@@ -141,18 +156,13 @@ class ResolvedIO(ABC):
     ) -> int:
         """:meth:`_stream` over one range."""
         addr = check_int(addr, "addr")
-        fault = self.range_fault(addr, n, access)
-        if fault is not None:
-            raise fault
-        blocks, fault = self.resolve(addr, n, access, ignore_permissions=ignore_permissions)
-        return moved(move, BlockSeq(blocks), fault, ((addr, n),), access)
+        return moved(move, self._resolve_range(addr, n, access, ignore_permissions), ((addr, n),), access)
 
     def _stream(
         self, ars: AddrRangeSeq, access: AccessType, move: Callable[[BlockSeq], int], ignore_permissions: bool
     ) -> int:
         """Let ``move`` have the accessible prefix of the ranges at once, and return what it moved."""
-        seq, fault = self._resolve_seq(ars, access, ignore_permissions)
-        return moved(move, seq, fault, ars.pairs(), access)
+        return moved(move, self._resolve_seq(ars, access, ignore_permissions), ars.pairs(), access)
 
     def _atomic(
         self,
@@ -191,14 +201,10 @@ def _over(view: memoryview) -> BlockSeq:
     return BlockSeq.unchecked([view] if view else [], len(view))
 
 
-def moved(
-    move: Callable[[BlockSeq], int],
-    seq: BlockSeq,
-    fault: FaultError | None,
-    ranges: Iterable[tuple[int, int]],
-    access: AccessType,
-) -> int:
-    """Have ``move`` move the bytes of seq, behind which there is a fault, or all of the ranges are there."""
+def moved(move: Callable[[BlockSeq], int], found: Found, ranges: Iterable[tuple[int, int]], access: AccessType) -> int:
+    """Have ``move`` move the bytes that were found, behind which there is a fault, or all of the ranges are there."""
+    seq, fault = found
+    del found  # no frame that the fault passes may hold it: see safemem/errors.py
     most = seq.num_bytes
     done = 0
     if most:
@@ -216,7 +222,10 @@ def moved(
             done = checked_count(done, most)
     if fault is not None and done == most:
         fault.transferred = done
-        raise fault
+        try:
+            raise fault
+        finally:
+            del fault
     return done
 
 

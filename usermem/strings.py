@@ -49,7 +49,7 @@ def copy_string_in_chunks(io: IO, addr: int, maxlen: int, *, ignore_permissions:
         try:
             io.copy_in(start, buffer, ignore_permissions=ignore_permissions)
         except FaultError as exc:
-            fault = exc
+            fault = exc.with_traceback(None)
             buffer = buffer[: exc.transferred]
         end = buffer.find(0)
         if end >= 0:
@@ -59,7 +59,10 @@ def copy_string_in_chunks(io: IO, addr: int, maxlen: int, *, ignore_permissions:
         if fault is not None:
             fault.partial = b"".join(parts)
             fault.transferred = len(fault.partial)
-            raise fault
+            try:
+                raise fault
+            finally:
+                del fault
         done += n
         size = min(2 * size, _CHUNK)
     raise NameTooLongError(b"".join(parts))
@@ -102,7 +105,10 @@ def copy_int32_strings_in_vec(
     if fault is not None:
         fault.partial = (consumed, values)
         fault.transferred = consumed
-        raise fault
+        try:
+            raise fault
+        finally:
+            del fault
     if not values:
         raise InvalidIntegerError(consumed, values)
     return consumed, values
@@ -121,7 +127,7 @@ def _read_all(io: IO, ars: AddrRangeSeq, ignore_permissions: bool) -> tuple[byte
         try:
             return read_bytes(io, *ars.flat, ignore_permissions=ignore_permissions), None
         except FaultError as exc:
-            return exc.partial, exc
+            return exc.partial, exc.with_traceback(None)
     pieces = []
     while True:
         left = ars.num_bytes
@@ -130,7 +136,7 @@ def _read_all(io: IO, ars: AddrRangeSeq, ignore_permissions: bool) -> tuple[byte
             n = copy_in_vec(io, ars, piece, ignore_permissions=ignore_permissions)
         except FaultError as exc:
             pieces.append(piece[: exc.transferred])
-            return b"".join(pieces), exc
+            return b"".join(pieces), exc.with_traceback(None)
         pieces.append(piece)
         if n == left:
             return b"".join(pieces), None

@@ -70,8 +70,11 @@ class Callbacks:
             except BaseException as exc:
                 errors.append(exc)
         del self._local.waiting
-        for error in errors:
-            if not isinstance(error, Exception):
+        error = next((error for error in errors if not isinstance(error, Exception)), None)
+        if errors and error is None:
+            error = BaseExceptionGroup("messages failed, or their done callbacks", errors)
+        if error is not None:
+            try:
                 raise error
-        if errors:
-            raise BaseExceptionGroup("messages failed, or their done callbacks", errors)
+            finally:
+                del error, errors

@@ -135,7 +135,10 @@ class DatagramEndpoint(ABC):
     def hold_error(self, exc: BaseException) -> None:
         """Keep an error for the next receive, which raises it. An interrupt is raised at once."""
         if is_interrupt(exc):
-            raise exc
+            try:
+                raise exc
+            finally:
+                del exc
         self._held.append(exc.with_traceback(None))
 
     def _raise_held(self) -> None:
@@ -144,4 +147,7 @@ class DatagramEndpoint(ABC):
                 held = self._held.pop()
             except IndexError:
                 return
-            raise held
+            try:
+                raise held
+            finally:
+                del held

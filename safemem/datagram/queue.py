@@ -155,7 +155,10 @@ class DatagramQueue:
                     told += [item.outcome(SendStatus.SENT) for item in taken[:done]]
                     if isinstance(error, BlockingIOError | InterruptedError):
                         if not told:
-                            raise error
+                            try:
+                                raise error
+                            finally:
+                                del error
                         return
                     if error is not None:
                         told.append(taken[done].outcome(SendStatus.FAILED, error))
@@ -178,11 +181,11 @@ class DatagramQueue:
                 n += 1
         except Exception as exc:
             if not n:
-                return 0, exc
+                return 0, exc.with_traceback(None)
         try:
             sent = self._endpoint.sendmmsg(self._out, n) if n else 0
         except Exception as exc:
-            return 0, exc
+            return 0, exc.with_traceback(None)
         return sent, None if sent or not n else would_block()
 
     def _given_back(self) -> list[Told]:

@@ -86,7 +86,10 @@ class DatagramReader:
         if wanted > room and message.length > room:
             exc = BadBlocksError(message.length, room, wanted, lost=not self._flags & MSG_PEEK)
             exc.transferred = moved
-            raise exc
+            try:
+                raise exc
+            finally:
+                del exc
         return moved
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from copy import copy as copy_object
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from attrs import frozen
@@ -160,7 +161,7 @@ class KernelTLSReader:
         while not self._type or (self._type == _DATA and self._plain == self._plain_end):
             self._type = 0
             if self._error is not None:
-                raise self._error
+                raise copy_object(self._error)  # each raise adds to an error's traceback
             if self._expired:
                 raise error(EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
             if self._ended:
@@ -176,7 +177,10 @@ class KernelTLSReader:
                 return False
             elif self._held is not None:
                 held, self._held = self._held, None
-                raise held
+                try:
+                    raise held
+                finally:
+                    del held
             else:
                 self._receive()
         return True
@@ -189,7 +193,10 @@ class KernelTLSReader:
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
             self._held = error.with_traceback(None)  # what came before it comes first
         elif error is not None and not isinstance(error, BlockingIOError):
-            raise error
+            try:
+                raise error
+            finally:
+                del error
 
     def _open(self, record: BorrowedRecord) -> None:
         version = record.header[1:3]
@@ -228,4 +235,4 @@ class KernelTLSReader:
     def _fail(self, code: int | None, reason: str) -> NoReturn:
         self._error = error(code or errno.EINVAL, reason)
         self._layer.forget()
-        raise self._error
+        raise copy_object(self._error)

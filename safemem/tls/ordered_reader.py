@@ -73,7 +73,10 @@ class OrderedReader(ABC):
         """There is nothing to deliver, and this is why."""
         if self._held is not None:
             held, self._held = self._held, None
-            raise held
+            try:
+                raise held
+            finally:
+                del held
         if self._error is not None:
             raise copy_object(self._error)  # which a loop may add its count to
         return 0
@@ -81,7 +84,10 @@ class OrderedReader(ABC):
     def _hold(self, error: BaseException | None) -> None:
         """Keep an error that came behind received bytes for when these have been read; raise what is no OSError."""
         if error is not None and not isinstance(error, OSError):
-            raise error
+            try:
+                raise error
+            finally:
+                del error
         if error is not None and not isinstance(error, BlockingIOError):
             self._held = error.with_traceback(None)
 

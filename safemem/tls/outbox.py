@@ -33,7 +33,10 @@ class Outbox(ABC):
         """Send what waits; returns whether all of it went. Raises the error that is held, or the transport's."""
         if self._held is not None:
             held, self._held = self._held, None
-            raise held
+            try:
+                raise held
+            finally:
+                del held
         while view := self.waiting():
             try:
                 n = self._send(view)

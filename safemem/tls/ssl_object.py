@@ -125,7 +125,7 @@ class SSLObjectReader(OrderedReader):
         except ssl.SSLZeroReturnError:
             self._eof = True
         except ssl.SSLError as exc:
-            self._error = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc
+            self._error = TruncationError(True) if isinstance(exc, ssl.SSLEOFError) else exc.with_traceback(None)
             session.answer()  # the alert
         return done
 

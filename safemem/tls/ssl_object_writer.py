@@ -51,7 +51,10 @@ class SSLObjectWriter:
                     done += len(view)
                     sent = self._session.push_or_hold()
                     if fault is not None:
-                        raise fault
+                        try:
+                            raise fault
+                        finally:
+                            del fault
                     if not sent:
                         return done
         except BaseException as exc:
@@ -85,5 +88,5 @@ def _readable(piece: Piece, at: int, n: int) -> tuple[memoryview, TransferError 
         copy_seq(BlockSeq.of(Block(view)), BlockSeq.of(piece.drop_first(at)))
     except TransferError as exc:
         view, exc.transferred = view[: exc.transferred], 0
-        return view, exc
+        return view, exc.with_traceback(None)
     return view, None

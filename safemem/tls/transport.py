@@ -46,7 +46,7 @@ def receive(receive_into: Callable[[memoryview], int | None], view: memoryview) 
         if not moved:
             raise
         exc.transferred = 0  # type: ignore[attr-defined]  # those were bytes of ciphertext, not of data
-        return moved_count(moved, len(view), "the source"), exc
+        return moved_count(moved, len(view), "the source"), exc.with_traceback(None)
     return moved_count(n, len(view), "the source"), None
 
 

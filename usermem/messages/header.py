@@ -121,7 +121,7 @@ def unwritable(io: IO, ranges: AddrRangeSeq, *, ignore_permissions: bool) -> Fau
             return None
         io.copy_out_from(ranges.drop_first(look.seen), _Look(), ignore_permissions=ignore_permissions)
     except FaultError as exc:
-        return exc
+        return exc.with_traceback(None)
     return FaultError(addr_at(ranges.pairs(), look.seen), WRITE, FaultReason.UNMAPPED)  # somebody has just mapped it
 
 
@@ -140,7 +140,7 @@ def unreadable(io: IO, ranges: AddrRangeSeq, done: int, *, ignore_permissions: b
     try:
         io.copy_in_to(ranges.drop_first(done), WriterFunc(lambda blocks: 0), ignore_permissions=ignore_permissions)
     except FaultError as exc:
-        return exc
+        return exc.with_traceback(None)
     return FaultError(addr_at(ranges.pairs(), done), READ, FaultReason.UNMAPPED)
 
 

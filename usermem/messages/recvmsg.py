@@ -159,7 +159,10 @@ class _Call(DatagramReader):
                 self.io, timeout_range(self.io, addr, time64), ignore_permissions=self.ignore_permissions
             )
             if fault is not None:
-                raise fault
+                try:
+                    raise fault
+                finally:
+                    del fault
         return timeout
 
     def receive_many(self, addr: int, vlen: int, clock: _Clock) -> int:
@@ -259,7 +262,10 @@ class _Call(DatagramReader):
             if fault is None:
                 return
             if has_peeked:
-                raise fault
+                try:
+                    raise fault
+                finally:
+                    del fault
             message = self._endpoint.recvmsg(EMPTY, self._flags | MSG_PEEK)
             has_peeked = True
             family = family_of(self._endpoint)
@@ -290,7 +296,10 @@ class _Call(DatagramReader):
             hole = unwritable(self.io, ranges.drop_first(self.room or 0), ignore_permissions=self.ignore_permissions)
             if hole is None:  # somebody has just mapped it, or the error is one that the endpoint has kept
                 raise
-            raise hole from exc
+            try:
+                raise hole from exc
+            finally:
+                del hole
 
     def store_control(self, addr: int, room: int) -> tuple[int, bool]:
         """Store the control data that came, where they can be; returns their length, and whether some were cut."""

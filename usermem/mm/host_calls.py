@@ -172,7 +172,10 @@ def punch_hole(fd: int, start: int, end: int) -> None:
     except OSError:
         done = False
     if not done:
-        raise refused
+        try:
+            raise refused
+        finally:
+            del refused
 
 
 def resident(address: int, length: int, page: int) -> bytes | None:

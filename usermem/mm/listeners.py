@@ -129,4 +129,7 @@ class Listeners:
                 break
         self.withdraw(own)
         if failed is not None:
-            raise failed
+            try:
+                raise failed
+            finally:
+                del failed

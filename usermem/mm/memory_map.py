@@ -361,7 +361,10 @@ class MemoryMap:
         """Raise, once, the first error of writing back memory that was unmapped."""
         failed, self.failed_write_back = self.failed_write_back, None
         if failed is not None:
-            raise failed
+            try:
+                raise failed
+            finally:
+                del failed
 
     def check(self) -> None:
         """Raise AssertionError if the tables contradict each other: for stress tests."""

@@ -38,7 +38,7 @@ from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, NameTooLongError
 from usermem.iovec import MAX_RW_COUNT, UIO_MAXIOV
 from usermem.mm.range_views import MANY, Rests, rest_of, views
-from usermem.resolver import ResolvedIO, checked_count, moved
+from usermem.resolver import Found, ResolvedIO, checked_count, moved
 from usermem.strings import copy_string_in_chunks
 from usermem.vec import copy_in_ranges
 
@@ -147,7 +147,10 @@ class PagedIO(ResolvedIO):
             loaded = self._load(addr, n, READ)
             if isinstance(loaded, FaultError):
                 loaded.partial = b""
-                raise loaded
+                try:
+                    raise loaded
+                finally:
+                    del loaded
             if loaded is not None:
                 memory, base, limit, _ = loaded
                 if addr - base + n <= limit:
@@ -168,7 +171,10 @@ class PagedIO(ResolvedIO):
         if type(src) is bytes and src and not ignore_permissions:
             loaded = self._load(addr, len(src), WRITE)
             if isinstance(loaded, FaultError):
-                raise loaded
+                try:
+                    raise loaded
+                finally:
+                    del loaded
             if loaded is not None:
                 memory, base, limit, _ = loaded
                 if addr - base + len(src) <= limit:
@@ -253,17 +259,14 @@ class PagedIO(ResolvedIO):
             else:
                 seq = self._cached_seq(ars, pages)
         if not seq:
-            seq, fault = super()._resolve_seq(ars, access, ignore_permissions)
-            return moved(move, seq, fault, ars.pairs(), access)
+            return moved(move, super()._resolve_seq(ars, access, ignore_permissions), ars.pairs(), access)
         try:
             done = move(seq)
         except BlockingIOError as exc:
             done = short_count(exc, 0)
         return done if type(done) is int and 0 <= done <= seq.num_bytes else checked_count(done, seq.num_bytes)
 
-    def _resolve_seq(
-        self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool
-    ) -> tuple[BlockSeq, FaultError | None]:
+    def _resolve_seq(self, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool) -> Found:
         seq = None
         if access in (READ, WRITE) and not ignore_permissions:
             seq = self._cached_seq(ars, self._writable if access == WRITE else self._readable)

@@ -208,7 +208,10 @@ class ModelMemory(IO):
             if reason is not None:
                 fault = FaultError(at, READ, reason, len(found))
                 fault.partial = bytes(found)
-                raise fault
+                try:
+                    raise fault
+                finally:
+                    del fault
             value = self.bytes.get(self.plain(at), 0)
             if not value:
                 return bytes(found)
@@ -338,5 +341,8 @@ def _possible(moved: int, most: int) -> int:
 def _count_or_fault(moved: int, fault: FaultError | None) -> int:
     if fault is not None:
         fault.transferred = moved
-        raise fault
+        try:
+            raise fault
+        finally:
+            del fault
     return moved

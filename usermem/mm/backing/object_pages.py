@@ -154,7 +154,10 @@ def _write_back(mapped: Any, windows: dict[int, _Window], start: int, end: int) 
             except Exception as exc:
                 failed = failed or exc
     if failed is not None:
-        raise failed
+        try:
+            raise failed
+        finally:
+            del failed
 
 
 def _write_page(write_at: Callable[..., object], window: _Window, base: int, offset: int, end: int) -> None:
