@@ -211,8 +211,8 @@ class AddressSpace(PagedIO):
             return None
         if released:
             write_back_released()
-        found = (self._writable if access is WRITE else self._readable).get(addr >> 12, GONE)
-        if found[2] < 0 or addr >= found[1] + found[2]:  # else what it was asked for is longer
+        found = (self._writable if access is WRITE else self._readable).get(addr >> 12)
+        if found is None or addr >= found[1] + found[2]:  # else what it was asked for is longer
             if self.on_fault is None:  # 50 ns of 1,550 that a fault takes
                 located = self._map.locate(addr, access, ignore_permissions=False)
             else:

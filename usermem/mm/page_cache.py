@@ -54,8 +54,7 @@ GONE: Stretch = [None, 0, -1, None]
 # Not cached, no int, or a NumPy count that overflows. One that wraps makes stop < start. Nothing has been moved then.
 _NOT_QUICK = (KeyError, TypeError, OverflowError, RuntimeWarning)
 _MAX_ENTRIES = 1 << 16
-# More zeros than this are not made to be copied.
-_ZERO_MAX = 1 << 16
+_ZEROS = bytes(1 << 16)
 # Up to this size, joining the slices of many ranges beats filling a view range by range.
 _JOIN_MAX = 1 << 14
 # Where in a page of 32-bit words an address is, by its last 12 bits; out of it for an address that is not aligned.
@@ -206,11 +205,11 @@ class PagedIO(ResolvedIO):
         try:
             memory, base, limit, _ = self._writable[addr >> PAGE_SHIFT]
             start = addr - base
-            if type(n) is int and 0 <= n <= _ZERO_MAX and (stop := start + n) <= limit and not ignore_permissions:
-                memory[start:stop] = bytes(n)
+            if start <= (stop := start + n) <= limit and not ignore_permissions:
+                memory[start:stop] = _ZEROS[:n]
                 return n
-        except (KeyError, TypeError):
-            pass
+        except (*_NOT_QUICK, IndexError):
+            pass  # not cached, or more than there are zeros: nothing was written
         return super().zero_out(addr, n, ignore_permissions=ignore_permissions)
 
     def cached_view(self, addr: int, n: int, writable: bool) -> memoryview | None:
