@@ -8,9 +8,15 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any
 
+from hostarch import ByteOrder
 from safemem.buffers import check_int
 from usermem.errors import FaultError
 from usermem.memory_io import IO, arch_of, read_bytes
+
+_Int = dict[ByteOrder, Struct]
+_UINT8, _UINT16, _UINT32, _UINT64, _INT32, _INT64 = (
+    _Int({"little": Struct("<" + code), "big": Struct(">" + code)}) for code in "BHIQiq"
+)
 
 
 def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
@@ -34,12 +40,12 @@ def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, ignore_perm
 
 def copy_uint8_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The byte at addr. Raises FaultError; so do the others."""
-    return _copy_int_in(io, addr, 1, False, ignore_permissions)
+    return _copy_int_in(io, addr, _UINT8, ignore_permissions)
 
 
 def copy_uint16_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The uint16 at addr."""
-    return _copy_int_in(io, addr, 2, False, ignore_permissions)
+    return _copy_int_in(io, addr, _UINT16, ignore_permissions)
 
 
 def copy_uint32_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
@@ -49,28 +55,29 @@ def copy_uint32_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> in
     except AttributeError:
         if hasattr(io, "copy_uint32_in"):
             raise
-        return _copy_int_in(io, addr, 4, False, ignore_permissions)
+        return _copy_int_in(io, addr, _UINT32, ignore_permissions)
     return value
 
 
 def copy_uint64_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The uint64 at addr."""
-    return _copy_int_in(io, addr, 8, False, ignore_permissions)
+    return _copy_int_in(io, addr, _UINT64, ignore_permissions)
 
 
 def copy_int32_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The int32 at addr."""
-    return _copy_int_in(io, addr, 4, True, ignore_permissions)
+    return _copy_int_in(io, addr, _INT32, ignore_permissions)
 
 
 def copy_int64_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The int64 at addr."""
-    return _copy_int_in(io, addr, 8, True, ignore_permissions)
+    return _copy_int_in(io, addr, _INT64, ignore_permissions)
 
 
 def copy_pointer_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The pointer at addr, as wide as the guest's are."""
-    return _copy_int_in(io, addr, arch_of(io).pointer_size, False, ignore_permissions)
+    value: int = copy_struct_in(io, addr, arch_of(io).pointer, ignore_permissions=ignore_permissions)[0]
+    return value
 
 
 def copy_uint8_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
@@ -108,15 +115,18 @@ def copy_pointer_out(io: IO, addr: int, value: int, *, ignore_permissions: bool 
     return _copy_int_out(io, addr, value, arch_of(io).pointer_size, False, ignore_permissions)
 
 
-def _copy_int_in(io: IO, addr: int, size: int, signed: bool, ignore_permissions: bool) -> int:
+def _copy_int_in(io: IO, addr: int, kind: _Int, ignore_permissions: bool) -> int:
+    value: int
     if not ignore_permissions:
-        try:
-            return int.from_bytes(io.read_bytes(addr, size), io.arch.byte_order, signed=signed)  # type: ignore[attr-defined]
+        try:  # as copy_struct_in, without a call and arch_of, which are a fifth of the time
+            layout = kind[io.arch.byte_order]  # type: ignore[attr-defined]
+            (value,) = layout.unpack(io.read_bytes(addr, layout.size))  # type: ignore[attr-defined]
+            return value
         except AttributeError:
             if hasattr(io, "read_bytes") and hasattr(io, "arch"):
                 raise
-    data = read_bytes(io, addr, size, ignore_permissions=ignore_permissions)
-    return int.from_bytes(data, arch_of(io).byte_order, signed=signed)
+    (value,) = copy_struct_in(io, addr, kind[arch_of(io).byte_order], ignore_permissions=ignore_permissions)
+    return value
 
 
 def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, ignore_permissions: bool) -> int:

@@ -292,12 +292,13 @@ class PagedIO(ResolvedIO):
             try:
                 _, base, limit, run = (self._readable if access is READ else self._writable)[addr >> PAGE_SHIFT]
                 start = addr - base
-                fits = limit - size >= start >= run.start and not addr & size - 1
-                for value in values:
-                    fits = fits and type(value) is int and not value >> 8 * size
-                if fits:
-                    found: int = getattr(native, operation)(run.base + start, size, *values)
-                    return found
+                if limit - size >= start >= run.start and not addr & size - 1:
+                    for value in values:
+                        if type(value) is not int or value >> 8 * size:
+                            break
+                    else:
+                        found: int = getattr(native, operation)(run.base + start, size, *values)
+                        return found
             except (KeyError, TypeError):
                 pass
         return super()._atomic(operation, addr, size, access, ignore_permissions, *values)
