@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from attrs import field, frozen
 
 from safemem.tls.aead import engine
 from safemem.tls.errors import Alert, TLSError, TruncationError
-from safemem.tls.keylog import keylog
+from safemem.tls.keylog import Keylog
 from safemem.tls.keys import SUITES, CipherSuite, TrafficSecret
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.reader import BUFFER_SIZE, TLSReader
 from safemem.tls.record import HEADER, ContentType
+from safemem.tls.ssl_session import last_flight, wrap_memory
 from safemem.tls.writer import TLSWriter
 
 if TYPE_CHECKING:
@@ -76,8 +77,11 @@ def handshake(
     :class:`TLSReader`. Key updates that the peer asks for are answered by the writer.
 
     Raises ssl.SSLError as the standard library does, after telling the peer; TLSError (protocol_version) if another
-    version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait; TypeError
-    for one that TLS has been spoken on, whose place in the stream cannot be known.
+    version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait, or if the
+    context checks host names and none is given; TypeError for a socket that TLS has been spoken on, whose place in the
+    stream cannot be known; OSError if no descriptor is left, or the host has no /dev/fd. The context's steps of all
+    handshakes take turns, and must not wait in ``sni_callback``. Warns (RuntimeWarning) where the context has a key log
+    that cannot be opened once more, and ends it.
     """
     _check_socket(sock)
     chosen = engine(engine_name).name  # before the handshake, so that it is not in vain
@@ -113,10 +117,9 @@ def _shake_hands(
     sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, server_side: bool
 ) -> tuple[ssl.SSLObject, TrafficSecret, TrafficSecret]:
     """Do the handshake. Returns its SSLObject, our secret and the peer's. Raises as :func:`handshake`."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
-    with keylog(context) as log:
-        client_random, sent_last = _run(sock, tls, incoming, outgoing, server_side)
+    tls, incoming, outgoing = wrap_memory(context, server_hostname, server_side)
+    with Keylog(tls) as log:
+        client_random, sent_last = _run(sock, log, tls, incoming, outgoing)
         version = tls.version()
         if version != "TLSv1.3":
             raise TLSError(
@@ -143,7 +146,7 @@ def _shake_hands(
 
 
 def _run(
-    sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool
+    sock: socket.socket, log: Keylog, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
 ) -> tuple[bytes, bytes]:
     """Do the handshake. Returns the client's random, and what was sent after the last record that was received."""
     hello = b""  # what the client has sent
@@ -151,7 +154,8 @@ def _run(
     while True:
         done = True
         try:
-            tls.do_handshake()
+            with log.step():
+                tls.do_handshake()
         except ssl.SSLWantReadError:
             done = False
         except ssl.SSLError:
@@ -159,10 +163,11 @@ def _run(
                 sock.sendall(outgoing.read())
             raise
         sent = outgoing.read()
-        if not server_side and len(hello) < _HELLO:
+        if not tls.server_side and len(hello) < _HELLO:
             hello += sent
         if sent:
-            sock.sendall(sent)
+            with last_flight(tls) if done else nullcontext():
+                sock.sendall(sent)
         if done:
             return _client_random(hello), sent
         # Never a byte of the next record. The header goes alone: OpenSSL sees at once what is no TLS, whose length
@@ -173,7 +178,7 @@ def _run(
         else:
             part = _exactly(sock, HEADER, False)
             body = int.from_bytes(part[3:], "big")
-        if server_side and len(hello) < _HELLO:
+        if tls.server_side and len(hello) < _HELLO:
             hello += part
         incoming.write(part)
 

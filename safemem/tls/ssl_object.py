@@ -20,7 +20,7 @@ from safemem.tls.errors import TruncationError
 from safemem.tls.ordered_reader import OrderedReader
 from safemem.tls.record_boundaries import RecordBoundaries
 from safemem.tls.ssl_object_writer import SSLObjectWriter
-from safemem.tls.ssl_session import BULK, SSLSession
+from safemem.tls.ssl_session import BULK, SSLSession, last_flight, wrap_memory
 from safemem.tls.transport import receive, receiver
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ class SSLObjectReader(OrderedReader):
                 raise
             if not self._bring():
                 raise TruncationError(self._boundaries.inside)
-        self._session.flush()
+        with last_flight(self._session.tls):
+            self._session.flush()
 
     def _bring(self) -> bool:
         """Receive once, for the SSLObject; False at the end of the transport."""
@@ -178,13 +179,11 @@ def ssl_object_pair(
     """Do a handshake, of any version of TLS, on a connected socket that waits, and return who reads and writes then.
 
     Raises ssl.SSLError, after telling the peer; TruncationError if it went away; ValueError for a socket that does not
-    wait.
+    wait, or if the context checks host names and none is given.
     """
     if sock.gettimeout() == 0:
         raise ValueError("sock must wait, or have a timeout, until the handshake is done")
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
-    session = SSLSession(sock, tls, incoming, outgoing)
+    session = SSLSession(sock, *wrap_memory(context, server_hostname, server_side))
     reader = SSLObjectReader(sock, session, allow_truncation=allow_truncation)
     reader.handshake()
     return reader, SSLObjectWriter(session)

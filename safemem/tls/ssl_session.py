@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from safemem.fork import fork_safe_lock
@@ -21,6 +21,29 @@ if TYPE_CHECKING:
 
 BULK = 1 << 18
 """How many bytes of ciphertext are moved at a time."""
+
+
+def wrap_memory(
+    context: ssl.SSLContext, server_hostname: str | None, server_side: bool
+) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    """``SSLContext.wrap_bio``: the SSLObject, and what it reads from and writes to.
+
+    Raises ValueError for a missing name as ``SSLContext.wrap_socket`` does: ``wrap_bio`` would check none.
+    """
+    if context.check_hostname and not server_side and not server_hostname:
+        raise ValueError("server_hostname is missing, and the context checks it (SSLContext.check_hostname)")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return context.wrap_bio(incoming, outgoing, server_side, server_hostname), incoming, outgoing
+
+
+def last_flight(tls: ssl.SSLObject) -> AbstractContextManager[None]:
+    """Send in a ``with`` what a handshake has left at its end.
+
+    A TLS 1.3 server's are tickets: that the peer has gone meanwhile is no error yet (OpenSSL's conn_is_closed()).
+    """
+    if tls.server_side and tls.version() == "TLSv1.3":
+        return suppress(BrokenPipeError, ConnectionResetError)
+    return nullcontext()
 
 
 class SSLSession(Outbox):
