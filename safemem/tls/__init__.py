@@ -13,6 +13,7 @@ from safemem.tls.errors import (
     EngineError,
     KeyExpiredError,
     ReceivedAlertError,
+    StreamInterruptedError,
     TLSError,
     TruncationError,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "SSLObjectReader",
     "SSLObjectWriter",
     "SSLSession",
+    "StreamInterruptedError",
     "TLSError",
     "TLSReader",
     "TLSWriter",

@@ -61,7 +61,7 @@ class KernelTLSReader:
 
         Raises ValueError if the buffer would hold no record, TypeError if the source is none, EngineError.
         """
-        self._receive_into = receiver(source)
+        self._source = receiver(source)
         self._deframer = Deframer(buffer_size, received)
         self._lock = threading.Lock()
         self._type = 0
@@ -187,7 +187,7 @@ class KernelTLSReader:
 
     def _receive(self) -> None:
         self._deframer.discard()
-        n, error = receive(self._receive_into, self._deframer.space())
+        n, error = receive(self._source, self._deframer.space())
         self._deframer.received(n)
         self._ended = not n
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):

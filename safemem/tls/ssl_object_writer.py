@@ -27,40 +27,53 @@ class SSLObjectWriter:
         """
         if not srcs:
             return 0
-        with self._session.exclusive():
-            if self._ended:
-                raise error(errno.EPIPE, "close_notify has been sent")
-            self._session.flush()
-            return self._write(srcs)
+        done = 0
+        call = self._session.call
+        try:
+            with self._session.exclusive():
+                if self._ended:
+                    raise error(errno.EPIPE, "close_notify has been sent")
+                self._session.flush()
+                done = self._write(srcs)
+                call.torn = False
+            return done
+        except BaseException as exc:
+            if done:
+                exc.transferred = done  # type: ignore[attr-defined]
+            raise
 
     def pending(self) -> int:
         """How many bytes of ciphertext wait for the transport."""
         return self._session.unsent()
 
     def _write(self, srcs: BlockSeq) -> int:
+        """Encrypt and send, and leave the call torn until the count is known."""
         done = 0
+        session = self._session
         try:
             for piece in srcs.pieces():
                 at = 0
                 while at < len(piece):
                     view, fault = _readable(piece, at, min(len(piece) - at, BULK))
                     if view:
-                        with self._session.lock:
-                            self._session.tls.write(view)
+                        session.encrypt(view)
                     at += len(view)
                     done += len(view)
-                    sent = self._session.push_or_hold()
+                    session.call.torn = False
+                    sent = session.push_or_hold()
                     if fault is not None:
                         try:
                             raise fault
                         finally:
                             del fault
                     if not sent:
+                        session.call.torn = True
                         return done
+            session.call.torn = True
+            return done
         except BaseException as exc:
             add_transferred(exc, done)
             raise
-        return done
 
     def flush(self) -> None:
         """Send what waits, answers to the peer's messages too. Raises BlockingIOError if not all of it can go now."""

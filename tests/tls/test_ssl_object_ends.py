@@ -99,14 +99,14 @@ def test_two_threads_send_each_byte_once() -> None:
         first = not sent
         sent.append(bytes(view))
         if first:
-            reader._receive_into = lambda view: 0
+            reader._source = reader._source._replace(call=lambda view: 0)
             thread = threading.Thread(target=read)
             thread.start()
             thread.join(5)
             assert not thread.is_alive()
         return len(view)
 
-    writer._session._send = send
+    writer._session._sink = writer._session._sink._replace(call=send)
     writer.write_from_blocks(blocks(b"abc"))
     assert len(sent) == 1
 
