@@ -22,6 +22,7 @@ class Transport(NamedTuple):
 
     call: Callable[[Any], int | None]
     argument: Callable[[memoryview], object]
+    who: str
 
     def move(self, view: memoryview) -> tuple[int, BaseException | None]:
         """Fill a view, or take it: how many bytes were moved, and what was raised behind them or alone.
@@ -41,7 +42,7 @@ class Transport(NamedTuple):
                 exc.transferred = 0  # type: ignore[attr-defined]  # those were bytes of ciphertext, not of data
             return min(counts[0] or 0, len(view)), exc
         (n,) = counts
-        return (0, would_block()) if n is None else (moved_count(n, len(view), "the transport"), None)
+        return (0, would_block()) if n is None else (moved_count(n, len(view), self.who), None)
 
 
 def receiver(source: socket.socket | int | Reader) -> Transport:
@@ -50,27 +51,27 @@ def receiver(source: socket.socket | int | Reader) -> Transport:
     Raises TypeError if the source is none, ValueError if it is message-oriented.
     """
     if isinstance(source, int):
-        return Transport(partial(os.readv, source), _vector)
+        return Transport(partial(os.readv, source), _vector, "the source")
     if hasattr(source, "read_to_blocks"):
         refuse_messages(source, "source")
-        return Transport(source.read_to_blocks, _blocks)
+        return Transport(source.read_to_blocks, _blocks, "the source")
     receive = getattr(source, "recv_into", None)
     if receive is None:
         raise TypeError(f"source must be a socket, a file descriptor or a Reader, not {type(source).__name__}")
-    return Transport(receive, _view)
+    return Transport(receive, _view, "the source")
 
 
 def sender(sink: socket.socket | int | Writer) -> Transport:
     """A Transport that sends. Raises TypeError if the sink is none, ValueError if it is message-oriented."""
     if isinstance(sink, int):
-        return Transport(partial(os.write, sink), _view)
+        return Transport(partial(os.write, sink), _view, "the sink")
     if hasattr(sink, "write_from_blocks"):
         refuse_messages(sink, "sink")
-        return Transport(sink.write_from_blocks, _blocks)
+        return Transport(sink.write_from_blocks, _blocks, "the sink")
     send = getattr(sink, "send", None)
     if send is None:
         raise TypeError(f"sink must be a socket, a file descriptor or a Writer, not {type(sink).__name__}")
-    return Transport(send, _view)
+    return Transport(send, _view, "the sink")
 
 
 def _vector(view: memoryview) -> list[memoryview]:

@@ -138,6 +138,8 @@ def at_each_point(modules: Collection[ModuleType], way: Way, run: Callable[[Even
     return Counter(run(Event(modules, at, interrupt, OFTEN, between)) for at in range(1, counting.lines + 1))
 
 
+# A destructor's interrupt is told of, and goes no further.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @ways
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("release", ["verified", "direct"])
@@ -153,6 +155,7 @@ def test_a_read(release: Literal["verified", "direct"], engine: str, way: Way) -
     assert ends["went on"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @ways
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_write(engine: str, way: Way) -> None:
