@@ -170,16 +170,20 @@ def ssl_object_pair(
     *,
     server_hostname: str | None = None,
     server_side: bool = False,
+    session: ssl.SSLSession | None = None,
     allow_truncation: bool = False,
 ) -> tuple[SSLObjectReader, SSLObjectWriter]:
     """Do a handshake, of any version of TLS, on a connected socket that waits, and return who reads and writes then.
+
+    ``context`` and what goes with it are those of ``SSLContext.wrap_socket``. The session to resume later is
+    ``reader.ssl_object.session``, once a ticket has been read.
 
     Raises ssl.SSLError, after telling the peer; TruncationError if it went away; ValueError for a socket that does not
     wait, or if the context checks host names and none is given.
     """
     if sock.gettimeout() == 0:
         raise ValueError("sock must wait, or have a timeout, until the handshake is done")
-    session = SSLSession(sock, *wrap_memory(context, server_hostname, server_side))
-    reader = SSLObjectReader(sock, session, allow_truncation=allow_truncation)
+    made = SSLSession(sock, *wrap_memory(context, server_hostname, server_side, session))
+    reader = SSLObjectReader(sock, made, allow_truncation=allow_truncation)
     reader.handshake()
-    return reader, SSLObjectWriter(session)
+    return reader, SSLObjectWriter(made)

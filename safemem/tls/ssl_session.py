@@ -25,7 +25,7 @@ BULK = 1 << 18
 
 
 def wrap_memory(
-    context: ssl.SSLContext, server_hostname: str | None, server_side: bool
+    context: ssl.SSLContext, server_hostname: str | None, server_side: bool, session: ssl.SSLSession | None
 ) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
     """``SSLContext.wrap_bio``: the SSLObject, and what it reads from and writes to.
 
@@ -34,7 +34,7 @@ def wrap_memory(
     if context.check_hostname and not server_side and not server_hostname:
         raise ValueError("server_hostname is missing, and the context checks it (SSLContext.check_hostname)")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    return context.wrap_bio(incoming, outgoing, server_side, server_hostname), incoming, outgoing
+    return context.wrap_bio(incoming, outgoing, server_side, server_hostname, session), incoming, outgoing
 
 
 def last_flight(tls: ssl.SSLObject) -> AbstractContextManager[None]:
