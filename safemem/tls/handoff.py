@@ -51,7 +51,7 @@ class Handoff:
 
     @property
     def session(self) -> ssl.SSLSession | None:
-        """A client's session, with the ticket that came last, to resume by :func:`handshake`. None without, or closed."""
+        """A client's session with its last ticket, to resume by :func:`handshake`. None without one, or after close."""
         return self._resumption.session() if self._resumption is not None else None
 
     def close(self) -> None:
