@@ -106,8 +106,8 @@ class RecordLayer:
                     view[done:filled] = buffer[body : body + n]
                 else:
                     filled = done
-                # At once: no handler finds the one without the other.
-                opening, start, seq, done = False, stop, seq + 1, filled
+                # One line: no handler finds the one without the other.
+                start, seq, done = stop, seq + 1, filled; opening = False  # fmt: skip # noqa: E702
                 if not usual:
                     return done, body, authentic
         except BaseException as exc:
@@ -157,10 +157,12 @@ class RecordLayer:
                         # what it says is decrypted again.
                         view[done : filled + _TYPE] = bytes(n + _TYPE)
                         before = -1
-                if not usual and (not direct or authentic):
-                    opening = True
-                    authentic = open_record(seq, header, body, n + _OVERHEAD, own, body)
-                opening, start, seq, done = False, stop, seq + 1, filled if usual else done
+                if not usual:
+                    if not direct or authentic:
+                        opening = True
+                        authentic = open_record(seq, header, body, n + _OVERHEAD, own, body)
+                    filled = done
+                start, seq, done = stop, seq + 1, filled; opening = False  # fmt: skip # noqa: E702
                 if not usual:
                     return done, body, authentic
         except BaseException as exc:
