@@ -30,7 +30,7 @@ class BorrowedRecord(BlockCursor):
         self.header = deframer.header
         self._taken: list[memoryview] = []
         self._deframer = deframer
-        deframer._borrowed.append(self)
+        deframer._borrowed.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +49,7 @@ class BorrowedRecord(BlockCursor):
         """Give it back: what was taken cannot be used any more. A second call does nothing."""
         for view in (*self._taken, self._view):
             view.release()
-        self._deframer._borrowed = [other for other in self._deframer._borrowed if other is not self]
+        self._deframer._borrowed.discard(self)
 
 
 class Deframer:
@@ -69,7 +69,7 @@ class Deframer:
         self.end = len(received)
         self.header = b""
         self.length = 0
-        self._borrowed: list[BorrowedRecord] = []
+        self._borrowed: set[BorrowedRecord] = set()
 
     @property
     def buffered(self) -> int:

@@ -155,7 +155,7 @@ class TLSReader(OrderedReader):
         done = 0
         run = self._layer.run_direct if self._direct else self._layer.run
         try:
-            for piece in dsts.pieces():
+            for piece in dsts.iter_pieces():
                 view = piece if isinstance(piece, memoryview) else _NOWHERE
                 at, size = 0, len(piece)
                 start = self._plain

@@ -130,12 +130,14 @@ class TLSWriter:
             self._out.flush()
             done = 0
             try:
-                while done < srcs.num_bytes:
+                while srcs:
                     try:
-                        done += self._encrypt(srcs.drop_first(done))
+                        n = self._encrypt(srcs)
                     except Exception:  # srcs faulted, or the keys are used up: what came before goes on its way
                         self._out.push_or_hold()
                         raise
+                    done += n
+                    srcs = srcs.drop_first(n)  # from where it is: starting anew would walk over all blocks each time
                     if not (self._out.push_or_hold() if done else self._out.push()):
                         if not done:
                             raise would_block()
@@ -221,23 +223,22 @@ class TLSWriter:
     def _encrypt(self, srcs: BlockSeq) -> int:
         """Encrypt as much as the buffer has room for, and return how much that was. An error counts it."""
         done = 0
-        total = srcs.num_bytes
         try:
-            while done < total:
+            while srcs:
                 self._make_way()
-                wanted = min(self._record_size, total - done)
+                wanted = min(self._record_size, srcs.num_bytes)
                 n = min(wanted, self._capacity - self._out.end - _OVERHEAD)
                 if n < wanted and self._out.end:
                     break
-                rest = srcs.drop_first(done)
-                block = rest.head()
+                block = srcs.head()
                 if block.need_safecopy or len(block) < n:
-                    self._gather(rest, n)
+                    self._gather(srcs, n)
                 elif n < self._record_size:
                     self._seal(ContentType.APPLICATION_DATA, self._sealer.source(block.view()), 0, n)
                 else:
                     n = self._seal_run(self._sealer.source(block.view()), len(block))
                 done += n
+                srcs = srcs.drop_first(n)
         except BaseException as exc:
             add_transferred(exc, done)
             raise
