@@ -32,8 +32,18 @@ class OrderedReader(ABC):
         """
         return self.read_at_least(dsts, 1)
 
-    def read_at_least(self, dsts: BlockSeq, n: int) -> int:
-        """The same, but until ``n`` bytes, or dsts, are there or the stream ends; with the fewest receives."""
+    def read_once(self, dsts: BlockSeq) -> int:
+        """The same with one receive at the most, and none if something is there: 0 is the end only if ``eof`` says so.
+
+        What it received may be half a record, or a session ticket. (Zig's readvAdvanced.)
+        """
+        return self.read_at_least(dsts, 1, receives=1)
+
+    def read_at_least(self, dsts: BlockSeq, n: int, *, receives: int = -1) -> int:
+        """The same, but until ``n`` bytes, or dsts, are there or the stream ends; with the fewest receives.
+
+        Of these no more than ``receives``, if it is not negative: then less may be there, or nothing.
+        """
         if not dsts:
             return 0
         dsts.check_writable("dsts")
@@ -42,11 +52,11 @@ class OrderedReader(ABC):
         try:
             if self._closed:
                 raise ValueError(f"the {type(self).__name__} is closed")
-            return self._read(dsts, max(1, min(n, dsts.num_bytes)))
+            return self._read(dsts, max(1, min(n, dsts.num_bytes)), receives)
         finally:
             self._reading.release()
 
-    def _read(self, dsts: BlockSeq, least: int) -> int:
+    def _read(self, dsts: BlockSeq, least: int, receives: int) -> int:
         done = 0
         try:
             while True:
@@ -56,6 +66,9 @@ class OrderedReader(ABC):
                     return done
                 if self._held is not None or self._error is not None or self._eof:
                     return done or self._nothing()
+                if not receives:
+                    return done
+                receives -= 1
                 dsts = dsts.drop_first(n)
                 try:
                     self._receive()

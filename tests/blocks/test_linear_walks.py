@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from counting_list import CountingList
 from hostarch import AddrRangeSeq
 from safemem import Block, BlockSeq, copy_seq, zero_seq
 from safemem.block import Piece
-from counting_list import CountingList
 
 RANGE_WALKS: dict[str, Callable[[AddrRangeSeq], AddrRangeSeq]] = {
     "head by drop_first": lambda seq: seq.drop_first(seq.head().length),
