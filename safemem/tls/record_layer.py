@@ -72,11 +72,11 @@ class RecordLayer:
         if not self.open(record):
             record.wipe()
             raise TLSError(Alert.BAD_RECORD_MAC, f"record {self.seq - 1} is not authentic")
-        inner = record.take(record.length - TAG) or memoryview(b"")
-        size = len(bytes(inner).rstrip(b"\0"))
-        if not size:
+        inner = bytes(self._deframer.buffer[record.at : record.at + record.length - TAG]).rstrip(b"\0")
+        content = record.take(len(inner) - 1) if inner else None
+        if content is None:
             raise TLSError(Alert.UNEXPECTED_MESSAGE, "a record without a type")
-        return inner[size - 1], inner[: size - 1]
+        return inner[-1], content
 
     # The two loops below decide the speed: between two records with equal headers one is some 0.4 us of Python. So
     # they share no helper, hold in locals what they use, and write it back however they end.
