@@ -66,7 +66,7 @@ def test_a_connection_of_the_standard_library(tmp_path: Path) -> None:
         while (record := deframer.pop()) is not None:
             with record:
                 kinds.append(record.kind)
-                assert record.kind != HANDSHAKE or record.take(1) == b"\x02"  # ServerHello
+                assert record.kind != HANDSHAKE or bytes(record.take(1) or b"") == b"\x02"  # ServerHello
         deframer.discard()
     assert kinds[:2] == [22, 20]
     assert set(kinds[2:]) == {23}
@@ -171,7 +171,8 @@ def test_a_read_only_cursor() -> None:
     for memory in (b"abcdef", bytearray(b"abcdef")):
         cursor = BlockCursor(Block(memory), readonly=True)
         first, second = cursor.take(2), cursor.take(4)
-        assert (first, second, cursor.take(1), cursor.left) == (b"ab", b"cdef", None, 0)
+        assert [bytes(view or b"") for view in (first, second, cursor.take(1))] == [b"ab", b"cdef", b""]
+        assert cursor.left == 0
         assert first is not None
         with pytest.raises(TypeError, match="read-only"):
             first[:1] = b"x"
