@@ -68,13 +68,15 @@ class BlockSeq:
     def _window_pieces(self, index: int, offset: int) -> Iterator[Piece]:
         left = self._limit
         pieces = self._pieces
-        while left:
-            piece = pieces[index]
-            n = min(len(piece) - offset, left)
-            yield piece if n == len(piece) else part(piece, offset, n)
+        for piece in map(pieces.__getitem__, range(index, len(pieces))):
+            n = len(piece)
+            if offset or n > left:
+                n = min(n - offset, left)
+                piece, offset = part(piece, offset, n), 0
+            yield piece
             left -= n
-            offset = 0
-            index += 1
+            if not left:
+                return
 
     def iter_pieces(self) -> Iterator[Piece]:
         """As :meth:`pieces`, one by one: cheaper where few of many may be looked at."""
