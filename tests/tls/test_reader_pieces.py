@@ -71,7 +71,8 @@ def test_any_pieces(
 
 @every_release
 @pytest.mark.parametrize("wrong", ["header", "record", "alert"])
-def test_data_before_an_error_comes_first(wrong: str, release: Release) -> None:
+@pytest.mark.parametrize("pieces", [2, 10, 20])
+def test_data_before_an_error_comes_first(wrong: str, release: Release, pieces: int) -> None:
     """All of it, in however many reads, and has_pending says so."""
     peer = Sender()
     wire = b"".join(peer.data(bytes([i]) * 100) for i in range(5))
@@ -80,7 +81,7 @@ def test_data_before_an_error_comes_first(wrong: str, release: Release) -> None:
     reader = TLSReader(source, KEYS, release=release)
     found = b""
     while len(found) < 500:
-        dsts = room(30, 30)
+        dsts = room(*[50] * pieces)
         n = reader.read_to_blocks(dsts)
         assert n
         assert reader.has_pending()
