@@ -69,14 +69,14 @@ class BlockSeq:
         left = self._limit
         pieces = self._pieces
         for piece in map(pieces.__getitem__, range(index, len(pieces))):
+            if not left:
+                return
             n = len(piece)
             if offset or n > left:
                 n = min(n - offset, left)
                 piece, offset = part(piece, offset, n), 0
             yield piece
             left -= n
-            if not left:
-                return
 
     def iter_pieces(self) -> Iterator[Piece]:
         """As :meth:`pieces`, one by one: cheaper where few of many may be looked at."""
