@@ -13,6 +13,7 @@ from safemem.tls.errors import (
     EngineError,
     KeyExpiredError,
     ReceivedAlertError,
+    StreamInterruptedError,
     TLSError,
     TruncationError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "SSLObjectReader",
     "SSLObjectWriter",
     "SSLSession",
+    "StreamInterruptedError",
     "TLSError",
     "TLSReader",
     "TLSWriter",

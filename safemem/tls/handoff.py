@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from attrs import field, frozen
@@ -22,6 +22,7 @@ from safemem.tls.keys import SUITES, CipherSuite, TrafficSecret
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.reader import BUFFER_SIZE, TLSReader
 from safemem.tls.record import HEADER, ContentType
+from safemem.tls.resumption import Resumption
 from safemem.tls.ssl_session import last_flight, wrap_memory
 from safemem.tls.writer import TLSWriter
 
@@ -44,13 +45,22 @@ class Handoff:
     peer_certificate: dict[str, Any] | None
     """As ``SSLSocket.getpeercert()``: empty if the certificate was not asked to be checked, None without one."""
     peer_certificate_der: bytes | None = field(repr=False)
+    resumed: bool
+    """Whether this is a session that an earlier connection began."""
+    _resumption: Resumption | None = field(repr=False, eq=False)
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """A client's session with its last ticket, to resume by :func:`handshake`. None without one, or after close."""
+        return self._resumption.session() if self._resumption is not None else None
 
     def close(self) -> None:
         """Wipe all keys. The socket stays as it is: send ``writer.close_notify()`` before, and close it after."""
-        try:
+        with ExitStack() as stack:
+            if self._resumption is not None:
+                stack.callback(self._resumption.close)
+            stack.callback(self.writer.close)
             self.reader.close()
-        finally:
-            self.writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -65,6 +75,7 @@ def handshake(
     *,
     server_hostname: str | None = None,
     server_side: bool = False,
+    session: ssl.SSLSession | None = None,
     release: Literal["verified", "direct"] = "verified",
     allow_truncation: bool = False,
     on_ticket: Callable[[NewSessionTicket], object] | None = None,
@@ -73,8 +84,9 @@ def handshake(
 ) -> Handoff:
     """Do a TLS 1.3 handshake on a connected socket that waits, and hand over its records.
 
-    ``context``, ``server_hostname`` and ``server_side`` are those of ``SSLContext.wrap_socket``; the others go to
-    :class:`TLSReader`. Key updates that the peer asks for are answered by the writer.
+    ``context``, ``server_hostname``, ``server_side`` and ``session``, one to resume, are those of
+    ``SSLContext.wrap_socket``; the others go to :class:`TLSReader`. Key updates that the peer asks for are answered by
+    the writer.
 
     Raises ssl.SSLError as the standard library does, after telling the peer; TLSError (protocol_version) if another
     version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait, or if the
@@ -85,7 +97,9 @@ def handshake(
     """
     _check_socket(sock)
     chosen = engine(engine_name).name  # before the handshake, so that it is not in vain
-    tls, ours, theirs = _shake_hands(sock, context, server_hostname, server_side)
+    tls, incoming, outgoing = wrap_memory(context, server_hostname, server_side, session)
+    ours, theirs = _shake_hands(sock, tls, incoming, outgoing)
+    resumption = None if server_side else Resumption(tls, incoming, theirs, chosen)
     writer = TLSWriter(sock, ours, engine_name=chosen)
     reader = TLSReader(
         sock,
@@ -93,14 +107,25 @@ def handshake(
         release=release,
         server_side=server_side,
         allow_truncation=allow_truncation,
-        on_ticket=on_ticket,
+        on_ticket=on_ticket if resumption is None else _both(resumption.add, on_ticket),
         on_key_update=lambda requested: writer.answer_key_update() if requested else None,
         buffer_size=buffer_size,
         engine_name=chosen,
     )
-    return Handoff(
-        reader, writer, ours.suite, tls.selected_alpn_protocol(), tls.getpeercert(), tls.getpeercert(binary_form=True)
-    )
+    certificate, der = tls.getpeercert(), tls.getpeercert(binary_form=True)
+    resumed = bool(tls.session_reused)
+    return Handoff(reader, writer, ours.suite, tls.selected_alpn_protocol(), certificate, der, resumed, resumption)
+
+
+def _both(
+    first: Callable[[NewSessionTicket], object], second: Callable[[NewSessionTicket], object] | None
+) -> Callable[[NewSessionTicket], object]:
+    def call(ticket: NewSessionTicket) -> None:
+        first(ticket)
+        if second is not None:
+            second(ticket)
+
+    return call
 
 
 def _check_socket(sock: socket.socket) -> None:
@@ -114,10 +139,9 @@ def _check_socket(sock: socket.socket) -> None:
 
 
 def _shake_hands(
-    sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, server_side: bool
-) -> tuple[ssl.SSLObject, TrafficSecret, TrafficSecret]:
-    """Do the handshake. Returns its SSLObject, our secret and the peer's. Raises as :func:`handshake`."""
-    tls, incoming, outgoing = wrap_memory(context, server_hostname, server_side)
+    sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+) -> tuple[TrafficSecret, TrafficSecret]:
+    """Do the handshake. Returns our secret and the peer's. Raises as :func:`handshake`."""
     with Keylog(tls) as log:
         client_random, sent_last = _run(sock, log, tls, incoming, outgoing)
         version = tls.version()
@@ -132,12 +156,11 @@ def _shake_hands(
     suite = SUITES.get(cipher[0]) if cipher else None
     if suite is None:
         raise TLSError(Alert.INTERNAL_ERROR, f"{cipher} was agreed on, which is none of {', '.join(SUITES)}")
-    ours, theirs = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
+    ours, theirs = ("SERVER", "CLIENT") if tls.server_side else ("CLIENT", "SERVER")
     try:
         # What a server sends once its handshake is done, its tickets, already counts.
-        seq = _records(sent_last) if server_side else 0
+        seq = _records(sent_last) if tls.server_side else 0
         return (
-            tls,
             TrafficSecret(suite, secrets[f"{ours}_TRAFFIC_SECRET_0"], seq),
             TrafficSecret(suite, secrets[f"{theirs}_TRAFFIC_SECRET_0"]),
         )

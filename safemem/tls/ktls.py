@@ -79,7 +79,7 @@ class KernelTLSReader:
 
         Raises ValueError if the buffer would hold no record, TypeError if the source is none, EngineError.
         """
-        self._receive_into = receiver(source)
+        self._source = receiver(source)
         self._deframer = Deframer(buffer_size, received, body_length=_body_length)
         self._lock = threading.Lock()
         self._rx_list: deque[_Record] = deque()  # decrypted, and not read to their end
@@ -239,7 +239,7 @@ class KernelTLSReader:
         deframer.discard()
         self._error = _INTERRUPTED  # until what came is counted; an interrupt in the receive itself brings nothing
         try:
-            n, error = receive(self._receive_into, deframer.space())
+            n, error = receive(self._source, deframer.space())
         except BaseException as exc:
             self._error = None
             if isinstance(exc, BlockingIOError) or not isinstance(exc, OSError):

@@ -23,11 +23,11 @@ from safemem.tls.aead import engine
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import Alert, KeyExpiredError, ReceivedAlertError, TLSError, TruncationError
 from safemem.tls.keys import Keys
+from safemem.tls.one_call import OneCall
 from safemem.tls.ordered_reader import OrderedReader
 from safemem.tls.post_handshake import CloseNotify, KeyUpdate, NewSessionTicket, PostHandshake
 from safemem.tls.record import HEADER, MAX_RECORD, TAG, ContentType
 from safemem.tls.record_layer import RecordLayer
-from safemem.tls.transport import receive, receiver
 
 if TYPE_CHECKING:
     import socket
@@ -75,8 +75,7 @@ class TLSReader(OrderedReader):
         """
         if release not in ("verified", "direct"):
             raise ValueError(f"release must be 'verified' or 'direct', not {release!r}")
-        super().__init__()
-        self._receive_into = receiver(source)
+        super().__init__(source, OneCall("read"))
         self._engine = engine(engine_name)
         self._deframer = Deframer(buffer_size, received)
         self._direct = release == "direct"
@@ -102,16 +101,12 @@ class TLSReader(OrderedReader):
 
         Raises RuntimeError while a read is under way, be it that of the callback which calls this.
         """
-        if not self._reading.acquire(blocking=False):
-            raise RuntimeError("a read is under way")
-        try:
+        with self._call.alone():
+            self._closed = True
             self._layer.forget()
             self._deframer.wipe()
             self._plain = self._plain_end = 0
             self._odd = None
-            self._closed = True
-        finally:
-            self._reading.release()
 
     @property
     def eof(self) -> bool:
@@ -129,8 +124,8 @@ class TLSReader(OrderedReader):
 
     def has_pending(self) -> bool:
         """Whether a read would have something to tell without a receive: do not wait for the transport then."""
-        known = self._odd or self._error or self._held or self._eof
-        return bool(self.pending() or known or self._deframer.whole_record())
+        known = self._odd or self._error or self._held or self._eof or self._call.torn
+        return bool(known or self.pending() or self._deframer.whole_record())
 
     def rekey(self, keys: Keys) -> None:
         """Give the peer's new keys, after a KeyExpiredError. Raises ValueError if they were not asked for, or if it is
@@ -145,11 +140,9 @@ class TLSReader(OrderedReader):
     def _receive(self) -> None:
         deframer = self._deframer
         deframer.discard()
-        n, error = receive(self._receive_into, deframer.space())
-        if n:
-            deframer.received(n)
-            self._hold(error)
-        elif self._allow_truncation and not deframer.buffered and not self._post.joining:
+        if self._bring(deframer.space(), deframer.received):
+            return
+        if self._allow_truncation and not deframer.buffered and not self._post.joining:
             self._eof = True
         else:
             self._fail(TruncationError(deframer.buffered > 0))
@@ -158,6 +151,7 @@ class TLSReader(OrderedReader):
         """Fill dsts from the buffer: what waits there, then record by record. An error stops it and is kept."""
         done = 0
         wanted, buffer = dsts.num_bytes, self._deframer.buffer
+        self._layer.whole = False
         run = self._layer.run_direct if self._direct else self._layer.run
         try:
             for piece in dsts.iter_pieces():
@@ -198,6 +192,8 @@ class TLSReader(OrderedReader):
             exc.transferred = 0
         except BaseException as exc:
             add_transferred(exc, done)
+            if self._layer.whole:
+                self._call.torn = False
             raise
         return done
 
@@ -276,7 +272,10 @@ class TLSReader(OrderedReader):
                     calls.append(partial(self._on_key_update, event.update_requested))
             elif self._on_ticket is not None:
                 calls.append(partial(self._on_ticket, event))
-        _call_all(calls)
+        if calls:
+            self._call.torn = False
+            _call_all(calls)
+            self._call.torn = True
 
     def _fail(self, error: TransferError) -> None:
         self._error = error.with_traceback(None)

@@ -31,40 +31,51 @@ class SSLObjectWriter:
         """
         if not srcs:
             return 0
-        with self._session.exclusive():
-            if self._ended:
-                raise error(errno.EPIPE, "close_notify has been sent")
-            self._session.flush()
-            return self._write(srcs)
+        done = 0
+        call = self._session.call
+        try:
+            with self._session.exclusive():
+                if self._ended:
+                    raise error(errno.EPIPE, "close_notify has been sent")
+                self._session.flush()
+                done = self._write(srcs)
+                call.torn = False
+            return done
+        except BaseException as exc:
+            if done:
+                exc.transferred = done  # type: ignore[attr-defined]
+            raise
 
     def pending(self) -> int:
         """How many bytes of ciphertext wait for the transport."""
         return self._session.unsent()
 
     def _write(self, srcs: BlockSeq) -> int:
+        """Encrypt and send, and leave the call torn until the count is known."""
         done = 0
+        session = self._session
         try:
             while srcs:
                 view, fault = _gathered(srcs)
-                if view:
-                    with self._session.lock:
-                        self._session.tls.write(view)
+                encrypted = not view or session.encrypt(view)
                 done += len(view)
                 srcs = srcs.drop_first(len(view))
-                if srcs and fault is None and self._session.unsent() < BULK:
+                if srcs and encrypted and fault is None and session.unsent() < BULK:
                     continue  # one send takes many records
-                sent = self._session.push_or_hold()
+                session.call.torn = False
+                sent = session.push_or_hold()
                 if fault is not None:
                     try:
                         raise fault
                     finally:
                         del fault
                 if not sent:
-                    return done
+                    break
+            session.call.torn = True
+            return done
         except BaseException as exc:
             add_transferred(exc, done)
             raise
-        return done
 
     def flush(self) -> None:
         """Send what waits, answers to the peer's messages too. Raises BlockingIOError if not all of it can go now."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from safemem.fork import fork_safe_lock
 from safemem.protocols import Writer
+from safemem.tls.one_call import OneCall
 from safemem.tls.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ BULK = 1 << 18
 
 
 def wrap_memory(
-    context: ssl.SSLContext, server_hostname: str | None, server_side: bool
+    context: ssl.SSLContext, server_hostname: str | None, server_side: bool, session: ssl.SSLSession | None
 ) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
     """``SSLContext.wrap_bio``: the SSLObject, and what it reads from and writes to.
 
@@ -33,7 +34,7 @@ def wrap_memory(
     if context.check_hostname and not server_side and not server_hostname:
         raise ValueError("server_hostname is missing, and the context checks it (SSLContext.check_hostname)")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    return context.wrap_bio(incoming, outgoing, server_side, server_hostname), incoming, outgoing
+    return context.wrap_bio(incoming, outgoing, server_side, server_hostname, session), incoming, outgoing
 
 
 def last_flight(tls: ssl.SSLObject) -> AbstractContextManager[None]:
@@ -62,7 +63,9 @@ class SSLSession(Outbox):
         self.incoming = incoming
         self.outgoing = outgoing
         self.lock = fork_safe_lock()
+        self.reading = OneCall("read")
         self.early = b""
+        self._owed = b""
         self._sending = threading.Lock()
         self._view = memoryview(b"")  # read from ``outgoing``, and not sent yet
 
@@ -76,9 +79,9 @@ class SSLSession(Outbox):
         self._view = self._view[n:]
 
     def unsent(self) -> int:
-        """How many bytes of ciphertext wait for the transport."""
+        """How many bytes wait for the transport: of ciphertext, and of data that will be encrypted."""
         with self.lock:
-            return len(self._view) + self.outgoing.pending
+            return len(self._view) + self.outgoing.pending + len(self._owed)
 
     def unread(self) -> int:
         """How many decrypted bytes wait. The lock must be held."""
@@ -89,6 +92,36 @@ class SSLSession(Outbox):
         n = min(len(self.early), len(target))
         target[:n], self.early = self.early[:n], self.early[n:]
         return n
+
+    def encrypt(self, data: memoryview) -> bool:
+        """Encrypt data for the peer, and leave the write torn, for the caller to count them.
+
+        While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`, which
+        must come next then. Returns False for that.
+        """
+        with self.lock:
+            self.call.torn = True
+            try:
+                self.tls.write(data)
+            except ssl.SSLWantReadError:
+                self._owed = bytes(data)
+                return False
+            except ssl.SSLError:
+                self.call.torn = False
+                raise
+        return True
+
+    def push(self) -> bool:
+        """As Outbox.push, with what waits for a handshake's end encrypted first, if it has come."""
+        with self.lock:
+            self.call.check()
+            if self._owed:
+                self.call.torn = True
+                with suppress(ssl.SSLWantReadError):
+                    self.tls.write(self._owed)
+                    self._owed = b""
+                self.call.torn = False
+        return super().push() and not self._owed
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -103,12 +136,15 @@ class SSLSession(Outbox):
 
         The reader must not wait here for a large write to go: the peer may be waiting for the reader.
         """
-        while self._held is None and self.unsent() and self._sending.acquire(blocking=False):
+        while self._held is None and not self.call.torn and self.unsent():
+            taken: list[bool] = []
             try:
-                if not self.push_or_hold():
+                taken.extend(map(self._sending.acquire, (False,)))  # one step: an interrupt finds it taken, or not
+                if not taken[0] or not self.push_or_hold():
                     break
             finally:
-                self._sending.release()
+                if taken and taken[0]:
+                    self._sending.release()
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -116,6 +152,7 @@ class SSLSession(Outbox):
 
         While it sends a close_notify it looks for the peer's, and data in its way would be an error for good.
         """
+        self.reading.torn = True
         while n := self.tls.pending():
             self.early += self.tls.read(n)
         encrypted = self.incoming.read()
@@ -123,3 +160,4 @@ class SSLSession(Outbox):
             yield
         finally:
             self.incoming.write(encrypted)
+            self.reading.torn = False
