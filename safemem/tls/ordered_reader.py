@@ -33,8 +33,10 @@ class OrderedReader(ABC):
         self._eof = False
         self._closed = False
 
-    def read_at_least(self, dsts: BlockSeq, n: int = 1) -> int:
+    def read_at_least(self, dsts: BlockSeq, n: int = 1, *, receives: int = -1) -> int:
         """Fill dsts with what is there; receive, as seldom as can be, until ``n`` bytes, or dsts, or the end are there.
+
+        There are no more than ``receives`` receives, if that is not negative: then less may be there, or nothing.
 
         0 is the end. Raises the stream's own errors (see the class); BlockingIOError and other errors of the transport;
         HostFaultError if dsts faults, and then nothing is lost; RuntimeError if another read is under way;
@@ -49,7 +51,7 @@ class OrderedReader(ABC):
                 self._call.check()
                 if self._closed:
                     raise ValueError(f"the {type(self).__name__} is closed")
-                done = self._read(dsts, max(1, min(n, dsts.num_bytes)))
+                done = self._read(dsts, max(1, min(n, dsts.num_bytes)), receives)
             self._call.torn = False
             return done
         except BaseException as exc:
@@ -60,7 +62,14 @@ class OrderedReader(ABC):
     # A call less: an interrupt between them would lose the count.
     read_to_blocks = read_at_least
 
-    def _read(self, dsts: BlockSeq, least: int) -> int:
+    def read_once(self, dsts: BlockSeq) -> int:
+        """The same with one receive at the most, and none if something is there: 0 is the end only if ``eof`` says so.
+
+        What it received may be half a record, or a session ticket. (Zig's readvAdvanced.)
+        """
+        return self.read_at_least(dsts, 1, receives=1)
+
+    def _read(self, dsts: BlockSeq, least: int, receives: int) -> int:
         done = 0
         try:
             while True:
@@ -71,6 +80,9 @@ class OrderedReader(ABC):
                     return done
                 if self._held is not None or self._error is not None or self._eof:
                     return done or self._nothing()
+                if not receives:
+                    return done
+                receives -= 1
                 dsts = dsts.drop_first(n)
                 try:
                     self._receive()

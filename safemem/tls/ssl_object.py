@@ -74,7 +74,7 @@ class SSLObjectReader(OrderedReader):
         """Fill dsts from what has been received. An error, or the end, is kept for when it is all there is."""
         done = 0
         try:
-            for piece in dsts.pieces():
+            for piece in dsts.iter_pieces():
                 n = self._read_into(piece) if isinstance(piece, memoryview) else self._fill(piece)
                 done += n
                 if n < len(piece):

@@ -6,14 +6,18 @@ import errno
 import ssl
 from contextlib import suppress
 
-from safemem.block import Block, Piece
+from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, error
+from safemem.tls.record import MAX_CONTENT
 from safemem.tls.ssl_session import BULK, SSLSession
 
 
 class SSLObjectWriter:
-    """A Writer over an SSLObject. A call counts what has been encrypted; what the transport does not take waits."""
+    """A Writer over an SSLObject. A call counts what has been encrypted; what the transport does not take waits.
+
+    Blocks are gathered into full records, and many records go by one send.
+    """
 
     def __init__(self, session: SSLSession) -> None:
         self._session = session
@@ -51,24 +55,22 @@ class SSLObjectWriter:
         done = 0
         session = self._session
         try:
-            for piece in srcs.pieces():
-                at = 0
-                while at < len(piece):
-                    view, fault = _readable(piece, at, min(len(piece) - at, BULK))
-                    if view:
-                        session.encrypt(view)
-                    at += len(view)
-                    done += len(view)
-                    session.call.torn = False
-                    sent = session.push_or_hold()
-                    if fault is not None:
-                        try:
-                            raise fault
-                        finally:
-                            del fault
-                    if not sent:
-                        session.call.torn = True
-                        return done
+            while srcs:
+                view, fault = _gathered(srcs)
+                encrypted = not view or session.encrypt(view)
+                done += len(view)
+                srcs = srcs.drop_first(len(view))
+                if srcs and encrypted and fault is None and session.unsent() < BULK:
+                    continue  # one send takes many records
+                session.call.torn = False
+                sent = session.push_or_hold()
+                if fault is not None:
+                    try:
+                        raise fault
+                    finally:
+                        del fault
+                if not sent:
+                    break
             session.call.torn = True
             return done
         except BaseException as exc:
@@ -92,13 +94,18 @@ class SSLObjectWriter:
             session.flush()
 
 
-def _readable(piece: Piece, at: int, n: int) -> tuple[memoryview, TransferError | None]:
-    """n bytes of the piece from ``at`` on, or those before a fault and the fault, which counts no bytes."""
-    if isinstance(piece, memoryview):
-        return piece[at : at + n], None
-    view = memoryview(bytearray(n))
+def _gathered(srcs: BlockSeq) -> tuple[memoryview, TransferError | None]:
+    """The next bytes in one piece: all full records that the first block has, or one record of several blocks.
+
+    Where a block faults: the bytes before it, and the fault, which counts none.
+    """
+    size, head = srcs.num_bytes, srcs.head()
+    n = len(head) if len(head) == size else len(head) - len(head) % MAX_CONTENT
+    if n and not head.need_safecopy:
+        return head.take_first(min(n, BULK)).view(), None
+    view = memoryview(bytearray(min(size, MAX_CONTENT)))
     try:
-        copy_seq(BlockSeq.of(Block(view)), BlockSeq.of(piece.drop_first(at)))
+        copy_seq(BlockSeq.of(Block(view)), srcs)
     except TransferError as exc:
         view, exc.transferred = view[: exc.transferred], 0
         return view, exc.with_traceback(None)

@@ -93,10 +93,11 @@ class SSLSession(Outbox):
         target[:n], self.early = self.early[:n], self.early[n:]
         return n
 
-    def encrypt(self, data: memoryview) -> None:
+    def encrypt(self, data: memoryview) -> bool:
         """Encrypt data for the peer, and leave the write torn, for the caller to count them.
 
-        While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`.
+        While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`, which
+        must come next then. Returns False for that.
         """
         with self.lock:
             self.call.torn = True
@@ -104,9 +105,11 @@ class SSLSession(Outbox):
                 self.tls.write(data)
             except ssl.SSLWantReadError:
                 self._owed = bytes(data)
+                return False
             except ssl.SSLError:
                 self.call.torn = False
                 raise
+        return True
 
     def push(self) -> bool:
         """As Outbox.push, with what waits for a handshake's end encrypted first, if it has come."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from safemem.block import Block
-from safemem.block_seq import BlockSeq, copy_seq
+from safemem.block import Piece, copy, part
+from safemem.block_seq import BlockSeq
 from safemem.errors import TransferError, add_transferred, error, would_block
 from safemem.protocols import Writer
 from safemem.tls.aead import engine
@@ -33,6 +33,8 @@ _CONTROL = 5  # the longest message that is no data: a key update
 _EXPECTED = (TransferError, OverflowError, ValueError)  # srcs faults, keys are used up, none are known
 _AEAD_LIMIT = 1 << 24
 """How many records one AES-GCM key may encrypt, below the 2**24.5 of RFC 8446 section 5.5."""
+
+_NOTHING = memoryview(b"")
 
 BUFFER_SIZE = 1 << 18
 """The default size of the send buffer, in bytes."""
@@ -143,14 +145,16 @@ class TLSWriter:
         """Encrypt and send, and leave the call torn until the count is known."""
         done = 0
         try:
-            while done < srcs.num_bytes:
+            while srcs:
                 self._call.torn = True
                 try:
-                    done += self._encrypt(srcs.drop_first(done))
+                    n = self._encrypt(srcs)
                 except _EXPECTED:  # what came before goes on its way
                     self._call.torn = False
                     self._out.push_or_hold()
                     raise
+                done += n
+                srcs = srcs.drop_first(n)  # from where it is: starting anew would walk over all blocks each time
                 self._call.torn = False
                 sent = self._out.push_or_hold() if done else self._out.push()
                 if not sent:
@@ -255,39 +259,61 @@ class TLSWriter:
 
     def _encrypt(self, srcs: BlockSeq) -> int:
         """Encrypt as much as the buffer has room for, and return how much that was. An error counts it."""
-        done = 0
-        total = srcs.num_bytes
+        done, left = 0, srcs.num_bytes
+        pieces = srcs.iter_pieces()
+        piece: Piece = _NOTHING  # what is left of the one that is being encrypted
         try:
-            while done < total:
+            while left:
                 self._make_way()
-                wanted = min(self._record_size, total - done)
+                wanted = min(self._record_size, left)
                 n = min(wanted, self._capacity - self._out.end - _OVERHEAD)
                 if n < wanted and self._out.end:
                     break
-                rest = srcs.drop_first(done)
-                block = rest.head()
-                if block.need_safecopy or len(block) < n:
-                    self._gather(rest, n)
-                elif n < self._record_size:
-                    self._seal(ContentType.APPLICATION_DATA, self._sealer.source(block.view()), 0, n)
+                piece = piece or next(pieces)
+                size = len(piece)
+                if size < n or not isinstance(piece, memoryview):
+                    piece = self._gather(piece, pieces, n)
                 else:
-                    n = self._seal_run(self._sealer.source(block.view()), len(block))
+                    source = self._sealer.source(piece)
+                    if n < self._record_size:
+                        self._seal(ContentType.APPLICATION_DATA, source, 0, n)
+                    else:
+                        n = self._seal_run(source, size)
+                    piece = piece[n:]
                 done += n
+                left -= n
         except BaseException as exc:
             add_transferred(exc, done)
             raise
         return done
 
-    def _gather(self, srcs: BlockSeq, n: int) -> None:
-        """Append a record with n bytes that lie in pieces, or may fault: they are gathered where they are encrypted."""
-        place = self._out.end + HEADER
+    def _gather(self, piece: Piece, pieces: Iterator[Piece], n: int) -> Piece:
+        """Append a record with n bytes that lie in pieces, or may fault: they are gathered where they are encrypted.
+
+        Returns what is left of the last piece.
+        """
+        memory = self._out.memory
+        place = at = self._out.end + HEADER
+        end = place + n
         try:
-            copy_seq(BlockSeq.of(Block.from_view(self._out.memory, place, n)), srcs)
+            while True:
+                size = min(len(piece), end - at)
+                head = piece if size == len(piece) else part(piece, 0, size)
+                if type(head) is memoryview:
+                    memory[at : at + size] = head  # a fifth of the time of copy()
+                else:
+                    copy(memory[at : at + size], head)
+                at += size
+                if at == end:
+                    break
+                piece = next(pieces)
         except TransferError as exc:
+            add_transferred(exc, at - place)
             if exc.transferred:
                 self._seal(ContentType.APPLICATION_DATA, self._own, place, exc.transferred)
             raise
         self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
+        return part(piece, size, len(piece) - size)
 
     def _make_way(self) -> None:
         """Before data: the key update that the peer waits for, or that the cipher needs by now."""
