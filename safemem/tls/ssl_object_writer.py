@@ -57,10 +57,11 @@ class SSLObjectWriter:
         try:
             while srcs:
                 view, fault = _gathered(srcs)
-                encrypted = not view or session.encrypt(view)
+                if view:
+                    session.encrypt(view)
                 done += len(view)
                 srcs = srcs.drop_first(len(view))
-                if srcs and encrypted and fault is None and session.unsent() < BULK:
+                if srcs and fault is None and session.unsent() < BULK:
                     continue  # one send takes many records
                 session.call.torn = False
                 sent = session.push_or_hold()

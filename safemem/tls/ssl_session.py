@@ -93,23 +93,23 @@ class SSLSession(Outbox):
         target[:n], self.early = self.early[:n], self.early[n:]
         return n
 
-    def encrypt(self, data: memoryview) -> bool:
+    def encrypt(self, data: memoryview) -> None:
         """Encrypt data for the peer, and leave the write torn, for the caller to count them.
 
-        While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`, which
-        must come next then. Returns False for that.
+        While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`.
         """
         with self.lock:
             self.call.torn = True
             try:
-                self.tls.write(data)
+                if not self._owed:
+                    self.tls.write(data)
+                    return
             except ssl.SSLWantReadError:
-                self._owed = bytes(data)
-                return False
+                pass
             except ssl.SSLError:
                 self.call.torn = False
                 raise
-        return True
+            self._owed += data
 
     def push(self) -> bool:
         """As Outbox.push, with what waits for a handshake's end encrypted first, if it has come."""
