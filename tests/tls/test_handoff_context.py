@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from campaign import times
+from safemem import Block, BlockSeq
 from safemem.tls import TLSError, handshake, ssl_object_pair
 from tls_peers import TIMEOUT, client_context, peer, plain_client, plain_server, server_context, tls_peer
 
@@ -224,42 +225,54 @@ def test_a_client_that_is_gone_before_its_tickets(do: Callable[..., object]) -> 
         do(late, plain_server(), server_side=True)
 
 
-def failures() -> dict[str, Callable[[socket.socket, ssl.SSLContext], object]]:
-    """Peers of a handshake that fails."""
+def failures(server_side: bool) -> dict[str, Callable[[socket.socket], object]]:
+    """Peers of a handshake that fails, whoever is the server."""
+    hello = (
+        b"\x16\x03\x01\x00\x60\x02" if not server_side else b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40)
+    )
     old = server_context(maximum_version=ssl.TLSVersion.TLSv1_2)
+    old_client = client_context(maximum_version=ssl.TLSVersion.TLSv1_2)
+    distrusting = ssl.create_default_context()
 
-    def wrong_record(sock: socket.socket, context: ssl.SSLContext) -> None:
-        sock.recv(1 << 14)
-        sock.sendall(b"\x16\x03\x03\x00\x04junk")
+    def meet(context: ssl.SSLContext) -> Callable[[socket.socket], object]:
+        return lambda sock: context.wrap_socket(
+            sock, server_side=context is old, server_hostname=None if context is old else "localhost"
+        ).close()
 
     return {
-        "nothing": lambda sock, context: None,
-        "no TLS": lambda sock, context: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-        "junk": wrong_record,
-        "an old version": lambda sock, context: old.wrap_socket(sock, server_side=True).close(),
-        "half": lambda sock, context: sock.sendall(b"\x16\x03\x03\x00\x60\x02"),
+        "nothing": lambda sock: None,
+        "no TLS": lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        "junk": lambda sock: sock.sendall(b"\x16\x03\x03\x00\x04junk"),
+        "half": lambda sock: sock.sendall(hello),
+        "an old version": meet(old_client if server_side else old),
+        "distrust": meet(distrusting) if server_side else lambda sock: sock.sendall(b"\x15\x03\x03\x00\x02\x02\x30"),
     }
 
 
-@pytest.mark.parametrize("kind", failures())
-def test_many_handshakes_that_fail(kind: str) -> None:
+@pytest.mark.parametrize("server_side", [False, True])
+@pytest.mark.parametrize("kind", failures(False))
+def test_many_handshakes_that_fail(kind: str, server_side: bool) -> None:
     """No descriptor, no secret and no setting of the context is left, whatever the peer does."""
-    context = client_context()
+    context = server_context() if server_side else client_context()
+    name = None if server_side else "localhost"
+    fail = failures(server_side)[kind]
     before = descriptors()
-    for _ in range(times(10, 1000)):
+    for _ in range(times(5, 1000)):
         ours, theirs = socket.socketpair()
-        with ExitStack() as stack:
-            stack.enter_context(ours)
+
+        def speak(end: socket.socket = theirs) -> None:
+            with end, suppress(OSError):
+                fail(end)
+
+        with ours:
             ours.settimeout(TIMEOUT)
-
-            def speak(end: socket.socket = theirs) -> None:
-                with end, suppress(OSError):
-                    failures()[kind](end, context)
-
+            theirs.settimeout(TIMEOUT)
             thread = threading.Thread(target=speak)
             thread.start()
             with pytest.raises((OSError, TLSError)):
-                handshake(ours, context, server_hostname="localhost")
+                handshake(ours, context, server_side=server_side, server_hostname=name).reader.read_to_blocks(
+                    BlockSeq.of(Block(bytearray(1)))
+                )
         thread.join(TIMEOUT)
     assert descriptors() == before
     assert not logs()
