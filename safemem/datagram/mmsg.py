@@ -33,6 +33,7 @@ HEADER: Final = 64
 _HEAD: Final = struct.Struct("=QIxxxxQQQQixxxxIxxxx")
 _IOVEC: Final = struct.Struct("=QQ")
 _WORDS, _LONGS = HEADER // 4, HEADER // 8
+_UNREACHED: Final = 0xFFFF_FFFF  # no datagram is so long
 
 
 def is_native() -> bool:
@@ -95,7 +96,9 @@ class MMsgHeaders:
             # Linux stores a name's length even where 0 bytes of it were asked for: the next call would believe it.
             self._receive.names[:] = memoryview(array("Q", [0]) * size)
         self._receiving: bool | None = None
+        self._unreached = memoryview(array("I", [_UNREACHED]) * size)
         # What was received, apart from what the next call is told: a call that fails, or sends, does not change it.
+        self.lengths = memoryview(array("I", [0]) * size)
         self.got_names = memoryview(array("I", [0]) * size)
         self._got_controls = memoryview(array("Q", [0]) * size)
         # The first 8 bytes of an IPv4 name are its family, port and address: all that it says.
@@ -107,7 +110,7 @@ class MMsgHeaders:
         for i in range(len(heads) // HEADER):
             _HEAD.pack_into(heads, i * HEADER, 0, 0, self.address + self._iovecs.at(i), 0, 0, 0, 0, 0)
         words, longs = heads.cast("I"), heads.cast("Q")
-        self.lengths = words[14::_WORDS]
+        self._lengths = words[14::_WORDS]
         self.flags = words[12::_WORDS]
         self.name_lengths = words[2::_WORDS]
         self._names = longs[0::_LONGS]
@@ -155,23 +158,36 @@ class MMsgHeaders:
         """Set what the kernel reads of the first n headers, and a receive has overwritten: some ns a message."""
         side = self._receive if receiving else self._send
         if receiving is not self._receiving:
-            self._receiving = receiving
             self._names[:] = side.names
             self._controls[:] = side.controls
             self.name_lengths[:] = side.name_lengths
             self.control_lengths[:] = side.control_lengths
+            self._lengths[:] = self._unreached
+            self._receiving = receiving
         elif receiving:
             if self.name_size:
                 self.name_lengths[:n] = side.name_lengths[:n]
             if self.control_in:
                 self.control_lengths[:n] = side.control_lengths[:n]
 
+    def reached(self, n: int) -> int:
+        """How many of the first n messages the kernel has received since the last note: it stores a length with each.
+
+        That holds even if an interrupt came between the call and its result.
+        """
+        if not self._receiving:
+            return 0
+        lengths = self._lengths[:n].tolist()
+        return lengths.index(_UNREACHED) if _UNREACHED in lengths else n
+
     def note(self, n: int) -> None:
-        """Keep what a receive has told of the first n names and control data."""
+        """Keep what a receive has told of the first n lengths, names and control data."""
+        self.lengths[:n] = self._lengths[:n]
         if self.name_size:
             self.got_names[:n] = self.name_lengths[:n]
         if self.control_in:
             self._got_controls[:n] = self.control_lengths[:n]
+        self._lengths[:n] = self._unreached[:n]
 
 
 Call = Callable[[int, int, int, int], int]

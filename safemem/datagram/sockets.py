@@ -2,7 +2,8 @@
 
 Batches go through recvmmsg and sendmmsg by ctypes where the host has them and there are enough messages to pay for it;
 else through recvmsg_into and sendmsg, or recvfrom_into and sendto where there are no others. A host that refuses a call
-(ENOSYS, seccomp, gVisor's EINVAL) is asked the next simpler one from then on, and no datagram is lost by that.
+(ENOSYS, seccomp, gVisor's EINVAL) is asked the next simpler one, and no datagram is lost by that; only ENOSYS says that
+it will never do it: see :mod:`safemem.datagram.capability`.
 
 Source: recvmmsg(2), udp(7), ip(7); OpenSSL BIO_s_datagram(3).
 """
@@ -22,6 +23,7 @@ from safemem.buffers import writable_view
 from safemem.datagram.address import Address
 from safemem.datagram.arrivals import LARGEST, Arrivals
 from safemem.datagram.batch import MessageBatch
+from safemem.datagram.capability import Capability
 from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
@@ -39,7 +41,7 @@ from safemem.datagram.flags import (
 )
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
-from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
+from safemem.datagram.segments import GRO_SPACE, REFUSED, SegmentLimits, Segments, can_cut, cut, most, segment_cmsg
 from safemem.datagram.wait import POLLIN, POLLOUT, is_ready, may_wait, next_length, until_ready
 from safemem.errors import error
 
@@ -57,6 +59,7 @@ _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
 _AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 _OVERHEAD: Final = {_AF_INET: 28, _AF_INET6: 48}  # of IP and UDP
+_MOST: Final = {_AF_INET: LARGEST - 28, _AF_INET6: LARGEST - 8}  # bytes of a payload
 _LEAST_MTU: Final = {_AF_INET: 576, _AF_INET6: 1280}
 
 
@@ -101,7 +104,8 @@ class DatagramSocket(DatagramEndpoint):
         self._arrivals = Arrivals(sock)
         self._local = False
         self._port = 0
-        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1  # that the host takes, for all that is known
+        self._segments = SegmentLimits(can_cut(sock))
+        self._many_in, self._many_out = Capability(), Capability()
 
     def close(self) -> None:
         """Close the socket, and the descriptors that came and were not delivered. A second call does nothing.
@@ -124,7 +128,9 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def backend(self) -> Backend:
-        """How batches are moved: what was forced, or the best that the host has not refused yet."""
+        """How batches are moved: what was forced, or the best that the host does not refuse now."""
+        if self._backend == "recvmmsg" and (self._many_in.given_up or self._many_out.given_up):
+            return "recvmsg"
         return self._backend
 
     @property
@@ -158,14 +164,20 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def mtu(self) -> int | None:
         """The longest payload of the path, in bytes, if the socket is connected, else the least that IP promises."""
+        found = self._path_mtu()
+        if found is None and self.family in _OVERHEAD:
+            return _LEAST_MTU[self.family] - _OVERHEAD[self.family]
+        return found
+
+    def _path_mtu(self) -> int | None:
+        """The longest payload of the path; None if the socket is not connected, or of no IP family."""
         if self.family not in _OVERHEAD:
             return None
         level, option = (socket.IPPROTO_IP, IP_MTU) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_MTU)
         try:
-            whole = self._sock.getsockopt(level, option)
+            return min(self._sock.getsockopt(level, option), LARGEST) - _OVERHEAD[self.family]
         except OSError:
-            whole = _LEAST_MTU[self.family]
-        return min(whole, LARGEST) - _OVERHEAD[self.family]
+            return None
 
     def pending(self) -> int | None:
         """As any endpoint. An error that waits in the socket stays there, where poll() reports it.
@@ -298,8 +310,8 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def gso(self) -> bool:
-        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it has not refused yet."""
-        return self._segments > 1
+        """Whether :meth:`send_segments` has the host cut up what it sends: it does not refuse, for all that is known."""
+        return self._segments.can_cut
 
     def recv_segments(self, dst: WriteableBuffer, flags: int = 0, ancbufsize: int = 0) -> Segments:
         """Receive datagrams that have been joined, or one, into writable memory: 65,535 bytes hold any.
@@ -326,13 +338,15 @@ class DatagramSocket(DatagramEndpoint):
     ) -> int:
         """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
 
-        The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
-        go; asking again tells why. Raises ValueError for a size below 1; as :meth:`sendmsg` if nothing went.
+        The host cuts them up. Where it refuses to, they go one by one, and if that is so several times running, without
+        asking it for a while. A short count says that the rest could not go; asking again tells why. Raises ValueError
+        for a size below 1; as :meth:`sendmsg` if nothing went.
         """
-        tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
-        whole = most(segment_size, min(next(tries), self._segments))
+        tries = self._segments.tries() if self._backend != "recvfrom" else [1]
+        whole = most(segment_size, tries[0])
         source = [] if local is None else self._from(local)
         done, total = 0, srcs.num_bytes
+        refused: list[int] = []
         while done < total:
             part = min(whole, total - done)
             try:
@@ -340,39 +354,62 @@ class DatagramSocket(DatagramEndpoint):
                 done += self.sendmsg(srcs.drop_first(done).take_first(part), peer, None, flags, control)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
-                    segments = next(tries)
-                    whole = most(segment_size, segments)
-                    # A network card may begin to refuse at any time; a path that is too narrow is no reason for ever.
+                    # A path that is too narrow says nothing of the host; what one datagram meets, too, it will say.
                     if exc.errno != errno.EMSGSIZE and (exc.errno != errno.EINVAL or segment_size <= (self.mtu or 0)):
-                        self._segments = segments
+                        refused.append(tries[0])
+                    del tries[0]
+                    whole = most(segment_size, tries[0])
                 elif done:
                     return done
                 else:
                     raise
+            else:
+                self._segments.note(refused, tries[0] if part > segment_size else 1)
+                refused.clear()
         return done
 
     def _explained(self, exc: OSError, length: int) -> OSError:
         """The same error, with what this package knows of it."""
         if exc.errno == errno.EMSGSIZE:
-            return DatagramTooLongError(length, self.mtu or LARGEST)
+            return DatagramTooLongError(length, self._most(length))
         if exc.errno == errno.EDESTADDRREQ:
             return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
         return exc
+
+    def _most(self, length: int) -> int | None:
+        """How many bytes the socket takes, where one datagram of ``length`` is too long; None if that is not known."""
+        if self.family not in _MOST:  # Linux net/unix/af_unix.c, unix_dgram_sendmsg
+            return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
+        return _MOST[self.family] if length > _MOST[self.family] else self._path_mtu()
 
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         vlen = self._checked(batch, vlen)
         if batch.asks_local and not self._local:
             raise LocalAddressNotAvailableError(_ENABLE)
-        if not self._native(vlen):
+        if not self._is_plain(flags, 0) or not self._native(vlen, self._many_in):
             return super().recvmmsg(batch, vlen, flags)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
-            n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
-            if n is not None:
-                batch.filled(n, self._own_port())
-                return n
-        return self._without(super().recvmmsg(batch, vlen, flags), flags)
+            port = self._own_port()
+            before, batch.count = batch.count, 0
+            try:
+                n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
+                if n is not None:
+                    batch.filled(n, port)
+                    self._many_in.worked()
+                    return n
+            except BaseException as exc:  # an interrupt may come behind the call: what has arrived counts
+                came = batch.headers.reached(vlen)
+                if came:
+                    batch.filled(came, port)
+                elif isinstance(exc, OSError) and not batch.count:
+                    batch.count = before
+                raise
+        n = super().recvmmsg(batch, vlen, flags)
+        if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
+            self._many_in.refused()
+        return n
 
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """As any endpoint. Linux sends at most 1,024 messages a call."""
@@ -381,22 +418,27 @@ class DatagramSocket(DatagramEndpoint):
             vlen = min(vlen, batch.first_with_local())
             if not vlen:
                 raise LocalAddressNotAvailableError(_ENABLE)
-        if not self._native(vlen):
+        if not self._native(vlen, self._many_out):
             return super().sendmmsg(batch, vlen, flags)
         with batch.in_use():
             try:
                 n = self._call("sendmmsg", batch, vlen, flags, POLLOUT)
             except OSError as exc:
                 raise self._explained(exc, batch.blocks(0).num_bytes) from None
-        return self._without(super().sendmmsg(batch, vlen, flags), flags) if n is None else n
+        if n is not None:
+            self._many_out.worked()
+            return n
+        n = super().sendmmsg(batch, vlen, flags)
+        self._many_out.refused()
+        return n
 
     def _checked(self, batch: MessageBatch, vlen: int | None) -> int:
         if batch.family != self.family:
             raise ValueError(f"the batch is for addresses of family {batch.family}, the socket's is {self.family}")
         return batch.checked_vlen(vlen)
 
-    def _native(self, vlen: int) -> bool:
-        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced)
+    def _native(self, vlen: int, many: Capability) -> bool:
+        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced) and (self._forced or many.is_tried())
 
     def _call(self, name: str, batch: MessageBatch, vlen: int, flags: int, event: int) -> int | None:
         """recvmmsg or sendmmsg; None if the host refuses it, and it may be another way."""
@@ -412,10 +454,6 @@ class DatagramSocket(DatagramEndpoint):
         except OSError as exc:
             if self._forced or exc.errno not in _REFUSED:
                 raise
+            if exc.errno == errno.ENOSYS:  # which says one thing only
+                self._backend = "recvmsg"
             return None
-
-    def _without(self, n: int, flags: int) -> int:
-        """The simpler way did what the host had refused: so it shall be done from now on."""
-        if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
-            self._backend = "recvmsg"
-        return n

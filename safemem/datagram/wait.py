@@ -14,7 +14,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, Final, TypeVar
 
@@ -55,7 +55,7 @@ def until_ready(sock: socket.socket, flags: int, event: int, call: Callable[...,
     raise would_block()
 
 
-def waits(sock: socket.socket, event: int) -> Iterator[None]:
+def waits(sock: socket.socket, event: int) -> Generator[None, None, None]:
     """Yield whenever a call that would have blocked is worth another try. Close the generator.
 
     Raises TimeoutError after the socket's timeout; BlockingIOError after its SO_RCVTIMEO or SO_SNDTIMEO, if it has no
