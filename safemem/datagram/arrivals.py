@@ -27,11 +27,11 @@ from safemem.block_seq import BlockSeq, copy_seq
 from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
+from safemem.datagram.mtu import LARGEST
 from safemem.datagram.rights import Undelivered, descriptors_of, fit_control
-from safemem.datagram.wait import POLLIN, may_wait, waits
+from safemem.datagram.wait import POLLIN, may_wait, next_length, waits
 
-LARGEST: Final = 65_535
-"""The bytes of the longest IP packet. A datagram of AF_UNIX may be longer."""
+_AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 _ERROR_SPACE: Final = 1024
 """More control data than an entry of the error queue has: addresses, a cause, times."""
 
@@ -106,11 +106,16 @@ class Arrivals:
         """What receives with these flags get first."""
         return self._errors if flags & MSG_ERRQUEUE else self._datagrams
 
+    def can_skip(self, flags: int, space: int) -> bool:
+        """Whether a receive into plain memory has nothing to lose here, and need not come."""
+        descriptors = space and self._sock.family == _AF_UNIX
+        return not (descriptors or (flags & MSG_ERRQUEUE and flags & MSG_PEEK) or self.kept(flags))
+
     def pending(self) -> int | None:
-        """The length of the datagram that is kept; None if there is none."""
+        """The length of the datagram that comes next, kept or in the socket; None if there is none."""
         with suppress(IndexError):
             return self._datagrams[0].found[0][0]
-        return None
+        return next_length(self._sock)
 
     def close(self) -> None:
         """Drop what is kept, and close its descriptors."""
@@ -151,9 +156,7 @@ class Arrivals:
                     queue.appendleft(arrival)
             raise
 
-    def _come(
-        self, call: Receive, arrivals: list[_Arrival], dsts: BlockSeq, flags: int, space: int
-    ) -> bytes | None:
+    def _come(self, call: Receive, arrivals: list[_Arrival], dsts: BlockSeq, flags: int, space: int) -> bytes | None:
         """Receive one datagram as ``arrivals[0]``; returns the bytes that are in dsts already, if any are."""
         seen = None
         if flags & MSG_ERRQUEUE:
@@ -178,6 +181,15 @@ class Arrivals:
                 break
         copy_seq(dsts, look.data())
         return look.data().tobytes()
+
+
+def recvfrom(sock: socket.socket, views: list[Any], space: int, flags: int) -> Found:
+    """As recvmsg_into, on hosts that have none: into one block, and without control data."""
+    if len(views) > 1:
+        raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
+    view = views[0] if views else memoryview(bytearray())
+    n, peer = sock.recvfrom_into(view, 0, flags)
+    return n, [], MSG_TRUNC * (n > len(view)), peer
 
 
 def _is_plain(dsts: BlockSeq) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from safemem.block_seq import EMPTY, BlockSeq
@@ -240,8 +240,10 @@ class MessageBatch:
         """Have the batch to oneself in a ``with``. Raises RuntimeError, there, if somebody else has it."""
         return self._guard
 
-    def checked_vlen(self, vlen: int | None) -> int:
-        """How many messages a call is for. Raises ValueError if they are more than there are."""
+    def checked_vlen(self, vlen: int | None, family: int | None = None) -> int:
+        """How many messages a call is for. Raises ValueError if they are more than there are, or of another family."""
+        if family is not None and self.family != family:
+            raise ValueError(f"the batch is for addresses of family {self.family}, the socket's is {family}")
         size = len(self._blocks)
         if vlen is None:
             return size
@@ -278,6 +280,27 @@ class MessageBatch:
         self._headers.flags[i] = message.flags
         self._told[i] = message
         self.count = i + 1
+
+    def receive(self, vlen: int, port: int, call: Callable[[], int | None]) -> int | None:
+        """Have a call of the socket at this port fill the headers; returns what it does, and notes it.
+
+        If it raises, ``count`` is as before; after an interrupt, how many messages had come, be it behind the call.
+        """
+        before, self.count = self.count, 0
+        try:
+            n = call()
+            if n is None:
+                self.count = before
+            else:
+                self.filled(n, port)
+            return n
+        except BaseException as exc:
+            came = self._headers.reached(vlen)
+            if came:
+                self.filled(came, port)
+            elif isinstance(exc, OSError) and not self.count:
+                self.count = before
+            raise
 
     def filled(self, n: int, port: int) -> None:
         """Note that the headers tell what has been received into the first n messages, by a socket at this port.

@@ -18,7 +18,7 @@ class Capability:
     count at the same time may lose a count, which does no harm.
     """
 
-    __slots__ = ("_pause", "_patience", "_refusals")
+    __slots__ = ("_patience", "_pause", "_refusals")
 
     def __init__(self, patience: int = 3) -> None:
         self._patience = patience

@@ -88,8 +88,8 @@ class DatagramEndpoint(ABC):
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """Receive up to ``vlen`` datagrams, all the batch's if None, of those that are there; returns how many.
 
-        Waits for the first as the endpoint does, and never for another. An OSError behind the first is kept for the next
-        receive, but for a TransferError, which leaves the datagram where it was. Anything else, an interrupt
+        Waits for the first as the endpoint does, and never for another. An OSError behind the first is kept for the
+        next receive, but for a TransferError, which leaves the datagram where it was. Anything else, an interrupt
         (KeyboardInterrupt, MemoryError, what a signal handler raises), is raised at once, and ``batch.count`` says how
         many datagrams came before it. Raises as :meth:`recvmsg`; RuntimeError if the batch is in use. Entries that were
         not reached stay as they were.

@@ -15,25 +15,23 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq
 from safemem.buffers import writable_view
 from safemem.datagram.address import Address
-from safemem.datagram.arrivals import LARGEST, Arrivals
+from safemem.datagram.arrivals import Arrivals, Receive, recvfrom
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.capability import Capability
 from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
 from safemem.datagram.endpoint import DatagramEndpoint
-from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
+from safemem.datagram.errors import LocalAddressNotAvailableError
 from safemem.datagram.flags import (
-    IP_MTU,
     IP_PKTINFO,
-    IPV6_MTU,
     IPV6_RECVPKTINFO,
     MSG_DONTWAIT,
-    MSG_ERRQUEUE,
     MSG_PEEK,
     MSG_TRUNC,
     UDP_GRO,
@@ -41,8 +39,9 @@ from safemem.datagram.flags import (
 )
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
+from safemem.datagram.mtu import explained, least_mtu, path_mtu
 from safemem.datagram.segments import GRO_SPACE, REFUSED, SegmentLimits, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, is_ready, may_wait, next_length, until_ready
+from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -58,9 +57,6 @@ _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.
 _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
 _AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
-_OVERHEAD: Final = {_AF_INET: 28, _AF_INET6: 48}  # of IP and UDP
-_MOST: Final = {_AF_INET: LARGEST - 28, _AF_INET6: LARGEST - 8}  # bytes of a payload
-_LEAST_MTU: Final = {_AF_INET: 576, _AF_INET6: 1280}
 
 
 def default_backend() -> Backend:
@@ -101,6 +97,9 @@ class DatagramSocket(DatagramEndpoint):
         self.family = int(sock.family)
         self._backend: Backend = best if backend == "auto" else backend
         self._forced = backend != "auto"
+        self._recv: Receive = partial(recvfrom, self._direct)
+        if self._backend != "recvfrom":
+            self._recv = self._direct.recvmsg_into
         self._arrivals = Arrivals(sock)
         self._local = False
         self._port = 0
@@ -141,7 +140,7 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def local_addr_cap(self) -> bool:
         """Whether local addresses can be enabled: for IPv4 and IPv6, where there is recvmsg."""
-        return self.family in _OVERHEAD and self._backend != "recvfrom"
+        return least_mtu(self.family) is not None and self._backend != "recvfrom"
 
     @property
     def local_addr_enabled(self) -> bool:
@@ -164,20 +163,8 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def mtu(self) -> int | None:
         """The longest payload of the path, in bytes, if the socket is connected, else the least that IP promises."""
-        found = self._path_mtu()
-        if found is None and self.family in _OVERHEAD:
-            return _LEAST_MTU[self.family] - _OVERHEAD[self.family]
-        return found
-
-    def _path_mtu(self) -> int | None:
-        """The longest payload of the path; None if the socket is not connected, or of no IP family."""
-        if self.family not in _OVERHEAD:
-            return None
-        level, option = (socket.IPPROTO_IP, IP_MTU) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_MTU)
-        try:
-            return min(self._sock.getsockopt(level, option), LARGEST) - _OVERHEAD[self.family]
-        except OSError:
-            return None
+        found = path_mtu(self._sock)
+        return least_mtu(self.family) if found is None else found
 
     def pending(self) -> int | None:
         """As any endpoint. An error that waits in the socket stays there, where poll() reports it.
@@ -185,10 +172,7 @@ class DatagramSocket(DatagramEndpoint):
         Raises an error that an earlier call has kept for the next receive, which poll() does not know of.
         """
         self._raise_held()
-        kept = self._arrivals.pending()
-        if kept is not None or not is_ready(self._sock):
-            return kept
-        return next_length(self._sock)
+        return self._arrivals.pending()
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received.
@@ -200,7 +184,7 @@ class DatagramSocket(DatagramEndpoint):
         space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        if self._is_plain(flags, space) and len(pieces) <= UIO_MAXIOV:
+        if self._arrivals.can_skip(flags, space) and len(pieces) <= UIO_MAXIOV:
             try:  # a block among them is no buffer, which costs nothing to find out
                 length, ancillary, result, peer = self._receive(pieces, flags, space)
                 local = local_of(ancillary, self._own_port()) if self._local else None
@@ -211,16 +195,10 @@ class DatagramSocket(DatagramEndpoint):
                     raise
         return self._arrive(dsts, flags, space)
 
-    def _is_plain(self, flags: int, space: int) -> bool:
-        """Whether a receive has nothing to lose but what the socket module loses: see :mod:`~.arrivals`."""
-        is_peek = flags & MSG_ERRQUEUE and flags & MSG_PEEK
-        return not (is_peek or (space and self.family == _AF_UNIX) or self._arrivals.kept(flags))
-
     def _arrive(self, dsts: BlockSeq, flags: int, space: int) -> Message:
-        call = self._direct.recvmsg_into if self._backend != "recvfrom" else self._recvfrom
         if not self._local:  # descriptors have no local address
-            return self._arrivals.receive(call, dsts, flags, space)
-        message = self._arrivals.receive(call, dsts, flags, space)
+            return self._arrivals.receive(self._recv, dsts, flags, space)
+        message = self._arrivals.receive(self._recv, dsts, flags, space)
         message.local = local_of(message.ancillary, self._own_port())
         return message
 
@@ -236,20 +214,12 @@ class DatagramSocket(DatagramEndpoint):
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
         flags |= MSG_TRUNC
-        call = self._direct.recvmsg_into if self._backend != "recvfrom" else self._recvfrom
         try:
-            return call(views, space, flags | MSG_DONTWAIT)
+            return self._recv(views, space, flags | MSG_DONTWAIT)
         except BlockingIOError:
             if not may_wait(self._sock, flags):
                 raise
-        return until_ready(self._sock, flags, POLLIN, call, views, space)
-
-    def _recvfrom(self, views: list[Any], space: int, flags: int) -> tuple[int, list[Ancillary], int, Any]:
-        if len(views) > 1:
-            raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
-        view = views[0] if views else memoryview(bytearray())
-        n, peer = self._direct.recvfrom_into(view, 0, flags)
-        return n, [], MSG_TRUNC * (n > len(view)), peer
+        return until_ready(self._sock, flags, POLLIN, self._recv, views, space)
 
     def sendmsg(
         self,
@@ -276,7 +246,7 @@ class DatagramSocket(DatagramEndpoint):
                 data = [payload(self._sock, srcs)]
             return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
         except OSError as exc:
-            raise self._explained(exc, srcs.num_bytes) from None
+            raise explained(exc, self._sock, srcs.num_bytes) from None
 
     def _from(self, local: Address) -> list[Ancillary]:
         """The control data that send from a local address."""
@@ -310,7 +280,7 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def gso(self) -> bool:
-        """Whether :meth:`send_segments` has the host cut up what it sends: it does not refuse, for all that is known."""
+        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it does not refuse now."""
         return self._segments.can_cut
 
     def recv_segments(self, dst: WriteableBuffer, flags: int = 0, ancbufsize: int = 0) -> Segments:
@@ -321,7 +291,7 @@ class DatagramSocket(DatagramEndpoint):
         self._raise_held()
         dst = writable_view(dst, "dst")
         space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
-        if not self._is_plain(flags, space):
+        if not self._arrivals.can_skip(flags, space):
             found = self._arrive(BlockSeq.of(Block(dst)), flags, space)
             return cut(dst, found.length, [*found.ancillary], found.flags, found.peer, found.local)
         length, ancillary, result, peer = self._receive([dst], flags, space)
@@ -368,44 +338,20 @@ class DatagramSocket(DatagramEndpoint):
                 refused.clear()
         return done
 
-    def _explained(self, exc: OSError, length: int) -> OSError:
-        """The same error, with what this package knows of it."""
-        if exc.errno == errno.EMSGSIZE:
-            return DatagramTooLongError(length, self._most(length))
-        if exc.errno == errno.EDESTADDRREQ:
-            return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
-        return exc
-
-    def _most(self, length: int) -> int | None:
-        """How many bytes the socket takes, where one datagram of ``length`` is too long; None if that is not known."""
-        if self.family not in _MOST:  # Linux net/unix/af_unix.c, unix_dgram_sendmsg
-            return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
-        return _MOST[self.family] if length > _MOST[self.family] else self._path_mtu()
-
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        vlen = self._checked(batch, vlen)
+        vlen = batch.checked_vlen(vlen, self.family)
         if batch.asks_local and not self._local:
             raise LocalAddressNotAvailableError(_ENABLE)
-        if not self._is_plain(flags, 0) or not self._native(vlen, self._many_in):
+        if not self._arrivals.can_skip(flags, 0) or not self._native(vlen, self._many_in):
             return super().recvmmsg(batch, vlen, flags)
+        call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
-            port = self._own_port()
-            before, batch.count = batch.count, 0
-            try:
-                n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
-                if n is not None:
-                    batch.filled(n, port)
-                    self._many_in.worked()
-                    return n
-            except BaseException as exc:  # an interrupt may come behind the call: what has arrived counts
-                came = batch.headers.reached(vlen)
-                if came:
-                    batch.filled(came, port)
-                elif isinstance(exc, OSError) and not batch.count:
-                    batch.count = before
-                raise
+            n = batch.receive(vlen, self._own_port(), call)
+        if n is not None:
+            self._many_in.worked()
+            return n
         n = super().recvmmsg(batch, vlen, flags)
         if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
             self._many_in.refused()
@@ -413,7 +359,7 @@ class DatagramSocket(DatagramEndpoint):
 
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """As any endpoint. Linux sends at most 1,024 messages a call."""
-        vlen = self._checked(batch, vlen)
+        vlen = batch.checked_vlen(vlen, self.family)
         if vlen and not self._local:
             vlen = min(vlen, batch.first_with_local())
             if not vlen:
@@ -424,18 +370,13 @@ class DatagramSocket(DatagramEndpoint):
             try:
                 n = self._call("sendmmsg", batch, vlen, flags, POLLOUT)
             except OSError as exc:
-                raise self._explained(exc, batch.blocks(0).num_bytes) from None
+                raise explained(exc, self._sock, batch.blocks(0).num_bytes) from None
         if n is not None:
             self._many_out.worked()
             return n
         n = super().sendmmsg(batch, vlen, flags)
         self._many_out.refused()
         return n
-
-    def _checked(self, batch: MessageBatch, vlen: int | None) -> int:
-        if batch.family != self.family:
-            raise ValueError(f"the batch is for addresses of family {batch.family}, the socket's is {self.family}")
-        return batch.checked_vlen(vlen)
 
     def _native(self, vlen: int, many: Capability) -> bool:
         return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced) and (self._forced or many.is_tried())
@@ -447,10 +388,9 @@ class DatagramSocket(DatagramEndpoint):
             return None
         batch.headers.prepare(name == "recvmmsg", vlen)
         address = batch.headers.address
+        again = partial(call, self._direct.fileno(), address, vlen)
         try:
-            return until_ready(
-                self._sock, flags, event, lambda flags: call(self._direct.fileno(), address, vlen, flags)
-            )
+            return until_ready(self._sock, flags, event, again)
         except OSError as exc:
             if self._forced or exc.errno not in _REFUSED:
                 raise
