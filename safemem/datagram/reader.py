@@ -23,10 +23,10 @@ FaultPolicy = Literal["keep", "linux"]
 class DatagramReader:
     """Reads one datagram a call. 0 is an empty datagram; BlockingIOError means that there is none.
 
-    After a call ``msg_len`` is the datagram's length, ``flags`` tells by MSG_TRUNC whether some of it found no room and
-    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one. ``message``
-    is the last that came. ``room`` is how many bytes the blocks had, None before the first call, and ``faulted``
-    whether they faulted. Descriptors among ``ancillary`` are the caller's, even if the call raises BadBlocksError.
+    After a call ``received`` says whether there was one, and ``message`` is the last that came: ``msg_len`` its length,
+    ``flags`` MSG_TRUNC if some of it found no room and is gone, ``peer``, ``local`` and ``ancillary`` what came with it.
+    ``room`` is how many bytes the blocks had, None before the first call, and ``faulted`` whether they faulted.
+    Descriptors among ``ancillary`` are the caller's, even if the call raises BadBlocksError.
     """
 
     message_oriented = True
