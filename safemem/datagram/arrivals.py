@@ -150,7 +150,7 @@ class Arrivals:
             return message
         except BaseException:
             for arrival in arrivals:
-                arrival.found = arrival.found or found
+                arrival.found = found or arrival.found
                 if is_here and arrival.found and arrival not in queue:
                     arrival.leave(dsts)
                     queue.appendleft(arrival)

@@ -37,7 +37,6 @@ from safemem.datagram.flags import (
 )
 from safemem.datagram.reader import DatagramReader, FaultPolicy
 from safemem.datagram.rights import Undelivered, descriptors_of
-from safemem.errors import is_interrupt
 from usermem.cstruct import copy_uint32_out
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO, arch_of
@@ -116,8 +115,8 @@ def recvmmsg_into_user(
     MSG_WAITFORONE it waits for the first only. MSG_PEEK gives the same datagram to every entry, to UIO_MAXIOV of
     them at most: Linux would go on to the end of memory. Without it ``vlen`` has no limit.
 
-    An error behind the first is kept, and the endpoint's next receive raises it; that there is none now is no error.
-    An interrupt (KeyboardInterrupt, MemoryError) is raised at once, and its ``received`` is how many datagrams came.
+    An OSError behind the first is kept, and the endpoint's next receive raises it; that there is none now is no error.
+    Anything else (KeyboardInterrupt, MemoryError) is raised at once, and its ``received`` is how many datagrams came.
 
     ``timeout_addr``, if not 0, is a struct timespec; a 32-bit guest's has 64-bit fields with ``time64``. By the policy
     ``"deadline"`` the call waits no longer than that in all, and not at all for 0, for any endpoint; it takes without
@@ -128,16 +127,18 @@ def recvmmsg_into_user(
     Raises as recvmsg_into_user; FaultError and OSError (EINVAL) for a bad timeout; FaultError if the time left cannot
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
+    call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
     try:
         timeout_addr = check_int(timeout_addr, "timeout_addr")
-        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
         vlen = check_int(vlen, "vlen") & 0xFFFF_FFFF
-        done = call.receive_many(check_int(msgvec_addr, "msgvec_addr"), vlen, clock)
-        if done and timeout_addr:
+        call.receive_many(check_int(msgvec_addr, "msgvec_addr"), vlen, clock)
+        if call.done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
-        return done
-    except OSError as exc:
+        return call.done
+    except BaseException as exc:
+        if not isinstance(exc, OSError):
+            exc.received = call.done  # type: ignore[attr-defined]
         count_nothing(exc)
         raise
 
@@ -171,6 +172,7 @@ class _Call(DatagramReader):
         if self.call_flags & MSG_ERRQUEUE:  # which Linux has no peek at
             self.call_flags &= ~MSG_PEEK
         self.ignore_permissions = ignore_permissions
+        self.done = 0
         self.stored: list[Ancillary] = []
         self._owned: list[int] = []
 
@@ -188,21 +190,20 @@ class _Call(DatagramReader):
                     del fault
         return timeout
 
-    def receive_many(self, addr: int, vlen: int, clock: _Clock) -> int:
-        """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
+    def receive_many(self, addr: int, vlen: int, clock: _Clock) -> None:
+        """Up to ``vlen`` datagrams by the structs mmsghdr at addr; ``done`` is how many came."""
         layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
-        done = 0
         if flags & MSG_PEEK:
             vlen = min(vlen, UIO_MAXIOV)  # for one datagram a guest would hold the host up for hours
         try:
             if not vlen:
                 self.raise_held()
-            while done < vlen:
-                entry = addr + done * layout.entry
+            while self.done < vlen:
+                entry = addr + self.done * layout.entry
                 try:
                     header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
                 except OSError:
-                    if not done:
+                    if not self.done:
                         self.raise_held()
                     raise
                 if clock.is_deadline:
@@ -211,20 +212,17 @@ class _Call(DatagramReader):
                     length = self.receive(header, flags, has_msg_len=True)
                 copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
                 self.keep_descriptors(self.stored)
-                done, self._owned = done + 1, []  # at once: they are the guest's if the message counts
+                self.done, self._owned = self.done + 1, []  # at once: they are the guest's if the message counts
                 if flags & MSG_WAITFORONE:
                     flags |= MSG_DONTWAIT
                 if clock.ends_call():
                     break
         except BaseException as exc:
             self.keep_descriptors([])
-            if is_interrupt(exc):
-                exc.received = done  # type: ignore[attr-defined]
-            if not done:
+            if not self.done or not isinstance(exc, OSError):
                 raise
             if not isinstance(exc, BlockingIOError):
                 self._endpoint.hold_error(count_nothing(exc))
-        return done
 
     def keep_descriptors(self, stored: list[Ancillary]) -> None:
         """Close the descriptors of the message, but those that are stored in the guest's memory.
