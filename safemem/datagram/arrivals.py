@@ -31,7 +31,6 @@ from safemem.datagram.mtu import LARGEST
 from safemem.datagram.rights import Undelivered, descriptors_of, fit_control
 from safemem.datagram.wait import POLLIN, may_wait, next_length, waits
 
-_AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 _ERROR_SPACE: Final = 1024
 """More control data than an entry of the error queue has: addresses, a cause, times."""
 
@@ -99,27 +98,28 @@ class Arrivals:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._datagrams: deque[_Arrival] = deque()
+        self.datagrams: deque[_Arrival] = deque()
+        """Those that are kept for the next receives; there is another such queue for the error queue."""
         self._errors: deque[_Arrival] = deque()
+        self._is_unix = sock.family == getattr(socket, "AF_UNIX", None)  # which descriptors come by
 
     def kept(self, flags: int) -> deque[_Arrival]:
         """What receives with these flags get first."""
-        return self._errors if flags & MSG_ERRQUEUE else self._datagrams
+        return self._errors if flags & MSG_ERRQUEUE else self.datagrams
 
-    def can_skip(self, flags: int, space: int) -> bool:
-        """Whether a receive into plain memory has nothing to lose here, and need not come."""
-        descriptors = space and self._sock.family == _AF_UNIX
-        return not (descriptors or (flags & MSG_ERRQUEUE and flags & MSG_PEEK) or self.kept(flags))
+    def concern(self, flags: int, space: int) -> bool:
+        """Whether a receive of this kind has something to lose, wherever it receives into."""
+        return bool(self.datagrams or flags & MSG_ERRQUEUE or (space and self._is_unix))
 
     def pending(self) -> int | None:
         """The length of the datagram that comes next, kept or in the socket; None if there is none."""
         with suppress(IndexError):
-            return self._datagrams[0].found[0][0]
+            return self.datagrams[0].found[0][0]
         return next_length(self._sock)
 
     def close(self) -> None:
         """Drop what is kept, and close its descriptors."""
-        self._datagrams.clear()
+        self.datagrams.clear()
         self._errors.clear()
 
     def receive(self, call: Receive, dsts: BlockSeq, flags: int, space: int) -> Message:

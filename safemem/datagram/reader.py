@@ -24,7 +24,7 @@ class DatagramReader:
     """Reads one datagram a call. 0 is an empty datagram; BlockingIOError means that there is none.
 
     After a call ``received`` says whether there was one, and ``message`` is the last that came: ``msg_len`` its length,
-    ``flags`` MSG_TRUNC if some of it found no room and is gone, ``peer``, ``local`` and ``ancillary`` what came with it.
+    ``flags`` MSG_TRUNC if some of it found no room and is gone, ``peer``, ``local`` and ``ancillary`` what came too.
     ``room`` is how many bytes the blocks had, None before the first call, and ``faulted`` whether they faulted.
     Descriptors among ``ancillary`` are the caller's, even if the call raises BadBlocksError.
     """

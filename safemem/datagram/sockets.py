@@ -32,6 +32,7 @@ from safemem.datagram.flags import (
     IP_PKTINFO,
     IPV6_RECVPKTINFO,
     MSG_DONTWAIT,
+    MSG_ERRQUEUE,
     MSG_PEEK,
     MSG_TRUNC,
     UDP_GRO,
@@ -184,7 +185,9 @@ class DatagramSocket(DatagramEndpoint):
         space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        if self._arrivals.can_skip(flags, space) and len(pieces) <= UIO_MAXIOV:
+        if len(pieces) <= UIO_MAXIOV and not (
+            self._arrivals.datagrams or flags & MSG_ERRQUEUE or (space and self.family == _AF_UNIX)
+        ):
             try:  # a block among them is no buffer, which costs nothing to find out
                 length, ancillary, result, peer = self._receive(pieces, flags, space)
                 local = local_of(ancillary, self._own_port()) if self._local else None
@@ -291,7 +294,7 @@ class DatagramSocket(DatagramEndpoint):
         self._raise_held()
         dst = writable_view(dst, "dst")
         space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
-        if not self._arrivals.can_skip(flags, space):
+        if self._arrivals.concern(flags, space):
             found = self._arrive(BlockSeq.of(Block(dst)), flags, space)
             return cut(dst, found.length, [*found.ancillary], found.flags, found.peer, found.local)
         length, ancillary, result, peer = self._receive([dst], flags, space)
@@ -342,7 +345,7 @@ class DatagramSocket(DatagramEndpoint):
         vlen = batch.checked_vlen(vlen, self.family)
         if batch.asks_local and not self._local:
             raise LocalAddressNotAvailableError(_ENABLE)
-        if not self._arrivals.can_skip(flags, 0) or not self._native(vlen, self._many_in):
+        if self._arrivals.datagrams or flags & MSG_ERRQUEUE or not self._native(vlen, self._many_in):
             return super().recvmmsg(batch, vlen, flags)
         call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         with batch.in_use():
@@ -386,7 +389,7 @@ class DatagramSocket(DatagramEndpoint):
         call = load(name)
         if isinstance(call, OSError):
             return None
-        batch.headers.prepare(name == "recvmmsg", vlen)
+        batch.headers.prepare(name == "recvmmsg")
         address = batch.headers.address
         again = partial(call, self._direct.fileno(), address, vlen)
         try:

@@ -177,7 +177,7 @@ def test_what_faults_after_the_look_is_kept(
         receiver.close()
         assert descriptors() == before - 2
     else:
-        receiver._arrivals._datagrams.clear()
+        receiver._arrivals.datagrams.clear()
         assert descriptors() == before
     del peeked
 

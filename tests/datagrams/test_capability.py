@@ -1,9 +1,10 @@
-"""What a host is taken to refuse: by several errors that another way makes good, for a while, and by no peer's doing."""
+"""What a host is taken to refuse: after several errors that another way makes good, for a while, by no peer's doing."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_transient_errors(code: int, name: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_one_way_refused_leaves_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that refuses sendmmsg again and again is asked for recvmmsg all the same, and for sendmmsg after a while."""
+    """A host that refuses sendmmsg again and again is asked for recvmmsg all the same, and for both after a while."""
     calls: list[str] = []
 
     def loaded(which: str) -> Any:
@@ -130,10 +131,10 @@ def test_a_destination_that_cannot_be(peer: tuple[str, int], tmp_path: Path) -> 
         if not sender.gso:
             pytest.skip("this host has no UDP_SEGMENT")
         for _ in range(10):
-            with pytest.raises(OSError, match="."):
+            with suppress(OSError):
                 sender.send_segments(one(bytes(1000)), 100, peer)
             assert sender.gso
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match="not supported"):
             sender.send_segments(one(bytes(1000)), 100, receiver.socket.getsockname(), socket.MSG_OOB)
         sent: list[bool] = []
         right = sender._send
