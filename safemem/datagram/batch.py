@@ -34,7 +34,7 @@ class InUse(RLock):  # type: ignore[misc]  # which CPython lets one do
     An interrupt at any point leaves it free: it is an RLock, which knows its owner, and its ``__exit__`` is in C.
     """
 
-    def __enter__(self) -> bool:  # type: ignore[override]
+    def __enter__(self) -> None:  # type: ignore[override]
         if self._is_owned():  # type: ignore[attr-defined]  # by a call that this one has come in the middle of
             raise RuntimeError("the batch is in use")
         try:
@@ -44,7 +44,6 @@ class InUse(RLock):  # type: ignore[misc]  # which CPython lets one do
             if self._is_owned():  # type: ignore[attr-defined]
                 self.release()
             raise
-        return True
 
 
 class MessageBatch:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import repeat
 from typing import Final, Self, TypeVar
+from weakref import WeakSet
 
 from attrs import frozen
 
@@ -98,7 +99,7 @@ class DatagramQueue:
         self._pool: deque[BlockSeq] = deque()
         self._held: dict[int, BlockSeq] = {}  # by identity: every buffer that is the queue's
         self._callbacks = Callbacks()
-        self._asking: set[int] = set()  # the threads that ask on_buffer
+        self._asking: WeakSet[_Asking] = WeakSet()  # weak, for what an interrupt leaves there
         self._dequeued = self._closed = False
         for blocks in buffers:
             self.recycle(blocks)
@@ -180,12 +181,20 @@ class DatagramQueue:
                         told.append(taken[done].outcome(SendStatus.FAILED, error))
                         done += 1
                 finally:
-                    self._unsent.extendleft(reversed(taken[done:]))
+                    try:
+                        self._put_back(taken[done:])
+                    finally:
+                        self._put_back(taken[done:])  # if an interrupt came in the middle
                 left = 0 if self._closed or not taken else left - done
         finally:
             for i in range(used):
                 batch.bind(i, EMPTY)
             self._outs.give(batch)
+
+    def _put_back(self, items: list[_Unsent]) -> None:
+        """Have these come first again, if they do not already."""
+        if items and not (self._unsent and self._unsent[0] is items[0]):
+            self._unsent.extendleft(items[::-1])
 
     def _send_some(self, batch: MessageBatch, taken: list[_Unsent]) -> tuple[int, Exception | None]:
         """How many of these were sent, and why the one behind them was not, if that is known."""
@@ -219,7 +228,7 @@ class DatagramQueue:
         """
         if flags & MSG_PEEK:
             raise ValueError("a peek would queue a message that stays where it is")
-        if threading.get_ident() in self._asking:
+        if any(each.thread == threading.get_ident() for each in self._asking):
             raise RuntimeError("dequeue was called by on_buffer")
         self._dequeued = True
         found: list[Received] = []
@@ -259,24 +268,35 @@ class DatagramQueue:
             if not self._endpoint.recvmmsg(batch, len(taken), flags):
                 raise would_block()
         finally:
-            n = batch.count  # also behind an interrupt
-            self._unread.extend([_received(batch[i], taken[i]) for i in range(n)])
-            self._pool.extendleft(reversed(taken[n:]))
+            try:
+                self._settle(batch, taken)
+            finally:
+                self._settle(batch, taken)  # if an interrupt came in the middle; else there is nothing left to do
             if self._closed:
                 batch.bind_ring([EMPTY], 0)
             self._ins.give(batch)
 
+    def _settle(self, batch: MessageBatch, taken: list[BlockSeq]) -> None:
+        """Put what came among the unread and the other buffers back. No handler runs between lines without a call."""
+        n = batch.count
+        came = [_received(batch[i], taken[i]) for i in range(n)]
+        self._unread += came
+        batch.count = 0
+        del taken[:n]
+        self._pool += taken
+        del taken[:]
+
     def _ask_for_buffers(self) -> None:
-        me = threading.get_ident()
+        asking = _Asking(threading.get_ident())
         try:
-            self._asking.add(me)
+            self._asking.add(asking)
             while len(self._pool) < len(self._ins.any) and self._on_buffer is not None and not self._closed:
                 found = self._on_buffer()
                 if found is None:
                     break
                 self._keep(found)
         finally:
-            self._asking.discard(me)
+            self._asking.discard(asking)
 
     def _bring_forward(self, length: int) -> bool:
         """Have a buffer of at least so many bytes come first; returns whether there is one."""
@@ -342,6 +362,13 @@ def _received(message: Message, buffer: BlockSeq) -> Received:
     return Received(
         message.data, message.length, message.flags, message.peer, message.local, message.ancillary, buffer=buffer
     )
+
+
+@frozen(eq=False)
+class _Asking:
+    """A thread that asks on_buffer."""
+
+    thread: int
 
 
 class _Batches:
