@@ -56,8 +56,6 @@ _ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 _AF_INET: Final = int(socket.AF_INET)
-_AF_INET6: Final = int(socket.AF_INET6)
-_AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 
 
 def default_backend() -> Backend:
@@ -185,9 +183,7 @@ class DatagramSocket(DatagramEndpoint):
         space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        if len(pieces) <= UIO_MAXIOV and not (
-            self._arrivals.datagrams or flags & MSG_ERRQUEUE or (space and self.family == _AF_UNIX)
-        ):
+        if not self._arrivals.concern(flags, space) and len(pieces) <= UIO_MAXIOV:
             try:  # a block among them is no buffer, which costs nothing to find out
                 length, ancillary, result, peer = self._receive(pieces, flags, space)
                 local = local_of(ancillary, self._own_port()) if self._local else None
