@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import struct
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from edge_layouts import BASE, FIXED, PAGE, RW
 from hostarch import AMD64
+from safemem.safecopy import address_of
 from usermem import (
     AddressSpace,
     copy_in_vector,
@@ -102,3 +104,46 @@ def test_arguments_that_are_too_long(space: AddressSpace, pages: int, strings: i
     space.copy_out(BASE, struct.pack(f"<{strings + 1}Q", *[BASE + 2 * PAGE] * strings, 0))
     ours = _name(lambda: copy_in_vector(space, BASE, 32 * PAGE, 2 << 20))
     assert ours == errno.errorcode[caught.value.errno or 0] == "E2BIG"
+
+
+def _execve(table: int) -> str:
+    """The errno of an execve(2) of a child of this process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = os.fork()
+    if not pid:
+        libc.execve(b"/bin/true", ctypes.c_void_p(table), None)
+        os._exit(ctypes.get_errno())
+    return errno.errorcode[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
+
+
+_LONG, _FITS, _HOLE = 33 * PAGE, 31 * PAGE, -1
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["", "no end of the table"])
+@pytest.mark.parametrize(
+    "strings",
+    [
+        [_LONG, _HOLE],
+        [_HOLE, _LONG],
+        [_LONG, _FITS],
+        [_HOLE, *[_FITS] * 70],
+        [*[_FITS] * 70, _HOLE],
+        [*[_FITS] * 66, _HOLE, *[_FITS] * 4],
+        [_FITS] * 70,
+    ],
+    ids=["long, hole", "hole, long", "long, fits", "hole, many", "many, hole", "many, hole, some", "many"],
+)
+def test_which_argument_is_met_first(strings: list[int], whole: bool) -> None:
+    """execve(2) reads the whole table, and then the strings from the last to the first."""
+    with mmap.mmap(-1, _SIZE) as memory, AddressSpace() as space:
+        at = address_of(memoryview(memory))
+        end = at + _SIZE - PAGE
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(PAGE), 0)
+        pointers = [1 if size == _HOLE else end - PAGE - size for size in strings]
+        table = struct.pack(f"<{len(pointers)}Q", *pointers) + (bytes(8) if whole else b"")
+        space.mmap(at, end - at, RW, FIXED)
+        for addr, data in ((end - PAGE - _LONG, b"a" * (_LONG - 1)), (end - len(table), table)):
+            ctypes.memmove(addr, data, len(data))
+            space.copy_out(addr, data)
+        start = end - len(table)
+        assert _name(lambda: copy_in_vector(space, start, 32 * PAGE, 2 << 20)) == _execve(start)
