@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
 from contextlib import suppress
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
@@ -147,33 +146,35 @@ def copy_in_vector(
     strings: list[bytes] = []
     try:
         _copy_in_pointers(io, addr, limits[1], pointers, ignore_permissions)
-        _copy_in_strings(io, reversed(pointers), limits, strings, ignore_permissions)
+        _copy_in_strings(io, pointers[::-1], limits, strings, ignore_permissions)
     except OSError as exc:
         strings.clear()
         with suppress(OSError):
             _copy_in_strings(io, pointers, limits, strings, ignore_permissions)
-        exc.partial = strings  # type: ignore[attr-defined]
+        used_up = len(strings) < len(pointers) and sum(map(len, strings)) + len(strings) >= limits[1]
+        exc.partial = [] if used_up else strings  # type: ignore[attr-defined]
         raise
     strings.reverse()
     return strings
 
 
 def _copy_in_strings(
-    io: IO, pointers: Iterable[int], limits: tuple[int, int], strings: list[bytes], ignore_permissions: bool
+    io: IO, pointers: list[int], limits: tuple[int, int], strings: list[bytes], ignore_permissions: bool
 ) -> None:
     """Add the strings at ``pointers`` to ``strings``. Raises as copy_in_vector, and has added those before."""
     most, left = limits
-    for pointer in pointers:
-        if left <= 0:
-            strings.clear()
-        try:
+    try:
+        for pointer in pointers:
             string = copy_string_in(io, pointer, most, ignore_permissions=ignore_permissions)
-        except NameTooLongError:
-            string = None
-        if string is None or len(string) >= left:
-            raise error(errno.E2BIG, f"the string at {pointer:#x} is longer than {min(most, left) - 1} bytes")
-        left -= len(string) + 1
-        strings.append(string)
+            left -= len(string) + 1
+            if left < 0:
+                break
+            strings.append(string)
+        else:
+            return
+    except NameTooLongError:
+        pass
+    raise error(errno.E2BIG, f"the string at {pointer:#x} has over {most} bytes, or all have over {limits[1]}")
 
 
 def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_permissions: bool) -> None:
