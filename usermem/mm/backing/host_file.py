@@ -290,15 +290,15 @@ def _without(part: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, i
     return [(part[0], min(part[1], max(other[0], part[0]))), (max(part[0], min(other[1], part[1])), part[1])]
 
 
-def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostFile:
-    """What a mapping of a descriptor shows; ``prot`` is what the mapping is to have at first,
-    ``page`` the guest's page size.
+def host_file(fd: int, flags: int, prot: int, offset: int, page: int) -> HostFile:
+    """What a mapping of a descriptor shows; ``flags`` and ``prot`` are mmap's, ``page`` is the guest's page size.
 
-    Raises OSError: EBADF, EACCES, EPERM, ENODEV as Linux; ENODEV too where the host cannot copy memory that may fault;
-    EMFILE if no descriptor is left for a file that is not mapped yet.
+    Raises OSError: EBADF, EACCES, EPERM, ENODEV, EOPNOTSUPP as Linux; ENODEV too where the host cannot copy memory that
+    may fault; EMFILE if no descriptor is left for a file that is not mapped yet.
     """
+    shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
     status = os.fstat(fd)
-    mode = _access_mode(fd)
+    mode = _status_flags(fd) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
     stores = mode == os.O_RDWR  # whether what shared mappings write may reach the file
     if mode == os.O_WRONLY or (shared and prot & mman.PROT_WRITE and not stores):
         raise error(errno.EACCES, f"fd {fd} is not open for that")
@@ -313,9 +313,15 @@ def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostF
     if not can_map():
         raise error(errno.ENODEV, "this host cannot copy memory that may fault")
     # A page is mapped for a moment: what the host refuses, it refuses now and not when the guest touches it.
-    flags = mman.MAP_SHARED if shared else mman.MAP_PRIVATE
+    flags = (mman.MAP_SHARED if shared else mman.MAP_PRIVATE) | flags & mman.MAP_SYNC
     host_prot = READ_WRITE if writable else mman.PROT_READ
-    host_calls.try_map(fd, offset & -mmap.PAGESIZE, host_prot, flags)
+    offset &= -mmap.PAGESIZE
+    try:
+        host_calls.try_map(fd, offset, host_prot, flags)
+    except OSError:
+        if prot & mman.PROT_EXEC:  # for what has no mappings may forbid this first
+            host_calls.try_map(fd, offset, host_prot | mman.PROT_EXEC, flags)
+        raise
     file = _open_file(fd, status, stores)
     max_prot = mman.PROT_READ | mman.PROT_EXEC * executable | mman.PROT_WRITE * writable
     first_page = None
@@ -327,12 +333,23 @@ def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostF
     return HostFile(file, shared, max_prot, page, first_page)
 
 
-def _access_mode(fd: int) -> int:
+def file_limit(fd: int) -> int:
+    """Where a descriptor's mappings must end at the latest, as an offset: file_mmap_size_max, mm/mmap.c.
+
+    Raises OSError (EBADF) if it is none, or one that only names a file (O_PATH).
+    """
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    if _status_flags(fd) & getattr(os, "O_PATH", 0):
+        raise error(errno.EBADF, f"fd {fd} only names a file")
+    return LARGEST_FILE if kind in (stat.S_IFREG, stat.S_IFBLK, stat.S_IFSOCK) else (1 << 64) - 1
+
+
+def _status_flags(fd: int) -> int:
     try:
         import fcntl
     except ImportError:
         return os.O_RDONLY
-    return fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
 def _seals(fd: int) -> int:
