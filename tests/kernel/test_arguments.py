@@ -18,6 +18,7 @@ from safemem.safecopy import address_of
 from usermem import (
     AddressSpace,
     copy_in_vector,
+    copy_struct_from_user,
     iovecs_io_sequence,
     linux_result,
     read_fd,
@@ -147,3 +148,31 @@ def test_which_argument_is_met_first(strings: list[int], whole: bool) -> None:
             space.copy_out(addr, data)
         start = end - len(table)
         assert _name(lambda: copy_in_vector(space, start, 32 * PAGE, 2 << 20)) == _execve(start)
+
+
+_OPENAT2, _HOW = 437, struct.Struct("<3Q")
+
+
+@pytest.mark.parametrize(
+    ("size", "behind"),
+    [(24, b""), (40, bytes(16)), (40, bytes(15) + b"x"), (40, bytes(8)), (40, b"x"), (PAGE, b""), (PAGE + 1, b"")],
+)
+def test_a_struct_with_a_size(size: int, behind: bytes) -> None:
+    """openat2(2) takes a struct that is longer than it knows if zeros follow; else E2BIG or EFAULT, as it meets them."""
+    content = _HOW.pack(os.O_RDONLY, 0, 0) + behind
+    with mmap.mmap(-1, 2 * PAGE) as memory, AddressSpace() as space:
+        end = address_of(memoryview(memory)) + PAGE
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mprotect(ctypes.c_void_p(end), ctypes.c_size_t(PAGE), 0)
+        start = end - len(content)
+        ctypes.memmove(start, content, len(content))
+        space.mmap(end - PAGE, PAGE, RW, FIXED)
+        space.copy_out(start, content)
+        fd = libc.syscall(_OPENAT2, -1, b"/", ctypes.c_void_p(start), ctypes.c_size_t(size))
+        if fd >= 0:
+            os.close(fd)
+            assert copy_struct_from_user(space, start, size, _HOW) == (os.O_RDONLY, 0, 0)
+        elif ctypes.get_errno() == errno.ENOSYS:
+            pytest.skip("this kernel has no openat2")
+        else:
+            assert _name(lambda: copy_struct_from_user(space, start, size, _HOW)) == errno.errorcode[ctypes.get_errno()]
