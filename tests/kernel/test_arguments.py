@@ -158,7 +158,7 @@ _OPENAT2, _HOW = 437, struct.Struct("<3Q")
     [(24, b""), (40, bytes(16)), (40, bytes(15) + b"x"), (40, bytes(8)), (40, b"x"), (PAGE, b""), (PAGE + 1, b"")],
 )
 def test_a_struct_with_a_size(size: int, behind: bytes) -> None:
-    """openat2(2) takes a struct that is longer than it knows if zeros follow; else E2BIG or EFAULT, as it meets them."""
+    """openat2(2) takes a struct that is longer than it knows if zeros follow; else E2BIG or EFAULT."""
     content = _HOW.pack(os.O_RDONLY, 0, 0) + behind
     with mmap.mmap(-1, 2 * PAGE) as memory, AddressSpace() as space:
         end = address_of(memoryview(memory)) + PAGE
