@@ -125,8 +125,8 @@ class _Atom:
         self._parts: tuple[_Atom, _Atom] | None = None
         self.start = start
         self.end = end
-        self._owns = owns
         self.used = start, end  # outside of it all bytes are zero
+        self._owns = owns  # last: see __del__
 
     def parts(self, at: int) -> tuple[_Atom, _Atom]:
         """The two parts it is made of from now on: those before and from ``at``, if it was not cut before.

@@ -84,7 +84,8 @@ class MemoryMap:
         if seed is not None:
             from random import Random  # 2 ms at import
 
-            self.base -= Random(seed).getrandbits(28 if arch.pointer_size == 8 else 8) << arch.page_shift
+            bits = Random(check_int(seed, "seed")).getrandbits(28 if arch.pointer_size == 8 else 8)
+            self.base -= bits << arch.page_shift
         self.listeners = Listeners()
         self.failed_write_back: Exception | None = None
         self._cache = cache
