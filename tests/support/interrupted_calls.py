@@ -203,7 +203,7 @@ def main(count: int, seed: int) -> None:
         lost += 1
         assert isinstance(args.exc_value, Interrupted), args
 
-    def use(guest: Guest) -> None:  # in a function: from 3.12 on, CPython's try has no hold of its loops' jumps back
+    def use(guest: Guest) -> None:  # in a function: in CPython 3.13 ``try`` has no hold of a loop's jump back
         while armed:
             guest.call()
 
