@@ -32,9 +32,10 @@ KINDS = ("anonymous", "shared", "memory", "file", "private file", "object", "buf
 RW, R = mman.PROT_READ | mman.PROT_WRITE, mman.PROT_READ
 PRIVATE, SHARED, FIXED, ANON = mman.MAP_PRIVATE, mman.MAP_SHARED, mman.MAP_FIXED, mman.MAP_ANONYMOUS
 LONGEST = 150e-6
+NUMBERS = 17  # of the calls; the last one has several
 SOON = 60e-6
 SEARCH = 1000
-"""So many interrupts come to new places first: each passes by up to PASSES places at which there was one before."""
+"""So many interrupts come to new places first: each passes by up to PASSES places of a call that have had one."""
 PASSES = 40
 ROUND = 200
 """How many interrupts an address space lives through."""
@@ -101,8 +102,8 @@ class Guest:
             flags, file = (SHARED, self.files[0]) if name == "file" else (PRIVATE, self.files[1])
             space.mmap(addr, size, RW, flags | FIXED, file.fileno(), offset)
 
-    def call(self) -> None:
-        """One call at random, of all that there are."""
+    def call(self, number: int) -> None:
+        """The call of this number, somewhere."""
         rng, space = self.rng, self.space
         kind, page = rng.randrange(len(KINDS)), rng.randrange(PAGES)
         pages = rng.randrange(1, min(4, PAGES - page) + 1)
@@ -124,9 +125,8 @@ class Guest:
             lambda: space.copy_in(addr, bytearray(size)),
             lambda: space.read_bytes(addr, size),
         ]
-        call = calls[min(rng.randrange(len(calls) + 4), len(calls) - 1)]
         try:
-            call()
+            calls[min(number, len(calls) - 1)]()
         except FaultError:
             pass
         except OSError as exc:
@@ -189,14 +189,14 @@ def main(count: int, seed: int) -> None:
     """Let so many interrupts happen."""
     rng = random.Random(seed)
     armed = False
-    interrupts = lost = passes = 0
-    places: set[tuple[CodeType, int]] = set()
+    interrupts = lost = passes = number = 0
+    places: set[tuple[CodeType, int, int]] = set()
 
     def handle(signum: int, frame: FrameType | None) -> None:
         nonlocal armed, lost, passes
         if not armed or frame is None:
             return
-        place = frame.f_code, frame.f_lasti
+        place = frame.f_code, frame.f_lasti, number
         if passes and place in places:
             passes -= 1
             signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, SOON), 1e-3)
@@ -216,8 +216,10 @@ def main(count: int, seed: int) -> None:
         assert isinstance(args.exc_value, Interrupted), args
 
     def use(guest: Guest) -> None:  # in a function: in CPython 3.13 ``try`` has no hold of a loop's jump back
+        nonlocal number
         while armed:
-            guest.call()
+            number = rng.randrange(NUMBERS)
+            guest.call(number)
 
     sys.unraisablehook = unraisable
     signal.signal(signal.SIGALRM, handle)
