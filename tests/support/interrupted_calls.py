@@ -21,6 +21,7 @@ from types import CodeType, FrameType
 from hostarch import AddrRange, AddrRangeSeq, mman
 from safemem import FDReader, atomics, fork
 from simulator_file import SimulatorFile
+from small_arena import check_free
 from usermem import AddressSpace, ChangeKind, FaultError, SharedMemory, copy_uint32_in
 from usermem.mm import host_calls
 
@@ -69,6 +70,7 @@ class Guest:
     def close(self) -> None:
         """Give everything back."""
         self.space.close()
+        check_free(self.space._map.anonymous.arena)
         for file in self.files:
             file.close()
         os.close(self.zero)
