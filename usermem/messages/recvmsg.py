@@ -17,6 +17,7 @@ Source: Linux net/socket.c (____sys_recvmsg, do_recvmmsg), net/ipv4/udp.c (udp_r
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -167,37 +168,42 @@ class _Call(DatagramReader):
 
     def receive_many(self, addr: int, vlen: int, clock: _Clock) -> int:
         """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
-        layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
         done = 0
-        if flags & MSG_PEEK:
+        if self.call_flags & MSG_PEEK:
             vlen = min(vlen, UIO_MAXIOV)  # for one datagram a guest would hold the host up for hours
         try:
             if not vlen:
                 self.raise_held()
-            while done < vlen:
-                entry = addr + done * layout.entry
-                try:
-                    header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
-                except OSError:
-                    if not done:
-                        self.raise_held()
-                    raise
-                if clock.is_deadline:
-                    length = self.receive_by(clock, header, flags)
-                else:
-                    length = self.receive(header, flags, has_msg_len=True)
-                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
+            for _ in self._received(addr, vlen, clock):
                 done += 1
-                if flags & MSG_WAITFORONE:
-                    flags |= MSG_DONTWAIT
-                if clock.ends_call():
-                    break
         except BaseException as exc:
             if not done:
                 raise
             if not isinstance(exc, BlockingIOError):
                 self._endpoint.hold_error(count_nothing(exc))
         return done
+
+    def _received(self, addr: int, vlen: int, clock: _Clock) -> Iterator[None]:
+        """Receive up to ``vlen`` datagrams; yields after each."""
+        layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
+        for done in range(vlen):
+            entry = addr + done * layout.entry
+            try:
+                header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
+            except OSError:
+                if not done:
+                    self.raise_held()
+                raise
+            if clock.is_deadline:
+                length = self.receive_by(clock, header, flags)
+            else:
+                length = self.receive(header, flags, has_msg_len=True)
+            copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
+            yield
+            if flags & MSG_WAITFORONE:
+                flags |= MSG_DONTWAIT
+            if clock.ends_call():
+                return
 
     def raise_held(self) -> None:
         """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""

@@ -217,7 +217,7 @@ class Arena:
         if self._owner == (me := threading.get_ident()):
             return self._reserve(length) << _CHUNK_SHIFT
         self._owner = me
-        try:  # without a loop: CPython 3.12 lets an interrupt at a jump back pass ``finally`` by
+        try:  # without a loop: at its jump back CPython 3.13 lets an interrupt pass ``finally`` by
             return self._find(length)
         finally:
             self._owner = 0

@@ -135,7 +135,7 @@ class MemoryMap:
                     change.dropped = []  # see _forget
                     if self.listeners.listener is not None:
                         self.listeners.see(old)
-                        events += self.listeners.note(change.told, change)
+                        self.listeners.note(change.told, change, events)
                 # One line without a call: no handler can run between the look and the store.
                 self.tables = outcome = change if self.tables is old else self.tables
             finally:

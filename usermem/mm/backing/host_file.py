@@ -80,6 +80,8 @@ class _OpenFile:
         self.lock = fork_safe_lock()
         self.tail = 0, 0
         """Where zeros are put behind the file's end, for guests whose pages are larger than the host's."""
+        self.settled = self.tail
+        """The tail that was put into each mapping."""
         self.windows: WeakValueDictionary[tuple[int, int], HostMapping] = WeakValueDictionary()
         self.tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
         """Of the mappings for such guests, the zeros that were put into each."""
@@ -203,8 +205,8 @@ class HostFile(Backing):
             mapping = HostMapping(self._file.fd, start, end - start, prot, flags)
         if self._page:
             with self._file.lock:
-                if self._file.tails.setdefault(mapping, (0, 0)) != self._file.tail:
-                    self._move_zeros(mapping, self._file.tail)
+                self._file.tails.setdefault(mapping, (0, 0))
+                self._move_zeros(mapping, self._file.tail)
         return start, mapping.run(0, mapping.length, Held(self._file, mapping))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
@@ -246,12 +248,12 @@ class HostFile(Backing):
         size = os.fstat(self._file.fd).st_size
         end = -(-size // page) * page
         tail = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, end
-        if tail != self._file.tail:
+        if tail != self._file.settled:
             with self._file.lock:
                 self._file.tail = tail
-                for mapping, zeros in list(self._file.tails.items()):
-                    if zeros != tail:
-                        self._move_zeros(mapping, tail)
+                for mapping in list(self._file.tails):
+                    self._move_zeros(mapping, tail)
+                self._file.settled = tail  # not before: what stops the loop leaves the rest to the next access
         return end
 
     def _move_zeros(self, mapping: HostMapping, new: tuple[int, int]) -> None:
