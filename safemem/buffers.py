@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hostarch.integers import check_count as check_count
 from hostarch.integers import check_int as check_int
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
-
-# Format codes of pointers that the interpreter follows: NumPy's object, ctypes' py_object, c_char_p, POINTER(...),
-# CFUNCTYPE(...) and c_wchar_p. Before another letter Z makes a complex number.
-_POINTERS: Final = re.compile("[Oz&X]|Z(?![dfg])")
 
 
 def readable_view(buffer: ReadableBuffer, name: str) -> memoryview:
@@ -50,15 +45,15 @@ def writable_view(buffer: WriteableBuffer, name: str) -> memoryview:
 def _has_pointers(view: memoryview) -> bool:
     """Whether a buffer's items are pointers that the interpreter follows: bytes stored there would end it.
 
-    NumPy's and ctypes' objects, and ctypes' strings, functions and typed pointers, in structures too. Of packed
-    structures and unions ctypes does not tell what they hold, so those types are asked.
+    NumPy's objects, by the format; ctypes' objects, strings, functions and typed pointers, in structures too, by the
+    type: of packed structures and unions the format does not tell what they hold.
     """
     codes = "".join(view.format.split(":")[::2])  # the names of a structure's fields lie between colons
-    return _POINTERS.search(codes) is not None or (view.itemsize > 1 and _holds_pointers(type(view.obj)))
+    return "O" in codes or (view.itemsize > 1 and _holds_pointers(type(view.obj)))
 
 
 def _holds_pointers(kind: type) -> bool:
-    """The same for a ctypes type, by what it is made of."""
+    """Whether items of a ctypes type are such pointers, or have some in them."""
     inner = getattr(kind, "_type_", None)
     if isinstance(inner, str):
         return inner in "OzZ"

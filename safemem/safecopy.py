@@ -162,12 +162,13 @@ def mappings(start: int, end: int) -> Iterator[list[str]]:
 
     Raises OSError, FileNotFoundError say, if the host does not tell.
     """
+
+    def meets(fields: list[str]) -> bool:
+        first, last = (int(x, 16) for x in fields[0].split("-"))
+        return first < end and start < last
+
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - pathlib is 3.5 ms
-        for line in lines:
-            fields = line.rstrip("\n").split(maxsplit=5)
-            first, last = (int(x, 16) for x in fields[0].split("-"))
-            if first < end and start < last:
-                yield fields
+        yield from filter(meets, (line.rstrip("\n").split(maxsplit=5) for line in lines))
 
 
 def copy_in(dst: memoryview, src: int) -> int:

@@ -6,6 +6,7 @@ Source: gVisor pkg/safemem/io.go (ToIOReader, ToIOWriter).
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from safemem.block import Block
@@ -101,10 +102,7 @@ class ToIOWriter(RawStream):
         self._raise_held()
         done = 0
         try:
-            while done < len(view):
-                n = self._writer.write_from_blocks(BlockSeq.of(Block(view[done:])))
-                if not n:
-                    raise EndOfBlockSeqError
+            for n in self._writes(view):
                 done += n
         except BaseException as exc:
             add_transferred(exc, done)
@@ -116,6 +114,15 @@ class ToIOWriter(RawStream):
             add_transferred(exc, -done)
             self._hold(exc)
         return done
+
+    def _writes(self, view: memoryview) -> Iterator[int]:
+        """Write all of it; what each call of the writer took."""
+        while view:
+            n = self._writer.write_from_blocks(BlockSeq.of(Block(view)))
+            if not n:
+                raise EndOfBlockSeqError
+            yield n
+            view = view[n:]
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         """Raises io.UnsupportedOperation."""

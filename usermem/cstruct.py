@@ -5,11 +5,13 @@ Source: gVisor pkg/marshal/primitive (CopyUint32In and kin); layouts are the sta
 
 from __future__ import annotations
 
+import errno
 from struct import Struct
 from typing import Any
 
 from hostarch import ByteOrder
-from safemem.buffers import check_int
+from safemem.buffers import check_count, check_int
+from safemem.errors import error
 from usermem.errors import FaultError
 from usermem.memory_io import IO, arch_of, read_bytes
 
@@ -36,6 +38,31 @@ def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, ignore_perm
     Raises FaultError with the bytes before the fault, which are stored, in ``partial``; so do the others.
     """
     return _copy_out(io, addr, layout.pack(*values), ignore_permissions)
+
+
+def copy_struct_from_user(
+    io: IO, addr: int, size: int, layout: Struct, *, ignore_permissions: bool = False
+) -> tuple[Any, ...]:
+    """Unpack a struct that has ``size`` bytes at addr, as its version of the guest's has (clone3, openat2).
+
+    What a shorter one lacks is zero; what a longer one has behind ``layout`` must be, and is looked at first. Raises
+    OSError (E2BIG) if it is not, or for more than a page; FaultError as :func:`copy_struct_in`; ValueError if size is
+    negative. (Linux's copy_struct_from_user, include/linux/uaccess.h.)
+    """
+    addr, size = check_int(addr, "addr"), check_count(size, "size")
+    known = min(size, layout.size)
+    if size > arch_of(io).page_size:
+        raise error(errno.E2BIG, f"a struct of {size} bytes")
+    try:
+        rest = read_bytes(io, addr + known, size - known, ignore_permissions=ignore_permissions)
+    except FaultError as fault:
+        if not any(fault.partial):
+            raise
+        rest = fault.partial
+    if any(rest):
+        raise error(errno.E2BIG, f"a struct of {size} bytes, not all zero behind {known}")
+    found = read_bytes(io, addr, known, ignore_permissions=ignore_permissions)
+    return layout.unpack(found.ljust(layout.size, b"\0"))
 
 
 def copy_uint8_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from contextlib import suppress
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem.buffers import check_count, check_int
@@ -135,40 +135,54 @@ def copy_in_vector(
     Each string may have max_elem_size bytes with its NUL; each costs its length + 1 against max_total_size. Linux's
     execve allows 32 pages each and 2 MiB in all.
 
-    Raises FaultError, and OSError (E2BIG) if a string is too long for either limit, both with the strings before it in
-    ``partial``; OSError (E2BIG) too if the total is used up. ValueError if a limit is negative.
+    As execve, this reads the whole table first, then the strings from the last to the first, and raises what it meets
+    first: FaultError, or OSError (E2BIG) for a string that is too long, or for what is left of the total, and at once
+    for more pointers than the total has bytes. ``partial`` has the strings of the table before the first that cannot
+    be had, and none if they used the total up. ValueError if a limit is negative.
     """
     addr = check_int(addr, "addr")
-    max_elem_size = check_count(max_elem_size, "max_elem_size")
-    max_total_size = check_count(max_total_size, "max_total_size")
+    limits = check_count(max_elem_size, "max_elem_size"), check_count(max_total_size, "max_total_size")
+    pointers: list[int] = []
     strings: list[bytes] = []
-    left = max_total_size
     try:
-        for pointer in _pointers(io, addr, ignore_permissions):
-            if left <= 0:
-                raise error(errno.E2BIG, f"over {max_total_size} bytes of strings")
-            most = max_elem_size if max_elem_size < left else left
-            strings.append(copy_string_in(io, pointer, most, ignore_permissions=ignore_permissions))
-            left -= len(strings[-1]) + 1
-    except FaultError as fault:
-        fault.partial = strings
+        _copy_in_pointers(io, addr, limits[1], pointers, ignore_permissions)
+        _copy_in_strings(io, pointers[::-1], limits, strings, ignore_permissions)
+    except OSError as exc:
+        strings.clear()
+        with suppress(OSError):
+            _copy_in_strings(io, pointers, limits, strings, ignore_permissions)
+        used_up = len(strings) < len(pointers) and sum(map(len, strings)) + len(strings) >= limits[1]
+        exc.partial = [] if used_up else strings  # type: ignore[attr-defined]
         raise
-    except NameTooLongError:
-        too_long = error(errno.E2BIG, f"string {len(strings)} is longer than {most - 1} bytes")
-        too_long.partial = strings  # type: ignore[attr-defined]
-        try:
-            raise too_long from None
-        finally:
-            del too_long
+    strings.reverse()
     return strings
 
 
-def _pointers(io: IO, addr: int, ignore_permissions: bool) -> Iterator[int]:
-    """The pointers at addr before the NULL one, read ahead, but not beyond the page: a fault comes in its turn."""
+def _copy_in_strings(
+    io: IO, pointers: list[int], limits: tuple[int, int], strings: list[bytes], ignore_permissions: bool
+) -> None:
+    """Add the strings at ``pointers`` to ``strings``. Raises as copy_in_vector, and has added those before."""
+    most, left = limits
+    try:
+        for pointer in pointers:
+            string = copy_string_in(io, pointer, most, ignore_permissions=ignore_permissions)
+            left -= len(string) + 1
+            if left < 0:
+                break
+            strings.append(string)
+        else:
+            return
+    except NameTooLongError:
+        pass
+    raise error(errno.E2BIG, f"the string at {pointer:#x} has over {most} bytes, or all have over {limits[1]}")
+
+
+def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_permissions: bool) -> None:
+    """Add the pointers at addr before the NULL one. Raises as copy_in_vector, and has added those before."""
     arch = arch_of(io)
     word = arch.pointer.size
     while True:
-        n = max(min(_VECTOR_CHUNK, -addr % _PAGE) // word, 1) * word
+        n = max(min(_VECTOR_CHUNK, -addr % _PAGE) // word, 1) * word  # not beyond the page: a fault comes in its turn
         fault: FaultError | None = None
         try:
             table = read_bytes(io, addr, n, ignore_permissions=ignore_permissions)
@@ -178,7 +192,9 @@ def _pointers(io: IO, addr: int, ignore_permissions: bool) -> Iterator[int]:
         for (pointer,) in arch.pointer.iter_unpack(table):
             if not pointer:
                 return
-            yield pointer
+            pointers.append(pointer)
+            if len(pointers) > most:
+                raise error(errno.E2BIG, f"over {most} bytes of strings")
         if fault is not None:
             fault.transferred %= word
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from usermem import (
     copy_int64_out,
     copy_pointer_in,
     copy_pointer_out,
+    copy_struct_from_user,
     copy_struct_in,
     copy_struct_out,
     copy_uint8_in,
@@ -242,3 +244,36 @@ def test_an_attribute_error_of_the_simulators_is_its_own(name: str) -> None:
         with pytest.raises(AttributeError, match="a bug of the simulator's"):
             calls[name](space)
     assert broken.calls == 1
+
+
+@each_arch
+@pytest.mark.parametrize(
+    ("size", "behind", "expected"),
+    [
+        (0, b"", (0, 0)),
+        (4, b"", (7, 0)),
+        (6, b"", (7, 0x0908)),
+        (12, b"", (7, 0x0B0A0908)),
+        (20, bytes(8), (7, 0x0B0A0908)),
+        (20, bytes(7) + b"x", "E2BIG"),
+        (20, bytes(7), "EFAULT"),
+        (20, bytes(6) + b"x", "E2BIG"),
+        (12, None, "EFAULT"),
+        (1 << 16 | 1, bytes(1 << 16), "E2BIG"),  # no machine's page is as long
+    ],
+)
+def test_structs_with_a_size(arch: Arch, size: int, behind: bytes | None, expected: object) -> None:
+    """A shorter struct is filled up with zeros, of a longer one only zeros may follow; a page is the most."""
+    content = struct.pack("<IQ", 7, 0x0B0A0908)
+    io = PatchyIO({0x1000: content[:-1] if behind is None else content + behind}, arch)
+    try:
+        found: object = copy_struct_from_user(io, 0x1000, size, struct.Struct("<IQ"))
+    except OSError as exc:
+        found = errno.errorcode[-linux_result(exc)]
+    assert found == expected
+
+
+def test_a_size_that_is_none() -> None:
+    """A negative size is the caller's ValueError."""
+    with pytest.raises(ValueError, match="size"):
+        copy_struct_from_user(BytesIO(bytearray(9)), 0, -1, struct.Struct("<I"))

@@ -36,6 +36,12 @@ class Outer(ctypes.Structure):
     _fields_ = (("O", ctypes.c_int), ("inner", Packed))
 
 
+class Derived(Packed):
+    """What it has of such pointers is another's."""
+
+    _fields_ = (("number", ctypes.c_int),)  # type: ignore[assignment]
+
+
 class Plain(ctypes.Structure):
     """No pointers, but names that look so."""
 
@@ -60,6 +66,7 @@ FOLLOWED: dict[str, Callable[[], Any]] = {
     "unions": Choice * 2,
     "packed": Packed,
     "structure": Outer,
+    "derived": Derived,
     "view": lambda: memoryview((ctypes.py_object * 2)()),
 }
 PLAIN: list[Callable[[], Any]] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import struct
 import sys
@@ -13,9 +14,11 @@ import pytest
 
 from edge_layouts import BASE, FIXED, PAGE, RW
 from hostarch import AMD64
+from safemem.safecopy import address_of
 from usermem import (
     AddressSpace,
     copy_in_vector,
+    copy_struct_from_user,
     iovecs_io_sequence,
     linux_result,
     read_fd,
@@ -102,3 +105,74 @@ def test_arguments_that_are_too_long(space: AddressSpace, pages: int, strings: i
     space.copy_out(BASE, struct.pack(f"<{strings + 1}Q", *[BASE + 2 * PAGE] * strings, 0))
     ours = _name(lambda: copy_in_vector(space, BASE, 32 * PAGE, 2 << 20))
     assert ours == errno.errorcode[caught.value.errno or 0] == "E2BIG"
+
+
+def _execve(table: int) -> str:
+    """The errno of an execve(2) of a child of this process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = os.fork()
+    if not pid:
+        libc.execve(b"/bin/true", ctypes.c_void_p(table), None)
+        os._exit(ctypes.get_errno())
+    return errno.errorcode[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
+
+
+_LONG, _FITS, _HOLE = 33 * PAGE, 31 * PAGE, -1
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["", "no end of the table"])
+@pytest.mark.parametrize(
+    "strings",
+    [
+        [_LONG, _HOLE],
+        [_HOLE, _LONG],
+        [_LONG, _FITS],
+        [_HOLE, *[_FITS] * 70],
+        [*[_FITS] * 70, _HOLE],
+        [*[_FITS] * 66, _HOLE, *[_FITS] * 4],
+        [_FITS] * 70,
+    ],
+    ids=["long, hole", "hole, long", "long, fits", "hole, many", "many, hole", "many, hole, some", "many"],
+)
+def test_which_argument_is_met_first(strings: list[int], whole: bool) -> None:
+    """execve(2) reads the whole table, and then the strings from the last to the first."""
+    with mmap.mmap(-1, _SIZE) as memory, AddressSpace() as space:
+        at = address_of(memoryview(memory))
+        end = at + _SIZE - PAGE
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(PAGE), 0)
+        pointers = [1 if size == _HOLE else end - PAGE - size for size in strings]
+        table = struct.pack(f"<{len(pointers)}Q", *pointers) + (bytes(8) if whole else b"")
+        space.mmap(at, end - at, RW, FIXED)
+        for addr, data in ((end - PAGE - _LONG, b"a" * (_LONG - 1)), (end - len(table), table)):
+            ctypes.memmove(addr, data, len(data))
+            space.copy_out(addr, data)
+        start = end - len(table)
+        assert _name(lambda: copy_in_vector(space, start, 32 * PAGE, 2 << 20)) == _execve(start)
+
+
+_OPENAT2, _HOW = 437, struct.Struct("<3Q")
+
+
+@pytest.mark.parametrize(
+    ("size", "behind"),
+    [(24, b""), (40, bytes(16)), (40, bytes(15) + b"x"), (40, bytes(8)), (40, b"x"), (PAGE, b""), (PAGE + 1, b"")],
+)
+def test_a_struct_with_a_size(size: int, behind: bytes) -> None:
+    """openat2(2) takes a struct that is longer than it knows if zeros follow; else E2BIG or EFAULT."""
+    content = _HOW.pack(os.O_RDONLY, 0, 0) + behind
+    with mmap.mmap(-1, 2 * PAGE) as memory, AddressSpace() as space:
+        end = address_of(memoryview(memory)) + PAGE
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mprotect(ctypes.c_void_p(end), ctypes.c_size_t(PAGE), 0)
+        start = end - len(content)
+        ctypes.memmove(start, content, len(content))
+        space.mmap(end - PAGE, PAGE, RW, FIXED)
+        space.copy_out(start, content)
+        fd = libc.syscall(_OPENAT2, -1, b"/", ctypes.c_void_p(start), ctypes.c_size_t(size))
+        if fd >= 0:
+            os.close(fd)
+            assert copy_struct_from_user(space, start, size, _HOW) == (os.O_RDONLY, 0, 0)
+        elif ctypes.get_errno() == errno.ENOSYS:
+            pytest.skip("this kernel has no openat2")
+        else:
+            assert _name(lambda: copy_struct_from_user(space, start, size, _HOW)) == errno.errorcode[ctypes.get_errno()]

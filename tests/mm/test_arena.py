@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import mmap
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 
+from each_line import Event, interrupt
 from small_arena import CHUNK, PAGE, SmallArena, content, fill, overlap, place, resident
 from usermem.mm import arena as arena_module
 from usermem.mm.arena import Arena
@@ -214,3 +217,18 @@ def test_allocated_while_others_give_back(arena: Arena) -> None:
         done.set()
         thread.join(timeout=30)
     assert not thread.is_alive()
+
+
+def test_an_interrupt_at_any_line(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an interrupt leaves half made goes without an error, and no piece is free twice."""
+    ignored: set[object] = set()
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: ignored.add(args.exc_type))
+    held: list[HostRun] = []
+    for at in itertools.count(1):
+        event = Event([arena_module], at, interrupt)
+        with suppress(KeyboardInterrupt):
+            event.during(lambda: held.append(arena.allocate(2 * PAGE).cut(0, PAGE)))
+        if not event.where:
+            break
+    assert ignored <= {KeyboardInterrupt}, "a destructor raises an error of its own"
+    assert not any(overlap(place(left), place(right)) for left, right in itertools.combinations(held, 2))

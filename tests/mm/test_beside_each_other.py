@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
+from contextlib import suppress
 from functools import partial
 
 import pytest
 
-from each_line import Event
+from each_line import Event, interrupt
 from hostarch import READ, AddrRange, AddrRangeSeq, mman
+from small_arena import check_free
 from usermem import AddressSpace
-from usermem.mm import arena, change
+from usermem.mm import arena, change, memory_map
 
 PAGE = 4096
 BASE = 0x10_0000
@@ -117,25 +120,63 @@ def test_a_handler_that_cuts_the_same_memory() -> None:
     assert at > 10
 
 
+def test_an_interrupt_while_memory_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole and its parts are not both given back, whatever is called next."""
+    monkeypatch.setattr(sys, "unraisablehook", bool)  # what a destructor raises goes nowhere
+    at, fired = 0, True
+    while fired:
+        at += 1
+        space = AddressSpace()
+        space.mmap(BASE, 16 * PAGE, RW, FIXED)
+        space.copy_out(BASE, b"A" * 16 * PAGE)
+        event = Event([arena], at, interrupt, between=True)
+        with suppress(KeyboardInterrupt):
+            event.during(partial(space.munmap, BASE + 8 * PAGE, PAGE))
+        fired = bool(event.where)
+        space.close()
+        check_free(space._map.anonymous.arena)
+    assert at > 5
+
+
 def read_pages(space: AddressSpace, pages: range) -> None:
     """Have pages cached."""
     for page in pages:
         space.read_bytes(BASE + page * PAGE, 1)
 
 
+def crowded() -> AddressSpace:
+    """Memory of which so many stretches are cached that a few more divide it."""
+    space = AddressSpace()
+    space.mmap(BASE, 400 * PAGE, RW, FIXED)
+    space.copy_out(BASE, b"x")
+    for page in range(0, 400, 2):
+        space.mprotect(BASE + page * PAGE, PAGE, mman.PROT_READ)
+    read_pages(space, range(120))
+    return space
+
+
 def test_a_handler_that_reads_while_memory_is_divided() -> None:
-    """It may cache more of the memory that has so many cached stretches that it is divided."""
+    """It may cache more of it."""
     at, fired = 0, True
     while fired:
         at += 1
-        with AddressSpace() as space:
-            space.mmap(BASE, 400 * PAGE, RW, FIXED)
-            space.copy_out(BASE, b"x")
-            for page in range(0, 400, 2):
-                space.mprotect(BASE + page * PAGE, PAGE, mman.PROT_READ)
-            read_pages(space, range(120))
+        with crowded() as space:
             event = Event([change], at, partial(read_pages, space, range(340, 400)), often=2, between=True)
             event.during(partial(read_pages, space, range(120, 140)))
             fired = bool(event.where)
             space._check()
     assert at > 3
+
+
+def test_a_handler_that_maps_over_memory_that_is_divided() -> None:
+    """What it maps has its own memory, not that which is divided."""
+    at, fired = 0, True
+    while fired:
+        at += 1
+        with crowded() as space:
+            event = Event([memory_map, change], at, partial(space.mmap, BASE, 400 * PAGE, RW, FIXED), often=1)
+            event.during(partial(read_pages, space, range(120, 140)))
+            fired = bool(event.where)
+            assert space.read_bytes(BASE, 1) == (b"\0" if fired else b"x"), event.where
+            space._check()
+    assert at > 20

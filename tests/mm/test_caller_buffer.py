@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from hostarch import READ, AddrRange, AddrRangeSeq
 from usermem import AddressSpace
 from usermem.mm.backing import caller_buffer
 from usermem.mm.backing.host_file import can_map
@@ -99,8 +101,27 @@ def test_what_cannot_be_known_is_copied_with_care(space: AddressSpace, monkeypat
     assert memory[:4] == b"ours"
     assert not run_of(space, bytearray(PAGE)).may_fault
     assert not run_of(space, memoryview(bytearray(2 * PAGE))[PAGE:]).may_fault
-    monkeypatch.setattr(caller_buffer, "mappings", lambda start, end: iter(()))
-    assert run_of(space, memory).may_fault
+    file, anonymous = ["7f0-7f1", "rw-p", "0", "fe:01", "7"], ["7f1-7f2", "rw-p", "0", "00:00", "0"]
+    for lines in ([], [file, anonymous], [anonymous, file]):
+        monkeypatch.setattr(caller_buffer, "mappings", lambda start, end, lines=lines: iter(lines))
+        assert run_of(space, memory).may_fault
+
+
+@pytest.mark.skipif(not can_map(), reason="this host cannot copy memory that may fault")
+def test_it_is_exported_as_long_as_a_block_refers_to_it(space: AddressSpace, tmp_path: Path) -> None:
+    """A mapping of a file, which has no view: it cannot be closed until the last block of it is gone."""
+    (tmp_path / "file").write_bytes(b"f" * PAGE)
+    with (tmp_path / "file").open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), PAGE)
+    at = space.attach(0, memory)
+    blocks = space.blocks(AddrRangeSeq.of(AddrRange(at, at + 4)), READ)
+    space.munmap(at, PAGE)
+    gc.collect()
+    with pytest.raises(BufferError):
+        memory.close()
+    assert blocks.tobytes() == b"ffff"
+    del blocks
+    memory.close()
 
 
 def test_it_is_refused_where_there_is_no_care(space: AddressSpace, monkeypatch: pytest.MonkeyPatch) -> None:

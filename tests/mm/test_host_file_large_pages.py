@@ -5,12 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from each_line import Event, interrupt
 from hostarch import ARM64_16K, ARM64_64K, Arch, mman
 from usermem import AddressSpace, FaultError, FaultReason
+from usermem.mm.backing import host_file
 from usermem.mm.backing.host_file import can_map
 from usermem.testing.operations import pattern
 
@@ -114,6 +119,26 @@ def test_another_mapping_of_the_file(fd: int, arch: Arch, flags: int) -> None:
         data = fill(fd, 100)
         check(*addrs[1], 3, data)
         check(*addrs[0], 3, data)
+
+
+@every_arch
+def test_zeros_that_moved_half_way(fd: int, arch: Arch) -> None:
+    """An interrupt before any line, while zeros move in three mappings: the next access of each is right."""
+    for at in count(1):
+        data = fill(fd, 100)
+        with AddressSpace(arch) as space:
+            addrs = [space.mmap(0, 3 * arch.page_size, RW, flags, fd, 0) for flags in (SHARED, PRIVATE, PRIVATE)]
+            for addr in addrs:
+                check(space, addr, 3, data)
+            data = fill(fd, 2 * HOST_PAGE + 1)
+            event = Event([host_file], at, interrupt)
+            with suppress(KeyboardInterrupt):
+                event.during(partial(space.read_bytes, addrs[0], 1))
+            for addr in addrs:
+                check(space, addr, 3, data)
+        if not event.where:
+            break
+    assert at > 20
 
 
 @every_arch

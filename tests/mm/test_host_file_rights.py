@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's f
 
 R, RX = mman.PROT_READ, mman.PROT_READ | mman.PROT_EXEC
 F_ADD_SEALS, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 1033, 8, 16
+WINDOW = 1 << 26  # how much of a file the host maps at a time
 
 
 def code(call: Callable[[], object]) -> str:
@@ -54,19 +55,43 @@ def test_sealed_files(seal: int) -> None:
     os.close(fd)
 
 
-def test_sealed_later() -> None:
-    """What was mapped and touched before the seal may be written on; both see the same bytes."""
+@pytest.mark.parametrize("touched", [True, False])
+@pytest.mark.parametrize("offset", [0, PAGE, WINDOW + PAGE])
+def test_sealed_later(touched: bool, offset: int) -> None:
+    """What was mapped before the seal may be written on, whenever it is touched; all see the same bytes."""
+    import fcntl
+
+    fd = memory_file()
+    os.ftruncate(fd, offset + PAGE)
+    os.pwrite(fd, b"data", offset)
+    space = AddressSpace()
+    before = space.mmap(0, PAGE, RW, mman.MAP_SHARED, fd, offset)
+    if touched:
+        assert space.read_bytes(before, 4) == b"data"
+    fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+    after = space.mmap(0, PAGE, R, mman.MAP_SHARED, fd, offset)
+    assert space.copy_out(before, b"more") == 4
+    assert space.read_bytes(after, 4) == os.pread(fd, 4, offset) == b"more"
+    assert code(lambda: space.mprotect(after, PAGE, RW)) == "EACCES"
+    os.close(fd)
+
+
+@pytest.mark.parametrize("prot", [R, RW])
+def test_a_file_that_is_mapped_cannot_be_sealed(prot: int) -> None:
+    """F_SEAL_WRITE is EBUSY as long as a mapping shares the file's bytes and may be written, touched or not."""
     import fcntl
 
     fd = memory_file()
     space = AddressSpace()
-    before = space.mmap(0, PAGE, RW, mman.MAP_SHARED, fd)
-    assert space.read_bytes(before, 4) == b"data"
-    fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
-    after = space.mmap(0, PAGE, R, mman.MAP_SHARED, fd)
-    assert space.copy_out(before, b"more") == 4
-    assert space.read_bytes(after, 4) == b"more"
-    assert code(lambda: space.mprotect(after, PAGE, RW)) == "EACCES"
+    shared = space.mmap(0, 2 * PAGE, prot, mman.MAP_SHARED, fd)
+    private = space.mmap(0, PAGE, RW, mman.MAP_PRIVATE, fd)
+    assert code(lambda: fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE)) == "EBUSY"
+    space.munmap(shared, PAGE)
+    assert code(lambda: fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE)) == "EBUSY"
+    space.munmap(shared + PAGE, PAGE)
+    fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE)
+    assert space.copy_out(private, b"mine") == 4
+    assert os.pread(fd, 4, 0) == b"data"
     os.close(fd)
 
 

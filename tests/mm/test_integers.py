@@ -39,6 +39,7 @@ MAPPING_CALLS: dict[str, Callable[[AddressSpace, Like, int], object]] = {
     "msync": lambda s, i, fd: s.msync(i(BASE), i(PAGE), i(mman.MS_SYNC)),
     "mincore": lambda s, i, fd: len(s.mincore(i(BASE), i(SIZE))),
     "brk": lambda s, i, fd: _heap(s, i),
+    "mlock": lambda s, i, fd: (s.mlock(i(BASE), i(PAGE), i(1)), s.munlock(i(BASE + 1), i(1)), s.mlockall(i(1))),
     "set_name": lambda s, i, fd: s.set_name(i(BASE), i(PAGE), "name"),
     "host_runs": lambda s, i, fd: [(run.start, run.length) for run in s.host_runs(i(BASE), i(BASE + SIZE))],
     "blocks": lambda s, i, fd: s.blocks(AddrRangeSeq([range_of(i, BASE, 9)]), WRITE).tobytes(),

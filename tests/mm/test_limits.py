@@ -1,4 +1,4 @@
-"""RLIMIT_DATA: what counts against it, and which call says what at the limit."""
+"""Limits that are set; and RLIMIT_DATA: what counts against it, and which call says what at the limit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import errno
 from collections.abc import Callable
 
 import pytest
+from attrs import fields
 
 from edge_layouts import BASE, FIXED, PAGE, RW
 from hostarch import mman
+from integer_kinds import KINDS, kind_of
 from usermem import AddressSpace
+from usermem.mm.limits import HostLimits, Limits
 
 R = mman.PROT_READ
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS
@@ -30,6 +33,26 @@ def space() -> AddressSpace:
     found = AddressSpace(data_limit=4 * PAGE)
     found.mmap(BASE, 4 * PAGE, RW, FIXED)
     return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_limits_are_ints(kind: str) -> None:
+    """Whatever integers are given as limits and as a seed, at first or later, they are kept as ints."""
+    like = kind_of(kind)
+    names = [field.name for field in fields(Limits)]
+    space = AddressSpace(seed=like(5), **{name: like(100) for name in names[:5]})
+    assert space._map.base == AddressSpace(seed=5)._map.base
+    for name in names:
+        setattr(space.limits, name, like(100))
+        assert type(getattr(space.limits, name)) is int
+        for wrong, error in ((-1, ValueError), ("9", TypeError)):
+            with pytest.raises(error, match=name):
+                setattr(space.limits, name, wrong)
+    with pytest.raises(TypeError, match="seed"):
+        AddressSpace(seed="5")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="max_map_count"):
+        HostLimits(None)  # type: ignore[arg-type]
+    space.limits.address_limit = space.limits.data_limit = space.limits.memlock_limit = None
 
 
 def test_what_is_data(space: AddressSpace) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 
-from each_line import Event
+from each_line import Event, interrupt
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import mman
 from switching import run_beside
@@ -341,3 +343,21 @@ def lines_of_a_call() -> int:
     event.during(partial(toggle, space))
     assert event.lines > 20
     return event.lines
+
+
+def test_an_interrupt_at_each_place() -> None:
+    """The next call tells the listener what an interrupt has left, and nothing stays that another thread waits for."""
+    for at in count(1):
+        space = four_pages()
+        heard: Told = []
+        space.on_change = lambda *told, heard=heard: heard.append(told)
+        event = Event([listeners, memory_map], at, interrupt, between=True)
+        with suppress(KeyboardInterrupt):
+            event.during(partial(space.munmap, BASE, PAGE))
+        space.mmap(FAR, PAGE, RW, FIXED)
+        done = [] if space._map.tables.vmas.find(BASE) else [pages(UNMAP, 0, 1)]
+        assert heard == [*done, pages(MAP, 0, 1, FAR)], event.where
+        assert not space._map.listeners._events, event.where
+        if not event.where:
+            break
+    assert at > 20

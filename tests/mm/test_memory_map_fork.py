@@ -11,6 +11,8 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 
 import pytest
 
@@ -18,12 +20,13 @@ import hostarch
 import safemem
 import usermem
 from atomics_tier import forced
+from each_line import Event
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import mman
 from safemem import Block, atomics, fork
 from safemem.tls import keylog
-from switching import quick_switches
 from usermem import AddressSpace
+from usermem.mm import listeners
 from usermem.mm.backing.shared_memory import SharedMemory
 
 SHARED_HERE = mman.MAP_SHARED | mman.MAP_FIXED
@@ -138,12 +141,39 @@ def test_a_forked_child_uses_the_space(space: AddressSpace, name: str, tier: str
     assert found == {"ended": FORKS}
 
 
-def test_a_child_of_threads_that_tell(space: AddressSpace) -> None:
-    """Other threads were in the middle of telling the listener of their changes: the child goes on without them."""
-    space.on_change = lambda start, end, kind: None
-    with quick_switches():
-        found = Counter(outcome(lambda: space.mmap(0, PAGE, RW, ANON)) for _ in range(100))
-    assert found == {"ended": 100}
+def test_a_child_of_a_thread_that_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread is before any line of telling the listener of its change: the child goes on without it."""
+    monkeypatch.setattr(listeners, "_PATIENCE", 0.01)
+    for at in count(1):
+        space = AddressSpace()
+        space.on_change = lambda start, end, kind: None
+        here, on = threading.Event(), threading.Event()
+
+        def stay(here: threading.Event = here, on: threading.Event = on) -> None:
+            here.set()
+            on.wait(60)
+
+        event = Event([listeners, threading], at, stay)
+
+        def use(space: AddressSpace = space) -> None:
+            space.mmap(0, PAGE, RW, ANON)
+            owners = {each.owner for each in space._map.listeners._events}
+            assert owners <= {threading.get_ident()}, "somebody is waited for who is not here"
+
+        def work(event: Event = event, here: threading.Event = here, space: AddressSpace = space) -> None:
+            event.during(partial(space.mmap, 0, PAGE, RW, ANON))
+            here.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert here.wait(10)
+        found = outcome(use)
+        on.set()
+        thread.join()
+        assert found == "ended", event.where
+        if not event.where:
+            break
+    assert at > 20
 
 
 def test_a_child_of_a_thread_in_the_middle_of_a_call(space: AddressSpace) -> None:

@@ -20,7 +20,9 @@ from campaign import times
 from each_line import Event, interrupt
 from edge_layouts import FIXED, PAGE, RW, pattern
 from hostarch import mman
+from safemem import fork
 from simulator_file import SimulatorFile
+from small_arena import check_free
 from usermem import AddressSpace, FaultError, copy_uint32_in
 from usermem.mm import arena, change, host_run, memory_map, page_cache, pma, segment, vma
 from usermem.mm.backing import shared_memory
@@ -168,6 +170,7 @@ def test_an_interrupt_at_each_place(name: str, between: bool, other_thread: Thre
         with suppress(KeyboardInterrupt):
             event.during(lambda space=space: call(space))  # type: ignore[misc]
         fired = bool(event.where)
+        assert not any(lock._is_owned() for lock in fork._locks), event.where  # type: ignore[attr-defined]
         found = state(space)
         assert found in (before, after), event.where
         if found == before:
@@ -179,6 +182,7 @@ def test_an_interrupt_at_each_place(name: str, between: bool, other_thread: Thre
             space.munmap(ELSEWHERE, 3 * PAGE)
             assert state(space) == after, event.where
         space.close()
+        check_free(space._map.anonymous.arena)
         del space
         write_back_released()
         assert file.data[PAGE : PAGE + 8] == file.data[:8] == b"writteno", event.where

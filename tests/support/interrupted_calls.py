@@ -16,11 +16,12 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 from hostarch import AddrRange, AddrRangeSeq, mman
 from safemem import FDReader, atomics, fork
 from simulator_file import SimulatorFile
+from small_arena import check_free
 from usermem import AddressSpace, ChangeKind, FaultError, SharedMemory, copy_uint32_in
 from usermem.mm import host_calls
 
@@ -32,6 +33,11 @@ KINDS = ("anonymous", "shared", "memory", "file", "private file", "object", "buf
 RW, R = mman.PROT_READ | mman.PROT_WRITE, mman.PROT_READ
 PRIVATE, SHARED, FIXED, ANON = mman.MAP_PRIVATE, mman.MAP_SHARED, mman.MAP_FIXED, mman.MAP_ANONYMOUS
 LONGEST = 150e-6
+NUMBERS = 17  # of the calls; the last one has several
+SOON = 60e-6
+SEARCH = 1000
+"""So many interrupts come to new places first: each passes by up to PASSES places of a call that have had one."""
+PASSES = 40
 ROUND = 200
 """How many interrupts an address space lives through."""
 
@@ -64,6 +70,7 @@ class Guest:
     def close(self) -> None:
         """Give everything back."""
         self.space.close()
+        check_free(self.space._map.anonymous.arena)
         for file in self.files:
             file.close()
         os.close(self.zero)
@@ -97,8 +104,8 @@ class Guest:
             flags, file = (SHARED, self.files[0]) if name == "file" else (PRIVATE, self.files[1])
             space.mmap(addr, size, RW, flags | FIXED, file.fileno(), offset)
 
-    def call(self) -> None:
-        """One call at random, of all that there are."""
+    def call(self, number: int) -> None:
+        """The call of this number, somewhere."""
         rng, space = self.rng, self.space
         kind, page = rng.randrange(len(KINDS)), rng.randrange(PAGES)
         pages = rng.randrange(1, min(4, PAGES - page) + 1)
@@ -120,9 +127,8 @@ class Guest:
             lambda: space.copy_in(addr, bytearray(size)),
             lambda: space.read_bytes(addr, size),
         ]
-        call = calls[min(rng.randrange(len(calls) + 4), len(calls) - 1)]
         try:
-            call()
+            calls[min(number, len(calls) - 1)]()
         except FaultError:
             pass
         except OSError as exc:
@@ -139,6 +145,7 @@ class Guest:
         space._check()
         assert not any(lock._is_owned() for lock in fork._locks), "a lock is held"  # type: ignore[attr-defined]
         space.mmap(self.at(len(KINDS), 0), PAGE, RW, PRIVATE | ANON | FIXED)  # which tells what an interrupt has left
+        assert not space._map.listeners._events, "an event stays that was told"
         mapped = {page for vma in space.mappings() for page in range(vma.start, vma.end, PAGE)}
         assert mapped == self.mirror, sorted(mapped ^ self.mirror)
         for kind in range(len(KINDS)):
@@ -184,18 +191,25 @@ def main(count: int, seed: int) -> None:
     """Let so many interrupts happen."""
     rng = random.Random(seed)
     armed = False
-    interrupts = lost = 0
+    interrupts = lost = passes = number = 0
+    places: set[tuple[CodeType, int, int]] = set()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal armed, lost
-        if not armed:
+        nonlocal armed, lost, passes
+        if not armed or frame is None:
             return
-        inner = frame
+        place = frame.f_code, frame.f_lasti, number
+        if passes and place in places:
+            passes -= 1
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, SOON), 1e-3)
+            return
+        inner: FrameType | None = frame
         while inner is not None:
             if inner.f_code is Guest.listen.__code__:  # the listener's own affair
                 return
             inner = inner.f_back
         armed = False
+        places.add(place)
         raise Interrupted
 
     def unraisable(args: sys.UnraisableHookArgs) -> None:
@@ -203,9 +217,11 @@ def main(count: int, seed: int) -> None:
         lost += 1
         assert isinstance(args.exc_value, Interrupted), args
 
-    def use(guest: Guest) -> None:  # in a function: from 3.12 on, CPython's try has no hold of its loops' jumps back
+    def use(guest: Guest) -> None:  # in a function: in CPython 3.13 ``try`` has no hold of a loop's jump back
+        nonlocal number
         while armed:
-            guest.call()
+            number = rng.randrange(NUMBERS)
+            guest.call(number)
 
     sys.unraisablehook = unraisable
     signal.signal(signal.SIGALRM, handle)
@@ -214,7 +230,7 @@ def main(count: int, seed: int) -> None:
         guest = Guest(rng)
         for _ in range(ROUND):
             try:
-                armed = True
+                armed, passes = True, PASSES if interrupts < SEARCH else 0
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, LONGEST), 1e-3)
                 use(guest)
             except Interrupted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
+from itertools import pairwise
 
 from usermem.mm.arena import Arena
 from usermem.mm.host_run import HostRun
@@ -61,6 +62,12 @@ def free_pages(arena: Arena) -> set[int]:
     while len(arena.chunks) == chunks:
         got.append(arena.allocate(PAGE))
     return {place(host)[0] for host in got[:-1]}
+
+
+def check_free(arena: Arena) -> None:
+    """Nothing is free twice."""
+    free = sorted([*arena._free._ends.items(), *arena._returned, *arena._warm])
+    assert all(end <= start for (_, end), (start, _) in pairwise(free)), free
 
 
 def is_free(arena: Arena, at: Place) -> bool:

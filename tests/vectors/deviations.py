@@ -277,9 +277,38 @@ def _lengths_first(req: Request, value: Value) -> Value | None:
     return {**value, "ops": ops} if ops else None
 
 
-def _vector_too_long(op: Request, recorded: Value, reach: Reach) -> Value | None:
-    too_long = op["fn"] == "CopyInVector" and recorded.get("err") in ("ENAMETOOLONG", "ENOMEM")
-    return {**recorded, "err": "E2BIG"} if too_long else None
+def _vector_order(req: Request, value: Value) -> Value | None:
+    """execve(2) reads the table first, and then the strings from the last to the first: what the model has decides."""
+    ops = list(value["ops"]) if req["op"] == "mm" else []
+    for i, recorded in enumerate(ops):
+        op = req["ops"][i]
+        if op["fn"] == "CopyInVector" and recorded.get("err") in ("EFAULT", "ENAMETOOLONG", "ENOMEM"):
+            ops[i] = {**recorded, "err": _first_error(op, {**req, "ops": req["ops"][:i]})}
+    return {**value, "ops": ops} if ops else None
+
+
+def _first_error(op: Request, before: Request) -> str:
+    def look(**what: Any) -> Any:
+        return mm({**before, "ops": [*before["ops"], what]}, ModelSpace)["ops"][-1]
+
+    pointers: list[int] = []
+    left = op.get("max2", 0)
+    while (word := bytes.fromhex(look(fn="CopyIn", addr=op.get("addr", 0) + 8 * len(pointers), n=8)["data"])) != bytes(
+        8
+    ):
+        if len(word) < 8:
+            return "EFAULT"
+        if len(pointers) == left:
+            return "E2BIG"
+        pointers.append(int.from_bytes(word, "little"))
+    for pointer in reversed(pointers):
+        string = look(fn="CopyStringIn", addr=pointer, maxlen=op.get("maxlen", 0))
+        if string["err"] == "EFAULT":
+            return "EFAULT"
+        left -= len(string["s"]) // 2 + 1
+        if string["err"] or left < 0:
+            return "E2BIG"
+    raise AssertionError(f"{op} cannot fail")
 
 
 # --- a stack grows
@@ -342,7 +371,11 @@ RULES = [
     Rule(
         "lengths_first", "readv(2) looks at all lengths before it looks at an address: EINVAL (Linux)", _lengths_first
     ),
-    Rule("vector_too_long", "strings that are too long for execve(2) are E2BIG (Linux)", _per_op(_vector_too_long)),
+    Rule(
+        "vector_order",
+        "execve(2) says EFAULT, or E2BIG for what is too long, of what it meets first (Linux)",
+        _vector_order,
+    ),
     Rule("stack_grows", "an access below a MAP_GROWSDOWN mapping makes it grow, as in Linux", _stack_grows),
 ]
 """All rules, by name; a name may have several parts."""

@@ -192,31 +192,12 @@ class _Call(DatagramReader):
 
     def receive_many(self, addr: int, vlen: int, clock: _Clock) -> None:
         """Up to ``vlen`` datagrams by the structs mmsghdr at addr; ``done`` is how many came."""
-        layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
-        if flags & MSG_PEEK:
+        if self.call_flags & MSG_PEEK:
             vlen = min(vlen, UIO_MAXIOV)  # for one datagram a guest would hold the host up for hours
         try:
             if not vlen:
                 self.raise_held()
-            while self.done < vlen:
-                entry = addr + self.done * layout.entry
-                try:
-                    header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
-                except OSError:
-                    if not self.done:
-                        self.raise_held()
-                    raise
-                if clock.is_deadline:
-                    length = self.receive_by(clock, header, flags)
-                else:
-                    length = self.receive(header, flags, has_msg_len=True)
-                copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
-                self.keep_descriptors(self.stored)
-                self.done, self._owned = self.done + 1, []  # at once: they are the guest's if the message counts
-                if flags & MSG_WAITFORONE:
-                    flags |= MSG_DONTWAIT
-                if clock.ends_call():
-                    break
+            self._receive_each(addr, vlen, clock)
         except BaseException as exc:
             self.keep_descriptors([])
             if not self.done or not isinstance(exc, OSError):
@@ -239,6 +220,29 @@ class _Call(DatagramReader):
             others = [-1, *(fd for fd in owned if fd not in kept)]
             self.message, self._owned, rest.left = None, kept, others  # no handler runs in the middle of this
             rest.close()
+
+    def _receive_each(self, addr: int, vlen: int, clock: _Clock) -> None:
+        """The loop of :meth:`receive_many`: of its own, lest an interrupt at its jump back passes the clean-up by."""
+        layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
+        while self.done < vlen:
+            entry = addr + self.done * layout.entry
+            try:
+                header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
+            except OSError:
+                if not self.done:
+                    self.raise_held()
+                raise
+            if clock.is_deadline:
+                length = self.receive_by(clock, header, flags)
+            else:
+                length = self.receive(header, flags, has_msg_len=True)
+            copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
+            self.keep_descriptors(self.stored)
+            self.done, self._owned = self.done + 1, []  # at once: they are the guest's if the message counts
+            if flags & MSG_WAITFORONE:
+                flags |= MSG_DONTWAIT
+            if clock.ends_call():
+                break
 
     def raise_held(self) -> None:
         """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""

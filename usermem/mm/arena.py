@@ -125,8 +125,8 @@ class _Atom:
         self._parts: tuple[_Atom, _Atom] | None = None
         self.start = start
         self.end = end
-        self._owns = owns
         self.used = start, end  # outside of it all bytes are zero
+        self._owns = owns  # last: see __del__
 
     def parts(self, at: int) -> tuple[_Atom, _Atom]:
         """The two parts it is made of from now on: those before and from ``at``, if it was not cut before.
@@ -217,7 +217,7 @@ class Arena:
         if self._owner == (me := threading.get_ident()):
             return self._reserve(length) << _CHUNK_SHIFT
         self._owner = me
-        try:  # without a loop: CPython 3.12 lets an interrupt at a jump back pass ``finally`` by
+        try:  # without a loop: at its jump back CPython 3.13 lets an interrupt pass ``finally`` by
             return self._find(length)
         finally:
             self._owner = 0

@@ -63,9 +63,12 @@ class HostMapping(Whole):
 
     __slots__ = ("_unmapping", "address", "flags", "length", "memory", "offset", "prot")
 
-    def __init__(self, fd: int, offset: int, length: int, prot: int, flags: int, plain: bool = False) -> None:
+    def __init__(
+        self, file: int | HostMapping, offset: int, length: int, prot: int, flags: int, plain: bool = False
+    ) -> None:
         """Map ``length`` bytes at ``offset``, both in host pages; ``flags`` is MAP_SHARED or MAP_PRIVATE.
 
+        ``file`` is a descriptor, or a shared mapping of the file's start with the same rights, whatever seals it since.
         Raises MemoryError if the host refuses, or has no mapping left for guests.
         """
         self.memory: host_mmap.mmap | None = None
@@ -76,13 +79,15 @@ class HostMapping(Whole):
         self.address = 0
         check_mappings()
         try:
-            if plain:  # an mmap object that the module makes of a file keeps a descriptor each
+            if isinstance(file, HostMapping):
+                self.address = _map_again(file.address, offset, length)
+            elif plain:  # an mmap object that the module makes of a file keeps a descriptor each
                 memory = reserve(length)
-                map_file(fd, offset, length, prot, flags | mman.MAP_FIXED, mmap_address(memory))
+                map_file(file, offset, length, prot, flags | mman.MAP_FIXED, mmap_address(memory))
                 self.memory = memory
                 self.address = mmap_address(memory)
             else:
-                self.address = map_file(fd, offset, length, prot, flags)
+                self.address = map_file(file, offset, length, prot, flags)
         except OSError as exc:
             raise MemoryError(f"the host does not map {length:#x} bytes at {offset:#x} of a file: {exc}") from exc
         self._unmapping = Unmapping(self.address, 0 if plain else length)
@@ -111,6 +116,16 @@ def map_file(fd: int, offset: int, length: int, prot: int, flags: int, address: 
     if found is None or found == _FAILED:
         raise _error(f"mmap of {length:#x} bytes at {offset:#x} of a file")
     return found
+
+
+def _map_again(address: int, offset: int, length: int) -> int:
+    """Map a part of a file of which a shared mapping of its start is at ``address``. Raises OSError. (mremap(2).)"""
+    found: int | None = _libc().mremap(address, 0, offset + length, mman.MREMAP_MAYMOVE)
+    if found is None or found == _FAILED:
+        raise _error(f"mremap to {length:#x} bytes at {offset:#x} of a file")
+    if offset:
+        unmap(found, offset)
+    return found + offset
 
 
 def try_map(fd: int, offset: int, prot: int, flags: int) -> None:
@@ -255,6 +270,8 @@ def _libc() -> Any:
     libc.mmap.restype = pointer
     libc.mmap.argtypes = (pointer, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
     libc.munmap.argtypes = (pointer, size)
+    libc.mremap.restype = pointer
+    libc.mremap.argtypes = (pointer, size, size, ctypes.c_int)
     libc.madvise.argtypes = libc.msync.argtypes = (pointer, size, ctypes.c_int)
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     return libc

@@ -5,10 +5,12 @@ Source: getrlimit(2); Linux mm/mmap.c (may_expand_vm, mlock_future_ok).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
-from attrs import define
+from attrs import Attribute, converters, define
 
+from safemem.buffers import check_count
 from usermem.mm.vma import VMA, VMASet, data_bytes, locked_bytes
 
 MAX_MAP_COUNT: Final = 65_530
@@ -21,9 +23,21 @@ MEMLOCK_LIMIT: Final = 8 << 20
 """How many bytes Linux lets a process lock by default: RLIMIT_MEMLOCK."""
 
 
-@define
+def _counts(cls: type, fields: list[Attribute[int]]) -> list[Attribute[int]]:
+    """The fields of a class as counts, converted when they are set; or None, where the type says so."""
+    found = []
+    for field in fields:
+        convert = partial(check_count, name=field.name)
+        found.append(field.evolve(converter=converters.optional(convert) if "None" in str(field.type) else convert))
+    return found
+
+
+@define(field_transformer=_counts)
 class Limits:
-    """What the owner of an address space allows its guest. The guest has no privileges (CAP_IPC_LOCK)."""
+    """What the owner of an address space allows its guest. The guest has no privileges (CAP_IPC_LOCK).
+
+    To set one raises TypeError if it is no int, and ValueError if it is negative.
+    """
 
     max_map_count: int = MAX_MAP_COUNT
     """How many mappings there may be (vm.max_map_count)."""
@@ -63,7 +77,7 @@ class Limits:
         return (not vma.mlock_mode or self.may_lock(vmas, length)) and self.may_expand(vmas, vma, length)
 
 
-@define
+@define(field_transformer=_counts)
 class HostLimits:
     """What all guests of this process together may take of it."""
 

@@ -79,11 +79,13 @@ class Listeners:
         self.listener: Listener | None = None
         self._events: deque[Event] = deque()
 
-    def note(self, told: list[Told], tables: object) -> list[Event]:
-        """Note changes, in their order, that are to be published as ``tables``. Call it under the map's lock."""
-        events = [Event(each, tables) for each in told]
+    def note(self, told: list[Told], tables: object, events: list[Event]) -> None:
+        """Note changes, in their order, that are to be published as ``tables``. Call it under the map's lock.
+
+        ``events`` has each before it is noted, so that an interrupt leaves none that cannot be withdrawn.
+        """
+        events += [Event(each, tables) for each in told]
         self._events += events
-        return events
 
     def withdraw(self, events: list[Event]) -> None:
         """Forget changes that were noted and not published."""
@@ -112,10 +114,11 @@ class Listeners:
         for event in tuple(self._events):
             mine = None
             listener = self.listener or _nobody
-            if event.owner != me and not event.wait() and not _is_alive(event.owner):
+            gone = event.owner != me and not event.wait() and not _is_alive(event.owner)
+            if gone:
                 event.owner = me  # its thread has ended in the middle of a call, or is not in this child of a fork
-                if event.teller is not None:
-                    self._drop(event)
+            if event.teller is not None and (gone or not event.done.locked()):
+                self._drop(event)  # its teller did not, for an interrupt
             try:
                 # One line without a call before the listener's: no other event can be told in between.
                 if event.owner == me and event.published and event.teller is None: event.teller = me; mine = event; listener(*event.told)  # fmt: skip # noqa: E501, E701, E702

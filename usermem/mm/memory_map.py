@@ -84,7 +84,8 @@ class MemoryMap:
         if seed is not None:
             from random import Random  # 2 ms at import
 
-            self.base -= Random(seed).getrandbits(28 if arch.pointer_size == 8 else 8) << arch.page_shift
+            bits = Random(check_int(seed, "seed")).getrandbits(28 if arch.pointer_size == 8 else 8)
+            self.base -= bits << arch.page_shift
         self.listeners = Listeners()
         self.failed_write_back: Exception | None = None
         self._cache = cache
@@ -134,7 +135,7 @@ class MemoryMap:
                     change.dropped = []  # see _forget
                     if self.listeners.listener is not None:
                         self.listeners.see(old)
-                        events += self.listeners.note(change.told, change)
+                        self.listeners.note(change.told, change, events)
                 # One line without a call: no handler can run between the look and the store.
                 self.tables = outcome = change if self.tables is old else self.tables
             finally:

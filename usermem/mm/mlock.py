@@ -21,7 +21,8 @@ from usermem.mm.vma import MLOCK_EAGER, MLOCK_LAZY, MLOCK_NONE, locked_bytes
 
 def mlock(mm: MemoryMap, addr: int, length: int, flags: int) -> int:
     """See AddressSpace.mlock."""
-    if check_int(flags, "flags") & ~mman.MLOCK_ONFAULT:
+    flags = check_int(flags, "flags")
+    if flags & ~mman.MLOCK_ONFAULT:
         raise error(errno.EINVAL, f"mlock with flags {flags:#x}")
     addr, length = _page_range(mm, addr, length)
     _check_allowed(mm)
@@ -52,7 +53,8 @@ def mlockall(mm: MemoryMap, flags: int) -> int:
     """See AddressSpace.mlockall."""
     names = mm.arch.map_flags
     current, future, lazy = names.mcl_current, names.mcl_future, names.mcl_onfault
-    if check_int(flags, "flags") & ~(current | future | lazy) or not flags & (current | future):
+    flags = check_int(flags, "flags")
+    if flags & ~(current | future | lazy) or not flags & (current | future):
         raise error(errno.EINVAL, f"mlockall with flags {flags:#x}")
     _check_allowed(mm)
     mode = MLOCK_LAZY if flags & lazy else MLOCK_EAGER

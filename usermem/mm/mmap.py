@@ -6,7 +6,6 @@ Source: gVisor pkg/sentry/mm/syscalls.go; Linux mm/mmap.c (do_mmap), mm/vma.c.
 from __future__ import annotations
 
 import errno
-import os
 from typing import Final
 
 from hostarch import mman
@@ -15,7 +14,7 @@ from safemem.errors import error
 from safemem.fd import FD_MAX
 from usermem.mm.backing import object_backing
 from usermem.mm.backing.backing import Backing
-from usermem.mm.backing.host_file import LARGEST_FILE, host_file
+from usermem.mm.backing.host_file import LARGEST_FILE, file_limit, host_file
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.change import Change, Tables
@@ -50,23 +49,22 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     anonymous = bool(flags & names.anonymous)
     if not anonymous and not 0 <= fd <= FD_MAX:
         raise error(errno.EBADF, f"fd {fd} of a mapping that is not MAP_ANONYMOUS")
-    if not anonymous:
-        os.fstat(fd)  # EBADF comes before all else
+    limit = 0 if anonymous else file_limit(fd)  # EBADF comes before all else
     if flags & names.hugetlb:
-        _refuse_huge_pages(mm, addr, length, flags, anonymous)
+        _refuse_huge_pages(mm, addr, length, flags, None if not anonymous else offset)
     known = kind in (_ANONYMOUS_KINDS if anonymous else _FILE_KINDS)
     if not known or not anonymous:  # these errors come first
         start, end = find_place(mm, mm.tables.vmas, addr, length, flags, offset)
         _mlock_mode(mm, mm.tables, flags, end - start)
+        if limit and offset + end - start > limit:
+            raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x} of a file")
     if not known:
         raise error(errno.EINVAL, f"flags {flags:#x} are neither MAP_SHARED nor MAP_PRIVATE")
     shared = kind != mman.MAP_PRIVATE
     backing: Backing
     if not anonymous:
         _check_validated(mm, flags)
-        if offset + length > LARGEST_FILE:
-            raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x} of a file")
-        backing = host_file(fd, shared, prot, offset, mm.arch.page_size)
+        backing = host_file(fd, flags, prot, offset, mm.arch.page_size)
     else:
         backing = _anonymous(mm, shared, length)
     vma = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
@@ -84,7 +82,7 @@ def map_object(
     addr, length, flags = check_int(addr, "addr"), check_int(length, "length"), check_int(flags, "flags")
     shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
     if flags & mm.arch.map_flags.hugetlb:
-        _refuse_huge_pages(mm, addr, length, flags, mapped is None)
+        _refuse_huge_pages(mm, addr, length, flags, template.offset if mapped is None else None)
     _check_validated(mm, flags)
     template.shared = shared
     offset = template.offset
@@ -158,14 +156,15 @@ def _check_validated(mm: MemoryMap, flags: int) -> None:
         raise error(errno.EOPNOTSUPP, f"flags {flags & ~known:#x} with MAP_SHARED_VALIDATE")
 
 
-def _refuse_huge_pages(mm: MemoryMap, addr: int, length: int, flags: int, anonymous: bool) -> None:
+def _refuse_huge_pages(mm: MemoryMap, addr: int, length: int, flags: int, offset: int | None) -> None:
     """Raise ENOMEM for MAP_HUGETLB, as a host does that has set no huge pages aside (vm.nr_hugepages).
 
-    Raises EINVAL before it, as Linux, for a file, for an unknown size, and for a place that is not at a huge page.
+    ``offset`` is None for a file. Raises EINVAL before it, as Linux, for a file, for an unknown size, and for a place
+    or an offset that is not at a huge page. To Linux such memory is a file of its own: MAP_SHARED_VALIDATE is known.
     """
     arch, names = mm.arch, mm.arch.map_flags
     size = arch.huge_page_size
-    if not anonymous or flags >> mman.MAP_HUGE_SHIFT & mman.MAP_HUGE_MASK not in (0, arch.huge_page_shift):
+    if offset is None or flags >> mman.MAP_HUGE_SHIFT & mman.MAP_HUGE_MASK not in (0, arch.huge_page_shift):
         raise error(errno.EINVAL, f"flags {flags:#x}: a file has no huge pages, and the machine has {size:#x} bytes")
     length = (length + size - 1) & -size & arch.addr_mask
     fixed = flags & (names.fixed | names.fixed_noreplace)
@@ -173,8 +172,11 @@ def _refuse_huge_pages(mm: MemoryMap, addr: int, length: int, flags: int, anonym
         raise error(errno.EINVAL, f"address {addr:#x} is not at a huge page")
     start, end = find_place(mm, mm.tables.vmas, addr, length, flags, 0)
     _mlock_mode(mm, mm.tables, flags, end - start)
-    if flags & names.growsdown or flags & mman.MAP_TYPE not in _ANONYMOUS_KINDS:
-        raise error(errno.EINVAL, f"flags {flags:#x} with MAP_HUGETLB at {start:#x}")
+    if offset + end - start > LARGEST_FILE:
+        raise error(errno.EOVERFLOW, f"mmap at offset {offset:#x} of huge pages")
+    _check_validated(mm, flags)
+    if flags & names.growsdown or flags & mman.MAP_TYPE not in _FILE_KINDS or offset & (size - 1):
+        raise error(errno.EINVAL, f"flags {flags:#x} with MAP_HUGETLB at {start:#x}, offset {offset:#x}")
     raise error(errno.ENOMEM, f"there are no huge pages for {end - start:#x} bytes")
 
 

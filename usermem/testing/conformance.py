@@ -121,14 +121,18 @@ def _run(make: Make, steps: list[_Step], look: _Look, each: int = 0) -> None:
     pair = make()
     try:
         for number, step in enumerate(steps, 1):
-            _check_same(step, "the IO   ", *(outcome(step.call, memory) for memory in pair))
-            if number == len(steps) or (each and number % each == 0):
-                look(*pair, step)
+            _take(step, pair, look if number == len(steps) or (each and number % each == 0) else None)
     except AssertionError:
         _blame(make, steps[:number])
         raise
     finally:
         _close(pair[0])
+
+
+def _take(step: _Step, pair: tuple[IO, ModelMemory], look: _Look | None) -> None:
+    _check_same(step, "the IO   ", *(outcome(step.call, memory) for memory in pair))
+    if look is not None:
+        look(*pair, step)
 
 
 def _blame(make: Make, steps: list[_Step]) -> None:

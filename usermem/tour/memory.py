@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 from hostarch import AddrRange
@@ -15,6 +16,7 @@ from safemem import FDReader, FDWriter, atomics
 from usermem.cstruct import copy_pointer_out, copy_uint32_in, copy_uint32_out
 from usermem.errors import FaultError, linux_result
 from usermem.hexdump import hexdump
+from usermem.io_sequence import IOSequence
 from usermem.iovec import copy_in_vector, copy_out_iovecs, iovecs_io_sequence
 from usermem.strings import copy_string_in
 from usermem.tour.guest import PAGE, Guest, Say
@@ -104,6 +106,15 @@ def swap_futex_word(guest: Guest, say: Say) -> bool:
     return count == 2 * _TAKES
 
 
+def _write_all(srcs: IOSequence, writer: FDWriter) -> int:
+    """Write all of it, and return how many calls that took."""
+    calls = 0
+    while srcs.num_bytes:
+        srcs = srcs.drop_first(srcs.copy_in_to(writer))
+        calls += 1
+    return calls
+
+
 def write_to_pipe(guest: Guest, say: Say) -> str:
     """writev(2) of the guest's buffers to a pipe, and the SHA-256 of what comes out at its other end."""
     outlet, inlet = os.pipe()
@@ -111,18 +122,13 @@ def write_to_pipe(guest: Guest, say: Say) -> str:
 
     def drain() -> None:
         with os.fdopen(outlet, "rb", buffering=0) as pipe:
-            while data := pipe.read(1 << 16):
+            for data in iter(partial(pipe.read, 1 << 16), b""):
                 digest.update(data)
 
     drainer = threading.Thread(target=drain)
     drainer.start()
-    calls = 0
-    rest = iovecs_io_sequence(guest.space, guest.scratch, 3)
     try:
-        writer = FDWriter(inlet)
-        while rest.num_bytes:
-            rest = rest.drop_first(rest.copy_in_to(writer))
-            calls += 1
+        calls = _write_all(iovecs_io_sequence(guest.space, guest.scratch, 3), FDWriter(inlet))
     finally:
         os.close(inlet)
         drainer.join()

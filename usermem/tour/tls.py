@@ -43,11 +43,7 @@ def read_over_tls(space: AddressSpace, buffers: AddrRangeSeq, data: bytes, say: 
                     say(f"   {exc}")
                     reader, _ = ssl_object_pair(sock, client, server_hostname=_NAME)
                     who = "decrypted by the standard library"
-                calls = 0
-                rest = buffers
-                while rest.num_bytes and (n := space.copy_out_from(rest, reader)):
-                    rest = rest.drop_first(n)
-                    calls += 1
+                rest, calls = _read_all(space, buffers, reader)
         finally:
             server.join()
     digest = hashlib.sha256()
@@ -61,6 +57,15 @@ def read_over_tls(space: AddressSpace, buffers: AddrRangeSeq, data: bytes, say: 
     many = f"{calls} call{'s' * (calls != 1)}"
     say(f"\n7. readv(socket) over TLS 1.3: {buffers.num_bytes - rest.num_bytes} bytes in {many}, {who}")
     return digest.hexdigest()
+
+
+def _read_all(space: AddressSpace, rest: AddrRangeSeq, reader: Reader) -> tuple[AddrRangeSeq, int]:
+    """Read until the end, or until the buffers are full: what is left of them, and how many calls that took."""
+    calls = 0
+    while rest.num_bytes and (n := space.copy_out_from(rest, reader)):
+        rest = rest.drop_first(n)
+        calls += 1
+    return rest, calls
 
 
 def _serve(listener: socket.socket, data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hostarch import WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq
@@ -29,6 +29,10 @@ def receive_datagrams(space: AddressSpace, data: bytes, say: Say) -> bool:
         space.blocks(AddrRangeSeq.of(AddrRange(at, at + _SLOT)), WRITE)
         for at in range(ring, ring + _SLOT * _SLOTS, _SLOT)
     ]
+
+    def take(slot: int, length: int) -> None:
+        received.update(space.read_bytes(ring + slot * _SLOT, length))
+
     with _bound() as receiver, _bound() as sender:
         sender.socket.connect(receiver.socket.getsockname())
         batch = MessageBatch(slots)
@@ -37,17 +41,24 @@ def receive_datagrams(space: AddressSpace, data: bytes, say: Say) -> bool:
             part = MessageBatch([BlockSeq.of(Block(datagram)) for datagram in datagrams[start : start + _SLOTS]])
             done = sender.sendmmsg(part)
             lost += len(part) - done
-            while done > 0:
-                n = receiver.recvmmsg(batch)
-                for i, length in enumerate(batch.lengths(n)):
-                    received.update(space.read_bytes(ring + i * _SLOT, length))
-                done -= n
-                calls += 1
+            calls += _receive(receiver, batch, done, take)
         backend = receiver.backend
     same = received.digest() == sent.digest() and not lost
     say(f"\n8. recvmmsg(socket) over UDP: {_COUNT} datagrams in {calls} calls, by {backend}")
     say(f"   the guest has {'every byte of them' if same else 'NOT ALL OF THEM'}")
     return same
+
+
+def _receive(receiver: DatagramSocket, batch: MessageBatch, left: int, take: Callable[[int, int], object]) -> int:
+    """Receive so many datagrams, and return how many calls that took; ``take`` gets each one's slot and length."""
+    calls = 0
+    while left > 0:
+        n = receiver.recvmmsg(batch)
+        for i, length in enumerate(batch.lengths(n)):
+            take(i, length)
+        left -= n
+        calls += 1
+    return calls
 
 
 def _datagrams(data: bytes) -> Iterator[bytes]:

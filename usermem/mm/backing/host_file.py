@@ -43,8 +43,11 @@ _FLOCK: Final = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 _NOEXEC: Final = getattr(os, "ST_NOEXEC", 0)
 _F_GET_SEALS: Final = 1034
+_F_SEAL_SEAL: Final = 1
 _F_SEAL_WRITE: Final = 8
 _F_SEAL_FUTURE_WRITE: Final = 16
+
+_FIRST_PAGE: Final = -1, 0  # among the windows
 
 _Key = tuple[int, int, bool]
 
@@ -77,6 +80,8 @@ class _OpenFile:
         self.lock = fork_safe_lock()
         self.tail = 0, 0
         """Where zeros are put behind the file's end, for guests whose pages are larger than the host's."""
+        self.settled = self.tail
+        """The tail that was put into each mapping."""
         self.windows: WeakValueDictionary[tuple[int, int], HostMapping] = WeakValueDictionary()
         self.tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
         """Of the mappings for such guests, the zeros that were put into each."""
@@ -85,6 +90,18 @@ class _OpenFile:
     def host_prot(self) -> int:
         """The rights of shared host mappings."""
         return READ_WRITE if self.key[2] else mman.PROT_READ
+
+    def hold(self) -> HostMapping:
+        """The file's first page, mapped writable for as long as somebody holds it.
+
+        So a memory file cannot be sealed against writing then, as Linux has it (EBUSY), and what is mapped later may be
+        written though the file is sealed against new mappings that may. Raises MemoryError as HostMapping.
+        """
+        page = self.windows.get(_FIRST_PAGE)
+        if page is None:
+            page = HostMapping(self.fd, 0, mmap.PAGESIZE, self.host_prot, mman.MAP_SHARED)
+            page = self.windows.setdefault(_FIRST_PAGE, page)
+        return page
 
 
 _open_files: WeakValueDictionary[_Key, _OpenFile] = WeakValueDictionary()
@@ -142,10 +159,13 @@ class HostFile(Backing):
 
     is_synced = True
 
-    def __init__(self, file: _OpenFile, shared: bool, max_prot: int, page: int) -> None:
-        """Use :func:`host_file`. ``page`` is the guest's page size."""
+    def __init__(
+        self, file: _OpenFile, shared: bool, max_prot: int, page: int, first_page: HostMapping | None = None
+    ) -> None:
+        """Use :func:`host_file`. ``page`` is the guest's page size, ``first_page`` what _OpenFile.hold returned."""
         self._file = file
         self._shared = shared
+        self._first_page = first_page
         self.max_prot = max_prot
         self.device, self.inode, _ = file.key
         self._page = page if page > mmap.PAGESIZE else 0  # 0 where the host's pages do
@@ -170,7 +190,12 @@ class HostFile(Backing):
             mapping = self._file.windows.get((start, self._page))
             if mapping is None:
                 length = min(_WINDOW, LARGEST_FILE - start + 1)
-                mapping = HostMapping(self._file.fd, start, length, self._file.host_prot, mman.MAP_SHARED)
+                try:
+                    mapping = HostMapping(self._file.fd, start, length, self._file.host_prot, mman.MAP_SHARED)
+                except MemoryError:
+                    if self._first_page is None:
+                        raise
+                    mapping = HostMapping(self._first_page, start, length, self._file.host_prot, mman.MAP_SHARED)
                 mapping = self._file.windows.setdefault((start, self._page), mapping)
         else:
             start, end = max(start, low), min(start + _WINDOW, high)
@@ -180,8 +205,8 @@ class HostFile(Backing):
             mapping = HostMapping(self._file.fd, start, end - start, prot, flags)
         if self._page:
             with self._file.lock:
-                if self._file.tails.setdefault(mapping, (0, 0)) != self._file.tail:
-                    self._move_zeros(mapping, self._file.tail)
+                self._file.tails.setdefault(mapping, (0, 0))
+                self._move_zeros(mapping, self._file.tail)
         return start, mapping.run(0, mapping.length, Held(self._file, mapping))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
@@ -223,12 +248,12 @@ class HostFile(Backing):
         size = os.fstat(self._file.fd).st_size
         end = -(-size // page) * page
         tail = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, end
-        if tail != self._file.tail:
+        if tail != self._file.settled:
             with self._file.lock:
                 self._file.tail = tail
-                for mapping, zeros in list(self._file.tails.items()):
-                    if zeros != tail:
-                        self._move_zeros(mapping, tail)
+                for mapping in list(self._file.tails):
+                    self._move_zeros(mapping, tail)
+                self._file.settled = tail  # not before: what stops the loop leaves the rest to the next access
         return end
 
     def _move_zeros(self, mapping: HostMapping, new: tuple[int, int]) -> None:
@@ -267,52 +292,76 @@ def _without(part: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, i
     return [(part[0], min(part[1], max(other[0], part[0]))), (max(part[0], min(other[1], part[1])), part[1])]
 
 
-def host_file(fd: int, shared: bool, prot: int, offset: int, page: int) -> HostFile:
-    """What a mapping of a descriptor shows; ``prot`` is what the mapping is to have at first,
-    ``page`` the guest's page size.
+def host_file(fd: int, flags: int, prot: int, offset: int, page: int) -> HostFile:
+    """What a mapping of a descriptor shows; ``flags`` and ``prot`` are mmap's, ``page`` is the guest's page size.
 
-    Raises OSError: EBADF, EACCES, EPERM, ENODEV as Linux; ENODEV too where the host cannot copy memory that may fault;
-    EMFILE if no descriptor is left for a file that is not mapped yet.
+    Raises OSError: EBADF, EACCES, EPERM, ENODEV, EOPNOTSUPP as Linux; ENODEV too where the host cannot copy memory that
+    may fault; EMFILE if no descriptor is left for a file that is not mapped yet.
     """
+    shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
     status = os.fstat(fd)
-    mode = _access_mode(fd)
+    mode = _status_flags(fd) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
     stores = mode == os.O_RDWR  # whether what shared mappings write may reach the file
     if mode == os.O_WRONLY or (shared and prot & mman.PROT_WRITE and not stores):
         raise error(errno.EACCES, f"fd {fd} is not open for that")
     executable = not os.fstatvfs(fd).f_flag & _NOEXEC
     if prot & mman.PROT_EXEC and not executable:
         raise error(errno.EPERM, f"fd {fd} is of a filesystem that is mounted noexec")
-    stores = stores and not _is_write_sealed(fd)
+    seals = _seals(fd)
+    stores = stores and not seals & (_F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE)
     writable = stores or not shared
     if prot & mman.PROT_WRITE and not writable:
         raise error(errno.EPERM, f"fd {fd} is sealed against writing")
     if not can_map():
         raise error(errno.ENODEV, "this host cannot copy memory that may fault")
     # A page is mapped for a moment: what the host refuses, it refuses now and not when the guest touches it.
-    flags = mman.MAP_SHARED if shared else mman.MAP_PRIVATE
+    flags = (mman.MAP_SHARED if shared else mman.MAP_PRIVATE) | flags & mman.MAP_SYNC
     host_prot = READ_WRITE if writable else mman.PROT_READ
-    host_calls.try_map(fd, offset & -mmap.PAGESIZE, host_prot, flags)
+    offset &= -mmap.PAGESIZE
+    try:
+        host_calls.try_map(fd, offset, host_prot, flags)
+    except OSError:
+        if prot & mman.PROT_EXEC:  # for what has no mappings may forbid this first
+            host_calls.try_map(fd, offset, host_prot | mman.PROT_EXEC, flags)
+        raise
     file = _open_file(fd, status, stores)
     max_prot = mman.PROT_READ | mman.PROT_EXEC * executable | mman.PROT_WRITE * writable
-    return HostFile(file, shared, max_prot, page)
+    first_page = None
+    if shared and stores and not seals & _F_SEAL_SEAL:
+        try:
+            first_page = file.hold()
+        except MemoryError as exc:
+            raise error(errno.ENOMEM, str(exc)) from None
+    return HostFile(file, shared, max_prot, page, first_page)
 
 
-def _access_mode(fd: int) -> int:
+def file_limit(fd: int) -> int:
+    """Where a descriptor's mappings must end at the latest, as an offset: file_mmap_size_max, mm/mmap.c.
+
+    Raises OSError (EBADF) if it is none, or one that only names a file (O_PATH).
+    """
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    if _status_flags(fd) & getattr(os, "O_PATH", 0):
+        raise error(errno.EBADF, f"fd {fd} only names a file")
+    return LARGEST_FILE if kind in (stat.S_IFREG, stat.S_IFBLK, stat.S_IFSOCK) else (1 << 64) - 1
+
+
+def _status_flags(fd: int) -> int:
     try:
         import fcntl
     except ImportError:
         return os.O_RDONLY
-    return fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
-def _is_write_sealed(fd: int) -> bool:
-    """Whether seals forbid new writable shared mappings of a memory file (fcntl(2), F_ADD_SEALS)."""
+def _seals(fd: int) -> int:
+    """The seals of a memory file (fcntl(2), F_ADD_SEALS). Of any other file: that it can have none."""
     try:
         import fcntl
 
-        return bool(fcntl.fcntl(fd, _F_GET_SEALS) & (_F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE))
-    except (ImportError, OSError):  # no memory file
-        return False
+        return fcntl.fcntl(fd, _F_GET_SEALS)
+    except (ImportError, OSError):
+        return _F_SEAL_SEAL
 
 
 @cache
