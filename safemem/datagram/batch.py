@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import NAME_SIZE, Address, AddressCache, pack_sockaddr, unpack_sockaddr
@@ -18,32 +17,9 @@ from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pack_cmsgs
 from safemem.datagram.flags import MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import MMsgHeaders
-from safemem.fork import fork_safe
+from safemem.fork import InUse, in_use_lock
 
 _AF_INET: Final = int(socket.AF_INET)
-
-if TYPE_CHECKING:
-    from _thread import RLock
-else:
-    RLock = type(threading.RLock())
-
-
-class InUse(RLock):  # type: ignore[misc]  # which CPython lets one do
-    """A lock that nobody waits for, free in a forked child. (A generator would take 1 us more.)
-
-    An interrupt at any point leaves it free: it is an RLock, which knows its owner, and its ``__exit__`` is in C.
-    """
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        if self._is_owned():  # type: ignore[attr-defined]  # by a call that this one has come in the middle of
-            raise RuntimeError("the batch is in use")
-        try:
-            if not self.acquire(blocking=False):
-                raise RuntimeError("the batch is in use")
-        except BaseException:
-            if self._is_owned():  # type: ignore[attr-defined]
-                self.release()
-            raise
 
 
 class MessageBatch:
@@ -79,7 +55,7 @@ class MessageBatch:
         name_in, name_out = NAME_SIZE[family] if peer else 0, NAME_SIZE[family]
         control_out = control_len + PKTINFO_SPACE
         self._headers = MMsgHeaders(len(messages), max_iov, name_in, name_out, self.control_len, control_out)
-        self._guard = fork_safe(InUse())
+        self._guard = in_use_lock("the batch is in use")
         self._blocks = [EMPTY] * len(messages)
         self._capacities = [0] * len(messages)
         self._read_only: set[int] = set()

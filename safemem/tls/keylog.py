@@ -103,7 +103,10 @@ class Keylog:
         """What has been written to the file in memory, which is empty then."""
         found = b""
         with suppress(BlockingIOError):
-            while part := os.read(self._read, 1 << 16):
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                part = os.read(self._read, 1 << 16)
+                if not part:
+                    break
                 found += part
         if self._read == self._write:
             os.ftruncate(self._read, 0)

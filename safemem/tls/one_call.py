@@ -6,34 +6,24 @@ Whatever goes on from there would give wrong data, or say that the peer's are no
 
 from __future__ import annotations
 
-import threading
-
+from safemem.fork import in_use_lock
 from safemem.tls.errors import StreamInterruptedError
 
 
 class OneCall:
-    """Who is alone may change the stream. A second call, of a thread, a callback or a handler, is refused."""
+    """Who is ``alone`` may change the stream: ``with call.alone:``. A second call is refused with a RuntimeError."""
 
     torn = False
     """Whether what is under way, or was, has changed some of the stream's state and not yet all of it.
 
-    A call sets it, and takes it back when it ends, but for an exception that it does not expect. It is False while the
-    transport is asked: most interrupts come there, and lose nothing.
+    A call sets it, and takes it back when it ends, but for an exception that it does not expect. What comes out of the
+    transport it does expect: most interrupts come there, and lose nothing.
     """
 
     def __init__(self, what: str) -> None:
-        """``what`` the calls do, for the error."""
+        """``what`` the calls do, for the errors."""
         self._what = what
-        self._lock = threading.Lock()
-
-    def alone(self) -> threading.Lock:
-        """What to be in a ``with`` of: Python takes it and gives it back without running a handler in between.
-
-        Raises RuntimeError if another call is under way.
-        """
-        if self._lock.locked():
-            raise RuntimeError(f"another {self._what} is under way")
-        return self._lock
+        self.alone = in_use_lock(f"another {what} is under way")
 
     def check(self) -> None:
         """Raise StreamInterruptedError if a call was torn. Be alone."""

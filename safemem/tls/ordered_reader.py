@@ -47,7 +47,7 @@ class OrderedReader(ABC):
         dsts.check_writable("dsts")
         done = 0
         try:
-            with self._call.alone():
+            with self._call.alone:
                 self._call.check()
                 if self._closed:
                     raise ValueError(f"the {type(self).__name__} is closed")

@@ -101,7 +101,7 @@ class TLSReader(OrderedReader):
 
         Raises RuntimeError while a read is under way, be it that of the callback which calls this.
         """
-        with self._call.alone():
+        with self._call.alone:
             self._closed = True
             self._layer.forget()
             self._deframer.wipe()

@@ -114,7 +114,9 @@ class SSLObjectReader(OrderedReader):
                     done = session.take_early(view)
                 if self._error is not None or self._eof:
                     return done
-                while done < size:
+                while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                    if done == size:
+                        break
                     if not (n := read(size, view[done:])):  # the view says how much
                         self._eof = True
                         break

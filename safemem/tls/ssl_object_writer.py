@@ -53,9 +53,11 @@ class SSLObjectWriter:
     def _write(self, srcs: BlockSeq) -> int:
         """Encrypt and send, and leave the call torn until the count is known."""
         done = 0
-        session = self._session
         try:
-            while srcs:
+            session = self._session
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not srcs:
+                    break
                 view, fault = _gathered(srcs)
                 if view:
                     session.encrypt(view)

@@ -9,7 +9,6 @@ Source: RFC 8446 sections 4.6.3, 5 and 6.1.
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -103,7 +102,7 @@ class TLSWriter:
         """
         if self._closed:
             return
-        with self._call.alone():
+        with self._call.alone:
             self._closed = True
             self._sealer.close()
             self._keys = None
@@ -130,7 +129,7 @@ class TLSWriter:
             return 0
         done = 0
         try:
-            with self._alone():
+            with self._call.alone:
                 self._check_open()
                 self._out.flush()
                 done = self._write(srcs)
@@ -145,7 +144,9 @@ class TLSWriter:
         """Encrypt and send, and leave the call torn until the count is known."""
         done = 0
         try:
-            while srcs:
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not srcs:
+                    break
                 self._call.torn = True
                 try:
                     n = self._encrypt(srcs)
@@ -179,7 +180,7 @@ class TLSWriter:
         """
         if len(content) > MAX_CONTENT or not 0 < kind < 256:
             raise ValueError(f"a record of type {kind} and {len(content)} bytes cannot be")
-        with self._alone():
+        with self._call.alone:
             self._check_open()
             self._out.flush()
             self._whole(partial(self._put, kind, content))
@@ -187,7 +188,8 @@ class TLSWriter:
 
     def flush(self) -> None:
         """Send what waits. Raises BlockingIOError if not all of it can go now."""
-        with self._alone():
+        with self._call.alone:
+            self._check()
             self._out.flush()
 
     def answer_key_update(self) -> None:
@@ -200,7 +202,7 @@ class TLSWriter:
         Raises ValueError if there is only a key and no secret that the next would follow from; BlockingIOError if
         what waits could not be sent, and nothing was done.
         """
-        with self._alone():
+        with self._call.alone:
             self._check_open()
             self._out.flush()
             self._whole(partial(self._update, request_peer))
@@ -211,7 +213,7 @@ class TLSWriter:
 
         As kernel TLS's TLS_TX set anew. What the peer has asked for by its own key update is answered thereby.
         """
-        with self._alone():
+        with self._call.alone:
             self._check_open()
             self._whole(partial(self._rekey, keys))
 
@@ -225,7 +227,8 @@ class TLSWriter:
 
         Raises BlockingIOError if not all of it can go now: call :meth:`flush` later.
         """
-        with self._alone():
+        with self._call.alone:
+            self._check()
             if not self._ended:
                 self._check_open()
                 self._whole(self._end)
@@ -234,14 +237,6 @@ class TLSWriter:
     def _end(self) -> None:
         self._put(ContentType.ALERT, bytes([1, Alert.CLOSE_NOTIFY]))
         self._ended = True
-
-    def _alone(self) -> threading.Lock:
-        """What to be in a ``with`` of. Raises as OneCall, and ValueError if it is closed."""
-        lock = self._call.alone()
-        self._call.check()
-        if self._closed:
-            raise ValueError("the TLSWriter is closed")
-        return lock
 
     def _whole(self, step: Callable[[], object]) -> None:
         """Take a step that must not end in its middle: if an interrupt cuts it, nothing can be written any more."""
@@ -253,7 +248,14 @@ class TLSWriter:
             raise
         self._call.torn = False
 
+    def _check(self) -> None:
+        """Raise StreamInterruptedError if a call was torn, ValueError if it is closed. Be alone."""
+        self._call.check()
+        if self._closed:
+            raise ValueError("the TLSWriter is closed")
+
     def _check_open(self) -> None:
+        self._check()
         if self._ended:
             raise error(errno.EPIPE, "close_notify has been sent")
 
@@ -263,7 +265,9 @@ class TLSWriter:
         pieces = srcs.iter_pieces()
         piece: Piece = _NOTHING  # what is left of the one that is being encrypted
         try:
-            while left:
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not left:
+                    break
                 self._make_way()
                 wanted = min(self._record_size, left)
                 n = min(wanted, self._capacity - self._out.end - _OVERHEAD)
