@@ -10,11 +10,20 @@ import socket
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import NAME_SIZE, Address, AddressCache, pack_sockaddr, unpack_sockaddr
-from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pack_cmsgs, pktinfo_of, unpack_cmsgs
+from safemem.datagram.cmsg import (
+    KERNEL_SPACE,
+    PKTINFO_SPACE,
+    Ancillary,
+    local_of,
+    pack_cmsgs,
+    pktinfo_of,
+    port_of,
+    unpack_cmsgs,
+)
 from safemem.datagram.flags import MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import MMsgHeaders
@@ -67,7 +76,7 @@ class MessageBatch:
         _check(family, max_iov, control_len)
         self.family = int(family)
         self.asks_local = bool(local)
-        self.control_len = control_len + PKTINFO_SPACE * self.asks_local
+        self.control_len = control_len + KERNEL_SPACE * self.asks_local
         name_in, name_out = NAME_SIZE[family] if peer else 0, NAME_SIZE[family]
         control_out = control_len + PKTINFO_SPACE
         self._headers = MMsgHeaders(len(messages), max_iov, name_in, name_out, self.control_len, control_out)
@@ -77,6 +86,7 @@ class MessageBatch:
         self._read_only: set[int] = set()
         self._least = 0  # no capacity is smaller
         self._to: dict[int, tuple[Address | None, Address | None, tuple[Ancillary, ...]]] = {}
+        self._from_ports: dict[int, Any] = {}  # of the messages that are sent from a local address
         # What an endpoint told that knows no headers, instead of names and control data in them.
         self._told: dict[int, Message] = {}
         self._ports: dict[int, int] = {}
@@ -145,10 +155,13 @@ class MessageBatch:
             self._headers.set_control(i, pack_cmsgs(control))
             self._headers.set_name(i, name)
             self._to[i] = (peer, local, ancillary)
+            self._from_ports.pop(i, None)
+            if local is not None:
+                self._from_ports[i] = port_of(local)
 
-    def first_with_local(self) -> int:
-        """The first message that is to be sent from a local address; ``len(batch)`` if there is none."""
-        return min((i for i, (_, local, _) in self._to.items() if local is not None), default=len(self._blocks))
+    def locals_before(self, vlen: int) -> list[tuple[int, Any]]:
+        """Which of the first messages are to be sent from a local address, in order, and its port."""
+        return sorted((i, port) for i, port in self._from_ports.items() if i < vlen) if self._from_ports else []
 
     def destination(self, i: int) -> tuple[Address | None, Address | None, tuple[Ancillary, ...]]:
         """(peer, local, control data) that message i is sent with."""

@@ -20,7 +20,7 @@ from typing import Final
 from safemem.block_seq import BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
-from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.cmsg import Ancillary, local_of, port_of
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import (
     DatagramTooLongError,
@@ -52,6 +52,7 @@ CAP_PROVIDES_DST: Final = 8
 _ALL_CAPS: Final = 15
 _LOCAL_CAPS: Final = CAP_HANDLES_SRC | CAP_PROVIDES_DST
 
+_UNSPECIFIED: Final = ("0.0.0.0", "::")
 _new: Final = object.__new__
 
 
@@ -59,7 +60,8 @@ class MemoryEndpoint(DatagramEndpoint):
     """What :class:`DatagramPair` and :class:`MemoryDatagram` share. It never waits.
 
     Any thread may call anything at any time. Of ``flags`` MSG_PEEK counts; the length of a datagram that was cut is
-    always in the Message. Only addresses go along with the bytes, no other control data.
+    always in the Message. Only addresses go along with the bytes, no other control data; the local one may come as
+    IP_PKTINFO or IPV6_PKTINFO, as a guest gives it.
     """
 
     def __init__(self, incoming: MemoryQueue, outgoing: MemoryQueue) -> None:
@@ -213,15 +215,15 @@ class MemoryEndpoint(DatagramEndpoint):
 
         Raises BlockingIOError if there is no room for all of it now; DatagramTooLongError if there never will be;
         BrokenPipeError if an end is closed; PeerAddressNotAvailableError or LocalAddressNotAvailableError for an
-        address that cannot go along (see :attr:`caps`); TransferError (EINVAL) for control data; HostFaultError if
-        srcs faults, after ``transferred`` bytes. In all of these nothing is sent.
+        address that cannot go along (see :attr:`caps`); TransferError (EINVAL) for other control data; HostFaultError
+        if srcs faults, after ``transferred`` bytes. In all of these nothing is sent.
         """
         out = self._out
         queue = out.entries
         if queue is None:
             raise self._gone()
         if local is not None or peer is not None or ancdata:
-            self._check_extras(peer, local, ancdata)
+            local = self._checked_extras(peer, local, ancdata)
         n = srcs.num_bytes
         if n + DATAGRAM_OVERHEAD > out.limit:
             raise DatagramTooLongError(n, out.limit - DATAGRAM_OVERHEAD)
@@ -232,14 +234,23 @@ class MemoryEndpoint(DatagramEndpoint):
         queue.append((data, self._default_source if local is None else local, peer, end))
         return n
 
-    def _check_extras(self, peer: Address | None, local: Address | None, ancdata: Iterable[Ancillary]) -> None:
+    def _checked_extras(
+        self, peer: Address | None, local: Address | None, ancdata: Iterable[Ancillary]
+    ) -> Address | None:
+        """The local address, which may be in the control data. Its port is that of set_local_addr then, or 0."""
+        for control in ancdata:
+            default = self._default_source
+            found = local_of((control,), port_of(default) if isinstance(default, tuple) else 0)
+            if found is None:
+                reason = "control data cannot be sent through memory, but for a local address: leave ancdata out"
+                raise TransferError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {reason}")
+            if local is None and found[0] not in _UNSPECIFIED:
+                local = found
         if local is not None and not self._local_enabled:
             raise LocalAddressNotAvailableError("call set_local_addr_enable(True) before naming one")
         if peer is not None and not self.effective_caps & CAP_HANDLES_DST:
             raise PeerAddressNotAvailableError("the other end has no CAP_HANDLES_DST: name no peer")
-        if tuple(ancdata):
-            reason = "control data cannot be sent through memory: leave ancdata out"
-            raise TransferError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {reason}")
+        return local
 
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """As any endpoint. Raises LocalAddressNotAvailableError if the batch asks for what is not enabled."""

@@ -20,6 +20,7 @@ from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.callbacks import Callbacks, Done, Outcome, SendStatus, Told
+from safemem.datagram.cmsg import KERNEL_SPACE
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import NoBufferError
 from safemem.datagram.flags import MSG_PEEK
@@ -27,6 +28,7 @@ from safemem.datagram.message import Message, Received
 from safemem.errors import would_block
 
 _AF_INET: Final = int(socket.AF_INET)
+_IP: Final = (_AF_INET, int(socket.AF_INET6))
 _T = TypeVar("_T")
 _CLOSED: Final = "the queue is closed"
 
@@ -70,7 +72,8 @@ class DatagramQueue:
 
         ``size`` is how many messages one call moves, ``max_iov`` how many blocks a message may have. ``family`` is that
         of the addresses: the endpoint's if None, or AF_INET if it has none. ``local`` is whether receives ask for local
-        addresses. Raises ValueError, and as :meth:`recycle`.
+        addresses; other control data come from IP sockets, as far as 512 bytes hold them. Raises ValueError, and as
+        :meth:`recycle`.
         """
         if size < 1:
             raise ValueError(f"size must be at least 1, not {size}")
@@ -79,7 +82,8 @@ class DatagramQueue:
         self._endpoint = endpoint
         self._on_buffer = on_buffer
         self._out = MessageBatch([EMPTY] * size, family=family, peer=False, max_iov=max_iov)
-        self._in = MessageBatch([EMPTY] * size, family=family, local=local, max_iov=max_iov)
+        control_len = KERNEL_SPACE if getattr(endpoint, "family", None) in _IP else 0
+        self._in = MessageBatch([EMPTY] * size, family=family, local=local, control_len=control_len, max_iov=max_iov)
         self._send_lock = threading.Lock()
         self._receive_lock = threading.RLock()
         # Whoever takes something out of these has it alone: their methods are atomic.

@@ -19,25 +19,24 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.buffers import writable_view
-from safemem.datagram.address import Address
+from safemem.datagram.address import Address, zoned
 from safemem.datagram.batch import MessageBatch
-from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
+from safemem.datagram.cmsg import KERNEL_SPACE, Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
-from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
+from safemem.datagram.errors import DatagramTooLongError, PeerAddressNotAvailableError
 from safemem.datagram.flags import (
     IP_MTU,
-    IP_PKTINFO,
     IPV6_MTU,
-    IPV6_RECVPKTINFO,
     MSG_DONTWAIT,
     MSG_PEEK,
     MSG_TRUNC,
     UDP_GRO,
     UIO_MAXIOV,
 )
+from safemem.datagram.local_addr import LocalAddresses
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
-from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
+from safemem.datagram.segments import MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
 from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
 from safemem.errors import error
 
@@ -48,7 +47,6 @@ Backend = Literal["recvmmsg", "recvmsg", "recvfrom"]
 BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 """The ways to move datagrams, the quickest first."""
 
-_ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 _LARGEST: Final = 65_535
@@ -96,8 +94,8 @@ class DatagramSocket(DatagramEndpoint):
         self.family = int(sock.family)
         self._backend: Backend = best if backend == "auto" else backend
         self._forced = backend != "auto"
-        self._local = False
-        self._port = 0
+        self._local = LocalAddresses(sock)
+        self._own_space = 0  # the room for the control data that this package asks for, in bytes
         self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1  # that the host takes, for all that is known
 
     def close(self) -> None:
@@ -131,21 +129,19 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def local_addr_enabled(self) -> bool:
-        return self._local
+        return self._local.enabled
 
     def set_local_addr_enable(self, enable: bool) -> None:
-        """As any endpoint. Datagrams that came before it tell their address without the interface, or nothing."""
-        if not self.local_addr_cap:
+        """As any endpoint. Datagrams that came before it tell their address without the interface, or nothing.
+
+        That of a broadcast or multicast datagram is the interface's, so that it can be answered from. To be sent from,
+        an address must have port 0 or the socket's.
+        """
+        if self.local_addr_cap:
+            self._local.enable(enable)
+            self._own_space = KERNEL_SPACE if enable or self.gro else 0
+        else:
             super().set_local_addr_enable(enable)
-            return
-        level, option = (
-            (socket.IPPROTO_IP, IP_PKTINFO) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO)
-        )
-        try:
-            self._sock.setsockopt(level, option, int(enable))
-        except OSError as exc:
-            raise LocalAddressNotAvailableError(f"the host refuses it: {exc}") from exc
-        self._local = bool(enable)
 
     @property
     def mtu(self) -> int | None:
@@ -170,24 +166,26 @@ class DatagramSocket(DatagramEndpoint):
             return None
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
-        """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received."""
-        space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
+        """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received.
+
+        With local addresses or :attr:`gro` other control data may come than ``ancbufsize`` has room for.
+        """
+        return self._recv_for_batch(dsts, flags, ancbufsize + self._own_space)
+
+    def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
         found = None
         try:  # a block among them is no buffer, which costs nothing to find out
             if len(pieces) <= UIO_MAXIOV:
-                found = self._receive(pieces, flags, space)
+                found = self._receive(pieces, flags, control_len)
         except (TypeError, ValueError):
             dsts.check_writable("dsts")
             if not dsts.need_safecopy:
                 raise
-        length, ancillary, result, peer = found or self._receive_by_copy(dsts, flags, space)
-        local = local_of(ancillary, self._own_port()) if self._local else None
+        length, ancillary, result, peer = found or self._receive_by_copy(dsts, flags, control_len)
+        local = self._local.of(ancillary) if ancillary else None
         return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
-
-    def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
-        return self.recvmsg(dsts, flags, control_len - PKTINFO_SPACE * self._local)
 
     def _receive_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         dsts.check_writable("dsts")
@@ -198,12 +196,6 @@ class DatagramSocket(DatagramEndpoint):
                 copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
             seen = bytes(bounce[:length])
         return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
-
-    def _own_port(self) -> int:
-        """The port of local addresses. The socket may have got it after they were enabled."""
-        if self._local and not self._port:
-            self._port = self._sock.getsockname()[1]
-        return self._port
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
@@ -230,7 +222,9 @@ class DatagramSocket(DatagramEndpoint):
         ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """As any endpoint. Blocks that may fault are copied first."""
-        control = [*ancdata] if local is None else [*ancdata, *self._from(local)]
+        control = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
+        if self.family == _AF_INET6 and peer is not None and "%" in str(peer[0]):
+            peer = zoned(peer)
         data: Sequence[Any] = srcs.pieces()
         try:
             if not 0 < len(data) <= UIO_MAXIOV:
@@ -248,12 +242,6 @@ class DatagramSocket(DatagramEndpoint):
         except OSError as exc:
             raise self._explained(exc, srcs.num_bytes) from None
 
-    def _from(self, local: Address) -> list[Ancillary]:
-        """The control data that send from a local address."""
-        if not self._local:
-            raise LocalAddressNotAvailableError(_ENABLE)
-        return [pktinfo_of(self.family, local)]
-
     def _send(self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int) -> int:
         if len(data) > 1 or control:
             if self._backend == "recvfrom":
@@ -265,7 +253,8 @@ class DatagramSocket(DatagramEndpoint):
     def gro(self) -> bool:
         """Whether the host may join the datagrams that arrive; set it, and see whether it can.
 
-        What is received then may be several datagrams in one: by :meth:`recv_segments` they come apart.
+        What is received then may be several datagrams in one: by :meth:`recv_segments` or Message.segments they come
+        apart; a MessageBatch needs ``control_len`` for their size.
         """
         try:
             return bool(self._sock.getsockopt(socket.IPPROTO_UDP, UDP_GRO))
@@ -277,6 +266,7 @@ class DatagramSocket(DatagramEndpoint):
         """Ask for it; a host that cannot stays as it is."""
         with suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(on))
+            self._own_space = KERNEL_SPACE if on or self._local.enabled else 0
 
     @property
     def gso(self) -> bool:
@@ -290,10 +280,8 @@ class DatagramSocket(DatagramEndpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
-        length, ancillary, result, peer = self._receive([dst], flags, space)
-        local = local_of(ancillary, self._own_port()) if self._local else None
-        return cut(dst, length, ancillary, result, peer or None, local)
+        length, ancillary, result, peer = self._receive([dst], flags, ancbufsize + KERNEL_SPACE)
+        return cut(dst, length, ancillary, result, peer or None, self._local.of(ancillary))
 
     def send_segments(
         self,
@@ -302,21 +290,24 @@ class DatagramSocket(DatagramEndpoint):
         peer: Address | None = None,
         flags: int = 0,
         local: Address | None = None,
+        ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
 
+        Each goes with the control data: its ECN mark, say, as (IPPROTO_IP, IP_TOS, an int of the host's).
         The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
         go; asking again tells why. Raises ValueError for a size below 1; as :meth:`sendmsg` if nothing went.
         """
         tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
         whole = most(segment_size, min(next(tries), self._segments))
-        source = [] if local is None else self._from(local)
+        source = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
         done, total = 0, srcs.num_bytes
         while done < total:
             part = min(whole, total - done)
             try:
                 control = [*source, segment_cmsg(segment_size)] if part > segment_size else source
-                done += self.sendmsg(srcs.drop_first(done).take_first(part), peer, None, flags, control)
+                sent = self.sendmsg(srcs.take_first(part), peer, None, flags, control)
+                done, srcs = done + sent, srcs.drop_first(sent)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
                     segments = next(tries)
@@ -340,8 +331,8 @@ class DatagramSocket(DatagramEndpoint):
 
     def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         vlen = self._checked(batch, vlen)
-        if batch.asks_local and not self._local:
-            raise LocalAddressNotAvailableError(_ENABLE)
+        if batch.asks_local:
+            self._local.check_enabled()
         if not self._native(vlen):
             return super().recvmmsg(batch, vlen, flags)
         with batch.in_use():
@@ -349,17 +340,14 @@ class DatagramSocket(DatagramEndpoint):
             batch.check_writable(vlen)
             n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
             if n is not None:
-                batch.filled(n, self._own_port())
+                batch.filled(n, self._local.port())
                 return n
         return self._without(super().recvmmsg(batch, vlen, flags), flags)
 
     def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
         """As any endpoint. Linux sends at most 1,024 messages a call."""
         vlen = self._checked(batch, vlen)
-        if vlen and not self._local:
-            vlen = min(vlen, batch.first_with_local())
-            if not vlen:
-                raise LocalAddressNotAvailableError(_ENABLE)
+        vlen = self._local.sendable(batch.locals_before(vlen), vlen)
         if not self._native(vlen):
             return super().sendmmsg(batch, vlen, flags)
         with batch.in_use():

@@ -148,6 +148,28 @@ def test_local_addresses(family: str, tmp_path: Path) -> None:
         assert (message.data.tobytes(), message.peer) == (b"ping", receiver.socket.getsockname())
 
 
+@pytest.mark.parametrize(("hosts", "family"), [(("10.0.0.1", "10.0.0.2"), "inet"), (("fd00::1", "fd00::2"), "inet6")])
+def test_local_addresses_in_memory(hosts: tuple[str, str], family: str) -> None:
+    """As over a socket: control data tell the destination in both places, and the same control data send from there."""
+    guest = Guest()
+    here, there = datagram_pair()
+    here.caps = there.caps = 15
+    for end in (here, there):
+        end.set_local_addr_enable(True)
+    here.set_local_addr((hosts[0], 7))
+    here.sendmsg(one(b"ping"), (hosts[1], 9))
+    header = guest.put(0, [(guest.buffer(0), 4)], 128, 256)
+    assert recvmsg_into_user(guest.space, there, header) == 4
+    _, namelen, _, _, _, controllen, _, _ = MSGHDR.unpack(guest.space.read_bytes(header, MSGHDR.size))
+    [(_, _, data)] = unpack_cmsgs(guest.space.read_bytes(guest.control, controllen))
+    packed = socket.inet_pton(FAMILIES[family], hosts[1])
+    assert data == (bytes(4) + packed + packed if family == "inet" else packed + bytes(4))
+    header = guest.put(0, [(guest.buffer(0), 4)], namelen, controllen)
+    assert sendmsg_from_user(guest.space, there, header) == 4
+    message = here.recvmsg(room(9))
+    assert (message.data.tobytes(), message.peer[:2], message.local[:2]) == (b"ping", (hosts[1], 0), (hosts[0], 7))  # type: ignore[index]
+
+
 def test_an_error_of_the_network(tmp_path: Path) -> None:
     """ECONNREFUSED behind nothing is the call's own."""
     guest = Guest()
