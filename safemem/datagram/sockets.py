@@ -17,9 +17,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from safemem.block import Block
-from safemem.block_seq import BlockSeq, copy_seq
+from safemem.block_seq import BlockSeq
 from safemem.buffers import writable_view
 from safemem.datagram.address import Address, zoned
+from safemem.datagram.arrivals import LARGEST, Arrivals
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import KERNEL_SPACE, Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
@@ -28,6 +29,7 @@ from safemem.datagram.flags import (
     IP_MTU,
     IPV6_MTU,
     MSG_DONTWAIT,
+    MSG_ERRQUEUE,
     MSG_PEEK,
     MSG_TRUNC,
     UDP_GRO,
@@ -37,7 +39,7 @@ from safemem.datagram.local_addr import LocalAddresses
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
 from safemem.datagram.segments import MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
+from safemem.datagram.wait import POLLIN, POLLOUT, is_ready, may_wait, next_length, until_ready
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
-_LARGEST: Final = 65_535
 _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
+_AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 _OVERHEAD: Final = {_AF_INET: 28, _AF_INET6: 48}  # of IP and UDP
 _LEAST_MTU: Final = {_AF_INET: 576, _AF_INET6: 1280}
 
@@ -94,12 +96,18 @@ class DatagramSocket(DatagramEndpoint):
         self.family = int(sock.family)
         self._backend: Backend = best if backend == "auto" else backend
         self._forced = backend != "auto"
+        self._arrivals = Arrivals(sock)
         self._local = LocalAddresses(sock)
         self._own_space = 0  # the room for the control data that this package asks for, in bytes
         self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1  # that the host takes, for all that is known
 
     def close(self) -> None:
-        """Close the socket. A second call does nothing. As with any socket, nobody who waits in it is woken by that."""
+        """Close the socket, and the descriptors that came and were not delivered. A second call does nothing.
+
+        A thread that waits in the socket is not woken by that, as with any socket: it waits on, and keeps the port
+        bound. ``endpoint.socket.shutdown(SHUT_RDWR)`` before wakes it, on Linux (whatever it raises): BrokenPipeError.
+        """
+        self._arrivals.close()
         self._direct.close()
         self._sock.close()
 
@@ -153,64 +161,72 @@ class DatagramSocket(DatagramEndpoint):
             whole = self._sock.getsockopt(level, option)
         except OSError:
             whole = _LEAST_MTU[self.family]
-        return min(whole, _LARGEST) - _OVERHEAD[self.family]
+        return min(whole, LARGEST) - _OVERHEAD[self.family]
 
     def pending(self) -> int | None:
-        """As any endpoint. An error that waits in the socket is kept for the next receive."""
-        try:
-            return self._receive([], MSG_PEEK | MSG_DONTWAIT, 0)[0]
-        except BlockingIOError:
-            return None
-        except OSError as exc:
-            self.hold_error(exc)
-            return None
+        """As any endpoint. An error that waits in the socket stays there, where poll() reports it.
+
+        Raises an error that an earlier call has kept for the next receive, which poll() does not know of.
+        """
+        self._raise_held()
+        kept = self._arrivals.pending()
+        if kept is not None or not is_ready(self._sock):
+            return kept
+        return next_length(self._sock)
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received.
 
         With local addresses or :attr:`gro` other control data may come than ``ancbufsize`` has room for.
+        Descriptors among the control data (SCM_RIGHTS) are the caller's from the return on, and on no account before:
+        where this raises, the datagram and they are kept for the next receive. MSG_ERRQUEUE never waits, and MSG_PEEK
+        keeps an entry of the error queue, which Linux would take.
         """
         return self._recv_for_batch(dsts, flags, ancbufsize + self._own_space)
 
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        found = None
-        try:  # a block among them is no buffer, which costs nothing to find out
-            if len(pieces) <= UIO_MAXIOV:
-                found = self._receive(pieces, flags, control_len)
-        except (TypeError, ValueError):
-            dsts.check_writable("dsts")
-            if not dsts.need_safecopy:
-                raise
-        length, ancillary, result, peer = found or self._receive_by_copy(dsts, flags, control_len)
-        local = self._local.of(ancillary) if ancillary else None
-        return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
+        if self._is_plain(flags, control_len) and len(pieces) <= UIO_MAXIOV:
+            try:  # a block among them is no buffer, which costs nothing to find out
+                length, ancillary, result, peer = self._receive(pieces, flags, control_len)
+                local = self._local.of(ancillary) if ancillary else None
+                return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
+            except (TypeError, ValueError):
+                dsts.check_writable("dsts")
+                if not dsts.need_safecopy:
+                    raise
+        return self._arrive(dsts, flags, control_len)
 
-    def _receive_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
-        dsts.check_writable("dsts")
-        bounce, seen = memoryview(bytearray(_LARGEST)), b""
-        for now in (flags,) if flags & MSG_PEEK else (flags | MSG_PEEK, flags):  # descriptors come once
-            length, ancillary, result, peer = self._receive([bounce], now, space if now == flags else 0)
-            if bounce[:length] != seen:  # another receiver took what was seen; else dsts has it, and may be gone by now
-                copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
-            seen = bytes(bounce[:length])
-        return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
+    def _is_plain(self, flags: int, space: int) -> bool:
+        """Whether a receive has nothing to lose but what the socket module loses: see :mod:`~.arrivals`."""
+        is_peek = flags & MSG_ERRQUEUE and flags & MSG_PEEK
+        return not (is_peek or (space and self.family == _AF_UNIX) or self._arrivals.kept(flags))
+
+    def _arrive(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+        call = self._direct.recvmsg_into if self._backend != "recvfrom" else self._recvfrom
+        if not self._local.enabled:  # descriptors have no local address
+            return self._arrivals.receive(call, dsts, flags, space)
+        message = self._arrivals.receive(call, dsts, flags, space)
+        message.local = self._local.of(message.ancillary)
+        return message
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
         flags |= MSG_TRUNC
-        if self._backend != "recvfrom":
-            try:
-                return self._direct.recvmsg_into(views, space, flags | MSG_DONTWAIT)
-            except BlockingIOError:
-                if not may_wait(self._sock, flags):
-                    raise
-            return until_ready(self._sock, flags, POLLIN, self._direct.recvmsg_into, views, space)
+        call = self._direct.recvmsg_into if self._backend != "recvfrom" else self._recvfrom
+        try:
+            return call(views, space, flags | MSG_DONTWAIT)
+        except BlockingIOError:
+            if not may_wait(self._sock, flags):
+                raise
+        return until_ready(self._sock, flags, POLLIN, call, views, space)
+
+    def _recvfrom(self, views: list[Any], space: int, flags: int) -> tuple[int, list[Ancillary], int, Any]:
         if len(views) > 1:
             raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
         view = views[0] if views else memoryview(bytearray())
-        n, peer = until_ready(self._sock, flags, POLLIN, self._direct.recvfrom_into, view, 0)
+        n, peer = self._direct.recvfrom_into(view, 0, flags)
         return n, [], MSG_TRUNC * (n > len(view)), peer
 
     def sendmsg(
@@ -280,7 +296,11 @@ class DatagramSocket(DatagramEndpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        length, ancillary, result, peer = self._receive([dst], flags, ancbufsize + KERNEL_SPACE)
+        space = ancbufsize + KERNEL_SPACE * (self.family != _AF_UNIX)
+        if not self._is_plain(flags, space):
+            found = self._arrive(BlockSeq.of(Block(dst)), flags, space)
+            return cut(dst, found.length, [*found.ancillary], found.flags, found.peer, found.local)
+        length, ancillary, result, peer = self._receive([dst], flags, space)
         return cut(dst, length, ancillary, result, peer or None, self._local.of(ancillary))
 
     def send_segments(
@@ -324,7 +344,7 @@ class DatagramSocket(DatagramEndpoint):
     def _explained(self, exc: OSError, length: int) -> OSError:
         """The same error, with what this package knows of it."""
         if exc.errno == errno.EMSGSIZE:
-            return DatagramTooLongError(length, self.mtu or _LARGEST)
+            return DatagramTooLongError(length, self.mtu or LARGEST)
         if exc.errno == errno.EDESTADDRREQ:
             return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
         return exc
