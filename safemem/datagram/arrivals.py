@@ -27,11 +27,10 @@ from safemem.block_seq import BlockSeq, copy_seq
 from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
+from safemem.datagram.mtu import LARGEST
 from safemem.datagram.rights import Undelivered, descriptors_of, fit_control
 from safemem.datagram.wait import POLLIN, may_wait, waits
 
-LARGEST: Final = 65_535
-"""The bytes of the longest IP packet. A datagram of AF_UNIX may be longer."""
 _ERROR_SPACE: Final = 1024
 """More control data than an entry of the error queue has: addresses, a cause, times."""
 

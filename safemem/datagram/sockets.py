@@ -20,14 +20,12 @@ from safemem.block import Block
 from safemem.block_seq import BlockSeq
 from safemem.buffers import writable_view
 from safemem.datagram.address import Address, zoned
-from safemem.datagram.arrivals import LARGEST, Arrivals
+from safemem.datagram.arrivals import Arrivals
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import KERNEL_SPACE, Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import DatagramTooLongError, PeerAddressNotAvailableError
 from safemem.datagram.flags import (
-    IP_MTU,
-    IPV6_MTU,
     MSG_DONTWAIT,
     MSG_ERRQUEUE,
     MSG_PEEK,
@@ -38,6 +36,7 @@ from safemem.datagram.flags import (
 from safemem.datagram.local_addr import LocalAddresses
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
+from safemem.datagram.mtu import LARGEST, path_mtu
 from safemem.datagram.segments import MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
 from safemem.datagram.wait import POLLIN, POLLOUT, is_ready, may_wait, next_length, until_ready
 from safemem.errors import error
@@ -54,8 +53,6 @@ _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.
 _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
 _AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
-_OVERHEAD: Final = {_AF_INET: 28, _AF_INET6: 48}  # of IP and UDP
-_LEAST_MTU: Final = {_AF_INET: 576, _AF_INET6: 1280}
 
 
 def default_backend() -> Backend:
@@ -133,7 +130,7 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def local_addr_cap(self) -> bool:
         """Whether local addresses can be enabled: for IPv4 and IPv6, where there is recvmsg."""
-        return self.family in _OVERHEAD and self._backend != "recvfrom"
+        return self.family in (_AF_INET, _AF_INET6) and self._backend != "recvfrom"
 
     @property
     def local_addr_enabled(self) -> bool:
@@ -154,14 +151,7 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def mtu(self) -> int | None:
         """The longest payload of the path, in bytes, if the socket is connected, else the least that IP promises."""
-        if self.family not in _OVERHEAD:
-            return None
-        level, option = (socket.IPPROTO_IP, IP_MTU) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_MTU)
-        try:
-            whole = self._sock.getsockopt(level, option)
-        except OSError:
-            whole = _LEAST_MTU[self.family]
-        return min(whole, LARGEST) - _OVERHEAD[self.family]
+        return path_mtu(self._sock)
 
     def pending(self) -> int | None:
         """As any endpoint. An error that waits in the socket stays there, where poll() reports it.
