@@ -75,3 +75,12 @@ class NoBufferError(TransferError):
 
     def _init_args(self) -> tuple[Any, ...]:
         return ()
+
+
+def explained(exc: OSError, length: int, room: int) -> OSError:
+    """The same error of a send of ``length`` bytes, where ``room`` fit, with what this package knows of it."""
+    if exc.errno == errno.EMSGSIZE:
+        return DatagramTooLongError(length, room)
+    if exc.errno == errno.EDESTADDRREQ:
+        return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
+    return exc

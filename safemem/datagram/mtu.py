@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import Final
 
 from safemem.datagram.flags import IP_MTU, IPV6_MTU
@@ -21,8 +22,6 @@ def path_mtu(sock: socket.socket) -> int | None:
     if sock.family not in _PATHS:
         return None
     option, whole, overhead = _PATHS[int(sock.family)]
-    try:
+    with suppress(OSError):
         whole = sock.getsockopt(*option)
-    except OSError:
-        pass
     return min(whole, LARGEST) - overhead

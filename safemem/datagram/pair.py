@@ -14,7 +14,7 @@ import errno
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Final
 
 from safemem.block_seq import BlockSeq
@@ -157,11 +157,14 @@ class MemoryEndpoint(DatagramEndpoint):
         queue = self._out.entries
         if queue is not None:
             queue.clear()
+            self._out.wake()
 
     def close(self) -> None:
         """Close both directions and drop what is queued in them. A second call does nothing."""
         self._closed = True
         self._in.entries = self._out.entries = None
+        for queue in (self._in, self._out):
+            queue.wake()
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """Receive one datagram into dsts. MSG_TRUNC in the Message says that some found no room and is gone.
@@ -195,6 +198,8 @@ class MemoryEndpoint(DatagramEndpoint):
             message.peer = src
             message.local = dst if self._local_enabled else None
             message.ancillary = ()
+            if self._in.waiting:
+                self._in.wake()
         except BaseException as exc:
             if not peek:
                 put_back(queue, entry)
@@ -232,6 +237,8 @@ class MemoryEndpoint(DatagramEndpoint):
         if used + n + DATAGRAM_OVERHEAD > out.limit:
             raise would_block()
         queue.append((data, self._default_source if local is None else local, peer, end))
+        if out.waiting:
+            out.wake()
         return n
 
     def _checked_extras(
@@ -252,11 +259,15 @@ class MemoryEndpoint(DatagramEndpoint):
             raise PeerAddressNotAvailableError("the other end has no CAP_HANDLES_DST: name no peer")
         return local
 
-    def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        """As any endpoint. Raises LocalAddressNotAvailableError if the batch asks for what is not enabled."""
+    def waits(self, timeout: float | None = None, *, sending: bool = False) -> Generator[None, None, None]:
+        """As any endpoint, asleep until the other end has sent, received or closed."""
+        return (self._out if sending else self._in).waits(timeout)
+
+    def _recv_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
+        """Raises LocalAddressNotAvailableError if the batch asks for what is not enabled."""
         if batch.asks_local and not self._local_enabled and vlen != 0:
             raise LocalAddressNotAvailableError("call set_local_addr_enable(True), or make the batch with local=False")
-        return super().recvmmsg(batch, vlen, flags)
+        return super()._recv_many(batch, vlen, flags)
 
     @abstractmethod
     def _gone(self) -> OSError:

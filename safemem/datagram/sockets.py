@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -24,7 +24,7 @@ from safemem.datagram.arrivals import Arrivals
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import KERNEL_SPACE, Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
-from safemem.datagram.errors import DatagramTooLongError, PeerAddressNotAvailableError
+from safemem.datagram.errors import explained
 from safemem.datagram.flags import (
     MSG_DONTWAIT,
     MSG_ERRQUEUE,
@@ -38,7 +38,7 @@ from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
 from safemem.datagram.mtu import LARGEST, path_mtu
 from safemem.datagram.segments import MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, is_ready, may_wait, next_length, until_ready
+from safemem.datagram.wait import POLLIN, POLLOUT, is_ready, may_wait, next_length, until_ready, waits
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class DatagramSocket(DatagramEndpoint):
                 data = [payload(self._sock, srcs)]
             return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
         except OSError as exc:
-            raise self._explained(exc, srcs.num_bytes) from None
+            raise explained(exc, srcs.num_bytes, self.mtu or LARGEST) from None
 
     def _send(self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int) -> int:
         if len(data) > 1 or control:
@@ -331,20 +331,17 @@ class DatagramSocket(DatagramEndpoint):
                     raise
         return done
 
-    def _explained(self, exc: OSError, length: int) -> OSError:
-        """The same error, with what this package knows of it."""
-        if exc.errno == errno.EMSGSIZE:
-            return DatagramTooLongError(length, self.mtu or LARGEST)
-        if exc.errno == errno.EDESTADDRREQ:
-            return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
-        return exc
+    def waits(self, timeout: float | None = None, *, sending: bool = False) -> Generator[None, None, None]:
+        """As any endpoint, asleep until the host says so: for the socket's own timeout if None."""
+        with suppress(TimeoutError):
+            yield from waits(self._sock, POLLOUT if sending else POLLIN, timeout)
 
-    def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
+    def _recv_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
         vlen = self._checked(batch, vlen)
         if batch.asks_local:
             self._local.check_enabled()
         if not self._native(vlen):
-            return super().recvmmsg(batch, vlen, flags)
+            return super()._recv_many(batch, vlen, flags)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
@@ -352,20 +349,20 @@ class DatagramSocket(DatagramEndpoint):
             if n is not None:
                 batch.filled(n, self._local.port())
                 return n
-        return self._without(super().recvmmsg(batch, vlen, flags), flags)
+        return self._without(super()._recv_many(batch, vlen, flags), flags)
 
-    def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        """As any endpoint. Linux sends at most 1,024 messages a call."""
+    def _send_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
+        """Linux sends at most 1,024 messages a call."""
         vlen = self._checked(batch, vlen)
         vlen = self._local.sendable(batch.locals_before(vlen), vlen)
         if not self._native(vlen):
-            return super().sendmmsg(batch, vlen, flags)
+            return super()._send_many(batch, vlen, flags)
         with batch.in_use():
             try:
                 n = self._call("sendmmsg", batch, vlen, flags, POLLOUT)
             except OSError as exc:
-                raise self._explained(exc, batch.blocks(0).num_bytes) from None
-        return self._without(super().sendmmsg(batch, vlen, flags), flags) if n is None else n
+                raise explained(exc, batch.blocks(0).num_bytes, self.mtu or LARGEST) from None
+        return self._without(super()._send_many(batch, vlen, flags), flags) if n is None else n
 
     def _checked(self, batch: MessageBatch, vlen: int | None) -> int:
         if batch.family != self.family:
