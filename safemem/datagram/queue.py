@@ -12,6 +12,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final, Self, TypeVar
 
 from attrs import frozen
@@ -54,6 +55,9 @@ class DatagramQueue:
 
     **Buffers** are the queue's from ``recycle`` or ``on_buffer`` on, until ``dequeue`` or ``close`` returns them. Who
     still reads a message must not recycle its buffer yet.
+
+    **Premature destruction.** A queue that is dropped, or left by ``with``, closes itself: done callbacks are told, and
+    ``on_free`` gets the buffers that nobody else does.
     """
 
     def __init__(
@@ -62,13 +66,15 @@ class DatagramQueue:
         buffers: Iterable[BlockSeq] = (),
         *,
         on_buffer: Callable[[], BlockSeq | None] | None = None,
+        on_free: Callable[[BlockSeq], object] | None = None,
         size: int = 32,
         family: int | None = None,
         local: bool = False,
         max_iov: int = 8,
     ) -> None:
         """``buffers`` are the first of the pool, as by :meth:`recycle`. ``on_buffer`` is asked for more where a receive
-        finds fewer than ``size``, until it returns None; it must not call dequeue.
+        finds fewer than ``size``, until it returns None; it must not call dequeue. ``on_free`` is called with each
+        buffer that is the queue's where it is dropped or left by ``with``; an error of its own ends that.
 
         ``size`` is how many messages one call moves, ``max_iov`` how many blocks a message may have. ``family`` is that
         of the addresses: the endpoint's if None, or AF_INET if it has none. ``local`` is whether receives ask for local
@@ -81,6 +87,7 @@ class DatagramQueue:
             family = getattr(endpoint, "family", _AF_INET)
         self._endpoint = endpoint
         self._on_buffer = on_buffer
+        self._on_free = on_free
         self._out = MessageBatch([EMPTY] * size, family=family, peer=False, max_iov=max_iov)
         control_len = KERNEL_SPACE if getattr(endpoint, "family", None) in _IP else 0
         self._in = MessageBatch([EMPTY] * size, family=family, local=local, control_len=control_len, max_iov=max_iov)
@@ -100,7 +107,18 @@ class DatagramQueue:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        found: list[BlockSeq] = []
+        try:
+            found = self.close()
+        finally:
+            found = found or self.close()  # of which a callback has kept us
+            if self._on_free is not None:
+                for blocks in found:
+                    self._on_free(blocks)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # __init__ raised
+            self.__exit__()
 
     @property
     def closed(self) -> bool:

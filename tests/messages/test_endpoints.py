@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +21,7 @@ from safemem.datagram import (
     DatagramQueue,
     DatagramSocket,
     MemoryDatagram,
+    Message,
     Outcome,
     SendStatus,
     datagram_pair,
@@ -97,6 +101,40 @@ def test_both_ways(kind: str, tmp_path: Path) -> None:
             assert guest.space.read_bytes(guest.buffer(8 + i), guest.msg_len(i)) == text
         with pytest.raises(BlockingIOError):
             recvmsg_into_user(guest.space, receiver, guest.table, MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_deadline_is_slept_through(kind: str, waiting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A datagram that comes before it wakes the call at once: there is no look in between."""
+    guest = Guest()
+    with ends(kind, tmp_path) as (receiver, sender):
+        if isinstance(receiver, DatagramSocket):
+            receiver.socket.setblocking(waiting)
+        calls: list[tuple[object, ...]] = []
+        right = receiver.recvmsg
+
+        def recvmsg(*args: Any) -> Message:
+            calls.append(args)
+            return right(*args)
+
+        monkeypatch.setattr(receiver, "recvmsg", recvmsg)
+        thread = threading.Timer(0.1, sender.sendmsg, [one(b"late")])
+        thread.start()
+        guest.put(0, [(guest.buffer(0), 9)])
+        guest.space.write_bytes(guest.control, struct.pack("qq", 5, 0))
+        assert recvmmsg_into_user(guest.space, receiver, guest.table, 1, 0, guest.control) == 1
+        thread.join()
+        assert len(calls) <= 4
+        left = struct.unpack("qq", guest.space.read_bytes(guest.control, 16))
+        assert 4 <= left[0] + left[1] / 1e9 < 4.99
+        guest.space.write_bytes(guest.control, struct.pack("qq", 0, 1_300_000))
+        calls.clear()
+        started = time.monotonic()
+        with pytest.raises(BlockingIOError):
+            recvmmsg_into_user(guest.space, receiver, guest.table, 1, 0, guest.control)
+        assert time.monotonic() - started >= 0.0013
+        assert len(calls) <= 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
