@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakSet
 
 if TYPE_CHECKING:
     from _thread import RLock
 
+_Lock = TypeVar("_Lock", bound="RLock")
 _locks: WeakSet[RLock] = WeakSet()
 
 
 def fork_safe_lock() -> RLock:
     """A new RLock that is free in every child process that is forked while it exists."""
-    lock = threading.RLock()
+    return fork_safe(threading.RLock())
+
+
+def fork_safe(lock: _Lock) -> _Lock:
+    """The same lock, which from now on is free in every child process that is forked while it exists."""
     _locks.add(lock)
     return lock
 

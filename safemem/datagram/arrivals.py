@@ -29,7 +29,7 @@ from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_P
 from safemem.datagram.message import Message
 from safemem.datagram.mtu import LARGEST
 from safemem.datagram.rights import Undelivered, descriptors_of, fit_control
-from safemem.datagram.wait import POLLIN, may_wait, waits
+from safemem.datagram.wait import POLLIN, may_wait, next_length, waits
 
 _ERROR_SPACE: Final = 1024
 """More control data than an entry of the error queue has: addresses, a cause, times."""
@@ -98,22 +98,28 @@ class Arrivals:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._datagrams: deque[_Arrival] = deque()
+        self.datagrams: deque[_Arrival] = deque()
+        """Those that are kept for the next receives; there is another such queue for the error queue."""
         self._errors: deque[_Arrival] = deque()
+        self._is_unix = sock.family == getattr(socket, "AF_UNIX", None)  # which descriptors come by
 
     def kept(self, flags: int) -> deque[_Arrival]:
         """What receives with these flags get first."""
-        return self._errors if flags & MSG_ERRQUEUE else self._datagrams
+        return self._errors if flags & MSG_ERRQUEUE else self.datagrams
+
+    def concern(self, flags: int, space: int) -> bool:
+        """Whether a receive of this kind has something to lose, wherever it receives into."""
+        return bool(self.datagrams or flags & MSG_ERRQUEUE or (space and self._is_unix))
 
     def pending(self) -> int | None:
-        """The length of the datagram that is kept; None if there is none."""
+        """The length of the datagram that comes next, kept or in the socket; None if there is none."""
         with suppress(IndexError):
-            return self._datagrams[0].found[0][0]
-        return None
+            return self.datagrams[0].found[0][0]
+        return next_length(self._sock)
 
     def close(self) -> None:
         """Drop what is kept, and close its descriptors."""
-        self._datagrams.clear()
+        self.datagrams.clear()
         self._errors.clear()
 
     def receive(self, call: Receive, dsts: BlockSeq, flags: int, space: int) -> Message:
@@ -144,15 +150,13 @@ class Arrivals:
             return message
         except BaseException:
             for arrival in arrivals:
-                arrival.found = arrival.found or found
+                arrival.found = found or arrival.found
                 if is_here and arrival.found and arrival not in queue:
                     arrival.leave(dsts)
                     queue.appendleft(arrival)
             raise
 
-    def _come(
-        self, call: Receive, arrivals: list[_Arrival], dsts: BlockSeq, flags: int, space: int
-    ) -> bytes | None:
+    def _come(self, call: Receive, arrivals: list[_Arrival], dsts: BlockSeq, flags: int, space: int) -> bytes | None:
         """Receive one datagram as ``arrivals[0]``; returns the bytes that are in dsts already, if any are."""
         seen = None
         if flags & MSG_ERRQUEUE:
@@ -177,6 +181,15 @@ class Arrivals:
                 break
         copy_seq(dsts, look.data())
         return look.data().tobytes()
+
+
+def recvfrom(sock: socket.socket, views: list[Any], space: int, flags: int) -> Found:
+    """As recvmsg_into, on hosts that have none: into one block, and without control data."""
+    if len(views) > 1:
+        raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
+    view = views[0] if views else memoryview(bytearray())
+    n, peer = sock.recvfrom_into(view, 0, flags)
+    return n, [], MSG_TRUNC * (n > len(view)), peer
 
 
 def _is_plain(dsts: BlockSeq) -> bool:

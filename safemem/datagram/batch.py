@@ -9,8 +9,8 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import NAME_SIZE, Address, AddressCache, pack_sockaddr, unpack_sockaddr
@@ -27,31 +27,39 @@ from safemem.datagram.cmsg import (
 from safemem.datagram.flags import MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import MMsgHeaders
+from safemem.fork import fork_safe
 
 _AF_INET: Final = int(socket.AF_INET)
 
+if TYPE_CHECKING:
+    from _thread import RLock
+else:
+    RLock = type(threading.RLock())
 
-class InUse:
-    """A lock that nobody waits for. (A generator would take 1 us more.)"""
 
-    __slots__ = ("_lock",)
+class InUse(RLock):  # type: ignore[misc]  # which CPython lets one do
+    """A lock that nobody waits for, free in a forked child. (A generator would take 1 us more.)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    An interrupt at any point leaves it free: it is an RLock, which knows its owner, and its ``__exit__`` is in C.
+    """
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
+    def __enter__(self) -> None:  # type: ignore[override]
+        if self._is_owned():  # type: ignore[attr-defined]  # by a call that this one has come in the middle of
             raise RuntimeError("the batch is in use")
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
+        try:
+            if not self.acquire(blocking=False):
+                raise RuntimeError("the batch is in use")
+        except BaseException:
+            if self._is_owned():  # type: ignore[attr-defined]
+                self.release()
+            raise
 
 
 class MessageBatch:
     """Room for ``len(batch)`` messages, each a BlockSeq, to receive into or to send.
 
     After a receive the methods tell what came: of the first ``n`` entries, or of as many as the last receive has
-    filled. Entries that it did not reach say what they said before. (Sending the batch overwrites lengths.) One call
+    filled. Entries that it did not reach say what they said before. One call
     uses a batch at a time: a second one meanwhile is a RuntimeError.
     """
 
@@ -80,7 +88,7 @@ class MessageBatch:
         name_in, name_out = NAME_SIZE[family] if peer else 0, NAME_SIZE[family]
         control_out = control_len + PKTINFO_SPACE
         self._headers = MMsgHeaders(len(messages), max_iov, name_in, name_out, self.control_len, control_out)
-        self._guard = InUse()
+        self._guard = fork_safe(InUse())
         self._blocks = [EMPTY] * len(messages)
         self._capacities = [0] * len(messages)
         self._read_only: set[int] = set()
@@ -244,8 +252,10 @@ class MessageBatch:
         """Have the batch to oneself in a ``with``. Raises RuntimeError, there, if somebody else has it."""
         return self._guard
 
-    def checked_vlen(self, vlen: int | None) -> int:
-        """How many messages a call is for. Raises ValueError if they are more than there are."""
+    def checked_vlen(self, vlen: int | None, family: int | None = None) -> int:
+        """How many messages a call is for. Raises ValueError if they are more than there are, or of another family."""
+        if family is not None and self.family != family:
+            raise ValueError(f"the batch is for addresses of family {self.family}, the socket's is {family}")
         size = len(self._blocks)
         if vlen is None:
             return size
@@ -283,15 +293,39 @@ class MessageBatch:
         self._told[i] = message
         self.count = i + 1
 
+    def receive(self, vlen: int, port: int, call: Callable[[], int | None]) -> int | None:
+        """Have a call of the socket at this port fill the headers; returns what it does, and notes it.
+
+        If it raises, ``count`` is as before; after an interrupt, how many messages had come, be it behind the call.
+        """
+        before, self.count = self.count, 0
+        try:
+            n = call()
+            if n is None:
+                self.count = before
+            else:
+                self.filled(n, port)
+            return n
+        except BaseException as exc:
+            came = self._headers.reached(vlen)
+            if came:
+                self.filled(came, port)
+            elif isinstance(exc, OSError) and not self.count:
+                self.count = before
+            raise
+
     def filled(self, n: int, port: int) -> None:
-        """Note that the headers tell what has been received into the first n messages, by a socket at this port."""
+        """Note that the headers tell what has been received into the first n messages, by a socket at this port.
+
+        Doing it once more after an interrupt is right: the headers forget what came last of all.
+        """
         self.count = n
-        self._headers.note(n)
         if self._told:
             for i in range(n):
                 self._told.pop(i, None)
         if self.control_len:
             self._ports.update(dict.fromkeys(range(n), port))
+        self._headers.note(n)
 
 
 def _check(family: int, max_iov: int, control_len: int) -> None:

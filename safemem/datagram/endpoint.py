@@ -23,7 +23,7 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.errors import LocalAddressNotAvailableError
 from safemem.datagram.flags import MSG_DONTWAIT
 from safemem.datagram.message import Message
-from safemem.errors import is_interrupt
+from safemem.errors import TransferError, is_interrupt
 
 _PAUSES: Final = 0.00005, 0.005  # between two looks, in seconds: the first, the longest
 
@@ -127,10 +127,10 @@ class DatagramEndpoint(ABC):
         """Receive up to ``vlen`` datagrams, all the batch's if None, of those that are there; returns how many.
 
         Waits for the first as the endpoint does, or for ``timeout`` seconds (TimeoutError; 0 does not wait), and never
-        for another. An error behind the first is kept for the next
-        receive; an interrupt (KeyboardInterrupt, MemoryError) is raised at once, and ``batch.count`` says how many
-        datagrams came before it. Raises as :meth:`recvmsg`; RuntimeError if the batch is in use. Entries that were not
-        reached stay as they were.
+        for another. An OSError behind the first is kept for the next receive, but for a TransferError, which leaves the
+        datagram where it was. Anything else, an interrupt (KeyboardInterrupt, MemoryError, what a signal handler
+        raises), is raised at once, and ``batch.count`` says how many datagrams came before it. Raises as
+        :meth:`recvmsg`; RuntimeError if the batch is in use. Entries that were not reached stay as they were.
         """
         if timeout is None:
             return self._recv_many(batch, vlen, flags)
@@ -144,13 +144,20 @@ class DatagramEndpoint(ABC):
             else:
                 batch.filled(0, 0)
             for i in range(vlen):
+                message = None
                 try:
                     now = flags | (MSG_DONTWAIT if i else 0)
-                    batch.put(i, self._recv_for_batch(batch.blocks(i), now, batch.control_len))
+                    message = self._recv_for_batch(batch.blocks(i), now, batch.control_len)
+                    batch.put(i, message)
                 except BaseException as exc:
+                    if not isinstance(exc, OSError) or message is not None:
+                        batch.count = i
+                        if message is not None:
+                            batch.put(i, message)
+                        raise
                     if not i:
                         raise
-                    if not isinstance(exc, BlockingIOError):
+                    if not isinstance(exc, BlockingIOError | TransferError):
                         self.hold_error(exc)
                     return i
             return vlen

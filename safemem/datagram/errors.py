@@ -13,10 +13,14 @@ from safemem.errors import TransferError
 
 
 class DatagramTooLongError(TransferError):
-    """EMSGSIZE: a datagram of ``length`` bytes does not fit in ``room``. A received one stays where it was."""
+    """EMSGSIZE: a datagram of ``length`` bytes does not fit in ``room``. A received one stays where it was.
 
-    def __init__(self, length: int, room: int) -> None:
-        super().__init__(errno.EMSGSIZE, f"{os.strerror(errno.EMSGSIZE)}: {length} bytes where {room} fit")
+    ``room`` is None where that is not known: a path that is too narrow for a socket that is not connected.
+    """
+
+    def __init__(self, length: int, room: int | None) -> None:
+        fit = "" if room is None else f" where {room} fit"
+        super().__init__(errno.EMSGSIZE, f"{os.strerror(errno.EMSGSIZE)}: {length} bytes{fit}")
         self.length = length
         self.room = room
 
@@ -75,12 +79,3 @@ class NoBufferError(TransferError):
 
     def _init_args(self) -> tuple[Any, ...]:
         return ()
-
-
-def explained(exc: OSError, length: int, room: int) -> OSError:
-    """The same error of a send of ``length`` bytes, where ``room`` fit, with what this package knows of it."""
-    if exc.errno == errno.EMSGSIZE:
-        return DatagramTooLongError(length, room)
-    if exc.errno == errno.EDESTADDRREQ:
-        return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
-    return exc

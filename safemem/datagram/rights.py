@@ -19,7 +19,8 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import SCM_RIGHTS
 
 _SOL_SOCKET: Final = int(socket.SOL_SOCKET)
-_INT: Final = 4
+FD_SIZE: Final = 4
+"""The bytes of a descriptor among control data."""
 
 
 def is_rights(level: int, kind: int) -> bool:
@@ -32,13 +33,13 @@ def descriptors_of(ancillary: Iterable[Ancillary]) -> list[int]:
     found: list[int] = []
     for level, kind, data in ancillary:
         if is_rights(level, kind):
-            found += struct.unpack_from(f"={len(data) // _INT}i", data)
+            found += struct.unpack_from(f"={len(data) // FD_SIZE}i", data)
     return found
 
 
 def fit_control(ancillary: Sequence[Ancillary], room: int) -> tuple[list[Ancillary], bool]:
     """The control messages that fit whole in ``room`` bytes, and whether some do not."""
-    fitting = []
+    fitting: list[Ancillary] = []
     for level, kind, data in ancillary:
         room -= socket.CMSG_LEN(len(data))
         if room < 0:
@@ -51,10 +52,11 @@ def fit_control(ancillary: Sequence[Ancillary], room: int) -> tuple[list[Ancilla
 class Undelivered:
     """Owns descriptors until they are closed, which is when it is dropped, at the latest."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
     def __init__(self, descriptors: Iterable[int] = ()) -> None:
-        self._left = [-1, *descriptors]
+        self.left = [-1, *descriptors]
+        """Those that are owned, behind a -1 that ends them."""
 
     def close(self) -> None:
         """Close them. A second call does nothing.
@@ -62,9 +64,9 @@ class Undelivered:
         An interrupt leaves none closed and owned, which would be closed twice: no handler runs in a map between taking
         one out and closing it.
         """
-        while self._left:
+        while self.left:
             with suppress(OSError):
-                for _ in map(os.close, iter(self._left.pop, -1)):
+                for _ in map(os.close, iter(self.left.pop, -1)):
                     pass
 
     def __del__(self) -> None:

@@ -2,7 +2,8 @@
 
 Batches go through recvmmsg and sendmmsg by ctypes where the host has them and there are enough messages to pay for it;
 else through recvmsg_into and sendmsg, or recvfrom_into and sendto where there are no others. A host that refuses a call
-(ENOSYS, seccomp, gVisor's EINVAL) is asked the next simpler one from then on, and no datagram is lost by that.
+(ENOSYS, seccomp, gVisor's EINVAL) is asked the next simpler one, and no datagram is lost by that; only ENOSYS says that
+it will never do it: see :mod:`safemem.datagram.capability`.
 
 Source: recvmmsg(2), udp(7), ip(7); OpenSSL BIO_s_datagram(3).
 """
@@ -14,17 +15,18 @@ import os
 import socket
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq
 from safemem.buffers import writable_view
 from safemem.datagram.address import Address, zoned
-from safemem.datagram.arrivals import Arrivals
+from safemem.datagram.arrivals import Arrivals, Receive, recvfrom
 from safemem.datagram.batch import MessageBatch
+from safemem.datagram.capability import Capability
 from safemem.datagram.cmsg import KERNEL_SPACE, Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
-from safemem.datagram.errors import explained
 from safemem.datagram.flags import (
     MSG_DONTWAIT,
     MSG_ERRQUEUE,
@@ -36,9 +38,9 @@ from safemem.datagram.flags import (
 from safemem.datagram.local_addr import LocalAddresses
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
-from safemem.datagram.mtu import LARGEST, path_mtu
-from safemem.datagram.segments import MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, is_ready, may_wait, next_length, until_ready, waits
+from safemem.datagram.mtu import explained, least_mtu, path_mtu
+from safemem.datagram.segments import REFUSED, SegmentLimits, Segments, can_cut, cut, most, segment_cmsg
+from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready, waits
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -93,10 +95,14 @@ class DatagramSocket(DatagramEndpoint):
         self.family = int(sock.family)
         self._backend: Backend = best if backend == "auto" else backend
         self._forced = backend != "auto"
+        self._recv: Receive = partial(recvfrom, self._direct)
+        if self._backend != "recvfrom":
+            self._recv = self._direct.recvmsg_into
         self._arrivals = Arrivals(sock)
         self._local = LocalAddresses(sock)
         self._own_space = 0  # the room for the control data that this package asks for, in bytes
-        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1  # that the host takes, for all that is known
+        self._segments = SegmentLimits(can_cut(sock))
+        self._many_in, self._many_out = Capability(), Capability()
 
     def close(self) -> None:
         """Close the socket, and the descriptors that came and were not delivered. A second call does nothing.
@@ -119,7 +125,9 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def backend(self) -> Backend:
-        """How batches are moved: what was forced, or the best that the host has not refused yet."""
+        """How batches are moved: what was forced, or the best that the host does not refuse now."""
+        if self._backend == "recvmmsg" and (self._many_in.given_up or self._many_out.given_up):
+            return "recvmsg"
         return self._backend
 
     @property
@@ -130,7 +138,7 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def local_addr_cap(self) -> bool:
         """Whether local addresses can be enabled: for IPv4 and IPv6, where there is recvmsg."""
-        return self.family in (_AF_INET, _AF_INET6) and self._backend != "recvfrom"
+        return least_mtu(self.family) is not None and self._backend != "recvfrom"
 
     @property
     def local_addr_enabled(self) -> bool:
@@ -151,7 +159,8 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def mtu(self) -> int | None:
         """The longest payload of the path, in bytes, if the socket is connected, else the least that IP promises."""
-        return path_mtu(self._sock)
+        found = path_mtu(self._sock)
+        return least_mtu(self.family) if found is None else found
 
     def pending(self) -> int | None:
         """As any endpoint. An error that waits in the socket stays there, where poll() reports it.
@@ -159,10 +168,7 @@ class DatagramSocket(DatagramEndpoint):
         Raises an error that an earlier call has kept for the next receive, which poll() does not know of.
         """
         self._raise_held()
-        kept = self._arrivals.pending()
-        if kept is not None or not is_ready(self._sock):
-            return kept
-        return next_length(self._sock)
+        return self._arrivals.pending()
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received.
@@ -177,7 +183,9 @@ class DatagramSocket(DatagramEndpoint):
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        if self._is_plain(flags, control_len) and len(pieces) <= UIO_MAXIOV:
+        if len(pieces) <= UIO_MAXIOV and not (
+            self._arrivals.datagrams or flags & MSG_ERRQUEUE or (control_len and self.family == _AF_UNIX)
+        ):
             try:  # a block among them is no buffer, which costs nothing to find out
                 length, ancillary, result, peer = self._receive(pieces, flags, control_len)
                 local = self._local.of(ancillary) if ancillary else None
@@ -188,36 +196,22 @@ class DatagramSocket(DatagramEndpoint):
                     raise
         return self._arrive(dsts, flags, control_len)
 
-    def _is_plain(self, flags: int, space: int) -> bool:
-        """Whether a receive has nothing to lose but what the socket module loses: see :mod:`~.arrivals`."""
-        is_peek = flags & MSG_ERRQUEUE and flags & MSG_PEEK
-        return not (is_peek or (space and self.family == _AF_UNIX) or self._arrivals.kept(flags))
-
     def _arrive(self, dsts: BlockSeq, flags: int, space: int) -> Message:
-        call = self._direct.recvmsg_into if self._backend != "recvfrom" else self._recvfrom
         if not self._local.enabled:  # descriptors have no local address
-            return self._arrivals.receive(call, dsts, flags, space)
-        message = self._arrivals.receive(call, dsts, flags, space)
+            return self._arrivals.receive(self._recv, dsts, flags, space)
+        message = self._arrivals.receive(self._recv, dsts, flags, space)
         message.local = self._local.of(message.ancillary)
         return message
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
         flags |= MSG_TRUNC
-        call = self._direct.recvmsg_into if self._backend != "recvfrom" else self._recvfrom
         try:
-            return call(views, space, flags | MSG_DONTWAIT)
+            return self._recv(views, space, flags | MSG_DONTWAIT)
         except BlockingIOError:
             if not may_wait(self._sock, flags):
                 raise
-        return until_ready(self._sock, flags, POLLIN, call, views, space)
-
-    def _recvfrom(self, views: list[Any], space: int, flags: int) -> tuple[int, list[Ancillary], int, Any]:
-        if len(views) > 1:
-            raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
-        view = views[0] if views else memoryview(bytearray())
-        n, peer = self._direct.recvfrom_into(view, 0, flags)
-        return n, [], MSG_TRUNC * (n > len(view)), peer
+        return until_ready(self._sock, flags, POLLIN, self._recv, views, space)
 
     def sendmsg(
         self,
@@ -246,7 +240,7 @@ class DatagramSocket(DatagramEndpoint):
                 data = [payload(self._sock, srcs)]
             return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
         except OSError as exc:
-            raise explained(exc, srcs.num_bytes, self.mtu or LARGEST) from None
+            raise explained(exc, self._sock, srcs.num_bytes) from None
 
     def _send(self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int) -> int:
         if len(data) > 1 or control:
@@ -276,8 +270,8 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def gso(self) -> bool:
-        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it has not refused yet."""
-        return self._segments > 1
+        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it does not refuse now."""
+        return self._segments.can_cut
 
     def recv_segments(self, dst: WriteableBuffer, flags: int = 0, ancbufsize: int = 0) -> Segments:
         """Receive datagrams that have been joined, or one, into writable memory: 65,535 bytes hold any.
@@ -287,7 +281,7 @@ class DatagramSocket(DatagramEndpoint):
         self._raise_held()
         dst = writable_view(dst, "dst")
         space = ancbufsize + KERNEL_SPACE * (self.family != _AF_UNIX)
-        if not self._is_plain(flags, space):
+        if self._arrivals.concern(flags, space):
             found = self._arrive(BlockSeq.of(Block(dst)), flags, space)
             return cut(dst, found.length, [*found.ancillary], found.flags, found.peer, found.local)
         length, ancillary, result, peer = self._receive([dst], flags, space)
@@ -305,13 +299,15 @@ class DatagramSocket(DatagramEndpoint):
         """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
 
         Each goes with the control data: its ECN mark, say, as (IPPROTO_IP, IP_TOS, an int of the host's).
-        The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
-        go; asking again tells why. Raises ValueError for a size below 1; as :meth:`sendmsg` if nothing went.
+        The host cuts them up. Where it refuses to, they go one by one, and if that is so several times running, without
+        asking it for a while. A short count says that the rest could not go; asking again tells why. Raises ValueError
+        for a size below 1; as :meth:`sendmsg` if nothing went.
         """
-        tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
-        whole = most(segment_size, min(next(tries), self._segments))
+        tries = self._segments.tries() if self._backend != "recvfrom" else [1]
+        whole = most(segment_size, tries[0])
         source = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
         done, total = 0, srcs.num_bytes
+        refused: list[int] = []
         while done < total:
             part = min(whole, total - done)
             try:
@@ -320,15 +316,18 @@ class DatagramSocket(DatagramEndpoint):
                 done, srcs = done + sent, srcs.drop_first(sent)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
-                    segments = next(tries)
-                    whole = most(segment_size, segments)
-                    # A network card may begin to refuse at any time; a path that is too narrow is no reason for ever.
+                    # A path that is too narrow says nothing of the host; what one datagram meets, too, it will say.
                     if exc.errno != errno.EMSGSIZE and (exc.errno != errno.EINVAL or segment_size <= (self.mtu or 0)):
-                        self._segments = segments
+                        refused.append(tries[0])
+                    del tries[0]
+                    whole = most(segment_size, tries[0])
                 elif done:
                     return done
                 else:
                     raise
+            else:
+                self._segments.note(refused, tries[0] if part > segment_size else 1)
+                refused.clear()
         return done
 
     def waits(self, timeout: float | None = None, *, sending: bool = False) -> Generator[None, None, None]:
@@ -337,59 +336,58 @@ class DatagramSocket(DatagramEndpoint):
             yield from waits(self._sock, POLLOUT if sending else POLLIN, timeout)
 
     def _recv_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
-        vlen = self._checked(batch, vlen)
+        vlen = batch.checked_vlen(vlen, self.family)
         if batch.asks_local:
             self._local.check_enabled()
-        if not self._native(vlen):
+        if self._arrivals.datagrams or flags & MSG_ERRQUEUE or not self._native(vlen, self._many_in):
             return super()._recv_many(batch, vlen, flags)
+        call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
-            n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
-            if n is not None:
-                batch.filled(n, self._local.port())
-                return n
-        return self._without(super()._recv_many(batch, vlen, flags), flags)
+            n = batch.receive(vlen, self._local.port(), call)
+        if n is not None:
+            self._many_in.worked()
+            return n
+        n = super()._recv_many(batch, vlen, flags)
+        if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
+            self._many_in.refused()
+        return n
 
     def _send_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
         """Linux sends at most 1,024 messages a call."""
-        vlen = self._checked(batch, vlen)
+        vlen = batch.checked_vlen(vlen, self.family)
         vlen = self._local.sendable(batch.locals_before(vlen), vlen)
-        if not self._native(vlen):
+        if not self._native(vlen, self._many_out):
             return super()._send_many(batch, vlen, flags)
         with batch.in_use():
             try:
                 n = self._call("sendmmsg", batch, vlen, flags, POLLOUT)
             except OSError as exc:
-                raise explained(exc, batch.blocks(0).num_bytes, self.mtu or LARGEST) from None
-        return self._without(super()._send_many(batch, vlen, flags), flags) if n is None else n
+                raise explained(exc, self._sock, batch.blocks(0).num_bytes) from None
+        if n is not None:
+            self._many_out.worked()
+            return n
+        n = super()._send_many(batch, vlen, flags)
+        self._many_out.refused()
+        return n
 
-    def _checked(self, batch: MessageBatch, vlen: int | None) -> int:
-        if batch.family != self.family:
-            raise ValueError(f"the batch is for addresses of family {batch.family}, the socket's is {self.family}")
-        return batch.checked_vlen(vlen)
-
-    def _native(self, vlen: int) -> bool:
-        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced)
+    def _native(self, vlen: int, many: Capability) -> bool:
+        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced) and (self._forced or many.is_tried())
 
     def _call(self, name: str, batch: MessageBatch, vlen: int, flags: int, event: int) -> int | None:
         """recvmmsg or sendmmsg; None if the host refuses it, and it may be another way."""
         call = load(name)
         if isinstance(call, OSError):
             return None
-        batch.headers.prepare(name == "recvmmsg", vlen)
+        batch.headers.prepare(name == "recvmmsg")
         address = batch.headers.address
+        again = partial(call, self._direct.fileno(), address, vlen)
         try:
-            return until_ready(
-                self._sock, flags, event, lambda flags: call(self._direct.fileno(), address, vlen, flags)
-            )
+            return until_ready(self._sock, flags, event, again)
         except OSError as exc:
             if self._forced or exc.errno not in _REFUSED:
                 raise
+            if exc.errno == errno.ENOSYS:  # which says one thing only
+                self._backend = "recvmsg"
             return None
-
-    def _without(self, n: int, flags: int) -> int:
-        """The simpler way did what the host had refused: so it shall be done from now on."""
-        if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
-            self._backend = "recvmsg"
-        return n

@@ -141,17 +141,14 @@ def _edges(fd: int) -> Any:
     return edges
 
 
-def is_ready(sock: socket.socket) -> bool:
-    """Whether a datagram can be received now. An error that waits in the socket stays there."""
-    poll = select.poll()
-    poll.register(_fileno(sock), POLLIN)
-    return any(found & POLLIN for _, found in poll.poll(0))
-
-
-def next_length(sock: socket.socket) -> int:
-    """The length of the datagram that comes next, without taking an error as a peek would: 0 if there is none."""
+def next_length(sock: socket.socket) -> int | None:
+    """The length of the datagram that comes next; None if there is none. A peek would take an error off the socket."""
     from fcntl import ioctl
     from termios import FIONREAD
 
+    poll = select.poll()
+    poll.register(_fileno(sock), POLLIN)
+    if not any(found & POLLIN for _, found in poll.poll(0)):
+        return None
     (length,) = struct.unpack("i", ioctl(_fileno(sock), FIONREAD, bytes(4)))
     return int(length)

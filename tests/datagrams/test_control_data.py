@@ -14,6 +14,7 @@ from datagram_ends import Pair, one, pair
 from safemem import BlockSeq
 from safemem.datagram import Ancillary, DatagramQueue, DatagramSocket, LocalAddressNotAvailableError, MessageBatch
 from safemem.datagram.flags import IP_PKTINFO, MSG_CTRUNC, UDP_GRO, UDP_SEGMENT
+from safemem.datagram.segments import SegmentLimits
 from sample_blocks import room
 from usermem.testing.operations import pattern
 
@@ -264,7 +265,7 @@ def test_marks_on_segments(gso: bool, gro: bool, tmp_path: Path) -> None:
         receiver.socket.setsockopt(IP, socket.IP_RECVTOS, 1)
         sender.set_local_addr_enable(True)
         if not gso:
-            sender._segments = 1
+            sender._segments = SegmentLimits(False)
         name, port = receiver.socket.getsockname(), sender.socket.getsockname()[1]
         sent: list[list[Ancillary]] = []
         send = sender._send

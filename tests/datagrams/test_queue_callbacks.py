@@ -115,14 +115,12 @@ def test_a_callback_only_queues() -> None:
     queue = DatagramQueue(endpoint, size=2)
 
     def done(outcome: Outcome) -> None:
-        queue.queue(outcome.blocks, done=done)
+        if not queue.closed:  # which it is when it is dropped
+            queue.queue(outcome.blocks, done=done)
 
     for _ in range(5):
         queue.queue(blocks(b"1"), done=done)
     assert queue.flush() == queue.unsent == 5
-    with pytest.raises(ExceptionGroup) as caught:
-        queue.close()
-    assert {str(each) for each in caught.value.exceptions} == {"the queue is closed"}
 
 
 def test_a_callback_closes() -> None:
@@ -193,7 +191,7 @@ def test_queueing_while_another_thread_closes() -> None:
     """The message is given back, whoever finds it."""
     told: list[SendStatus] = []
     queue = DatagramQueue(ScriptedEndpoint())
-    queue._out.check_blocks = lambda *_: bool(queue.close())  # type: ignore[method-assign]
+    queue._outs.any.check_blocks = lambda *_: bool(queue.close())  # type: ignore[method-assign]
     queue.queue(blocks(b"1"), done=lambda outcome: told.append(outcome.status))
     assert told == [GIVEN_BACK]
 

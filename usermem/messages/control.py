@@ -17,6 +17,7 @@ from safemem.datagram.cmsg import Ancillary, pack_cmsgs, pktinfo_of, unpack_cmsg
 from safemem.datagram.flags import IP_PKTINFO, IPV6_PKTINFO
 from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader
+from safemem.datagram.rights import FD_SIZE, is_rights
 from safemem.errors import error
 from usermem.memory_io import IO
 from usermem.messages.header import MsgLayout
@@ -57,28 +58,35 @@ def control_of(message: Message | DatagramReader, family: int | None) -> list[An
 
 def put_control(
     layout: MsgLayout, room: int, ancillary: Iterable[Ancillary], write: Callable[[int, bytes], bool]
-) -> tuple[int, bool]:
-    """Lay out control data in ``room`` bytes; returns how many are used, and whether something was cut.
+) -> tuple[int, bool, list[Ancillary]]:
+    """Lay out control data in ``room`` bytes; returns how many are used, whether something was cut, and what is there.
 
     ``write(offset, data)`` stores them, and says whether it could: what could not be stored is left out, and its place
     is used again. A message for whose data the room ends is cut; one for whose header it does is left out. Padding is
-    not written.
+    not written. Of descriptors whole ones go, or none; they count as cut where they could not be stored.
     """
     head = header_size(layout)
     used = 0
     cut = False
+    stored: list[Ancillary] = []
     for level, kind, data in ancillary:
         left = room - used
-        if left < head:
+        rights = is_rights(level, kind)
+        if left < head + rights * FD_SIZE:
             cut = True
             continue
         if left < head + len(data):
             cut = True
             data = data[: left - head]
+            if rights:
+                data = data[: len(data) - len(data) % FD_SIZE]
         packed = pack_cmsgs([(level, kind, data)], layout.word, layout.order)
         if write(used, packed[:head]) and (not data or write(used + head, packed[head : head + len(data)])):
             used += min(len(packed), left)
-    return used, cut
+            stored.append((level, kind, data))
+        else:
+            cut |= rights
+    return used, cut, stored
 
 
 def copy_in_control(io: IO, addr: int, length: int, *, ignore_permissions: bool) -> bytes:
