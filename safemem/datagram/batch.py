@@ -24,6 +24,7 @@ from safemem.datagram.cmsg import (
     port_of,
     unpack_cmsgs,
 )
+from safemem.datagram.errors import LocalAddressNotAvailableError
 from safemem.datagram.flags import MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import MMsgHeaders
@@ -68,24 +69,26 @@ class MessageBatch:
         messages: Sequence[BlockSeq],
         *,
         family: int = _AF_INET,
-        peer: bool = True,
-        local: bool = False,
+        peer: bool | Sequence[bool] = True,
+        local: bool | Sequence[bool] = False,
         control_len: int = 0,
         max_iov: int | None = None,
     ) -> None:
         """``family`` is that of the addresses: AF_INET, AF_INET6, AF_UNIX.
 
-        ``peer`` and ``local`` say whether receives ask for the addresses; ``control_len`` is the room for other
-        control data of a message, in bytes. ``max_iov`` is how many blocks a message may have: as many as the longest
-        of these has, if None. Raises ValueError for what cannot be, BufferError for a block that needs safecopy.
+        ``peer`` and ``local`` say whether receives ask for the addresses, all or each by itself; ``control_len`` is the
+        room for other control data of a message, in bytes. ``max_iov`` is how many blocks a message may have: as many
+        as the longest of these has, if None. Raises ValueError for what cannot be, BufferError for a block that needs
+        safecopy.
         """
         if max_iov is None:
             max_iov = max((len(blocks) for blocks in messages), default=1)
         _check(family, max_iov, control_len)
         self.family = int(family)
-        self.asks_local = bool(local)
+        self._no_peers, self._no_locals = _unasked(peer, len(messages), "peer"), _unasked(local, len(messages), "local")
+        self.asks_local = len(self._no_locals) < len(messages) if messages else bool(local)
         self.control_len = control_len + KERNEL_SPACE * self.asks_local
-        name_in, name_out = NAME_SIZE[family] if peer else 0, NAME_SIZE[family]
+        name_in, name_out = NAME_SIZE[family] if len(self._no_peers) < len(messages) else 0, NAME_SIZE[family]
         control_out = control_len + PKTINFO_SPACE
         self._headers = MMsgHeaders(len(messages), max_iov, name_in, name_out, self.control_len, control_out)
         self._guard = fork_safe(InUse())
@@ -203,6 +206,7 @@ class MessageBatch:
             self.family == _AF_INET
             and headers.name_size
             and not self._told
+            and not self._no_peers
             and headers.got_names[:n].tolist().count(headers.name_size) == n
         ):
             return list(map(self._cache.__getitem__, headers.name_keys[:n].tolist()))
@@ -211,6 +215,8 @@ class MessageBatch:
     def peer(self, i: int) -> Address | None:
         """Who sent message i; None if that is not known, or was not asked for."""
         i = range(len(self._blocks))[i]
+        if i in self._no_peers:
+            return None
         if i in self._told:
             return self._told[i].peer
         name = self._headers.name(i)
@@ -221,6 +227,8 @@ class MessageBatch:
     def local(self, i: int) -> Address | None:
         """The address that message i came to; None if that is not known, or was not asked for."""
         i = range(len(self._blocks))[i]
+        if i in self._no_locals and self.asks_local:
+            return None
         if i in self._told:
             return self._told[i].local
         return local_of(self.ancillary(i), self._ports.get(i, 0))
@@ -262,6 +270,18 @@ class MessageBatch:
         if not 0 <= vlen <= size:
             raise ValueError(f"vlen must lie in 0 to {size}, not {vlen}")
         return vlen
+
+    def receivable(self, vlen: int, has_local: bool) -> int:
+        """How many of the first messages an endpoint can receive: up to one that asks for a local address in vain.
+
+        Raises LocalAddressNotAvailableError if that is the first.
+        """
+        if has_local or not self.asks_local:
+            return vlen
+        n = min({*range(vlen)} - self._no_locals, default=vlen)
+        if vlen and not n:
+            raise LocalAddressNotAvailableError("call set_local_addr_enable(True), or make the batch with local=False")
+        return n
 
     def check_blocks(self, i: int, blocks: BlockSeq) -> bool:
         """Raise what binding message i to these blocks would; returns whether one is read-only."""
@@ -326,6 +346,15 @@ class MessageBatch:
         if self.control_len:
             self._ports.update(dict.fromkeys(range(n), port))
         self._headers.note(n)
+
+
+def _unasked(asked: bool | Sequence[bool], size: int, name: str) -> set[int]:
+    """The messages that an address is not asked for."""
+    if isinstance(asked, bool | int):
+        return set() if asked else {*range(size)}
+    if len(asked) != size:
+        raise ValueError(f"{name} must be a bool or one for each of {size} messages, and has {len(asked)}")
+    return {i for i, each in enumerate(asked) if not each}
 
 
 def _check(family: int, max_iov: int, control_len: int) -> None:

@@ -266,8 +266,7 @@ class MemoryEndpoint(DatagramEndpoint):
 
     def _recv_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
         """Raises LocalAddressNotAvailableError if the batch asks for what is not enabled."""
-        if batch.asks_local and not self._local_enabled and vlen != 0:
-            raise LocalAddressNotAvailableError("call set_local_addr_enable(True), or make the batch with local=False")
+        vlen = batch.receivable(batch.checked_vlen(vlen), self._local_enabled)
         return super()._recv_many(batch, vlen, flags)
 
     @abstractmethod

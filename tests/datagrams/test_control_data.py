@@ -12,7 +12,15 @@ import pytest
 
 from datagram_ends import Pair, one, pair
 from safemem import BlockSeq
-from safemem.datagram import Ancillary, DatagramQueue, DatagramSocket, LocalAddressNotAvailableError, MessageBatch
+from safemem.datagram import (
+    Ancillary,
+    DatagramEndpoint,
+    DatagramQueue,
+    DatagramSocket,
+    LocalAddressNotAvailableError,
+    MessageBatch,
+    datagram_pair,
+)
 from safemem.datagram.flags import IP_PKTINFO, MSG_CTRUNC, UDP_GRO, UDP_SEGMENT
 from safemem.datagram.segments import SegmentLimits
 from sample_blocks import room
@@ -305,3 +313,35 @@ def test_named_zones(monkeypatch: pytest.MonkeyPatch) -> None:
     for part, size in ((headers._names_out, 28), (headers._controls_out, 40)):
         first, second = (headers._memory[part.at(i) :][:size] for i in range(2))
         assert first == second
+
+
+@pytest.mark.parametrize("kind", ["inet", "emulated", "pair"])
+def test_addresses_of_single_messages(kind: str, tmp_path: Path) -> None:
+    """Each message asks for its own; one that asks for a local address where there is none ends a receive before it."""
+    count = 3 if kind == "emulated" else 6
+    asked = [i % 3 for i in range(count)]  # for nothing, the peer, the local address
+    with pair("inet", tmp_path) as (receiver, sender):
+        ends: tuple[DatagramEndpoint, DatagramEndpoint] = (receiver, sender)
+        peer, local = sender.socket.getsockname(), receiver.socket.getsockname()
+        if kind == "pair":
+            here, there = ends = datagram_pair()
+            here.caps = there.caps = 15
+            there.set_local_addr(peer)
+        for _ in range(3):
+            for _ in range(count):
+                ends[1].sendmsg(one(b"x"), local)
+        ends[0].set_local_addr_enable(False)
+        batch = MessageBatch(
+            [room(1) for _ in range(count)], peer=[n == 1 for n in asked], local=[n == 2 for n in asked]
+        )
+        assert ends[0].recvmmsg(batch) == 2
+        with pytest.raises(LocalAddressNotAvailableError):
+            ends[0].recvmmsg(MessageBatch([room(1)], local=[True]))
+        ends[0].set_local_addr_enable(True)
+        assert ends[0].recvmmsg(batch, 0) == 0
+        for _ in range(2):
+            assert ends[0].recvmmsg(batch) == count
+        assert batch.peers() == [peer if n == 1 else None for n in asked]
+        assert [batch[i].local for i in range(count)] == [local if n == 2 else None for n in asked]
+        with pytest.raises(ValueError, match="peer must be a bool or one for each of 2"):
+            MessageBatch([room(1), room(1)], peer=[True])
