@@ -80,8 +80,8 @@ def test_a_receive_ends_when_the_datagram_comes(
             late.append(time.monotonic() - sent[-1])
             thread.join()
         assert len(looks) <= 4 * len(late)
-        assert min(late) < 0.0007
-        assert time.process_time() - burnt < 0.1  # of a loop: 0.3 s
+        assert min(late) < 0.002
+        assert time.process_time() - burnt < 0.2  # of a loop: 0.35 s
 
 
 @pytest.mark.parametrize("kind", KINDS)
