@@ -337,7 +337,8 @@ class DatagramSocket(DatagramEndpoint):
 
     def _recv_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
         vlen = batch.checked_vlen(vlen, self.family)
-        vlen = batch.receivable(vlen, self._local.enabled)
+        if batch.asks_local:
+            vlen = batch.receivable(vlen, self._local.enabled)
         if self._arrivals.datagrams or flags & MSG_ERRQUEUE or not self._native(vlen, self._many_in):
             return super()._recv_many(batch, vlen, flags)
         call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
