@@ -57,8 +57,8 @@ class DatagramQueue:
     flushes at once each sends the messages that it took, so that those of one may overtake the other's; and so with
     two dequeues.
 
-    **Done callbacks** run after the sending, in the thread that flushed or closed, one at a time, with no lock held,
-    and may call any method: see :class:`Callbacks` for how they nest, and what becomes of their errors.
+    **Done callbacks** run after the sending, in the thread that flushed or closed, one at a time, and may call any
+    method: see :class:`Callbacks` for how they nest, and what becomes of their errors.
 
     **Buffers** are the queue's from ``recycle`` or ``on_buffer`` on, until ``dequeue`` or ``close`` returns them. Who
     still reads a message must not recycle its buffer yet.
@@ -201,7 +201,7 @@ class DatagramQueue:
                     try:
                         self._put_back(taken[done:])
                     finally:
-                        self._put_back(taken[done:])  # if an interrupt came in the middle
+                        self._put_back(taken[done:])
                 left = 0 if self._closed or not taken else left - done
         finally:
             for i in range(used):
@@ -209,7 +209,7 @@ class DatagramQueue:
             self._outs.give(batch)
 
     def _put_back(self, items: list[_Unsent]) -> None:
-        """Have these come first again, if they do not already."""
+        """Have these come first again, if they do not already: called twice, an interrupt in one does no harm."""
         if items and not (self._unsent and self._unsent[0] is items[0]):
             self._unsent.extendleft(items[::-1])
 
@@ -288,10 +288,10 @@ class DatagramQueue:
             try:
                 self._settle(batch, taken)
             finally:
-                self._settle(batch, taken)  # if an interrupt came in the middle; else there is nothing left to do
-            if self._closed:
-                batch.bind_ring([EMPTY], 0)
+                self._settle(batch, taken)  # what an interrupt left; else nothing
             self._ins.give(batch)
+            if self._closed:
+                self._ins.drop()
 
     def _settle(self, batch: MessageBatch, taken: list[BlockSeq]) -> None:
         """Put what came among the unread and the other buffers back. No handler runs between lines without a call."""
@@ -361,10 +361,9 @@ class DatagramQueue:
         self._closed = True
         self._callbacks.tell(self._given_back())
         unread: list[Received] = []
-        found: list[BlockSeq] = []
         _take(self._unread, len(self._unread), unread)
+        found = [message.buffer for message in unread]
         _take(self._pool, len(self._pool), found)
-        found = [message.buffer for message in unread] + found
         for blocks in found:
             self._held.pop(id(blocks), None)
         self._ins.drop()

@@ -52,7 +52,6 @@ BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
-_AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
 _AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 
@@ -183,9 +182,7 @@ class DatagramSocket(DatagramEndpoint):
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        if len(pieces) <= UIO_MAXIOV and not (
-            self._arrivals.datagrams or flags & MSG_ERRQUEUE or (control_len and self.family == _AF_UNIX)
-        ):
+        if not self._arrivals.concern(flags, control_len) and len(pieces) <= UIO_MAXIOV:
             try:  # a block among them is no buffer, which costs nothing to find out
                 length, ancillary, result, peer = self._receive(pieces, flags, control_len)
                 local = self._local.of(ancillary) if ancillary else None
