@@ -58,9 +58,10 @@ class Callbacks:
         if waiting is not None:
             waiting.extend(outcomes)
             return
-        self._local.waiting = waiting = deque(outcomes)
+        waiting = deque(outcomes)
         errors: list[BaseException] = []
         try:
+            self._local.waiting = waiting
             while waiting:
                 done, outcome = waiting.popleft()
                 try:

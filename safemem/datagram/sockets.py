@@ -322,9 +322,7 @@ class DatagramSocket(DatagramEndpoint):
                     return done
                 else:
                     raise
-            else:
-                self._segments.note(refused, tries[0] if part > segment_size else 1)
-                refused.clear()
+        self._segments.note(refused, tries[0] if total > segment_size else 1)
         return done
 
     def waits(self, timeout: float | None = None, *, sending: bool = False) -> Generator[None, None, None]:

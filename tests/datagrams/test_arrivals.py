@@ -33,6 +33,24 @@ def descriptors() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
 
 
+def what_ends(call: Callable[[], object]) -> tuple[type[BaseException] | None, float]:
+    """The error that ends a call, within 5 seconds, and after how many."""
+    found: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except OSError as exc:
+            found.append(exc)
+
+    started = time.monotonic()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), "it waits for ever"
+    return type(found[0]) if found else None, time.monotonic() - started
+
+
 class FileMemory:
     """Memory of a file, as blocks that may fault; ``cut`` takes the memory away."""
 
@@ -220,10 +238,9 @@ def test_the_error_queue_never_waits(timeout: float | None, has_data: bool) -> N
             lambda: queue.dequeue(MSG_ERRQUEUE),
         ]
         for way in ways:
-            started = time.monotonic()
-            with pytest.raises(BlockingIOError):
-                way()
-            assert time.monotonic() - started < 2
+            error, seconds = what_ends(way)
+            assert error is BlockingIOError
+            assert seconds < 2
 
 
 def test_entries_of_the_error_queue_stay() -> None:
@@ -261,10 +278,9 @@ def test_the_hosts_own_timeouts(backend: Any, tmp_path: Path) -> None:
         batch = MessageBatch([one(b"x")] * 5, family=socket.AF_UNIX)
         sends: list[Callable[[], object]] = [lambda: sender.sendmsg(one(b"x")), lambda: sender.sendmmsg(batch)]
         for send in sends:
-            started = time.monotonic()
-            with pytest.raises(BlockingIOError):
-                send()
-            assert 0.09 < time.monotonic() - started < 2
+            error, seconds = what_ends(send)
+            assert error is BlockingIOError
+            assert 0.09 < seconds < 2
         while receiver.pending() is not None:
             receiver.recvmsg(room(9))
         file = FileMemory(4096)
@@ -275,10 +291,9 @@ def test_the_hosts_own_timeouts(backend: Any, tmp_path: Path) -> None:
             lambda: receiver.recvmmsg(into),
         ]
         for receive in receives:
-            started = time.monotonic()
-            with pytest.raises(BlockingIOError):
-                receive()
-            assert 0.09 < time.monotonic() - started < 2
+            error, seconds = what_ends(receive)
+            assert error is BlockingIOError
+            assert 0.09 < seconds < 2
         receiver.socket.settimeout(0.2)
         with pytest.raises(TimeoutError):
             receiver.recvmsg(room(9))

@@ -242,7 +242,7 @@ def test_a_flush_that_is_interrupted() -> None:
         told: list[bytes] = []
         for data in DATA:
             queue.queue(one(data), done=lambda outcome, told=told: told.append(outcome.blocks.tobytes()))  # type: ignore[misc]
-        event = Event([safemem.datagram.queue, safemem.datagram.callbacks], at, interrupt)
+        event = Event([safemem.datagram.queue, safemem.datagram.callbacks], at, interrupt, between=True)
         try:
             event.during(queue.flush)
         except KeyboardInterrupt:
@@ -250,6 +250,10 @@ def test_a_flush_that_is_interrupted() -> None:
         assert {data for data, _, _ in endpoint.sent} == {*DATA}, event.where
         assert len(told) == len({*told}), event.where
         assert queue.unsent == 0
+        told.clear()
+        queue.queue(one(b"last"), done=lambda outcome, told=told: told.append(outcome.blocks.tobytes()))  # type: ignore[misc]
+        queue.flush()
+        assert told == [b"last"], event.where
         if event.lines < at:
             break
 
