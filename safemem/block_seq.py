@@ -150,7 +150,7 @@ class BlockSeq:
 
     def tobytes(self) -> bytes:
         """A copy of all bytes. Raises HostFaultError if memory faults, with the bytes before it in ``transferred``."""
-        pieces = self.pieces()
+        pieces = self._pieces if self._first is None else self.pieces()  # without a call: 75 ns, not 95
         if len(pieces) == 1:
             return pieces[0].tobytes()
         parts: list[bytes] = []

@@ -24,13 +24,16 @@ from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.callbacks import Callbacks, Done, Outcome, SendStatus, Told
+from safemem.datagram.cmsg import KERNEL_SPACE
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import DatagramTooLongError, NoBufferError
 from safemem.datagram.flags import MSG_PEEK
 from safemem.datagram.message import Message, Received
+from safemem.datagram.spare_batches import SpareBatches
 from safemem.errors import would_block
 
 _AF_INET: Final = int(socket.AF_INET)
+_IP: Final = (_AF_INET, int(socket.AF_INET6))
 _T = TypeVar("_T")
 _CLOSED: Final = "the queue is closed"
 
@@ -55,11 +58,13 @@ class DatagramQueue:
     two dequeues.
 
     **Done callbacks** run after the sending, in the thread that flushed or closed, one at a time, and may call any
-    method: see :class:`Callbacks` for how they nest, and what becomes of their errors. A queue that is dropped closes
-    itself, and so gives back what is unsent.
+    method: see :class:`Callbacks` for how they nest, and what becomes of their errors.
 
     **Buffers** are the queue's from ``recycle`` or ``on_buffer`` on, until ``dequeue`` or ``close`` returns them. Who
     still reads a message must not recycle its buffer yet.
+
+    **Premature destruction.** A queue that is dropped, or left by ``with``, closes itself: done callbacks are told, and
+    ``on_free`` gets the buffers that nobody else does.
     """
 
     _closed = True  # until it is whole
@@ -70,17 +75,20 @@ class DatagramQueue:
         buffers: Iterable[BlockSeq] = (),
         *,
         on_buffer: Callable[[], BlockSeq | None] | None = None,
+        on_free: Callable[[BlockSeq], object] | None = None,
         size: int = 32,
         family: int | None = None,
         local: bool = False,
         max_iov: int = 8,
     ) -> None:
         """``buffers`` are the first of the pool, as by :meth:`recycle`. ``on_buffer`` is asked for more where a receive
-        finds fewer than ``size``, until it returns None; it must not call dequeue.
+        finds fewer than ``size``, until it returns None; it must not call dequeue. ``on_free`` is called with each
+        buffer that is the queue's where it is dropped or left by ``with``; an error of its own ends that.
 
         ``size`` is how many messages one call moves, ``max_iov`` how many blocks a message may have. ``family`` is that
         of the addresses: the endpoint's if None, or AF_INET if it has none. ``local`` is whether receives ask for local
-        addresses. Raises ValueError, and as :meth:`recycle`.
+        addresses; other control data come from IP sockets, as far as 512 bytes hold them. Raises ValueError, and as
+        :meth:`recycle`.
         """
         if size < 1:
             raise ValueError(f"size must be at least 1, not {size}")
@@ -88,10 +96,13 @@ class DatagramQueue:
             family = getattr(endpoint, "family", _AF_INET)
         self._endpoint = endpoint
         self._on_buffer = on_buffer
+        self._on_free = on_free
         # Each flush and each receive has a batch alone, while it lasts.
         empty = [EMPTY] * size
-        self._outs = _Batches(partial(MessageBatch, empty, family=family, peer=False, max_iov=max_iov))
-        self._ins = _Batches(partial(MessageBatch, empty, family=family, local=local, max_iov=max_iov))
+        self._outs = SpareBatches(partial(MessageBatch, empty, family=family, peer=False, max_iov=max_iov))
+        room = KERNEL_SPACE if getattr(endpoint, "family", None) in _IP else 0
+        incoming = partial(MessageBatch, empty, family=family, local=local, control_len=room, max_iov=max_iov)
+        self._ins = SpareBatches(incoming)
         # Whoever takes something out of these has it alone: their methods are atomic.
         self._unsent: deque[_Unsent] = deque()
         self._unread: deque[Received] = deque()
@@ -107,11 +118,18 @@ class DatagramQueue:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        found: list[BlockSeq] = []
+        try:
+            found = self.close()
+        finally:
+            found = found or self.close()  # of which a callback has kept us
+            if self._on_free is not None:
+                for blocks in found:
+                    self._on_free(blocks)
 
     def __del__(self) -> None:
         if not self._closed:
-            self.close()
+            self.__exit__()
 
     @property
     def closed(self) -> bool:
@@ -367,31 +385,6 @@ class _Asking:
     """A thread that asks on_buffer."""
 
     thread: int
-
-
-class _Batches:
-    """Batches that are not in use. ``any`` is one of them, for its limits."""
-
-    def __init__(self, make: Callable[[], MessageBatch]) -> None:
-        self._make = make
-        self.any = make()
-        self._free = deque([self.any])
-
-    def take(self) -> MessageBatch:
-        """One that nobody else uses."""
-        with suppress(IndexError):
-            return self._free.pop()
-        return self._make()
-
-    def give(self, batch: MessageBatch) -> None:
-        """Have it used again."""
-        self._free.append(batch)
-
-    def drop(self) -> None:
-        """Let the memory of those that are not in use go."""
-        for batch in [*self._free]:
-            with suppress(RuntimeError):  # in use by now
-                batch.bind_ring([EMPTY], 0)
 
 
 def _take(items: deque[_T], most: int, found: list[_T]) -> None:

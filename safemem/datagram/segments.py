@@ -18,17 +18,14 @@ from attrs import frozen
 
 from safemem.datagram.address import Address
 from safemem.datagram.capability import Capability
-from safemem.datagram.cmsg import Ancillary
-from safemem.datagram.flags import UDP_GRO, UDP_SEGMENT
+from safemem.datagram.cmsg import Ancillary, segment_size_of
+from safemem.datagram.flags import UDP_SEGMENT
 
 _UDP: Final = int(socket.IPPROTO_UDP)
 MAX_SEGMENTS: Final = (128, 64)
 """How many segments one message may have, in newer kernels and in older ones."""
 _MAX_BYTES: Final = 65_487  # what IP leaves of 65,535 bytes, for IPv6 too
-GRO_SPACE: Final = 24
-"""CMSG_SPACE of an int, in bytes."""
 _SIZE: Final = struct.Struct("=H")
-_GRO_SIZE: Final = struct.Struct("=i")
 REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE)
 """How a host refuses to cut up a message."""
 
@@ -104,10 +101,7 @@ def cut(
     local: Address | None,
 ) -> Segments:
     """A message of ``length`` bytes that was received into a view, as the segments that its control data tell."""
-    size = length
-    for level, kind, data in ancillary:
-        if level == _UDP and kind == UDP_GRO:
-            (size,) = _GRO_SIZE.unpack_from(data)
+    size = segment_size_of(ancillary) or length
     arrived = min(length, len(view))
     views = [view[at : at + size] for at in range(0, arrived - size, size)] if size < length else []
     views.append(view[len(views) * size : arrived])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -21,16 +21,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from safemem.block import Block
 from safemem.block_seq import BlockSeq
 from safemem.buffers import writable_view
-from safemem.datagram.address import Address
+from safemem.datagram.address import Address, zoned
 from safemem.datagram.arrivals import Arrivals, Receive, recvfrom
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.capability import Capability
-from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
+from safemem.datagram.cmsg import KERNEL_SPACE, Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
-from safemem.datagram.errors import LocalAddressNotAvailableError
 from safemem.datagram.flags import (
-    IP_PKTINFO,
-    IPV6_RECVPKTINFO,
     MSG_DONTWAIT,
     MSG_ERRQUEUE,
     MSG_PEEK,
@@ -38,11 +35,12 @@ from safemem.datagram.flags import (
     UDP_GRO,
     UIO_MAXIOV,
 )
+from safemem.datagram.local_addr import LocalAddresses
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
 from safemem.datagram.mtu import explained, least_mtu, path_mtu
-from safemem.datagram.segments import GRO_SPACE, REFUSED, SegmentLimits, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
+from safemem.datagram.segments import REFUSED, SegmentLimits, Segments, can_cut, cut, most, segment_cmsg
+from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready, waits
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -52,10 +50,10 @@ Backend = Literal["recvmmsg", "recvmsg", "recvfrom"]
 BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 """The ways to move datagrams, the quickest first."""
 
-_ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
-_AF_INET: Final = int(socket.AF_INET)
+_AF_INET6: Final = int(socket.AF_INET6)
+_AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 
 
 def default_backend() -> Backend:
@@ -100,8 +98,8 @@ class DatagramSocket(DatagramEndpoint):
         if self._backend != "recvfrom":
             self._recv = self._direct.recvmsg_into
         self._arrivals = Arrivals(sock)
-        self._local = False
-        self._port = 0
+        self._local = LocalAddresses(sock)
+        self._own_space = 0  # the room for the control data that this package asks for, in bytes
         self._segments = SegmentLimits(can_cut(sock))
         self._many_in, self._many_out = Capability(), Capability()
 
@@ -143,21 +141,19 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def local_addr_enabled(self) -> bool:
-        return self._local
+        return self._local.enabled
 
     def set_local_addr_enable(self, enable: bool) -> None:
-        """As any endpoint. Datagrams that came before it tell their address without the interface, or nothing."""
-        if not self.local_addr_cap:
+        """As any endpoint. Datagrams that came before it tell their address without the interface, or nothing.
+
+        That of a broadcast or multicast datagram is the interface's, so that it can be answered from. To be sent from,
+        an address must have port 0 or the socket's.
+        """
+        if self.local_addr_cap:
+            self._local.enable(enable)
+            self._own_space = KERNEL_SPACE if enable or self.gro else 0
+        else:
             super().set_local_addr_enable(enable)
-            return
-        level, option = (
-            (socket.IPPROTO_IP, IP_PKTINFO) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO)
-        )
-        try:
-            self._sock.setsockopt(level, option, int(enable))
-        except OSError as exc:
-            raise LocalAddressNotAvailableError(f"the host refuses it: {exc}") from exc
-        self._local = bool(enable)
 
     @property
     def mtu(self) -> int | None:
@@ -176,39 +172,33 @@ class DatagramSocket(DatagramEndpoint):
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received.
 
+        With local addresses or :attr:`gro` other control data may come than ``ancbufsize`` has room for.
         Descriptors among the control data (SCM_RIGHTS) are the caller's from the return on, and on no account before:
         where this raises, the datagram and they are kept for the next receive. MSG_ERRQUEUE never waits, and MSG_PEEK
         keeps an entry of the error queue, which Linux would take.
         """
-        space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
+        return self._recv_for_batch(dsts, flags, ancbufsize + self._own_space)
+
+    def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
         self._raise_held()
         pieces: list[Any] = dsts.pieces()
-        if not self._arrivals.concern(flags, space) and len(pieces) <= UIO_MAXIOV:
+        if not self._arrivals.concern(flags, control_len) and len(pieces) <= UIO_MAXIOV:
             try:  # a block among them is no buffer, which costs nothing to find out
-                length, ancillary, result, peer = self._receive(pieces, flags, space)
-                local = local_of(ancillary, self._own_port()) if self._local else None
+                length, ancillary, result, peer = self._receive(pieces, flags, control_len)
+                local = self._local.of(ancillary) if ancillary else None
                 return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
             except (TypeError, ValueError):
                 dsts.check_writable("dsts")
                 if not dsts.need_safecopy:
                     raise
-        return self._arrive(dsts, flags, space)
+        return self._arrive(dsts, flags, control_len)
 
     def _arrive(self, dsts: BlockSeq, flags: int, space: int) -> Message:
-        if not self._local:  # descriptors have no local address
+        if not self._local.enabled:  # descriptors have no local address
             return self._arrivals.receive(self._recv, dsts, flags, space)
         message = self._arrivals.receive(self._recv, dsts, flags, space)
-        message.local = local_of(message.ancillary, self._own_port())
+        message.local = self._local.of(message.ancillary)
         return message
-
-    def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
-        return self.recvmsg(dsts, flags, control_len - PKTINFO_SPACE * self._local)
-
-    def _own_port(self) -> int:
-        """The port of local addresses. The socket may have got it after they were enabled."""
-        if self._local and not self._port:
-            self._port = self._sock.getsockname()[1]
-        return self._port
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
@@ -229,7 +219,9 @@ class DatagramSocket(DatagramEndpoint):
         ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """As any endpoint. Blocks that may fault are copied first."""
-        control = [*ancdata] if local is None else [*ancdata, *self._from(local)]
+        control = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
+        if self.family == _AF_INET6 and peer is not None and "%" in str(peer[0]):
+            peer = zoned(peer)
         data: Sequence[Any] = srcs.pieces()
         try:
             if not 0 < len(data) <= UIO_MAXIOV:
@@ -247,12 +239,6 @@ class DatagramSocket(DatagramEndpoint):
         except OSError as exc:
             raise explained(exc, self._sock, srcs.num_bytes) from None
 
-    def _from(self, local: Address) -> list[Ancillary]:
-        """The control data that send from a local address."""
-        if not self._local:
-            raise LocalAddressNotAvailableError(_ENABLE)
-        return [pktinfo_of(self.family, local)]
-
     def _send(self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int) -> int:
         if len(data) > 1 or control:
             if self._backend == "recvfrom":
@@ -264,7 +250,8 @@ class DatagramSocket(DatagramEndpoint):
     def gro(self) -> bool:
         """Whether the host may join the datagrams that arrive; set it, and see whether it can.
 
-        What is received then may be several datagrams in one: by :meth:`recv_segments` they come apart.
+        What is received then may be several datagrams in one: by :meth:`recv_segments` or Message.segments they come
+        apart; a MessageBatch needs ``control_len`` for their size.
         """
         try:
             return bool(self._sock.getsockopt(socket.IPPROTO_UDP, UDP_GRO))
@@ -276,6 +263,7 @@ class DatagramSocket(DatagramEndpoint):
         """Ask for it; a host that cannot stays as it is."""
         with suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(on))
+            self._own_space = KERNEL_SPACE if on or self._local.enabled else 0
 
     @property
     def gso(self) -> bool:
@@ -289,13 +277,12 @@ class DatagramSocket(DatagramEndpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
+        space = ancbufsize + KERNEL_SPACE * (self.family != _AF_UNIX)
         if self._arrivals.concern(flags, space):
             found = self._arrive(BlockSeq.of(Block(dst)), flags, space)
             return cut(dst, found.length, [*found.ancillary], found.flags, found.peer, found.local)
         length, ancillary, result, peer = self._receive([dst], flags, space)
-        local = local_of(ancillary, self._own_port()) if self._local else None
-        return cut(dst, length, ancillary, result, peer or None, local)
+        return cut(dst, length, ancillary, result, peer or None, self._local.of(ancillary))
 
     def send_segments(
         self,
@@ -304,23 +291,26 @@ class DatagramSocket(DatagramEndpoint):
         peer: Address | None = None,
         flags: int = 0,
         local: Address | None = None,
+        ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
 
+        Each goes with the control data: its ECN mark, say, as (IPPROTO_IP, IP_TOS, an int of the host's).
         The host cuts them up. Where it refuses to, they go one by one, and if that is so several times running, without
         asking it for a while. A short count says that the rest could not go; asking again tells why. Raises ValueError
         for a size below 1; as :meth:`sendmsg` if nothing went.
         """
         tries = self._segments.tries() if self._backend != "recvfrom" else [1]
         whole = most(segment_size, tries[0])
-        source = [] if local is None else self._from(local)
+        source = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
         done, total = 0, srcs.num_bytes
         refused: list[int] = []
         while done < total:
             part = min(whole, total - done)
             try:
                 control = [*source, segment_cmsg(segment_size)] if part > segment_size else source
-                done += self.sendmsg(srcs.drop_first(done).take_first(part), peer, None, flags, control)
+                sent = self.sendmsg(srcs.take_first(part), peer, None, flags, control)
+                done, srcs = done + sent, srcs.drop_first(sent)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
                     # A path that is too narrow says nothing of the host; what one datagram meets, too, it will say.
@@ -335,34 +325,36 @@ class DatagramSocket(DatagramEndpoint):
         self._segments.note(refused, tries[0] if total > segment_size else 1)
         return done
 
-    def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
+    def waits(self, timeout: float | None = None, *, sending: bool = False) -> Generator[None, None, None]:
+        """As any endpoint, asleep until the host says so: for the socket's own timeout if None."""
+        with suppress(TimeoutError):
+            yield from waits(self._sock, POLLOUT if sending else POLLIN, timeout)
+
+    def _recv_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
         vlen = batch.checked_vlen(vlen, self.family)
-        if batch.asks_local and not self._local:
-            raise LocalAddressNotAvailableError(_ENABLE)
+        if batch.asks_local:
+            vlen = batch.receivable(vlen, self._local.enabled)
         if self._arrivals.datagrams or flags & MSG_ERRQUEUE or not self._native(vlen, self._many_in):
-            return super().recvmmsg(batch, vlen, flags)
+            return super()._recv_many(batch, vlen, flags)
         call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
-            n = batch.receive(vlen, self._own_port(), call)
+            n = batch.receive(vlen, self._local.port(), call)
         if n is not None:
             self._many_in.worked()
             return n
-        n = super().recvmmsg(batch, vlen, flags)
+        n = super()._recv_many(batch, vlen, flags)
         if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
             self._many_in.refused()
         return n
 
-    def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        """As any endpoint. Linux sends at most 1,024 messages a call."""
+    def _send_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
+        """Linux sends at most 1,024 messages a call."""
         vlen = batch.checked_vlen(vlen, self.family)
-        if vlen and not self._local:
-            vlen = min(vlen, batch.first_with_local())
-            if not vlen:
-                raise LocalAddressNotAvailableError(_ENABLE)
+        vlen = self._local.sendable(batch.locals_before(vlen), vlen)
         if not self._native(vlen, self._many_out):
-            return super().sendmmsg(batch, vlen, flags)
+            return super()._send_many(batch, vlen, flags)
         with batch.in_use():
             try:
                 n = self._call("sendmmsg", batch, vlen, flags, POLLOUT)
@@ -371,7 +363,7 @@ class DatagramSocket(DatagramEndpoint):
         if n is not None:
             self._many_out.worked()
             return n
-        n = super().sendmmsg(batch, vlen, flags)
+        n = super()._send_many(batch, vlen, flags)
         self._many_out.refused()
         return n
 

@@ -27,6 +27,8 @@ POLLOUT: Final = int(getattr(select, "POLLOUT", 4))
 _POLLRDHUP: Final = int(getattr(select, "POLLRDHUP", 0))
 _SHUT: Final = int(getattr(select, "POLLHUP", 0)) | _POLLRDHUP
 _PAUSES: Final = 0.00005, 0.005  # between two calls that block though the socket is ready: the first, the longest
+_MILLISECOND: Final = 0.001
+_FD_SETSIZE: Final = 1024
 _TIMEVAL: Final = struct.Struct("ll")
 
 
@@ -55,13 +57,14 @@ def until_ready(sock: socket.socket, flags: int, event: int, call: Callable[...,
     raise would_block()
 
 
-def waits(sock: socket.socket, event: int) -> Generator[None, None, None]:
+def waits(sock: socket.socket, event: int, timeout: float | None = None) -> Generator[None, None, None]:
     """Yield whenever a call that would have blocked is worth another try. Close the generator.
 
-    Raises TimeoutError after the socket's timeout; BlockingIOError after its SO_RCVTIMEO or SO_SNDTIMEO, if it has no
-    timeout; OSError (EBADF) if it is closed, and BrokenPipeError if it is shut down and nothing is left to receive.
+    Raises TimeoutError after ``timeout`` seconds, or the socket's; BlockingIOError after its SO_RCVTIMEO or
+    SO_SNDTIMEO, if there is no timeout; OSError (EBADF) if it is closed, and BrokenPipeError if it is shut down and
+    nothing is left to receive.
     """
-    end, expired = _limit(sock, event)
+    end, expired = _limit(sock, event, timeout)
     edges: Any = None
     pause = 0.0
     try:
@@ -70,15 +73,15 @@ def waits(sock: socket.socket, event: int) -> Generator[None, None, None]:
             if left == 0:
                 raise expired
             if edges is not None:
-                found = edges.poll(left)
+                found = _poll(edges, edges.fileno(), event, left, 1)
             else:
                 if pause:
                     time.sleep(pause if left is None else min(pause, left))
                 poll = select.poll()
                 poll.register(_fileno(sock), event | (_POLLRDHUP if event == POLLIN else 0))
-                found = poll.poll(None if left is None else left * 1000)
-            if not found and left is not None:
-                raise expired
+                found = _poll(poll, _fileno(sock), event, left, 1000)
+            if not found:
+                continue
             yield
             if found and found[0][1] & _SHUT:
                 raise error(errno.EPIPE, "the socket is shut down")
@@ -91,6 +94,19 @@ def waits(sock: socket.socket, event: int) -> Generator[None, None, None]:
             edges.close()
 
 
+def _poll(poll: Any, fd: int, event: int, left: float | None, units: int) -> list[Any]:
+    """``poll.poll``, for so many seconds, given to it in units of a second; it may find nothing before their end.
+
+    It counts in milliseconds and rounds up, so the rest of one is left to select, which is exact.
+    """
+    if left is not None:
+        whole = left // _MILLISECOND
+        if not whole and fd < _FD_SETSIZE:
+            select.select([fd] if event == POLLIN else [], [fd] if event == POLLOUT else [], [], left)
+        left = (whole - 0.5) * _MILLISECOND * units if whole else 0 if fd < _FD_SETSIZE else left * units
+    return list(poll.poll(left))
+
+
 def _fileno(sock: socket.socket) -> int:
     fd = sock.fileno()
     if fd < 0:
@@ -98,9 +114,10 @@ def _fileno(sock: socket.socket) -> int:
     return fd
 
 
-def _limit(sock: socket.socket, event: int) -> tuple[float | None, OSError]:
+def _limit(sock: socket.socket, event: int, timeout: float | None) -> tuple[float | None, OSError]:
     """When a wait that begins now ends, and what ends it. In a mode that waits, the host's own limits count."""
-    timeout = sock.gettimeout()
+    if timeout is None:
+        timeout = sock.gettimeout()
     if timeout is not None:
         return time.monotonic() + timeout, TimeoutError(errno.ETIMEDOUT, "timed out")
     _fileno(sock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,24 @@ def test_a_host_that_stops_cutting(code: int, tmp_path: Path, monkeypatch: pytes
                 got += receiver.recvmsg(room(2000)).data.tobytes()
             assert got == data
         assert sender.gso is (code == errno.EMSGSIZE)
+
+
+def test_cutting_by_hand_is_linear(tmp_path: Path) -> None:
+    """Four times the blocks take four times as long, and not sixteen times."""
+    with pair("inet", tmp_path) as (_, sender):
+        sender._segments = SegmentLimits(False)
+        sender.socket.setblocking(True)
+        memory = memoryview(bytearray(16384 * 8))
+        times: list[float] = []
+        for count in (4096, 16384):
+            blocks = BlockSeq(Block(memory[at : at + 8]) for at in range(0, count * 8, 8))
+            taken = []
+            for _ in range(3):
+                started = time.thread_time()
+                assert sender.send_segments(blocks, 80) == count * 8
+                taken.append(time.thread_time() - started)
+            times.append(min(taken))
+        assert times[1] < 8 * times[0]
 
 
 def test_the_size_of_segments(tmp_path: Path) -> None:

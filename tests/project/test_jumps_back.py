@@ -30,8 +30,8 @@ PACKAGES = ("hostarch", "safemem", "usermem")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 ACQUIRED = {"safemem/fork.py": 1, "usermem/mm/listeners.py": 2}
-"""Calls of ``acquire()``: in InUse, which looks who has it; of an event's own lock, before anybody else knows it; and of
-one that others wait for a moment."""
+"""Calls of ``acquire()``: in InUse, which looks who has it; of an event's own lock, before anybody else knows it; and
+of one that others wait for a moment."""
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="reads CPython's instructions")
 

@@ -21,7 +21,7 @@ from safemem.datagram.rights import FD_SIZE, is_rights
 from safemem.errors import error
 from usermem.memory_io import IO
 from usermem.messages.header import MsgLayout
-from usermem.messages.name import AF_INET, AF_INET6
+from usermem.messages.name import AF_INET, AF_INET6, family_by_form
 
 MOST_RECEIVED: Final = 1 << 16
 """The most bytes of control data that are received with one message, however much room a guest says it has."""
@@ -51,7 +51,7 @@ def control_of(message: Message | DatagramReader, family: int | None) -> list[An
     if local is None or isinstance(local, str | bytes) or any((level, kind) in _PKTINFO for level, kind, _ in found):
         return found
     if family not in (AF_INET, AF_INET6):
-        family = AF_INET if len(local) == 2 else AF_INET6
+        family = family_by_form(local)
     found.append(pktinfo_of(int(socket.AF_INET if family == AF_INET else socket.AF_INET6), local))
     return found
 

@@ -17,7 +17,7 @@ Source: Linux net/socket.c (____sys_recvmsg, do_recvmmsg), net/ipv4/udp.c (udp_r
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final, Literal
 
 from hostarch import AddrRangeSeq
@@ -58,7 +58,6 @@ TimeoutPolicy = Literal["deadline", "linux"]
 """What recvmmsg's timeout is: the time by which it returns, or what Linux makes of it."""
 
 _CLOEXEC: Final = 0x4000_0000  # MSG_CMSG_CLOEXEC, which Linux reports as it was passed
-_PAUSES: Final = 50_000, 5_000_000  # between two looks at an endpoint: the first and the longest, in ns
 
 
 def recvmsg_into_user(
@@ -252,16 +251,15 @@ class _Call(DatagramReader):
 
     def receive_by(self, clock: _Clock, header: MsgHeader, flags: int) -> int:
         """:meth:`receive`, waiting by the clock, whether the endpoint waits or not."""
-        pause, longest = _PAUSES
-        while True:
-            try:
-                return self.receive(header, flags | MSG_DONTWAIT, has_msg_len=True)
-            except BlockingIOError:
-                left = clock.left()
-                if flags & (MSG_DONTWAIT | MSG_ERRQUEUE) or not left:
-                    raise
-                time.sleep(min(pause, left) / 1e9)
-                pause = min(2 * pause, longest)
+        now = flags | MSG_DONTWAIT
+        with suppress(BlockingIOError):
+            return self.receive(header, now, has_msg_len=True)
+        if not flags & (MSG_DONTWAIT | MSG_ERRQUEUE):
+            with closing(self._endpoint.waits(clock.left() / 1e9)) as waiting:
+                for _ in waiting:
+                    with suppress(BlockingIOError):
+                        return self.receive(header, now, has_msg_len=True)
+        return self.receive(header, now, has_msg_len=True)  # what is there by the end
 
     def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
         """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
