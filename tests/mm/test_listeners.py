@@ -29,6 +29,12 @@ MAP, UNMAP, PROTECT, MOVED, MEMORY = ChangeKind
 Told = list[tuple[int, int, ChangeKind]]
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads wait for each other a tenth of what they wait else, for tests that have them wait in vain."""
+    monkeypatch.setattr(listeners, "_PATIENCE", 0.01)
+
+
 def pages(kind: ChangeKind, first: int, last: int, base: int = BASE) -> tuple[int, int, ChangeKind]:
     """What is told of pages from ``base`` on."""
     return base + first * PAGE, base + last * PAGE, kind
@@ -141,6 +147,7 @@ def test_it_is_called_after_the_change_and_before_the_return(name: str) -> None:
     assert seen == [space.maps()] * len(expected)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("name", CALLS)
 def test_no_lock_is_held(name: str) -> None:
     """A listener may wait for another thread that maps, copies and unmaps in the same space."""
@@ -273,6 +280,7 @@ def test_one_at_a_time() -> None:
     assert most == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_call_is_told_of_before_it_returns_though_another_overtakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is held up for long before it tells of its change tells of it all the same, and then returns."""
     space = AddressSpace()
@@ -284,7 +292,7 @@ def test_a_call_is_told_of_before_it_returns_though_another_overtakes(monkeypatc
     def listener(start: int, end: int, kind: ChangeKind) -> None:
         if threading.current_thread() is not main:
             begun.set()
-            time.sleep(0.3)
+            time.sleep(10 * listeners._PATIENCE)
         told.append(start)
 
     def tell(each: listeners.Listeners, *args: Any) -> None:
