@@ -67,13 +67,6 @@ from usermem.messages import recvmsg_into_user, sendmsg_from_user
 TIMES = 20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _old_objects_apart() -> None:
-    """Keep the collector, which is called often, away from what other tests have made."""
-    gc.collect()
-    gc.freeze()
-
-
 def garbage(call: Callable[[], object], fails: bool = True) -> float:
     """How many objects one call, which fails, leaves in cycles."""
     if fails:

@@ -18,6 +18,7 @@ import hostarch
 import safemem
 import usermem
 from atomics_tier import forced
+from campaign import times
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import mman
 from safemem import Block, atomics, fork
@@ -30,6 +31,7 @@ SHARED_HERE = mman.MAP_SHARED | mman.MAP_FIXED
 COMMON = BASE
 SIZE = 1 << 16
 FORKS = 12
+TELLING_FORKS = times(30, 100)
 SECONDS = 5
 
 pytestmark = [
@@ -142,8 +144,8 @@ def test_a_child_of_threads_that_tell(space: AddressSpace) -> None:
     """Other threads were in the middle of telling the listener of their changes: the child goes on without them."""
     space.on_change = lambda start, end, kind: None
     with quick_switches():
-        found = Counter(outcome(lambda: space.mmap(0, PAGE, RW, ANON)) for _ in range(100))
-    assert found == {"ended": 100}
+        found = Counter(outcome(lambda: space.mmap(0, PAGE, RW, ANON)) for _ in range(TELLING_FORKS))
+    assert found == {"ended": TELLING_FORKS}
 
 
 def test_a_child_of_a_thread_in_the_middle_of_a_call(space: AddressSpace) -> None:
