@@ -35,6 +35,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners, "_PATIENCE", 0.01)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads wait for each other as long as it takes on a busy host, for tests of the order."""
+    monkeypatch.setattr(listeners, "_PATIENCE", 30)
+
+
 def pages(kind: ChangeKind, first: int, last: int, base: int = BASE) -> tuple[int, int, ChangeKind]:
     """What is told of pages from ``base`` on."""
     return base + first * PAGE, base + last * PAGE, kind
@@ -233,6 +239,7 @@ def alternate(told: list[ChangeKind]) -> bool:
     return told == [(MAP, UNMAP)[i % 2] for i in range(len(told))]
 
 
+@pytest.mark.usefixtures("patient")
 def test_threads_are_told_of_in_order() -> None:
     """Three map and unmap one page: what is told alternates, and each call returns after it was told."""
     space = AddressSpace()
@@ -311,6 +318,7 @@ def test_a_call_is_told_of_before_it_returns_though_another_overtakes(monkeypatc
     assert sorted(told) == [BASE, FAR]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("who", ["a handler", "a thread"])
 def test_a_change_in_the_middle_of_a_call_is_told_in_order(who: str) -> None:
     """A signal handler of the same thread or another thread, at any line of a call, unmaps what that call maps.
