@@ -28,8 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_finish() -> None:
-    """Keep the collector away from what was collected: gc.collect(), which many tests call, takes a tenth then."""
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_apart() -> None:
+    """Keep the collector away from what there was before a module's tests, pytest's objects above all.
+
+    gc.collect(), which many tests call, takes a tenth then.
+    """
     gc.collect()
     gc.freeze()
 

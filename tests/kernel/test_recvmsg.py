@@ -18,6 +18,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from campaign import times
 from hostarch import mman
 from kernel_messages import PAGE, RW, Header, Twins, drain, kernel, needs_linux
 from memory_endpoint import Datagram, MemoryEndpoint
@@ -139,7 +140,7 @@ WIRES = [inet, lambda: unix(b"\0usermem-tx-%d" % os.getpid(), True), lambda: uni
 def test_any_calls(twins: Twins, open_wire: object) -> None:
     """Any datagrams, any headers over pages with any rights, received by any calls."""
 
-    @settings(max_examples=settings().max_examples * 3)
+    @settings(max_examples=settings().max_examples * times(1, 3))
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         twins.reset()

@@ -17,6 +17,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from campaign import times
 from hostarch import mman
 from kernel_messages import PAGE, RW, Header, Twins, drain, kernel, needs_linux
 from queue_endpoint import PlainSocketEndpoint
@@ -129,7 +130,7 @@ WIRES: list[Callable[[], object]] = [lambda: inet(False), lambda: inet(True), un
 def test_any_calls(twins: Twins, open_wire: object) -> None:
     """Any headers over pages with any rights, sent by any call."""
 
-    @settings(max_examples=settings().max_examples * 3)
+    @settings(max_examples=settings().max_examples * times(1, 3))
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         twins.reset()

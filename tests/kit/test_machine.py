@@ -135,7 +135,7 @@ def test_rules_of_ones_own() -> None:
         def call(self, addr: int, ars: AddrRangeSeq, n: int) -> None:
             seen.append((addr, ars))
 
-    run_state_machine_as_test(WithCalls, settings=settings(SEARCH, max_examples=20))
+    run_state_machine_as_test(WithCalls, settings=settings(SEARCH, max_examples=5))
     assert any(addr % 4096 == 0 for addr, _ in seen)
     assert any(len(ars) > 1 for _, ars in seen)
 

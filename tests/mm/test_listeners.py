@@ -31,6 +31,18 @@ MAP, UNMAP, PROTECT, MOVED, MEMORY = ChangeKind
 Told = list[tuple[int, int, ChangeKind]]
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads wait for each other a tenth of what they wait else, for tests that have them wait in vain."""
+    monkeypatch.setattr(listeners, "_PATIENCE", 0.01)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads wait for each other as long as it takes on a busy host, for tests of the order."""
+    monkeypatch.setattr(listeners, "_PATIENCE", 30)
+
+
 def pages(kind: ChangeKind, first: int, last: int, base: int = BASE) -> tuple[int, int, ChangeKind]:
     """What is told of pages from ``base`` on."""
     return base + first * PAGE, base + last * PAGE, kind
@@ -143,6 +155,7 @@ def test_it_is_called_after_the_change_and_before_the_return(name: str) -> None:
     assert seen == [space.maps()] * len(expected)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("name", CALLS)
 def test_no_lock_is_held(name: str) -> None:
     """A listener may wait for another thread that maps, copies and unmaps in the same space."""
@@ -228,6 +241,7 @@ def alternate(told: list[ChangeKind]) -> bool:
     return told == [(MAP, UNMAP)[i % 2] for i in range(len(told))]
 
 
+@pytest.mark.usefixtures("patient")
 def test_threads_are_told_of_in_order() -> None:
     """Three map and unmap one page: what is told alternates, and each call returns after it was told."""
     space = AddressSpace()
@@ -275,6 +289,7 @@ def test_one_at_a_time() -> None:
     assert most == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_call_is_told_of_before_it_returns_though_another_overtakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is held up for long before it tells of its change tells of it all the same, and then returns."""
     space = AddressSpace()
@@ -286,7 +301,7 @@ def test_a_call_is_told_of_before_it_returns_though_another_overtakes(monkeypatc
     def listener(start: int, end: int, kind: ChangeKind) -> None:
         if threading.current_thread() is not main:
             begun.set()
-            time.sleep(0.3)
+            time.sleep(10 * listeners._PATIENCE)
         told.append(start)
 
     def tell(each: listeners.Listeners, *args: Any) -> None:
@@ -305,6 +320,7 @@ def test_a_call_is_told_of_before_it_returns_though_another_overtakes(monkeypatc
     assert sorted(told) == [BASE, FAR]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("who", ["a handler", "a thread"])
 def test_a_change_in_the_middle_of_a_call_is_told_in_order(who: str) -> None:
     """A signal handler of the same thread or another thread, at any line of a call, unmaps what that call maps.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from campaign import times
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc
 from switching import quick_switches
@@ -22,7 +23,7 @@ R, RW = mman.PROT_READ, mman.PROT_READ | mman.PROT_WRITE
 PRIVATE = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
 FIXED = PRIVATE | mman.MAP_FIXED
 SHARED_FIXED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
-SECONDS = 2.0
+SECONDS = times(1, 20)
 REASONS = (FaultReason.UNMAPPED, FaultReason.PERMISSION, FaultReason.BEYOND_FILE)
 
 Change = Callable[[AddressSpace, int, random.Random], object]
@@ -100,7 +101,7 @@ def often_switched() -> Iterator[None]:
 
 
 def test_copies_while_mappings_change() -> None:
-    """Four threads copy and two change, for seconds; then the tables are in order, and all can be unmapped."""
+    """Four threads copy and two change, for a while; then the tables are in order, and all can be unmapped."""
     space = AddressSpace()
     space.set_brk(BASE + (PAGES + 4) * PAGE)
     stop = time.monotonic() + SECONDS

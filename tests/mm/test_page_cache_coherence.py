@@ -9,6 +9,7 @@ from importlib import import_module
 
 import pytest
 
+from campaign import times
 from hostarch import AMD64, ARM, READ, WRITE, Arch, mman
 from usermem import AddressSpace, FaultError, SharedMemory
 
@@ -126,7 +127,7 @@ class _Turns:
 
 
 @pytest.mark.parametrize("arch", [AMD64, ARM], ids=lambda arch: arch.name)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(times(3, 60)))
 def test_every_page_answers_as_without_a_cache(monkeypatch: pytest.MonkeyPatch, arch: Arch, seed: int) -> None:
     """Windows are small here, so that what is moved straddles them."""
     for name in ("anonymous", "object_pages", "private_object"):

@@ -164,6 +164,7 @@ def work(file: File[bytes], wrong: list[str]) -> list[str]:
     """Do all of it in one space, and return which steps ended with an OSError that has an errno; all else is wrong."""
     from usermem import AddressSpace
 
+    gc.freeze()  # what was imported is nothing that the collector, which is called often, need look at
     space, failed = AddressSpace(), []
 
     def written_object() -> None:

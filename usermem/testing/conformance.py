@@ -10,8 +10,7 @@ Plain Python: needs neither hypothesis nor pytest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +52,9 @@ Make = Callable[[], tuple[IO, ModelMemory]]
 _BEFORE = (0, 1, 3, 8)  # how far before an edge a call begins, and how long it is: it ends before, at or behind it
 _LENGTHS = (0, 1, 8, 16)
 _PIECE = 2 * NEAR
-_EACH = 40  # after every so many calls all memory is compared
+_EACH = 40  # after every so many calls on one memory, all of it is compared
+_BLOCK = 500  # so many cases are made, and the plainest rule that one of them breaks is told
+_APART = 20  # of a block, cases that are so far apart share a pair: neighbours are about one place
 
 
 @frozen
@@ -64,87 +65,106 @@ class _Case:
     calls: tuple[Operation, ...]
     filled: bool = True
 
-    def steps(self) -> list[_Step]:
-        """The calls, each with the rule."""
-        return [_Step(self.rule, call) for call in self.calls]
-
 
 @frozen
 class _Step:
-    """One call and the rule that it must keep."""
+    """One call, the rule that it must keep, and the spans that are compared after it."""
 
     rule: str
     call: Operation
-
-
-_Look = Callable[[IO, ModelMemory, _Step], None]
-"""Raises AssertionError, naming the step, if memory does not hold what it should."""
+    look: Sequence[Span] = ()
 
 
 def check_io(make: Make) -> None:
-    """Run the whole contract over what ``make`` makes: a fresh pair for each rule and place, some ten thousand.
+    """Run the whole contract over what ``make`` makes: some thousand calls for each edge.
 
     What a layout does not have, cannot be asked: :func:`conformance_layout` has everything. Memory is compared page by
     page, so map few. An IO that has ``close`` is closed.
 
     Raises AssertionError at the first call whose answer differs or that leaves other bytes than it should: it names
-    the rule, the call and both answers. Memory is compared after every so many calls; where it differs, they are made
-    again on a fresh pair, and it is compared after each.
+    the rule, the call and both answers. Some calls share a fresh pair. Where one of them does wrong, each is made on a
+    fresh pair of its own, the plainest first; if all are right there, those that share a pair are made again, and
+    memory is compared after each.
     """
     _, model = make()
     edges = _edges(model)
     if not edges:
         raise ValueError("make: the model has nothing mapped, so there is nothing to check")
+    spans = all_spans(model)
     around = {edge: spans_around(model, edge) for edge in edges}
     rule = "what was written is what is read, whatever the guest forbade"
-    filled = {edge: [_Step(rule, call) for call in fills(spans)] for edge, spans in around.items()}
-    look_at_all = partial(_look_at, all_spans(model))
-    _run(make, [step for edge in edges for step in filled[edge]], look_at_all)
+    filled = {edge: [_Step(rule, call) for call in fills(around[edge])] for edge in edges}
+    everywhere = [step for edge in edges for step in filled[edge]]
+    _run(make, everywhere, spans)
+
+    def alone(case: _Case) -> None:
+        """Make a case's calls on a fresh pair, filled or not as the case says."""
+        _run(make, [*(everywhere if case.filled else []), *(_Step(case.rule, call) for call in case.calls)], spans)
+
+    def together(block: list[_Case]) -> None:
+        """Make the calls of many cases on one fresh pair. What is around their edge is filled before each case."""
+        steps = [*everywhere]
+        for case in block:
+            at = case.calls[0].at
+            near = min(edges, key=lambda edge: abs(edge - at))
+            steps += [*filled[near], *_later(case, around[near])]
+        _run(make, steps, spans)
+
     cases = list(_cases(edges, model))
-    for number, case in enumerate(cases):
-        # The bytes around the edge that the call is about, and around a far one that it must leave alone.
-        at = case.calls[0].at
-        near, far = min(edges, key=lambda edge: abs(edge - at)), max(edges, key=lambda edge: abs(edge - at))
-        spans = around[near] + around[far]
-        look = look_at_all if number % _EACH == _EACH - 1 else partial(_look_at, spans)
-        _run(make, [*(filled[near] + filled[far] if case.filled else []), *case.steps()], look)
-    # And many of them on one memory: nothing may depend on what was done before.
-    steps = [evolve(step, rule=f"{step.rule} (after other calls)") for case in cases[::7] for step in case.steps()]
-    _run(make, steps, look_at_all, each=_EACH)
+    for block in (cases[start : start + _BLOCK] for start in range(0, len(cases), _BLOCK)):
+        try:
+            for first in range(min(_APART, len(block))):
+                shared = block[first::_APART]
+                turn = first % len(shared)
+                together(shared[turn:] + shared[:turn])  # each has its turn at memory that no other call has used
+        except AssertionError:
+            for case in block:
+                alone(case)
+            raise
+        for case in block:
+            if not case.filled:
+                alone(case)
+    # And many of them on one memory, which is filled by nothing else: nothing may depend on what was done before.
+    steps = [step for case in cases[::7] for step in _later(case)]
+    _run(make, [evolve(step, look=() if i % _EACH else spans) for i, step in enumerate(steps, 1)], spans)
 
 
-def _run(make: Make, steps: list[_Step], look: _Look, each: int = 0) -> None:
-    """Make the calls on a fresh pair, and look at its memory in the end and after ``each`` calls.
+def _later(case: _Case, look: Sequence[Span] = ()) -> list[_Step]:
+    """A case's calls, made after others; the spans are compared after the last."""
+    steps = [_Step(f"{case.rule} (after other calls)", call) for call in case.calls]
+    return [*steps[:-1], evolve(steps[-1], look=look)]
+
+
+def _run(make: Make, steps: list[_Step], spans: list[Span]) -> None:
+    """Make the calls on a fresh pair, and compare the spans in the end.
 
     Raises AssertionError for the first call that did wrong, though it may be a later one that shows it.
     """
-    pair = make()
-    try:
-        for number, step in enumerate(steps, 1):
-            _take(step, pair, look if number == len(steps) or (each and number % each == 0) else None)
-    except AssertionError:
-        _blame(make, steps[:number])
-        raise
-    finally:
-        _close(pair[0])
-
-
-def _take(step: _Step, pair: tuple[IO, ModelMemory], look: _Look | None) -> None:
-    _check_same(step, "the IO   ", *(outcome(step.call, memory) for memory in pair))
-    if look is not None:
-        look(*pair, step)
-
-
-def _blame(make: Make, steps: list[_Step]) -> None:
-    """Make the calls again, and raise AssertionError at the first one that leaves other bytes than it should."""
-    pair = make()
+    io, model = make()
+    made: list[_Step] = []
     try:
         for step in steps:
-            for memory in pair:
-                outcome(step.call, memory)
-            _look_at(all_spans(pair[1]), *pair, step)
+            made.append(step)
+            _check_same(step, "the IO   ", outcome(step.call, io), outcome(step.call, model))
+            _look_at(step.look, io, model, step)
+        _look_at(spans, io, model, step)
+    except AssertionError:
+        _blame(make, made, spans)
+        raise
     finally:
-        _close(pair[0])
+        _close(io)
+
+
+def _blame(make: Make, steps: list[_Step], spans: list[Span]) -> None:
+    """Make the calls again, and raise AssertionError at the first one that leaves other bytes than it should."""
+    io, model = make()
+    try:
+        for step in steps:
+            for memory in (io, model):
+                outcome(step.call, memory)
+            _look_at(spans, io, model, step)
+    finally:
+        _close(io)
 
 
 def _check_same(step: _Step, what: str, found: object, expected: object) -> None:
@@ -158,7 +178,7 @@ def _check_same(step: _Step, what: str, found: object, expected: object) -> None
     raise AssertionError(f"{step.rule}\n  call      {step.call}\n  {what} {theirs}\n  must give {right}") from cause
 
 
-def _look_at(spans: list[Span], io: IO, model: ModelMemory, step: _Step) -> None:
+def _look_at(spans: Sequence[Span], io: IO, model: ModelMemory, step: _Step) -> None:
     """Compare the spans that can be read."""
     for span in spans:
         if not span.readable:
