@@ -62,7 +62,9 @@ class Callbacks:
         errors: list[BaseException] = []
         try:
             self._local.waiting = waiting
-            while waiting:
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not waiting:
+                    break
                 done, outcome = waiting.popleft()
                 try:
                     if done is not None:

@@ -64,6 +64,11 @@ class Received(Message):
 
     buffer: BlockSeq = field(kw_only=True)
 
+    @classmethod
+    def of(cls, found: Message, buffer: BlockSeq) -> Received:
+        """A message that was received into the start of ``buffer``."""
+        return cls(found.data, found.length, found.flags, found.peer, found.local, found.ancillary, buffer=buffer)
+
 
 def payload(sock: socket.socket, srcs: BlockSeq) -> bytes:
     """A copy of srcs for one datagram. Raises EMSGSIZE, and copies nothing, if the socket never takes so much at once.

@@ -179,7 +179,9 @@ class DatagramQueue:
         batch = self._outs.take()
         used = 0
         try:
-            while left:
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not left:
+                    break
                 taken: list[_Unsent] = []
                 done, error = 0, None
                 try:
@@ -279,9 +281,7 @@ class DatagramQueue:
             _take(self._pool, len(batch), taken)
             if not taken:
                 raise NoBufferError
-            for i, blocks in enumerate(taken):
-                if batch.blocks(i) is not blocks:
-                    batch.bind(i, blocks)
+            _bind(batch, taken)
             if not self._endpoint.recvmmsg(batch, len(taken), flags):
                 raise would_block()
         finally:
@@ -296,7 +296,7 @@ class DatagramQueue:
     def _settle(self, batch: MessageBatch, taken: list[BlockSeq]) -> None:
         """Put what came among the unread and the other buffers back. No handler runs between lines without a call."""
         n = batch.count
-        came = [_received(batch[i], taken[i]) for i in range(n)]
+        came = [Received.of(batch[i], taken[i]) for i in range(n)]
         self._unread += came
         batch.count = 0
         del taken[:n]
@@ -307,7 +307,9 @@ class DatagramQueue:
         asking = _Asking(threading.get_ident())
         try:
             self._asking.add(asking)
-            while len(self._pool) < len(self._ins.any) and self._on_buffer is not None and not self._closed:
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if len(self._pool) >= len(self._ins.any) or self._on_buffer is None or self._closed:
+                    break
                 found = self._on_buffer()
                 if found is None:
                     break
@@ -374,12 +376,6 @@ class DatagramQueue:
             raise ValueError(_CLOSED)
 
 
-def _received(message: Message, buffer: BlockSeq) -> Received:
-    return Received(
-        message.data, message.length, message.flags, message.peer, message.local, message.ancillary, buffer=buffer
-    )
-
-
 @frozen(eq=False)
 class _Asking:
     """A thread that asks on_buffer."""
@@ -391,3 +387,10 @@ def _take(items: deque[_T], most: int, found: list[_T]) -> None:
     """Move up to so many items to a list of the caller's: each is in one of the two, even if an interrupt comes."""
     with suppress(IndexError):
         found += map(deque.popleft, repeat(items, most))
+
+
+def _bind(batch: MessageBatch, buffers: list[BlockSeq]) -> None:
+    """Have the batch's messages lie in these buffers."""
+    for i, blocks in enumerate(buffers):
+        if batch.blocks(i) is not blocks:
+            batch.bind(i, blocks)

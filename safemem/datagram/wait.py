@@ -66,8 +66,8 @@ def waits(sock: socket.socket, event: int, timeout: float | None = None) -> Gene
     """
     end, expired = _limit(sock, event, timeout)
     edges: Any = None
-    pause = 0.0
     try:
+        pause = 0.0
         while True:
             left = None if end is None else max(end - time.monotonic(), 0)
             if left == 0:

@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("hostarch", "safemem", "usermem")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
-ACQUIRED = {"safemem/fork.py": 1, "usermem/mm/listeners.py": 2}
-"""Calls of ``acquire()``: in InUse, which looks who has it; of an event's own lock, before anybody else knows it; and
-of one that others wait for a moment."""
+ACQUIRED = {"safemem/datagram/memory_queue.py": 2, "safemem/fork.py": 1, "usermem/mm/listeners.py": 2}
+"""Calls of ``acquire()``: of locks that nobody else knows yet, a waiter's and an event's; in InUse, which looks who has
+it; and of one that others wait for a moment."""
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="reads CPython's instructions")
 
