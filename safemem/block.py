@@ -201,12 +201,13 @@ def check_writable(piece: Piece, name: str) -> None:
 class BlockCursor:
     """Hands out the bytes of one safe block, front to back, as disjoint writable views that live together.
 
-    After rustls' ReaderMut: a record is cut into header, body and tag, each of which can be written in place.
+    After rustls' ReaderMut: a record is cut into header, body and tag, each of which can be written in place; with
+    ``readonly``, after its Reader: nothing is written, and the block may be read-only memory.
     """
 
-    def __init__(self, block: Block) -> None:
-        """Raises BufferError if the block needs safecopy, TypeError if it is read-only."""
-        self._view = writable_view(block.view(), "block")
+    def __init__(self, block: Block, *, readonly: bool = False) -> None:
+        """Raises BufferError if the block needs safecopy; TypeError if it is read-only, unless that was asked for."""
+        self._view = block.view().toreadonly() if readonly else writable_view(block.view(), "block")
         self._used = 0
 
     @property

@@ -68,31 +68,34 @@ class BlockSeq:
     def _window_pieces(self, index: int, offset: int) -> Iterator[Piece]:
         left = self._limit
         pieces = self._pieces
-        while left:
-            piece = pieces[index]
-            n = min(len(piece) - offset, left)
-            yield piece if n == len(piece) else part(piece, offset, n)
+        for piece in map(pieces.__getitem__, range(index, len(pieces))):
+            if not left:
+                return
+            n = len(piece)
+            if offset or n > left:
+                n = min(n - offset, left)
+                piece, offset = part(piece, offset, n), 0
+            yield piece
             left -= n
-            offset = 0
-            index += 1
 
-    def _iter_pieces(self) -> Iterator[Piece]:
+    def iter_pieces(self) -> Iterator[Piece]:
+        """As :meth:`pieces`, one by one: cheaper where few of many may be looked at."""
         return iter(self._pieces) if self._first is None else self._window_pieces(*self._first)
 
     @property
     def need_safecopy(self) -> bool:
         """Whether one of the blocks does."""
-        return Block in map(type, self._iter_pieces())
+        return Block in map(type, self.iter_pieces())
 
     def is_empty(self) -> bool:
         """Whether there are no blocks, and so no bytes."""
         return self._limit == 0
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._iter_pieces())
+        return sum(1 for _ in self.iter_pieces())
 
     def __iter__(self) -> Iterator[Block]:
-        for piece in self._iter_pieces():
+        for piece in self.iter_pieces():
             yield piece if isinstance(piece, Block) else Block.from_view(piece, 0, len(piece))
 
     def head(self) -> Block:
@@ -125,7 +128,7 @@ class BlockSeq:
 
     def take_blocks(self, n: int) -> BlockSeq:
         """The first n blocks; all of them if there are fewer. Costs O(n), however many follow."""
-        first = list(islice(self._iter_pieces(), n))
+        first = list(islice(self.iter_pieces(), n))
         return BlockSeq.unchecked(first, sum(map(len, first)))
 
     def _window(self, index: int, offset: int, limit: int) -> BlockSeq:
@@ -137,17 +140,17 @@ class BlockSeq:
 
     def check_writable(self, name: str) -> None:
         """Raise TypeError, naming the argument, if a block is read-only memory."""
-        for piece in self._iter_pieces():
+        for piece in self.iter_pieces():
             if piece.readonly:
                 check_writable(piece, name)
 
     def views(self) -> list[memoryview]:
         """The memory of each block, as readv(2) wants it. Raises BufferError if one needs safecopy."""
-        return [piece if isinstance(piece, memoryview) else piece.view() for piece in self._iter_pieces()]
+        return [piece if isinstance(piece, memoryview) else piece.view() for piece in self.iter_pieces()]
 
     def tobytes(self) -> bytes:
         """A copy of all bytes. Raises HostFaultError if memory faults, with the bytes before it in ``transferred``."""
-        pieces = self.pieces()
+        pieces = self._pieces if self._first is None else self.pieces()  # without a call: 75 ns, not 95
         if len(pieces) == 1:
             return pieces[0].tobytes()
         parts: list[bytes] = []
@@ -198,8 +201,8 @@ def copy_seq(dsts: BlockSeq, srcs: BlockSeq) -> int:
         dsts = dsts.take_first(total)
     dsts.check_writable("dst")
     done = at = room = 0
-    to = dsts._iter_pieces()
-    for src in srcs._iter_pieces():
+    to = dsts.iter_pieces()
+    for src in srcs.iter_pieces():
         if done == total:  # the rest of srcs is not looked at
             break
         start, left = 0, len(src)
@@ -228,7 +231,7 @@ def zero_seq(dsts: BlockSeq) -> int:
     """Set all bytes to 0 and return how many. Raises as :func:`copy_seq`. (gVisor's safemem.ZeroSeq.)"""
     dsts.check_writable("dst")
     done = 0
-    for dst in dsts._iter_pieces():
+    for dst in dsts.iter_pieces():
         try:
             done += zero(dst)
         except OSError as exc:

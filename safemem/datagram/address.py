@@ -27,6 +27,17 @@ NAME_SIZE: Final = {_AF_INET: 16, _AF_INET6: 28, _AF_UNIX: 110}
 """How many bytes a sockaddr of a family has at most."""
 
 
+def zoned(address: Any) -> tuple[str, Any, Any, Any]:
+    """(host, port, flowinfo, scope_id) of an IPv6 address; a zone behind "%", a number or an interface, is the scope.
+
+    The socket module looks the zone up and forgets it. Raises OSError for an interface that is not there, ValueError
+    for more than four parts. Source: RFC 4007, section 11.
+    """
+    host, port, flow, scope = (*address, 0, 0)[: max(4, len(address))]
+    host, _, zone = str(host).partition("%")
+    return host, port, flow, scope or (int(zone) if zone.isdecimal() else socket.if_nametoindex(zone) if zone else 0)
+
+
 def pack_sockaddr(family: int, address: Any) -> bytes:
     """The sockaddr of an address. Raises ValueError if it is none of this family; no name is looked up."""
     try:
@@ -34,10 +45,9 @@ def pack_sockaddr(family: int, address: Any) -> bytes:
             host, port = tuple(address)
             return _FAMILY.pack(family) + _INET.pack(port, socket.inet_pton(family, host)) + bytes(8)
         if family == _AF_INET6:
-            host, port, flow, scope = (*address, 0, 0)[: max(4, len(address))]
-            host, _, zone = str(host).partition("%")
+            host, port, flow, scope = zoned(address)
             packed = _INET6.pack(port, flow, socket.inet_pton(family, host))
-            return _FAMILY.pack(family) + packed + _SCOPE.pack(scope or int(zone or 0))
+            return _FAMILY.pack(family) + packed + _SCOPE.pack(scope)
         if family == _AF_UNIX and isinstance(address, str | bytes):
             path = os.fsencode(address)
             if len(path) > 108:

@@ -8,41 +8,35 @@ from __future__ import annotations
 
 import socket
 import sys
-import threading
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import NAME_SIZE, Address, AddressCache, pack_sockaddr, unpack_sockaddr
-from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pack_cmsgs, pktinfo_of, unpack_cmsgs
+from safemem.datagram.cmsg import (
+    KERNEL_SPACE,
+    PKTINFO_SPACE,
+    Ancillary,
+    local_of,
+    pack_cmsgs,
+    pktinfo_of,
+    port_of,
+    unpack_cmsgs,
+)
+from safemem.datagram.errors import LocalAddressNotAvailableError
 from safemem.datagram.flags import MSG_TRUNC, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.mmsg import MMsgHeaders
+from safemem.fork import InUse, in_use_lock
 
 _AF_INET: Final = int(socket.AF_INET)
-
-
-class InUse:
-    """A lock that nobody waits for. (A generator would take 1 us more.)"""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("the batch is in use")
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
 
 
 class MessageBatch:
     """Room for ``len(batch)`` messages, each a BlockSeq, to receive into or to send.
 
     After a receive the methods tell what came: of the first ``n`` entries, or of as many as the last receive has
-    filled. Entries that it did not reach say what they said before. (Sending the batch overwrites lengths.) One call
+    filled. Entries that it did not reach say what they said before. One call
     uses a batch at a time: a second one meanwhile is a RuntimeError.
     """
 
@@ -51,32 +45,35 @@ class MessageBatch:
         messages: Sequence[BlockSeq],
         *,
         family: int = _AF_INET,
-        peer: bool = True,
-        local: bool = False,
+        peer: bool | Sequence[bool] = True,
+        local: bool | Sequence[bool] = False,
         control_len: int = 0,
         max_iov: int | None = None,
     ) -> None:
         """``family`` is that of the addresses: AF_INET, AF_INET6, AF_UNIX.
 
-        ``peer`` and ``local`` say whether receives ask for the addresses; ``control_len`` is the room for other
-        control data of a message, in bytes. ``max_iov`` is how many blocks a message may have: as many as the longest
-        of these has, if None. Raises ValueError for what cannot be, BufferError for a block that needs safecopy.
+        ``peer`` and ``local`` say whether receives ask for the addresses, all or each by itself; ``control_len`` is the
+        room for other control data of a message, in bytes. ``max_iov`` is how many blocks a message may have: as many
+        as the longest of these has, if None. Raises ValueError for what cannot be, BufferError for a block that needs
+        safecopy.
         """
         if max_iov is None:
             max_iov = max((len(blocks) for blocks in messages), default=1)
         _check(family, max_iov, control_len)
         self.family = int(family)
-        self.asks_local = bool(local)
-        self.control_len = control_len + PKTINFO_SPACE * self.asks_local
-        name_in, name_out = NAME_SIZE[family] if peer else 0, NAME_SIZE[family]
+        self._no_peers, self._no_locals = _unasked(peer, len(messages), "peer"), _unasked(local, len(messages), "local")
+        self.asks_local = len(self._no_locals) < len(messages) if messages else bool(local)
+        self.control_len = control_len + KERNEL_SPACE * self.asks_local
+        name_in, name_out = NAME_SIZE[family] if len(self._no_peers) < len(messages) else 0, NAME_SIZE[family]
         control_out = control_len + PKTINFO_SPACE
         self._headers = MMsgHeaders(len(messages), max_iov, name_in, name_out, self.control_len, control_out)
-        self._guard = InUse()
+        self._guard = in_use_lock("the batch is in use")
         self._blocks = [EMPTY] * len(messages)
         self._capacities = [0] * len(messages)
         self._read_only: set[int] = set()
         self._least = 0  # no capacity is smaller
         self._to: dict[int, tuple[Address | None, Address | None, tuple[Ancillary, ...]]] = {}
+        self._from_ports: dict[int, Any] = {}  # of the messages that are sent from a local address
         # What an endpoint told that knows no headers, instead of names and control data in them.
         self._told: dict[int, Message] = {}
         self._ports: dict[int, int] = {}
@@ -145,10 +142,13 @@ class MessageBatch:
             self._headers.set_control(i, pack_cmsgs(control))
             self._headers.set_name(i, name)
             self._to[i] = (peer, local, ancillary)
+            self._from_ports.pop(i, None)
+            if local is not None:
+                self._from_ports[i] = port_of(local)
 
-    def first_with_local(self) -> int:
-        """The first message that is to be sent from a local address; ``len(batch)`` if there is none."""
-        return min((i for i, (_, local, _) in self._to.items() if local is not None), default=len(self._blocks))
+    def locals_before(self, vlen: int) -> list[tuple[int, Any]]:
+        """Which of the first messages are to be sent from a local address, in order, and its port."""
+        return sorted((i, port) for i, port in self._from_ports.items() if i < vlen) if self._from_ports else []
 
     def destination(self, i: int) -> tuple[Address | None, Address | None, tuple[Ancillary, ...]]:
         """(peer, local, control data) that message i is sent with."""
@@ -182,6 +182,7 @@ class MessageBatch:
             self.family == _AF_INET
             and headers.name_size
             and not self._told
+            and not self._no_peers
             and headers.got_names[:n].tolist().count(headers.name_size) == n
         ):
             return list(map(self._cache.__getitem__, headers.name_keys[:n].tolist()))
@@ -190,6 +191,8 @@ class MessageBatch:
     def peer(self, i: int) -> Address | None:
         """Who sent message i; None if that is not known, or was not asked for."""
         i = range(len(self._blocks))[i]
+        if i in self._no_peers:
+            return None
         if i in self._told:
             return self._told[i].peer
         name = self._headers.name(i)
@@ -200,6 +203,8 @@ class MessageBatch:
     def local(self, i: int) -> Address | None:
         """The address that message i came to; None if that is not known, or was not asked for."""
         i = range(len(self._blocks))[i]
+        if i in self._no_locals and self.asks_local:
+            return None
         if i in self._told:
             return self._told[i].local
         return local_of(self.ancillary(i), self._ports.get(i, 0))
@@ -231,14 +236,28 @@ class MessageBatch:
         """Have the batch to oneself in a ``with``. Raises RuntimeError, there, if somebody else has it."""
         return self._guard
 
-    def checked_vlen(self, vlen: int | None) -> int:
-        """How many messages a call is for. Raises ValueError if they are more than there are."""
+    def checked_vlen(self, vlen: int | None, family: int | None = None) -> int:
+        """How many messages a call is for. Raises ValueError if they are more than there are, or of another family."""
+        if family is not None and self.family != family:
+            raise ValueError(f"the batch is for addresses of family {self.family}, the socket's is {family}")
         size = len(self._blocks)
         if vlen is None:
             return size
         if not 0 <= vlen <= size:
             raise ValueError(f"vlen must lie in 0 to {size}, not {vlen}")
         return vlen
+
+    def receivable(self, vlen: int, has_local: bool) -> int:
+        """How many of the first messages an endpoint can receive: up to one that asks for a local address in vain.
+
+        Raises LocalAddressNotAvailableError if that is the first.
+        """
+        if has_local or not self.asks_local:
+            return vlen
+        n = min({*range(vlen)} - self._no_locals, default=vlen)
+        if vlen and not n:
+            raise LocalAddressNotAvailableError("call set_local_addr_enable(True), or make the batch with local=False")
+        return n
 
     def check_blocks(self, i: int, blocks: BlockSeq) -> bool:
         """Raise what binding message i to these blocks would; returns whether one is read-only."""
@@ -270,15 +289,48 @@ class MessageBatch:
         self._told[i] = message
         self.count = i + 1
 
+    def receive(self, vlen: int, port: int, call: Callable[[], int | None]) -> int | None:
+        """Have a call of the socket at this port fill the headers; returns what it does, and notes it.
+
+        If it raises, ``count`` is as before; after an interrupt, how many messages had come, be it behind the call.
+        """
+        before, self.count = self.count, 0
+        try:
+            n = call()
+            if n is None:
+                self.count = before
+            else:
+                self.filled(n, port)
+            return n
+        except BaseException as exc:
+            came = self._headers.reached(vlen)
+            if came:
+                self.filled(came, port)
+            elif isinstance(exc, OSError) and not self.count:
+                self.count = before
+            raise
+
     def filled(self, n: int, port: int) -> None:
-        """Note that the headers tell what has been received into the first n messages, by a socket at this port."""
+        """Note that the headers tell what has been received into the first n messages, by a socket at this port.
+
+        Doing it once more after an interrupt is right: the headers forget what came last of all.
+        """
         self.count = n
-        self._headers.note(n)
         if self._told:
             for i in range(n):
                 self._told.pop(i, None)
         if self.control_len:
             self._ports.update(dict.fromkeys(range(n), port))
+        self._headers.note(n)
+
+
+def _unasked(asked: bool | Sequence[bool], size: int, name: str) -> set[int]:
+    """The messages that an address is not asked for."""
+    if isinstance(asked, bool | int):
+        return set() if asked else {*range(size)}
+    if len(asked) != size:
+        raise ValueError(f"{name} must be a bool or one for each of {size} messages, and has {len(asked)}")
+    return {i for i, each in enumerate(asked) if not each}
 
 
 def _check(family: int, max_iov: int, control_len: int) -> None:

@@ -58,18 +58,25 @@ class Callbacks:
         if waiting is not None:
             waiting.extend(outcomes)
             return
-        self._local.waiting = waiting = deque(outcomes)
+        waiting = deque(outcomes)
         errors: list[BaseException] = []
-        while waiting:
-            done, outcome = waiting.popleft()
-            try:
-                if done is not None:
-                    done(outcome)
-                elif outcome.error is not None:
-                    errors.append(outcome.error)
-            except BaseException as exc:
-                errors.append(exc)
-        del self._local.waiting
+        try:
+            self._local.waiting = waiting
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not waiting:
+                    break
+                done, outcome = waiting.popleft()
+                try:
+                    if done is not None:
+                        done(outcome)
+                    elif outcome.error is not None:
+                        errors.append(outcome.error)
+                except BaseException as exc:
+                    errors.append(exc)
+        finally:
+            self._local.waiting = None
+            if waiting:  # an interrupt came between two callbacks
+                self.tell(waiting)
         error = next((error for error in errors if not isinstance(error, Exception)), None)
         if errors and error is None:
             error = BaseExceptionGroup("messages failed, or their done callbacks", errors)

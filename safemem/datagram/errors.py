@@ -13,10 +13,14 @@ from safemem.errors import TransferError
 
 
 class DatagramTooLongError(TransferError):
-    """EMSGSIZE: a datagram of ``length`` bytes does not fit in ``room``. A received one stays where it was."""
+    """EMSGSIZE: a datagram of ``length`` bytes does not fit in ``room``. A received one stays where it was.
 
-    def __init__(self, length: int, room: int) -> None:
-        super().__init__(errno.EMSGSIZE, f"{os.strerror(errno.EMSGSIZE)}: {length} bytes where {room} fit")
+    ``room`` is None where that is not known: a path that is too narrow for a socket that is not connected.
+    """
+
+    def __init__(self, length: int, room: int | None) -> None:
+        fit = "" if room is None else f" where {room} fit"
+        super().__init__(errno.EMSGSIZE, f"{os.strerror(errno.EMSGSIZE)}: {length} bytes{fit}")
         self.length = length
         self.room = room
 

@@ -13,6 +13,8 @@ MSG_TRUNC: Final = int(getattr(socket, "MSG_TRUNC", 0x20))
 MSG_CTRUNC: Final = int(getattr(socket, "MSG_CTRUNC", 0x08))
 MSG_DONTWAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
 """0 where the host has none; sockets without a timeout wait there."""
+MSG_ERRQUEUE: Final = int(getattr(socket, "MSG_ERRQUEUE", 0))
+"""0 where the host has no error queue."""
 MSG_WAITFORONE: Final = 0x10000
 
 IP_PKTINFO: Final = 8
@@ -20,6 +22,7 @@ IPV6_RECVPKTINFO: Final = int(getattr(socket, "IPV6_RECVPKTINFO", 49))
 IPV6_PKTINFO: Final = int(getattr(socket, "IPV6_PKTINFO", 50))
 IP_MTU: Final = 14
 IPV6_MTU: Final = 24
+SCM_RIGHTS: Final = int(getattr(socket, "SCM_RIGHTS", 1))
 UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
 

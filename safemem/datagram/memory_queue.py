@@ -9,7 +9,12 @@ Source: OpenSSL crypto/bio/bss_dgram_pair.c.
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from _thread import LockType
 from collections import deque
+from collections.abc import Generator
+from contextlib import suppress
 from typing import Final
 
 from safemem.datagram.address import Address
@@ -31,7 +36,7 @@ Entry = tuple[bytes, Address | None, Address | None, int]
 class MemoryQueue:
     """What goes one way. ``entries`` is None as soon as one of the ends is closed, and all that it held is gone."""
 
-    __slots__ = ("entries", "limit", "mtu", "reader_caps")
+    __slots__ = ("entries", "limit", "mtu", "reader_caps", "waiting")
 
     def __init__(self, write_buf_size: int | None, mtu: int) -> None:
         if write_buf_size is not None and write_buf_size <= 0:
@@ -40,6 +45,29 @@ class MemoryQueue:
         self.limit = sys.maxsize if write_buf_size is None else max(write_buf_size, MIN_WRITE_BUF_SIZE)
         self.mtu = checked_mtu(mtu)
         self.reader_caps = 0
+        self.waiting: deque[LockType] = deque()  # a locked lock for each thread that waits
+
+    def wake(self) -> None:
+        """Wake all that wait for a datagram, for room, or for the end."""
+        while self.waiting:
+            with suppress(IndexError):  # another has just done it
+                self.waiting.popleft().release()
+
+    def waits(self, timeout: float | None) -> Generator[None, None, None]:
+        """Yield at once and whenever something has changed since, for ``timeout`` seconds, or for ever if None."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            lock = threading.Lock()
+            lock.acquire()
+            self.waiting.append(lock)
+            try:
+                yield
+                left = None if end is None else max(end - time.monotonic(), 0)
+                if not lock.acquire(timeout=-1 if left is None else left):
+                    return
+            finally:
+                with suppress(ValueError, IndexError):  # taken out, or changed meanwhile: then the next wake does it
+                    self.waiting.remove(lock)
 
 
 def checked_mtu(mtu: int) -> int:

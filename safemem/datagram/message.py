@@ -10,7 +10,7 @@ from attrs import define, field
 
 from safemem.block_seq import BlockSeq
 from safemem.datagram.address import Address
-from safemem.datagram.cmsg import Ancillary
+from safemem.datagram.cmsg import Ancillary, segment_size_of
 from safemem.datagram.flags import MSG_CTRUNC, MSG_TRUNC
 from safemem.errors import error
 
@@ -44,12 +44,30 @@ class Message:
         """Whether some of its control data found no room, and is gone."""
         return bool(self.flags & MSG_CTRUNC)
 
+    def segments(self) -> list[BlockSeq]:
+        """What arrived, as the datagrams that the host has joined in this one; ``data`` alone, if it has not.
+
+        Their size is in ``ancillary``, which a receive must have room for, as queues do: see DatagramSocket.gro.
+        """
+        size = segment_size_of(self.ancillary) or self.length
+        data = self.data
+        found = []
+        while data.num_bytes > size:
+            found.append(data.take_first(size))
+            data = data.drop_first(size)
+        return [*found, data]
+
 
 @define
 class Received(Message):
     """A message, and ``buffer``, the whole of the memory that it was received into: what to recycle."""
 
     buffer: BlockSeq = field(kw_only=True)
+
+    @classmethod
+    def of(cls, found: Message, buffer: BlockSeq) -> Received:
+        """A message that was received into the start of ``buffer``."""
+        return cls(found.data, found.length, found.flags, found.peer, found.local, found.ancillary, buffer=buffer)
 
 
 def payload(sock: socket.socket, srcs: BlockSeq) -> bytes:

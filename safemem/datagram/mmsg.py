@@ -33,6 +33,7 @@ HEADER: Final = 64
 _HEAD: Final = struct.Struct("=QIxxxxQQQQixxxxIxxxx")
 _IOVEC: Final = struct.Struct("=QQ")
 _WORDS, _LONGS = HEADER // 4, HEADER // 8
+_UNREACHED: Final = 0xFFFF_FFFF  # no datagram is so long
 
 
 def is_native() -> bool:
@@ -96,8 +97,10 @@ class MMsgHeaders:
             self._receive.names[:] = memoryview(array("Q", [0]) * size)
         self._receiving: bool | None = None
         # What was received, apart from what the next call is told: a call that fails, or sends, does not change it.
-        self.got_names = memoryview(array("I", [0]) * size)
-        self._got_controls = memoryview(array("Q", [0]) * size)
+        self._results = memoryview(bytearray(size * HEADER))
+        words = self._results.cast("I")
+        self.lengths, self.flags, self.got_names = words[14::_WORDS], words[12::_WORDS], words[2::_WORDS]
+        self._got_controls = self._results.cast("Q")[5::_LONGS]
         # The first 8 bytes of an IPv4 name are its family, port and address: all that it says.
         found = self._memory[self._names_in.start : self._names_out.start]
         self.name_keys = found.cast("Q")[:: self._names_in.stride // 8 or 1]
@@ -107,13 +110,16 @@ class MMsgHeaders:
         for i in range(len(heads) // HEADER):
             _HEAD.pack_into(heads, i * HEADER, 0, 0, self.address + self._iovecs.at(i), 0, 0, 0, 0, 0)
         words, longs = heads.cast("I"), heads.cast("Q")
-        self.lengths = words[14::_WORDS]
-        self.flags = words[12::_WORDS]
+        self._heads = heads
+        self._lengths = words[14::_WORDS]
         self.name_lengths = words[2::_WORDS]
         self._names = longs[0::_LONGS]
         self._iov_lengths = longs[3::_LONGS]
         self._controls = longs[4::_LONGS]
         self.control_lengths = longs[5::_LONGS]
+        # The headers as a receive finds them, which changes them: one copy of all is quicker than one of each field.
+        self._fresh = memoryview(bytearray(heads))
+        self._fresh_iov_lengths = self._fresh.cast("Q")[3::_LONGS]
 
     def point(self, i: int, blocks: BlockSeq) -> None:
         """Have message i lie in these blocks, at most ``max_iov`` of them, none of which needs safecopy."""
@@ -123,7 +129,7 @@ class MMsgHeaders:
             _IOVEC.pack_into(self._memory, at, block.address, len(block))
             at += _IOVEC.size
             count += 1
-        self._iov_lengths[i] = count
+        self._iov_lengths[i] = self._fresh_iov_lengths[i] = count
 
     def name(self, i: int) -> bytes:
         """The sockaddr that message i came with."""
@@ -151,27 +157,35 @@ class MMsgHeaders:
         self._send.control_lengths[i] = len(control)
         self._receiving = None
 
-    def prepare(self, receiving: bool, n: int) -> None:
-        """Set what the kernel reads of the first n headers, and a receive has overwritten: some ns a message."""
+    def prepare(self, receiving: bool) -> None:
+        """Set what the kernel reads of the headers, for the other direction than before."""
+        if receiving is self._receiving:
+            return
         side = self._receive if receiving else self._send
-        if receiving is not self._receiving:
-            self._receiving = receiving
-            self._names[:] = side.names
-            self._controls[:] = side.controls
-            self.name_lengths[:] = side.name_lengths
-            self.control_lengths[:] = side.control_lengths
-        elif receiving:
-            if self.name_size:
-                self.name_lengths[:n] = side.name_lengths[:n]
-            if self.control_in:
-                self.control_lengths[:n] = side.control_lengths[:n]
+        self._names[:] = side.names
+        self._controls[:] = side.controls
+        self.name_lengths[:] = side.name_lengths
+        self.control_lengths[:] = side.control_lengths
+        if receiving:
+            self._lengths[:] = memoryview(array("I", [_UNREACHED]) * len(self._lengths))
+            self._fresh[:] = self._heads
+        self._receiving = receiving
+
+    def reached(self, n: int) -> int:
+        """How many of the first n messages the kernel has received since the last note: it stores a length with each.
+
+        That holds even if an interrupt came between the call and its result.
+        """
+        if not self._receiving:
+            return 0
+        lengths = self._lengths[:n].tolist()
+        return lengths.index(_UNREACHED) if _UNREACHED in lengths else n
 
     def note(self, n: int) -> None:
-        """Keep what a receive has told of the first n names and control data."""
-        if self.name_size:
-            self.got_names[:n] = self.name_lengths[:n]
-        if self.control_in:
-            self._got_controls[:n] = self.control_lengths[:n]
+        """Keep what a receive has told of the first n messages, and have them as the next one needs them."""
+        end = n * HEADER
+        self._results[:end] = self._heads[:end]
+        self._heads[:end] = self._fresh[:end]
 
 
 Call = Callable[[int, int, int, int], int]

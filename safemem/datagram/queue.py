@@ -12,7 +12,11 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from itertools import repeat
 from typing import Final, Self, TypeVar
+from weakref import WeakSet
 
 from attrs import frozen
 
@@ -20,13 +24,16 @@ from safemem.block_seq import EMPTY, BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.callbacks import Callbacks, Done, Outcome, SendStatus, Told
+from safemem.datagram.cmsg import KERNEL_SPACE
 from safemem.datagram.endpoint import DatagramEndpoint
-from safemem.datagram.errors import NoBufferError
+from safemem.datagram.errors import DatagramTooLongError, NoBufferError
 from safemem.datagram.flags import MSG_PEEK
 from safemem.datagram.message import Message, Received
+from safemem.datagram.spare_batches import SpareBatches
 from safemem.errors import would_block
 
 _AF_INET: Final = int(socket.AF_INET)
+_IP: Final = (_AF_INET, int(socket.AF_INET6))
 _T = TypeVar("_T")
 _CLOSED: Final = "the queue is closed"
 
@@ -45,14 +52,22 @@ class _Unsent:
 class DatagramQueue:
     """Queues messages for an endpoint that it does not own: close it, or a queue over it, in any order.
 
-    **Threads.** All methods may be called at any time from any thread; two flushes take turns, and so do two dequeues.
+    **Threads.** All methods may be called at any time from any thread, by a signal handler in the middle of each other,
+    and in a forked child: there are no locks, and the endpoint and all callbacks are called with none held. Of two
+    flushes at once each sends the messages that it took, so that those of one may overtake the other's; and so with
+    two dequeues.
 
-    **Done callbacks** run after the sending, in the thread that flushed or closed, one at a time, with no lock held,
-    and may call any method: see :class:`Callbacks` for how they nest, and what becomes of their errors.
+    **Done callbacks** run after the sending, in the thread that flushed or closed, one at a time, and may call any
+    method: see :class:`Callbacks` for how they nest, and what becomes of their errors.
 
     **Buffers** are the queue's from ``recycle`` or ``on_buffer`` on, until ``dequeue`` or ``close`` returns them. Who
     still reads a message must not recycle its buffer yet.
+
+    **Premature destruction.** A queue that is dropped, or left by ``with``, closes itself: done callbacks are told, and
+    ``on_free`` gets the buffers that nobody else does.
     """
+
+    _closed = True  # until it is whole
 
     def __init__(
         self,
@@ -60,17 +75,20 @@ class DatagramQueue:
         buffers: Iterable[BlockSeq] = (),
         *,
         on_buffer: Callable[[], BlockSeq | None] | None = None,
+        on_free: Callable[[BlockSeq], object] | None = None,
         size: int = 32,
         family: int | None = None,
         local: bool = False,
         max_iov: int = 8,
     ) -> None:
         """``buffers`` are the first of the pool, as by :meth:`recycle`. ``on_buffer`` is asked for more where a receive
-        finds fewer than ``size``, until it returns None; it must not call dequeue.
+        finds fewer than ``size``, until it returns None; it must not call dequeue. ``on_free`` is called with each
+        buffer that is the queue's where it is dropped or left by ``with``; an error of its own ends that.
 
         ``size`` is how many messages one call moves, ``max_iov`` how many blocks a message may have. ``family`` is that
         of the addresses: the endpoint's if None, or AF_INET if it has none. ``local`` is whether receives ask for local
-        addresses. Raises ValueError, and as :meth:`recycle`.
+        addresses; other control data come from IP sockets, as far as 512 bytes hold them. Raises ValueError, and as
+        :meth:`recycle`.
         """
         if size < 1:
             raise ValueError(f"size must be at least 1, not {size}")
@@ -78,17 +96,21 @@ class DatagramQueue:
             family = getattr(endpoint, "family", _AF_INET)
         self._endpoint = endpoint
         self._on_buffer = on_buffer
-        self._out = MessageBatch([EMPTY] * size, family=family, peer=False, max_iov=max_iov)
-        self._in = MessageBatch([EMPTY] * size, family=family, local=local, max_iov=max_iov)
-        self._send_lock = threading.Lock()
-        self._receive_lock = threading.RLock()
+        self._on_free = on_free
+        # Each flush and each receive has a batch alone, while it lasts.
+        empty = [EMPTY] * size
+        self._outs = SpareBatches(partial(MessageBatch, empty, family=family, peer=False, max_iov=max_iov))
+        room = KERNEL_SPACE if getattr(endpoint, "family", None) in _IP else 0
+        incoming = partial(MessageBatch, empty, family=family, local=local, control_len=room, max_iov=max_iov)
+        self._ins = SpareBatches(incoming)
         # Whoever takes something out of these has it alone: their methods are atomic.
         self._unsent: deque[_Unsent] = deque()
         self._unread: deque[Received] = deque()
         self._pool: deque[BlockSeq] = deque()
         self._held: dict[int, BlockSeq] = {}  # by identity: every buffer that is the queue's
         self._callbacks = Callbacks()
-        self._receiving = self._dequeued = self._closed = False
+        self._asking: WeakSet[_Asking] = WeakSet()  # weak, for what an interrupt leaves there
+        self._dequeued = self._closed = False
         for blocks in buffers:
             self.recycle(blocks)
 
@@ -96,7 +118,18 @@ class DatagramQueue:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        found: list[BlockSeq] = []
+        try:
+            found = self.close()
+        finally:
+            found = found or self.close()  # of which a callback has kept us
+            if self._on_free is not None:
+                for blocks in found:
+                    self._on_free(blocks)
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self.__exit__()
 
     @property
     def closed(self) -> bool:
@@ -122,7 +155,7 @@ class DatagramQueue:
         ``done`` is not called then. An address that is none of the family is the message's own failure.
         """
         self._check_open()
-        self._out.check_blocks(0, blocks)
+        self._outs.any.check_blocks(0, blocks)
         self._unsent.append(_Unsent(blocks, peer, local, done))
         if self._closed:  # meanwhile, by another thread, which may not have seen this message
             self._callbacks.tell(self._given_back())
@@ -136,22 +169,25 @@ class DatagramQueue:
         """
         told: list[Told] = []
         try:
-            with self._send_lock:
-                self._send(told)
+            self._send(told)
             return len(told)
         finally:
             self._callbacks.tell([*told, *(self._given_back() if self._closed else ())])
 
     def _send(self, told: list[Told]) -> None:
         left = len(self._unsent)
+        batch = self._outs.take()
         used = 0
         try:
-            while left:
-                taken = _take(self._unsent, min(left, len(self._out)))
-                used = max(used, len(taken))
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not left:
+                    break
+                taken: list[_Unsent] = []
                 done, error = 0, None
                 try:
-                    done, error = self._send_some(taken)
+                    _take(self._unsent, min(left, len(batch)), taken)
+                    used = max(used, len(taken))
+                    done, error = self._send_some(batch, taken)
                     told += [item.outcome(SendStatus.SENT) for item in taken[:done]]
                     if isinstance(error, BlockingIOError | InterruptedError):
                         if not told:
@@ -164,79 +200,132 @@ class DatagramQueue:
                         told.append(taken[done].outcome(SendStatus.FAILED, error))
                         done += 1
                 finally:
-                    self._unsent.extendleft(reversed(taken[done:]))
+                    try:
+                        self._put_back(taken[done:])
+                    finally:
+                        self._put_back(taken[done:])
                 left = 0 if self._closed or not taken else left - done
         finally:
             for i in range(used):
-                self._out.bind(i, EMPTY)
+                batch.bind(i, EMPTY)
+            self._outs.give(batch)
 
-    def _send_some(self, taken: list[_Unsent]) -> tuple[int, Exception | None]:
+    def _put_back(self, items: list[_Unsent]) -> None:
+        """Have these come first again, if they do not already: called twice, an interrupt in one does no harm."""
+        if items and not (self._unsent and self._unsent[0] is items[0]):
+            self._unsent.extendleft(items[::-1])
+
+    def _send_some(self, batch: MessageBatch, taken: list[_Unsent]) -> tuple[int, Exception | None]:
         """How many of these were sent, and why the one behind them was not, if that is known."""
         n = 0
         try:
             for item in taken:
-                self._out.bind(n, item.blocks)
-                if self._out.destination(n)[:2] != (item.peer, item.local):
-                    self._out.set_peer(n, item.peer, item.local)
+                batch.bind(n, item.blocks)
+                if batch.destination(n)[:2] != (item.peer, item.local):
+                    batch.set_peer(n, item.peer, item.local)
                 n += 1
         except Exception as exc:
             if not n:
                 return 0, exc.with_traceback(None)
         try:
-            sent = self._endpoint.sendmmsg(self._out, n) if n else 0
+            sent = self._endpoint.sendmmsg(batch, n) if n else 0
         except Exception as exc:
             return 0, exc.with_traceback(None)
         return sent, None if sent or not n else would_block()
 
     def _given_back(self) -> list[Told]:
-        return [item.outcome(SendStatus.GIVEN_BACK) for item in _take(self._unsent, len(self._unsent))]
+        found: list[_Unsent] = []
+        _take(self._unsent, len(self._unsent), found)
+        return [item.outcome(SendStatus.GIVEN_BACK) for item in found]
 
     def dequeue(self, flags: int = 0) -> Received:
         """The next message. If none is there, as many as there are buffers are received, by one call with ``flags``.
 
         Raises BlockingIOError if none has arrived, NoBufferError if there is no buffer, ValueError if the queue is
-        closed or ``flags`` have MSG_PEEK, and as the endpoint and ``on_buffer``. All buffers stay in the pool then.
+        closed or ``flags`` have MSG_PEEK, and as the endpoint and ``on_buffer``; DatagramTooLongError (``no_trunc``)
+        only if no buffer is long enough. All buffers stay in the pool then; what came before an interrupt stays unread.
         """
         if flags & MSG_PEEK:
             raise ValueError("a peek would queue a message that stays where it is")
-        with self._receive_lock:
-            if self._receiving:
-                raise RuntimeError("dequeue was called by on_buffer")
+        if any(each.thread == threading.get_ident() for each in self._asking):
+            raise RuntimeError("dequeue was called by on_buffer")
+        self._dequeued = True
+        found: list[Received] = []
+        longest = -1
+        try:
             self._check_open()
-            self._dequeued = True
-            if not self._unread:
-                self._receiving = True
+            while True:
+                _take(self._unread, 1, found)
+                for message in found:
+                    self._held.pop(id(message.buffer), None)
+                    return message
                 try:
                     self._receive(flags)
-                finally:
-                    self._receiving = False
-            for message in _take(self._unread, 1):
-                self._held.pop(id(message.buffer), None)
-                return message
-            raise ValueError(_CLOSED)  # meanwhile, by another thread, which took what was unread
+                except DatagramTooLongError as exc:
+                    if exc.length <= longest or not self._bring_forward(exc.length):
+                        raise
+                    longest = exc.length
+        except BaseException:
+            for message in found:
+                self._held[id(message.buffer)] = message.buffer
+            self._unread.extendleft(found)
+            raise
 
     def _receive(self, flags: int) -> None:
-        while len(self._pool) < len(self._in) and self._on_buffer is not None and not self._closed:
-            found = self._on_buffer()
-            if found is None:
-                break
-            self._keep(found)
+        self._ask_for_buffers()
         self._check_open()
-        taken = _take(self._pool, len(self._in))
-        n = 0
+        batch = self._ins.take()
+        batch.count = 0
+        taken: list[BlockSeq] = []
         try:
+            _take(self._pool, len(batch), taken)
             if not taken:
                 raise NoBufferError
-            for i, blocks in enumerate(taken):
-                if self._in.blocks(i) is not blocks:
-                    self._in.bind(i, blocks)
-            came = self._endpoint.recvmmsg(self._in, len(taken), flags)
-            if not came:
+            _bind(batch, taken)
+            if not self._endpoint.recvmmsg(batch, len(taken), flags):
                 raise would_block()
-            self._unread.extend([_received(self._in[i], taken[i]) for i in range(came)])
-            n = came
         finally:
-            self._pool.extendleft(reversed(taken[n:]))
+            try:
+                self._settle(batch, taken)
+            finally:
+                self._settle(batch, taken)  # what an interrupt left; else nothing
+            self._ins.give(batch)
+            if self._closed:
+                self._ins.drop()
+
+    def _settle(self, batch: MessageBatch, taken: list[BlockSeq]) -> None:
+        """Put what came among the unread and the other buffers back. No handler runs between lines without a call."""
+        n = batch.count
+        came = [Received.of(batch[i], taken[i]) for i in range(n)]
+        self._unread += came
+        batch.count = 0
+        del taken[:n]
+        self._pool += taken
+        del taken[:]
+
+    def _ask_for_buffers(self) -> None:
+        asking = _Asking(threading.get_ident())
+        try:
+            self._asking.add(asking)
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if len(self._pool) >= len(self._ins.any) or self._on_buffer is None or self._closed:
+                    break
+                found = self._on_buffer()
+                if found is None:
+                    break
+                self._keep(found)
+        finally:
+            self._asking.discard(asking)
+
+    def _bring_forward(self, length: int) -> bool:
+        """Have a buffer of at least so many bytes come first; returns whether there is one."""
+        for blocks in [*self._pool]:
+            if blocks.num_bytes >= length:
+                with suppress(ValueError):  # taken meanwhile, by another thread
+                    self._pool.remove(blocks)
+                    self._pool.appendleft(blocks)
+                return True
+        return False
 
     def recycle(self, blocks: BlockSeq) -> None:
         """Put a buffer in the pool: a message's ``buffer``, not its ``data``, which may be less.
@@ -248,7 +337,7 @@ class DatagramQueue:
         self._keep(blocks)
 
     def _keep(self, blocks: BlockSeq) -> None:
-        if self._in.check_blocks(0, blocks):
+        if self._ins.any.check_blocks(0, blocks):
             raise TypeError("a buffer must be writable, and has a block of read-only memory")
         if not blocks:
             raise ValueError("a buffer must have bytes to receive into")
@@ -273,15 +362,13 @@ class DatagramQueue:
         """
         self._closed = True
         self._callbacks.tell(self._given_back())
-        found = [message.buffer for message in _take(self._unread, len(self._unread))]
-        found += _take(self._pool, len(self._pool))
+        unread: list[Received] = []
+        _take(self._unread, len(self._unread), unread)
+        found = [message.buffer for message in unread]
+        _take(self._pool, len(self._pool), found)
         for blocks in found:
             self._held.pop(id(blocks), None)
-        if self._receive_lock.acquire(blocking=False):
-            try:
-                self._in.bind_ring([EMPTY], 0)
-            finally:
-                self._receive_lock.release()
+        self._ins.drop()
         return found
 
     def _check_open(self) -> None:
@@ -289,17 +376,21 @@ class DatagramQueue:
             raise ValueError(_CLOSED)
 
 
-def _received(message: Message, buffer: BlockSeq) -> Received:
-    return Received(
-        message.data, message.length, message.flags, message.peer, message.local, message.ancillary, buffer=buffer
-    )
+@frozen(eq=False)
+class _Asking:
+    """A thread that asks on_buffer."""
+
+    thread: int
 
 
-def _take(items: deque[_T], most: int) -> list[_T]:
-    found: list[_T] = []
-    while len(found) < most:
-        try:
-            found.append(items.popleft())
-        except IndexError:
-            break
-    return found
+def _take(items: deque[_T], most: int, found: list[_T]) -> None:
+    """Move up to so many items to a list of the caller's: each is in one of the two, even if an interrupt comes."""
+    with suppress(IndexError):
+        found += map(deque.popleft, repeat(items, most))
+
+
+def _bind(batch: MessageBatch, buffers: list[BlockSeq]) -> None:
+    """Have the batch's messages lie in these buffers."""
+    for i, blocks in enumerate(buffers):
+        if batch.blocks(i) is not blocks:
+            batch.bind(i, blocks)

@@ -13,6 +13,7 @@ from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
 from safemem.datagram.flags import MSG_PEEK
+from safemem.datagram.message import Message
 from safemem.errors import HostFaultError
 
 FaultPolicy = Literal["keep", "linux"]
@@ -22,12 +23,14 @@ FaultPolicy = Literal["keep", "linux"]
 class DatagramReader:
     """Reads one datagram a call. 0 is an empty datagram; BlockingIOError means that there is none.
 
-    After a call ``msg_len`` is the datagram's length, ``flags`` tells by MSG_TRUNC whether some of it found no room and
-    is gone, ``peer``, ``local`` and ``ancillary`` what came with it, and ``received`` whether there was one. ``room``
-    is how many bytes the blocks had, None before the first call, and ``faulted`` whether they faulted.
+    After a call ``received`` says whether there was one, and ``message`` is the last that came: ``msg_len`` its length,
+    ``flags`` MSG_TRUNC if some of it found no room and is gone, ``peer``, ``local`` and ``ancillary`` what came too.
+    ``room`` is how many bytes the blocks had, None before the first call, and ``faulted`` whether they faulted.
+    Descriptors among ``ancillary`` are the caller's, even if the call raises BadBlocksError.
     """
 
     message_oriented = True
+    message: Message | None = None
     received = False
     msg_len = 0
     flags = 0
@@ -72,10 +75,11 @@ class DatagramReader:
             if length > room:
                 raise BadBlocksError(length, room, wanted)
         try:
-            message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
+            self.message = self._endpoint.recvmsg(dsts, self._flags, self._ancbufsize)
         except HostFaultError:
             self.faulted = True
             raise
+        message = self.message
         self.received = True
         self.msg_len = message.length
         self.flags = message.flags

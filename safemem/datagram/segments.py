@@ -17,17 +17,15 @@ from typing import Final
 from attrs import frozen
 
 from safemem.datagram.address import Address
-from safemem.datagram.cmsg import Ancillary
-from safemem.datagram.flags import UDP_GRO, UDP_SEGMENT
+from safemem.datagram.capability import Capability
+from safemem.datagram.cmsg import Ancillary, segment_size_of
+from safemem.datagram.flags import UDP_SEGMENT
 
 _UDP: Final = int(socket.IPPROTO_UDP)
-MAX_SEGMENTS: Final = (128, 64, 1)
-"""How many segments one message may have: in newer kernels, in older ones, and where the host does not cut at all."""
+MAX_SEGMENTS: Final = (128, 64)
+"""How many segments one message may have, in newer kernels and in older ones."""
 _MAX_BYTES: Final = 65_487  # what IP leaves of 65,535 bytes, for IPv6 too
-GRO_SPACE: Final = 24
-"""CMSG_SPACE of an int, in bytes."""
 _SIZE: Final = struct.Struct("=H")
-_GRO_SIZE: Final = struct.Struct("=i")
 REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE)
 """How a host refuses to cut up a message."""
 
@@ -58,6 +56,30 @@ def can_cut(sock: socket.socket) -> bool:
     return sys.platform == "linux"
 
 
+class SegmentLimits:
+    """How many segments the host takes in one message, for all that is known."""
+
+    def __init__(self, can_cut: bool) -> None:
+        # Fewer are worth nearly as much as more, and so are tried at once: each refusal costs a system call.
+        self._limits = {n: Capability(patience=3 if n == MAX_SEGMENTS[-1] else 1) for n in MAX_SEGMENTS * can_cut}
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether one message of several segments is worth trying."""
+        return not all(limit.given_up for limit in self._limits.values())
+
+    def tries(self) -> list[int]:
+        """The numbers of segments to try, the best first; 1 is the last, which always works."""
+        return [*(n for n, limit in self._limits.items() if limit.is_tried()), 1]
+
+    def note(self, refused: list[int], worked: int) -> None:
+        """Note that the host refused these, and did the same thing with messages of ``worked`` segments."""
+        for n in refused:
+            self._limits[n].refused()
+        if worked > 1:
+            self._limits[worked].worked()
+
+
 def most(segment_size: int, max_segments: int) -> int:
     """How many bytes of segments one message may have. Raises ValueError for a size below 1."""
     if segment_size < 1:
@@ -79,10 +101,7 @@ def cut(
     local: Address | None,
 ) -> Segments:
     """A message of ``length`` bytes that was received into a view, as the segments that its control data tell."""
-    size = length
-    for level, kind, data in ancillary:
-        if level == _UDP and kind == UDP_GRO:
-            (size,) = _GRO_SIZE.unpack_from(data)
+    size = segment_size_of(ancillary) or length
     arrived = min(length, len(view))
     views = [view[at : at + size] for at in range(0, arrived - size, size)] if size < length else []
     views.append(view[len(views) * size : arrived])

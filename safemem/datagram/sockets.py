@@ -2,7 +2,8 @@
 
 Batches go through recvmmsg and sendmmsg by ctypes where the host has them and there are enough messages to pay for it;
 else through recvmsg_into and sendmsg, or recvfrom_into and sendto where there are no others. A host that refuses a call
-(ENOSYS, seccomp, gVisor's EINVAL) is asked the next simpler one from then on, and no datagram is lost by that.
+(ENOSYS, seccomp, gVisor's EINVAL) is asked the next simpler one, and no datagram is lost by that; only ENOSYS says that
+it will never do it: see :mod:`safemem.datagram.capability`.
 
 Source: recvmmsg(2), udp(7), ip(7); OpenSSL BIO_s_datagram(3).
 """
@@ -12,33 +13,34 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from safemem.block import Block
-from safemem.block_seq import BlockSeq, copy_seq
+from safemem.block_seq import BlockSeq
 from safemem.buffers import writable_view
-from safemem.datagram.address import Address
+from safemem.datagram.address import Address, zoned
+from safemem.datagram.arrivals import Arrivals, Receive, recvfrom
 from safemem.datagram.batch import MessageBatch
-from safemem.datagram.cmsg import PKTINFO_SPACE, Ancillary, local_of, pktinfo_of
+from safemem.datagram.capability import Capability
+from safemem.datagram.cmsg import KERNEL_SPACE, Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
-from safemem.datagram.errors import DatagramTooLongError, LocalAddressNotAvailableError, PeerAddressNotAvailableError
 from safemem.datagram.flags import (
-    IP_MTU,
-    IP_PKTINFO,
-    IPV6_MTU,
-    IPV6_RECVPKTINFO,
     MSG_DONTWAIT,
+    MSG_ERRQUEUE,
     MSG_PEEK,
     MSG_TRUNC,
     UDP_GRO,
     UIO_MAXIOV,
 )
+from safemem.datagram.local_addr import LocalAddresses
 from safemem.datagram.message import Message, payload
 from safemem.datagram.mmsg import load
-from safemem.datagram.segments import GRO_SPACE, MAX_SEGMENTS, REFUSED, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready
+from safemem.datagram.mtu import explained, least_mtu, path_mtu
+from safemem.datagram.segments import REFUSED, SegmentLimits, Segments, can_cut, cut, most, segment_cmsg
+from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready, waits
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -48,14 +50,10 @@ Backend = Literal["recvmmsg", "recvmsg", "recvfrom"]
 BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 """The ways to move datagrams, the quickest first."""
 
-_ENABLE: Final = "enable local addresses first, by set_local_addr_enable(True)"
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
-_LARGEST: Final = 65_535
-_AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
-_OVERHEAD: Final = {_AF_INET: 28, _AF_INET6: 48}  # of IP and UDP
-_LEAST_MTU: Final = {_AF_INET: 576, _AF_INET6: 1280}
+_AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
 
 
 def default_backend() -> Backend:
@@ -96,12 +94,22 @@ class DatagramSocket(DatagramEndpoint):
         self.family = int(sock.family)
         self._backend: Backend = best if backend == "auto" else backend
         self._forced = backend != "auto"
-        self._local = False
-        self._port = 0
-        self._segments = MAX_SEGMENTS[0] if can_cut(sock) else 1  # that the host takes, for all that is known
+        self._recv: Receive = partial(recvfrom, self._direct)
+        if self._backend != "recvfrom":
+            self._recv = self._direct.recvmsg_into
+        self._arrivals = Arrivals(sock)
+        self._local = LocalAddresses(sock)
+        self._own_space = 0  # the room for the control data that this package asks for, in bytes
+        self._segments = SegmentLimits(can_cut(sock))
+        self._many_in, self._many_out = Capability(), Capability()
 
     def close(self) -> None:
-        """Close the socket. A second call does nothing. As with any socket, nobody who waits in it is woken by that."""
+        """Close the socket, and the descriptors that came and were not delivered. A second call does nothing.
+
+        A thread that waits in the socket is not woken by that, as with any socket: it waits on, and keeps the port
+        bound. ``endpoint.socket.shutdown(SHUT_RDWR)`` before wakes it, on Linux (whatever it raises): BrokenPipeError.
+        """
+        self._arrivals.close()
         self._direct.close()
         self._sock.close()
 
@@ -116,7 +124,9 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def backend(self) -> Backend:
-        """How batches are moved: what was forced, or the best that the host has not refused yet."""
+        """How batches are moved: what was forced, or the best that the host does not refuse now."""
+        if self._backend == "recvmmsg" and (self._many_in.given_up or self._many_out.given_up):
+            return "recvmsg"
         return self._backend
 
     @property
@@ -127,99 +137,78 @@ class DatagramSocket(DatagramEndpoint):
     @property
     def local_addr_cap(self) -> bool:
         """Whether local addresses can be enabled: for IPv4 and IPv6, where there is recvmsg."""
-        return self.family in _OVERHEAD and self._backend != "recvfrom"
+        return least_mtu(self.family) is not None and self._backend != "recvfrom"
 
     @property
     def local_addr_enabled(self) -> bool:
-        return self._local
+        return self._local.enabled
 
     def set_local_addr_enable(self, enable: bool) -> None:
-        """As any endpoint. Datagrams that came before it tell their address without the interface, or nothing."""
-        if not self.local_addr_cap:
+        """As any endpoint. Datagrams that came before it tell their address without the interface, or nothing.
+
+        That of a broadcast or multicast datagram is the interface's, so that it can be answered from. To be sent from,
+        an address must have port 0 or the socket's.
+        """
+        if self.local_addr_cap:
+            self._local.enable(enable)
+            self._own_space = KERNEL_SPACE if enable or self.gro else 0
+        else:
             super().set_local_addr_enable(enable)
-            return
-        level, option = (
-            (socket.IPPROTO_IP, IP_PKTINFO) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_RECVPKTINFO)
-        )
-        try:
-            self._sock.setsockopt(level, option, int(enable))
-        except OSError as exc:
-            raise LocalAddressNotAvailableError(f"the host refuses it: {exc}") from exc
-        self._local = bool(enable)
 
     @property
     def mtu(self) -> int | None:
         """The longest payload of the path, in bytes, if the socket is connected, else the least that IP promises."""
-        if self.family not in _OVERHEAD:
-            return None
-        level, option = (socket.IPPROTO_IP, IP_MTU) if self.family == _AF_INET else (socket.IPPROTO_IPV6, IPV6_MTU)
-        try:
-            whole = self._sock.getsockopt(level, option)
-        except OSError:
-            whole = _LEAST_MTU[self.family]
-        return min(whole, _LARGEST) - _OVERHEAD[self.family]
+        found = path_mtu(self._sock)
+        return least_mtu(self.family) if found is None else found
 
     def pending(self) -> int | None:
-        """As any endpoint. An error that waits in the socket is kept for the next receive."""
-        try:
-            return self._receive([], MSG_PEEK | MSG_DONTWAIT, 0)[0]
-        except BlockingIOError:
-            return None
-        except OSError as exc:
-            self.hold_error(exc)
-            return None
+        """As any endpoint. An error that waits in the socket stays there, where poll() reports it.
+
+        Raises an error that an earlier call has kept for the next receive, which poll() does not know of.
+        """
+        self._raise_held()
+        return self._arrivals.pending()
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
-        """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received."""
-        space = ancbufsize + PKTINFO_SPACE if self._local else ancbufsize
-        self._raise_held()
-        pieces: list[Any] = dsts.pieces()
-        found = None
-        try:  # a block among them is no buffer, which costs nothing to find out
-            if len(pieces) <= UIO_MAXIOV:
-                found = self._receive(pieces, flags, space)
-        except (TypeError, ValueError):
-            dsts.check_writable("dsts")
-            if not dsts.need_safecopy:
-                raise
-        length, ancillary, result, peer = found or self._receive_by_copy(dsts, flags, space)
-        local = local_of(ancillary, self._own_port()) if self._local else None
-        return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
+        """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received.
+
+        With local addresses or :attr:`gro` other control data may come than ``ancbufsize`` has room for.
+        Descriptors among the control data (SCM_RIGHTS) are the caller's from the return on, and on no account before:
+        where this raises, the datagram and they are kept for the next receive. MSG_ERRQUEUE never waits, and MSG_PEEK
+        keeps an entry of the error queue, which Linux would take.
+        """
+        return self._recv_for_batch(dsts, flags, ancbufsize + self._own_space)
 
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
-        return self.recvmsg(dsts, flags, control_len - PKTINFO_SPACE * self._local)
+        self._raise_held()
+        pieces: list[Any] = dsts.pieces()
+        if not self._arrivals.concern(flags, control_len) and len(pieces) <= UIO_MAXIOV:
+            try:  # a block among them is no buffer, which costs nothing to find out
+                length, ancillary, result, peer = self._receive(pieces, flags, control_len)
+                local = self._local.of(ancillary) if ancillary else None
+                return Message(dsts.take_first(length), length, result, peer or None, local, tuple(ancillary))
+            except (TypeError, ValueError):
+                dsts.check_writable("dsts")
+                if not dsts.need_safecopy:
+                    raise
+        return self._arrive(dsts, flags, control_len)
 
-    def _receive_by_copy(self, dsts: BlockSeq, flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
-        dsts.check_writable("dsts")
-        bounce, seen = memoryview(bytearray(_LARGEST)), b""
-        for now in (flags,) if flags & MSG_PEEK else (flags | MSG_PEEK, flags):  # descriptors come once
-            length, ancillary, result, peer = self._receive([bounce], now, space if now == flags else 0)
-            if bounce[:length] != seen:  # another receiver took what was seen; else dsts has it, and may be gone by now
-                copy_seq(dsts, BlockSeq.of(Block.from_view(bounce, 0, min(length, _LARGEST))))
-            seen = bytes(bounce[:length])
-        return length, ancillary, result | MSG_TRUNC * (length > dsts.num_bytes), peer
-
-    def _own_port(self) -> int:
-        """The port of local addresses. The socket may have got it after they were enabled."""
-        if self._local and not self._port:
-            self._port = self._sock.getsockname()[1]
-        return self._port
+    def _arrive(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+        if not self._local.enabled:  # descriptors have no local address
+            return self._arrivals.receive(self._recv, dsts, flags, space)
+        message = self._arrivals.receive(self._recv, dsts, flags, space)
+        message.local = self._local.of(message.ancillary)
+        return message
 
     def _receive(self, views: list[memoryview], flags: int, space: int) -> tuple[int, list[Ancillary], int, Any]:
         """One datagram: its length, control data, flags, peer, or something false where there is no peer."""
         flags |= MSG_TRUNC
-        if self._backend != "recvfrom":
-            try:
-                return self._direct.recvmsg_into(views, space, flags | MSG_DONTWAIT)
-            except BlockingIOError:
-                if not may_wait(self._sock, flags):
-                    raise
-            return until_ready(self._sock, flags, POLLIN, self._direct.recvmsg_into, views, space)
-        if len(views) > 1:
-            raise ValueError(f"{len(views)} blocks, and recvfrom takes one: see max_iov")
-        view = views[0] if views else memoryview(bytearray())
-        n, peer = until_ready(self._sock, flags, POLLIN, self._direct.recvfrom_into, view, 0)
-        return n, [], MSG_TRUNC * (n > len(view)), peer
+        try:
+            return self._recv(views, space, flags | MSG_DONTWAIT)
+        except BlockingIOError:
+            if not may_wait(self._sock, flags):
+                raise
+        return until_ready(self._sock, flags, POLLIN, self._recv, views, space)
 
     def sendmsg(
         self,
@@ -230,7 +219,9 @@ class DatagramSocket(DatagramEndpoint):
         ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """As any endpoint. Blocks that may fault are copied first."""
-        control = [*ancdata] if local is None else [*ancdata, *self._from(local)]
+        control = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
+        if self.family == _AF_INET6 and peer is not None and "%" in str(peer[0]):
+            peer = zoned(peer)
         data: Sequence[Any] = srcs.pieces()
         try:
             if not 0 < len(data) <= UIO_MAXIOV:
@@ -246,13 +237,7 @@ class DatagramSocket(DatagramEndpoint):
                 data = [payload(self._sock, srcs)]
             return until_ready(self._sock, flags, POLLOUT, self._send, data, control, peer)
         except OSError as exc:
-            raise self._explained(exc, srcs.num_bytes) from None
-
-    def _from(self, local: Address) -> list[Ancillary]:
-        """The control data that send from a local address."""
-        if not self._local:
-            raise LocalAddressNotAvailableError(_ENABLE)
-        return [pktinfo_of(self.family, local)]
+            raise explained(exc, self._sock, srcs.num_bytes) from None
 
     def _send(self, data: Sequence[ReadableBuffer], control: list[Ancillary], peer: Address | None, flags: int) -> int:
         if len(data) > 1 or control:
@@ -265,7 +250,8 @@ class DatagramSocket(DatagramEndpoint):
     def gro(self) -> bool:
         """Whether the host may join the datagrams that arrive; set it, and see whether it can.
 
-        What is received then may be several datagrams in one: by :meth:`recv_segments` they come apart.
+        What is received then may be several datagrams in one: by :meth:`recv_segments` or Message.segments they come
+        apart; a MessageBatch needs ``control_len`` for their size.
         """
         try:
             return bool(self._sock.getsockopt(socket.IPPROTO_UDP, UDP_GRO))
@@ -277,11 +263,12 @@ class DatagramSocket(DatagramEndpoint):
         """Ask for it; a host that cannot stays as it is."""
         with suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(on))
+            self._own_space = KERNEL_SPACE if on or self._local.enabled else 0
 
     @property
     def gso(self) -> bool:
-        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it has not refused yet."""
-        return self._segments > 1
+        """Whether the host cuts up what :meth:`send_segments` sends, for all that is known: it does not refuse now."""
+        return self._segments.can_cut
 
     def recv_segments(self, dst: WriteableBuffer, flags: int = 0, ancbufsize: int = 0) -> Segments:
         """Receive datagrams that have been joined, or one, into writable memory: 65,535 bytes hold any.
@@ -290,10 +277,12 @@ class DatagramSocket(DatagramEndpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        space = ancbufsize + GRO_SPACE + PKTINFO_SPACE * self._local
+        space = ancbufsize + KERNEL_SPACE * (self.family != _AF_UNIX)
+        if self._arrivals.concern(flags, space):
+            found = self._arrive(BlockSeq.of(Block(dst)), flags, space)
+            return cut(dst, found.length, [*found.ancillary], found.flags, found.peer, found.local)
         length, ancillary, result, peer = self._receive([dst], flags, space)
-        local = local_of(ancillary, self._own_port()) if self._local else None
-        return cut(dst, length, ancillary, result, peer or None, local)
+        return cut(dst, length, ancillary, result, peer or None, self._local.of(ancillary))
 
     def send_segments(
         self,
@@ -302,99 +291,98 @@ class DatagramSocket(DatagramEndpoint):
         peer: Address | None = None,
         flags: int = 0,
         local: Address | None = None,
+        ancdata: Iterable[Ancillary] = (),
     ) -> int:
         """Send the bytes of srcs as datagrams of ``segment_size`` bytes, the last may have fewer; returns how many.
 
-        The host cuts them up, until it refuses to: then they go one by one. A short count says that the rest could not
-        go; asking again tells why. Raises ValueError for a size below 1; as :meth:`sendmsg` if nothing went.
+        Each goes with the control data: its ECN mark, say, as (IPPROTO_IP, IP_TOS, an int of the host's).
+        The host cuts them up. Where it refuses to, they go one by one, and if that is so several times running, without
+        asking it for a while. A short count says that the rest could not go; asking again tells why. Raises ValueError
+        for a size below 1; as :meth:`sendmsg` if nothing went.
         """
-        tries = iter(MAX_SEGMENTS if self._segments > 1 and self._backend != "recvfrom" else (1,))
-        whole = most(segment_size, min(next(tries), self._segments))
-        source = [] if local is None else self._from(local)
+        tries = self._segments.tries() if self._backend != "recvfrom" else [1]
+        whole = most(segment_size, tries[0])
+        source = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
         done, total = 0, srcs.num_bytes
+        refused: list[int] = []
         while done < total:
             part = min(whole, total - done)
             try:
                 control = [*source, segment_cmsg(segment_size)] if part > segment_size else source
-                done += self.sendmsg(srcs.drop_first(done).take_first(part), peer, None, flags, control)
+                sent = self.sendmsg(srcs.take_first(part), peer, None, flags, control)
+                done, srcs = done + sent, srcs.drop_first(sent)
             except OSError as exc:
                 if part > segment_size and exc.errno in REFUSED:
-                    segments = next(tries)
-                    whole = most(segment_size, segments)
-                    # A network card may begin to refuse at any time; a path that is too narrow is no reason for ever.
+                    # A path that is too narrow says nothing of the host; what one datagram meets, too, it will say.
                     if exc.errno != errno.EMSGSIZE and (exc.errno != errno.EINVAL or segment_size <= (self.mtu or 0)):
-                        self._segments = segments
+                        refused.append(tries[0])
+                    del tries[0]
+                    whole = most(segment_size, tries[0])
                 elif done:
                     return done
                 else:
                     raise
+        self._segments.note(refused, tries[0] if total > segment_size else 1)
         return done
 
-    def _explained(self, exc: OSError, length: int) -> OSError:
-        """The same error, with what this package knows of it."""
-        if exc.errno == errno.EMSGSIZE:
-            return DatagramTooLongError(length, self.mtu or _LARGEST)
-        if exc.errno == errno.EDESTADDRREQ:
-            return PeerAddressNotAvailableError("the socket is not connected, and no peer was given")
-        return exc
+    def waits(self, timeout: float | None = None, *, sending: bool = False) -> Generator[None, None, None]:
+        """As any endpoint, asleep until the host says so: for the socket's own timeout if None."""
+        with suppress(TimeoutError):
+            yield from waits(self._sock, POLLOUT if sending else POLLIN, timeout)
 
-    def recvmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        vlen = self._checked(batch, vlen)
-        if batch.asks_local and not self._local:
-            raise LocalAddressNotAvailableError(_ENABLE)
-        if not self._native(vlen):
-            return super().recvmmsg(batch, vlen, flags)
+    def _recv_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
+        vlen = batch.checked_vlen(vlen, self.family)
+        if batch.asks_local:
+            vlen = batch.receivable(vlen, self._local.enabled)
+        if self._arrivals.datagrams or flags & MSG_ERRQUEUE or not self._native(vlen, self._many_in):
+            return super()._recv_many(batch, vlen, flags)
+        call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
-            n = self._call("recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
-            if n is not None:
-                batch.filled(n, self._own_port())
-                return n
-        return self._without(super().recvmmsg(batch, vlen, flags), flags)
+            n = batch.receive(vlen, self._local.port(), call)
+        if n is not None:
+            self._many_in.worked()
+            return n
+        n = super()._recv_many(batch, vlen, flags)
+        if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
+            self._many_in.refused()
+        return n
 
-    def sendmmsg(self, batch: MessageBatch, vlen: int | None = None, flags: int = 0) -> int:
-        """As any endpoint. Linux sends at most 1,024 messages a call."""
-        vlen = self._checked(batch, vlen)
-        if vlen and not self._local:
-            vlen = min(vlen, batch.first_with_local())
-            if not vlen:
-                raise LocalAddressNotAvailableError(_ENABLE)
-        if not self._native(vlen):
-            return super().sendmmsg(batch, vlen, flags)
+    def _send_many(self, batch: MessageBatch, vlen: int | None, flags: int) -> int:
+        """Linux sends at most 1,024 messages a call."""
+        vlen = batch.checked_vlen(vlen, self.family)
+        vlen = self._local.sendable(batch.locals_before(vlen), vlen)
+        if not self._native(vlen, self._many_out):
+            return super()._send_many(batch, vlen, flags)
         with batch.in_use():
             try:
                 n = self._call("sendmmsg", batch, vlen, flags, POLLOUT)
             except OSError as exc:
-                raise self._explained(exc, batch.blocks(0).num_bytes) from None
-        return self._without(super().sendmmsg(batch, vlen, flags), flags) if n is None else n
+                raise explained(exc, self._sock, batch.blocks(0).num_bytes) from None
+        if n is not None:
+            self._many_out.worked()
+            return n
+        n = super()._send_many(batch, vlen, flags)
+        self._many_out.refused()
+        return n
 
-    def _checked(self, batch: MessageBatch, vlen: int | None) -> int:
-        if batch.family != self.family:
-            raise ValueError(f"the batch is for addresses of family {batch.family}, the socket's is {self.family}")
-        return batch.checked_vlen(vlen)
-
-    def _native(self, vlen: int) -> bool:
-        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced)
+    def _native(self, vlen: int, many: Capability) -> bool:
+        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced) and (self._forced or many.is_tried())
 
     def _call(self, name: str, batch: MessageBatch, vlen: int, flags: int, event: int) -> int | None:
         """recvmmsg or sendmmsg; None if the host refuses it, and it may be another way."""
         call = load(name)
         if isinstance(call, OSError):
             return None
-        batch.headers.prepare(name == "recvmmsg", vlen)
+        batch.headers.prepare(name == "recvmmsg")
         address = batch.headers.address
+        again = partial(call, self._direct.fileno(), address, vlen)
         try:
-            return until_ready(
-                self._sock, flags, event, lambda flags: call(self._direct.fileno(), address, vlen, flags)
-            )
+            return until_ready(self._sock, flags, event, again)
         except OSError as exc:
             if self._forced or exc.errno not in _REFUSED:
                 raise
+            if exc.errno == errno.ENOSYS:  # which says one thing only
+                self._backend = "recvmsg"
             return None
-
-    def _without(self, n: int, flags: int) -> int:
-        """The simpler way did what the host had refused: so it shall be done from now on."""
-        if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
-            self._backend = "recvmsg"
-        return n

@@ -7,12 +7,13 @@ version of TLS and without any engine.
 
 from safemem.tls.aead import engine
 from safemem.tls.crypto_info import CryptoInfo
-from safemem.tls.deframer import Deframer
+from safemem.tls.deframer import BorrowedRecord, Deframer, any_length, protected_length
 from safemem.tls.errors import (
     Alert,
     EngineError,
     KeyExpiredError,
     ReceivedAlertError,
+    StreamInterruptedError,
     TLSError,
     TruncationError,
 )
@@ -22,6 +23,7 @@ from safemem.tls.ktls import KernelTLSReader, Received
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.reader import TLSReader
 from safemem.tls.record import ContentType
+from safemem.tls.record_layer import RecordLayer
 from safemem.tls.ssl_object import SSLObjectReader, ssl_object_pair
 from safemem.tls.ssl_object_writer import SSLObjectWriter
 from safemem.tls.ssl_session import SSLSession
@@ -30,6 +32,7 @@ from safemem.tls.writer import TLSWriter
 __all__ = [
     "SUITES",
     "Alert",
+    "BorrowedRecord",
     "CipherSuite",
     "ContentType",
     "CryptoInfo",
@@ -42,15 +45,19 @@ __all__ = [
     "Received",
     "ReceivedAlertError",
     "RecordKeys",
+    "RecordLayer",
     "SSLObjectReader",
     "SSLObjectWriter",
     "SSLSession",
+    "StreamInterruptedError",
     "TLSError",
     "TLSReader",
     "TLSWriter",
     "TrafficSecret",
     "TruncationError",
+    "any_length",
     "engine",
     "handshake",
+    "protected_length",
     "ssl_object_pair",
 ]

@@ -103,5 +103,20 @@ class KeyExpiredError(TransferError):
         return ()
 
 
+class StreamInterruptedError(TransferError):
+    """A signal handler's exception, or a MemoryError, came when a call had done something and not yet counted it.
+
+    The place in the stream is not known any more, so that nothing more can be read, or written: final.
+    """
+
+    def __init__(self, what: str) -> None:
+        reason = f"a {what} was interrupted, and the place in the stream is lost"
+        super().__init__(errno.ECONNABORTED, f"{os.strerror(errno.ECONNABORTED)}: {reason}")
+        self.what = what
+
+    def _init_args(self) -> tuple[Any, ...]:
+        return (self.what,)
+
+
 class EngineError(RuntimeError):
     """No AEAD engine can be used, or not the one that was asked for; the message says what to install."""

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from attrs import field, frozen
 
 from safemem.tls.aead import engine
 from safemem.tls.errors import Alert, TLSError, TruncationError
-from safemem.tls.keylog import keylog
+from safemem.tls.keylog import Keylog
 from safemem.tls.keys import SUITES, CipherSuite, TrafficSecret
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.reader import BUFFER_SIZE, TLSReader
 from safemem.tls.record import HEADER, ContentType
+from safemem.tls.resumption import Resumption
+from safemem.tls.ssl_session import last_flight, wrap_memory
 from safemem.tls.writer import TLSWriter
 
 if TYPE_CHECKING:
@@ -43,13 +45,22 @@ class Handoff:
     peer_certificate: dict[str, Any] | None
     """As ``SSLSocket.getpeercert()``: empty if the certificate was not asked to be checked, None without one."""
     peer_certificate_der: bytes | None = field(repr=False)
+    resumed: bool
+    """Whether this is a session that an earlier connection began."""
+    _resumption: Resumption | None = field(repr=False, eq=False)
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """A client's session with its last ticket, to resume by :func:`handshake`. None without one, or after close."""
+        return self._resumption.session() if self._resumption is not None else None
 
     def close(self) -> None:
         """Wipe all keys. The socket stays as it is: send ``writer.close_notify()`` before, and close it after."""
-        try:
+        with ExitStack() as stack:
+            if self._resumption is not None:
+                stack.callback(self._resumption.close)
+            stack.callback(self.writer.close)
             self.reader.close()
-        finally:
-            self.writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +75,7 @@ def handshake(
     *,
     server_hostname: str | None = None,
     server_side: bool = False,
+    session: ssl.SSLSession | None = None,
     release: Literal["verified", "direct"] = "verified",
     allow_truncation: bool = False,
     on_ticket: Callable[[NewSessionTicket], object] | None = None,
@@ -72,16 +84,22 @@ def handshake(
 ) -> Handoff:
     """Do a TLS 1.3 handshake on a connected socket that waits, and hand over its records.
 
-    ``context``, ``server_hostname`` and ``server_side`` are those of ``SSLContext.wrap_socket``; the others go to
-    :class:`TLSReader`. Key updates that the peer asks for are answered by the writer.
+    ``context``, ``server_hostname``, ``server_side`` and ``session``, one to resume, are those of
+    ``SSLContext.wrap_socket``; the others go to :class:`TLSReader`. Key updates that the peer asks for are answered by
+    the writer.
 
     Raises ssl.SSLError as the standard library does, after telling the peer; TLSError (protocol_version) if another
-    version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait; TypeError
-    for one that TLS has been spoken on, whose place in the stream cannot be known.
+    version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait, or if the
+    context checks host names and none is given; TypeError for a socket that TLS has been spoken on, whose place in the
+    stream cannot be known; OSError if no descriptor is left, or the host has no /dev/fd. The context's steps of all
+    handshakes take turns, and must not wait in ``sni_callback``. Warns (RuntimeWarning) where the context has a key log
+    that cannot be opened once more, and ends it.
     """
     _check_socket(sock)
     chosen = engine(engine_name).name  # before the handshake, so that it is not in vain
-    tls, ours, theirs = _shake_hands(sock, context, server_hostname, server_side)
+    tls, incoming, outgoing = wrap_memory(context, server_hostname, server_side, session)
+    ours, theirs = _shake_hands(sock, tls, incoming, outgoing)
+    resumption = None if server_side else Resumption(tls, incoming, theirs, chosen)
     writer = TLSWriter(sock, ours, engine_name=chosen)
     reader = TLSReader(
         sock,
@@ -89,14 +107,25 @@ def handshake(
         release=release,
         server_side=server_side,
         allow_truncation=allow_truncation,
-        on_ticket=on_ticket,
+        on_ticket=on_ticket if resumption is None else _both(resumption.add, on_ticket),
         on_key_update=lambda requested: writer.answer_key_update() if requested else None,
         buffer_size=buffer_size,
         engine_name=chosen,
     )
-    return Handoff(
-        reader, writer, ours.suite, tls.selected_alpn_protocol(), tls.getpeercert(), tls.getpeercert(binary_form=True)
-    )
+    certificate, der = tls.getpeercert(), tls.getpeercert(binary_form=True)
+    resumed = bool(tls.session_reused)
+    return Handoff(reader, writer, ours.suite, tls.selected_alpn_protocol(), certificate, der, resumed, resumption)
+
+
+def _both(
+    first: Callable[[NewSessionTicket], object], second: Callable[[NewSessionTicket], object] | None
+) -> Callable[[NewSessionTicket], object]:
+    def call(ticket: NewSessionTicket) -> None:
+        first(ticket)
+        if second is not None:
+            second(ticket)
+
+    return call
 
 
 def _check_socket(sock: socket.socket) -> None:
@@ -110,13 +139,11 @@ def _check_socket(sock: socket.socket) -> None:
 
 
 def _shake_hands(
-    sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, server_side: bool
-) -> tuple[ssl.SSLObject, TrafficSecret, TrafficSecret]:
-    """Do the handshake. Returns its SSLObject, our secret and the peer's. Raises as :func:`handshake`."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
-    with keylog(context) as log:
-        client_random, sent_last = _run(sock, tls, incoming, outgoing, server_side)
+    sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+) -> tuple[TrafficSecret, TrafficSecret]:
+    """Do the handshake. Returns our secret and the peer's. Raises as :func:`handshake`."""
+    with Keylog(tls) as log:
+        client_random, sent_last = _run(sock, log, tls, incoming, outgoing)
         version = tls.version()
         if version != "TLSv1.3":
             raise TLSError(
@@ -129,12 +156,11 @@ def _shake_hands(
     suite = SUITES.get(cipher[0]) if cipher else None
     if suite is None:
         raise TLSError(Alert.INTERNAL_ERROR, f"{cipher} was agreed on, which is none of {', '.join(SUITES)}")
-    ours, theirs = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
+    ours, theirs = ("SERVER", "CLIENT") if tls.server_side else ("CLIENT", "SERVER")
     try:
         # What a server sends once its handshake is done, its tickets, already counts.
-        seq = _records(sent_last) if server_side else 0
+        seq = _records(sent_last) if tls.server_side else 0
         return (
-            tls,
             TrafficSecret(suite, secrets[f"{ours}_TRAFFIC_SECRET_0"], seq),
             TrafficSecret(suite, secrets[f"{theirs}_TRAFFIC_SECRET_0"]),
         )
@@ -143,7 +169,7 @@ def _shake_hands(
 
 
 def _run(
-    sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool
+    sock: socket.socket, log: Keylog, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
 ) -> tuple[bytes, bytes]:
     """Do the handshake. Returns the client's random, and what was sent after the last record that was received."""
     hello = b""  # what the client has sent
@@ -151,7 +177,8 @@ def _run(
     while True:
         done = True
         try:
-            tls.do_handshake()
+            with log.step():
+                tls.do_handshake()
         except ssl.SSLWantReadError:
             done = False
         except ssl.SSLError:
@@ -159,10 +186,11 @@ def _run(
                 sock.sendall(outgoing.read())
             raise
         sent = outgoing.read()
-        if not server_side and len(hello) < _HELLO:
+        if not tls.server_side and len(hello) < _HELLO:
             hello += sent
         if sent:
-            sock.sendall(sent)
+            with last_flight(tls) if done else nullcontext():
+                sock.sendall(sent)
         if done:
             return _client_random(hello), sent
         # Never a byte of the next record. The header goes alone: OpenSSL sees at once what is no TLS, whose length
@@ -173,7 +201,7 @@ def _run(
         else:
             part = _exactly(sock, HEADER, False)
             body = int.from_bytes(part[3:], "big")
-        if server_side and len(hello) < _HELLO:
+        if tls.server_side and len(hello) < _HELLO:
             hello += part
         incoming.write(part)
 

@@ -9,44 +9,62 @@ Source: net/tls/tls_sw.c (tls_sw_recvmsg, tls_rx_one_record), Documentation/netw
 from __future__ import annotations
 
 import errno
-import threading
+import socket
+from collections import deque
 from copy import copy as copy_object
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import Self
 
-from attrs import frozen
+from attrs import define, frozen
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, error
+from safemem.errors import TransferError, error, would_block
+from safemem.fork import in_use_lock
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
 from safemem.tls.crypto_info import CryptoInfo
 from safemem.tls.deframer import BorrowedRecord, Deframer
-from safemem.tls.errors import EKEYEXPIRED, TLSError
+from safemem.tls.errors import EKEYEXPIRED, Alert, TLSError
 from safemem.tls.reader import BUFFER_SIZE
-from safemem.tls.record import TAG, ContentType
+from safemem.tls.record import MAX_BODY, TAG, ContentType
 from safemem.tls.record_layer import RecordLayer
 from safemem.tls.transport import receive, receiver
 
-if TYPE_CHECKING:
-    import socket
-
 _DATA = int(ContentType.APPLICATION_DATA)
 _KEY_UPDATE = 24
+_ERRNOS = {Alert.RECORD_OVERFLOW: errno.EMSGSIZE, Alert.PROTOCOL_VERSION: errno.EINVAL}
 _VERSION = b"\x03\x03"
+_ERRQUEUE = 0x2000  # MSG_ERRQUEUE
+_INTERRUPTED = error(errno.ECONNABORTED, "a read was interrupted, and the place in the stream is lost")
 
 
 @frozen
 class Received:
-    """What one recvmsg gives: ``count`` bytes of records of one type; ``end_of_record`` is MSG_EOR."""
+    """What one recvmsg gives: ``count`` bytes of records of one type; ``end_of_record`` is MSG_EOR.
+
+    As in Linux, MSG_EOR says that a record ended somewhere in these bytes, not that the last one did.
+    """
 
     count: int
     record_type: int
     end_of_record: bool
 
 
+@define
+class _Record:
+    """A decrypted record. ``begin`` is the place of its first byte among all bytes ever read."""
+
+    kind: int
+    begin: int
+    content: memoryview
+
+
 class KernelTLSReader:
-    """recvmsg(2) on a socket with TLS_RX. One call at a time."""
+    """recvmsg(2) on a socket with TLS_RX. One call at a time.
+
+    ``_read``, how many bytes have been read in all, is the one position: a record's own is relative to it, so that an
+    interrupt at any point finds both right.
+    """
 
     def __init__(
         self,
@@ -61,12 +79,11 @@ class KernelTLSReader:
 
         Raises ValueError if the buffer would hold no record, TypeError if the source is none, EngineError.
         """
-        self._receive_into = receiver(source)
-        self._deframer = Deframer(buffer_size, received)
-        self._lock = threading.Lock()
-        self._type = 0
-        self._plain = 0
-        self._plain_end = 0
+        self._source = receiver(source)
+        self._deframer = Deframer(buffer_size, received, body_length=_body_length)
+        self._lock = in_use_lock("another read is under way")
+        self._rx_list: deque[_Record] = deque()  # decrypted, and not read to their end
+        self._read = 0
         self._error: OSError | None = None
         self._expired = False
         self._ended = False
@@ -95,103 +112,140 @@ class KernelTLSReader:
 
     def close(self) -> None:
         """Wipe the keys and the buffer. Later calls give EBADF. Raises RuntimeError while a read is under way."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("a read is under way")
-        try:
+        with self._lock:
             self._layer.forget()
             self._deframer.wipe()
-            self._type = self._plain = self._plain_end = 0
+            for record in self._rx_list:
+                record.content[:] = bytes(len(record.content))
+            self._rx_list.clear()
             self._error = error(errno.EBADF, "the socket's TLS is closed")
-        finally:
-            self._lock.release()
 
     def readable(self) -> bool:
         """Whether a poll of the guest's must say so without looking at the transport: something is buffered."""
-        waits = self._type and (self._type != _DATA or self._plain < self._plain_end)
-        return bool(
-            waits or self._error or self._held or self._ended or (not self._expired and self._deframer.whole_record())
-        )
+        found = self._rx_list or self._error or self._held or self._ended
+        return bool(found or (not self._expired and self._deframer.whole_record()))
 
-    def recvmsg(self, dsts: BlockSeq, has_control: bool = True) -> Received:
+    def recvmsg(self, dsts: BlockSeq, has_control: bool = True, flags: int = 0) -> Received:
         """Fill dsts; an empty sequence is 0 at once. ``has_control`` is whether the guest gave room for control data,
         the record's type.
 
-        A count of 0 is the end of the transport, or a record without content (``record_type`` tells: 0 is the end).
+        ``flags`` are recv(2)'s: MSG_PEEK leaves the records for the next call, MSG_WAITALL receives until dsts is full
+        or an error, the end or another type comes; others do nothing, and whether to wait is the source's to know.
+
+        A count of 0 with a ``record_type`` of 0 is the end of the transport; with another, records without content.
 
         Raises OSError as Linux: EIO for a record that is no data where there is no room for its type (it stays);
-        EKEYEXPIRED after a key update; EMSGSIZE, EBADMSG, EINVAL for a record that is wrong, from then on always;
-        what the transport raises, BlockingIOError too; HostFaultError if dsts faults, and then nothing is lost.
+        EKEYEXPIRED after a key update; EMSGSIZE, EBADMSG, EINVAL for a record that is wrong, from then on always
+        (Linux reports a wrong header once, and then waits for the transport to end); what the transport raises,
+        BlockingIOError too; HostFaultError if dsts faults, and then nothing is lost. After some bytes the error is
+        the next call's.
         """
+        if flags & _ERRQUEUE:
+            raise would_block()  # which is empty
         if not dsts:
             return Received(0, 0, False)
         dsts.check_writable("dsts")
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("another read is under way")
-        try:
-            return self._recvmsg(dsts, has_control)
-        finally:
-            self._lock.release()
+        with self._lock:
+            return self._recvmsg(dsts, has_control, flags)
 
-    def _recvmsg(self, dsts: BlockSeq, has_control: bool) -> Received:
-        done = 0
-        kind = 0
+    def _recvmsg(self, dsts: BlockSeq, has_control: bool, flags: int) -> Received:
+        peek = flags & socket.MSG_PEEK
+        target = dsts.num_bytes if flags & socket.MSG_WAITALL else 1
+        start, listed, index = self._read, len(self._rx_list), 0
+        done = kind = 0
         whole = False
-        while dsts:
-            try:
-                if not self._next(may_receive=not done):
+        try:
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not dsts:
                     break
-            except OSError:
-                if done:  # the bytes first; the error is kept, or comes again
+                if index == len(self._rx_list) and not self._decrypt(done, target):
+                    if not done:
+                        self._raise_reason()
                     break
-                raise
-            if kind and kind != self._type:
-                break
-            if self._type != _DATA and not has_control:
-                raise error(errno.EIO, f"a record of type {self._type}, and no control data to tell its type in")
-            kind = self._type
-            n, whole = self._copy(dsts, done)
-            done += n
-            dsts = dsts.drop_first(n)
-            if kind != _DATA:
-                break
-        return Received(done, kind, whole)
+                record = self._rx_list[index]
+                if kind and kind != record.kind:
+                    break
+                if record.kind != _DATA and not has_control:
+                    raise error(errno.EIO, f"a record of type {record.kind}, and no control data to tell its type in")
+                kind = record.kind
+                n = self._copy(dsts, record, peek)
+                done += n
+                dsts = dsts.drop_first(n)
+                if peek:
+                    whole |= index < listed  # Linux's MSG_EOR: of what had been decrypted before
+                    index += 1
+                elif self._read == record.begin + len(record.content):
+                    self._rx_list.popleft()
+                    whole = True
+                if kind != _DATA:
+                    break
+            return Received(done, kind, whole)
+        except BaseException as exc:
+            if moved := done + getattr(exc, "transferred", 0) if peek else self._read - start:
+                exc.transferred = moved  # type: ignore[attr-defined]
+            raise
 
-    def _next(self, may_receive: bool) -> bool:
-        """Have a record's plaintext at hand; False if there is none."""
-        while not self._type or (self._type == _DATA and self._plain == self._plain_end):
-            self._type = 0
-            if self._error is not None:
-                raise copy_object(self._error)  # each raise adds to an error's traceback
-            if self._expired:
-                raise error(EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
-            if self._ended:
-                return False
+    def _copy(self, dsts: BlockSeq, record: _Record, peek: int) -> int:
+        """Deliver what is left of a record, as far as it fits, and return how much that was."""
+        source = BlockSeq.of(Block(record.content[max(self._read - record.begin, 0) :]))
+        try:
+            n = copy_seq(dsts, source)
+        except TransferError as exc:
+            if not peek:
+                self._read += exc.transferred
+            raise
+        if not peek:
+            self._read += n
+        return n
+
+    def _decrypt(self, done: int, target: int) -> bool:
+        """Put the next record on the list; False if there is none, and the reason is kept. Receives up to a target."""
+        while self._error is None and not self._expired and not self._ended:
+            self._error = _INTERRUPTED  # until all that changes together has changed
             try:
                 record = self._deframer.pop()
+                if record is not None:
+                    with record:
+                        self._open(record)
+                self._error = None
             except TLSError as exc:
-                self._fail(errno.EINVAL if exc.errno == errno.EPROTO else exc.errno, exc.reason)
+                self._error = error(_ERRNOS.get(exc.alert, errno.EBADMSG), exc.reason)
+                self._layer.forget()
+                break
             if record is not None:
-                with record:
-                    self._open(record)
-            elif not may_receive:
-                return False
-            elif self._held is not None:
-                held, self._held = self._held, None
-                try:
-                    raise held
-                finally:
-                    del held
-            else:
+                return True
+            if done >= target or self._held is not None:
+                break
+            try:
                 self._receive()
-        return True
+            except BlockingIOError:
+                if not done:
+                    raise
+                break
+        return False
 
     def _receive(self) -> None:
-        self._deframer.discard()
-        n, error = receive(self._receive_into, self._deframer.space())
-        self._deframer.received(n)
+        """Receive once. Errors of the transport are held, for when all before them has been read."""
+        deframer = self._deframer
+        for record in reversed(self._rx_list):
+            if record.content.obj is not deframer.memory:
+                break
+            record.content = memoryview(bytearray(record.content))
+        deframer.discard()
+        self._error = _INTERRUPTED  # until what came is counted; an interrupt in the receive itself brings nothing
+        try:
+            n, error = receive(self._source, deframer.space())
+        except BaseException as exc:
+            self._error = None
+            if isinstance(exc, BlockingIOError) or not isinstance(exc, OSError):
+                raise
+            self._held = exc.with_traceback(None)
+            return
+        deframer.received(n)
         self._ended = not n
+        self._error = None
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-            self._held = error.with_traceback(None)  # what came before it comes first
+            self._held = error
         elif error is not None and not isinstance(error, BlockingIOError):
             try:
                 raise error
@@ -199,40 +253,38 @@ class KernelTLSReader:
                 del error
 
     def _open(self, record: BorrowedRecord) -> None:
-        version = record.header[1:3]
-        if version != _VERSION:  # which RFC 8446 would have ignored, and Linux does not
-            self._fail(errno.EINVAL, f"a record of version {version.hex()}")
-        try:
-            authentic = self._layer.open(record)
-        except TLSError as exc:  # no more numbers
-            self._fail(errno.EBADMSG, exc.reason)
-        if not authentic:
-            self._fail(errno.EBADMSG, f"record {self._layer.seq - 1} is not authentic")
-        at = record.at
-        inner = bytes(record.take(record.length - TAG) or b"").rstrip(b"\0")
-        if not inner:
-            self._fail(errno.EBADMSG, "a record without a type")
-        self._type = inner[-1]
-        self._plain, self._plain_end = at, at + len(inner) - 1
-        if self._type == ContentType.HANDSHAKE and inner[0] == _KEY_UPDATE:
+        """Decrypt a record and put it on the list. Raises TLSError."""
+        record.header = bytes([_DATA]) + record.header[1:]  # tls_make_aad: whatever type is on the wire
+        kind, content = self._layer.decrypt(record)
+        begin = self._read
+        if self._rx_list:
+            begin = self._rx_list[-1].begin + len(self._rx_list[-1].content)
+        at, n = record.at, len(content)
+        self._rx_list.append(_Record(kind, begin, self._deframer.buffer[at : at + n]))
+        if kind == ContentType.HANDSHAKE and content[:1] == bytes([_KEY_UPDATE]):
             self._expired = True
 
-    def _copy(self, dsts: BlockSeq, done: int) -> tuple[int, bool]:
-        """Deliver what waits, as far as it fits: how much that was, and whether the record ends with it."""
-        source = Block.from_view(self._deframer.buffer, self._plain, self._plain_end - self._plain)
-        try:
-            n = copy_seq(dsts, BlockSeq.of(source))
-        except TransferError as exc:
-            self._plain += exc.transferred
-            exc.transferred += done
-            raise
-        self._plain += n
-        whole = self._plain == self._plain_end
-        if whole:
-            self._type = 0
-        return n, whole
+    def _raise_reason(self) -> None:
+        """There is nothing to read, and this is why: nothing is raised at the end of the transport."""
+        if self._error is not None:
+            raise copy_object(self._error)  # each raise adds to an error's traceback
+        if self._expired:
+            raise error(EKEYEXPIRED, "the peer has changed its keys: set TLS_RX")
+        if self._held is not None:
+            held, self._held = self._held, None
+            try:
+                raise held
+            finally:
+                del held
 
-    def _fail(self, code: int | None, reason: str) -> NoReturn:
-        self._error = error(code or errno.EINVAL, reason)
-        self._layer.forget()
-        raise copy_object(self._error)
+
+def _body_length(header: bytes) -> int:
+    """The length of a record's body, or Linux's error: the record's type is not looked at (tls_rx_msg_size)."""
+    length = int.from_bytes(header[3:], "big")
+    if length > MAX_BODY:
+        raise TLSError(Alert.RECORD_OVERFLOW, f"a record of {length} bytes")
+    if length < TAG:
+        raise TLSError(Alert.BAD_RECORD_MAC, f"a record of {length} bytes, too short for its tag")
+    if header[1:3] != _VERSION:
+        raise TLSError(Alert.PROTOCOL_VERSION, f"a record of version {header[1:3].hex()}")
+    return length

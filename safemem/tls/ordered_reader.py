@@ -6,65 +6,97 @@ before it: an error of the transport's once, a final one again and again.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy as copy_object
+from typing import TYPE_CHECKING
 
 from safemem.block_seq import BlockSeq
-from safemem.errors import add_transferred
+from safemem.errors import TransferError, add_transferred
+from safemem.protocols import Reader
+from safemem.tls.one_call import OneCall
+from safemem.tls.transport import receiver
+
+if TYPE_CHECKING:
+    import socket
 
 
 class OrderedReader(ABC):
     """A Reader over what ``_deliver`` has and ``_receive`` brings. One call at a time."""
 
-    def __init__(self) -> None:
-        self._reading = threading.Lock()
+    def __init__(self, source: socket.socket | int | Reader, call: OneCall) -> None:
+        """Raises TypeError if the source is none, ValueError if it is message-oriented."""
+        self._source = receiver(source)
+        self._call = call
         self._held: BaseException | None = None  # of the transport, for the next call
         self._error: OSError | None = None  # final
         self._eof = False
         self._closed = False
 
-    def read_to_blocks(self, dsts: BlockSeq) -> int:
-        """Fill dsts with what is there; receive only if nothing is, and until something comes. 0 is the end.
+    def read_at_least(self, dsts: BlockSeq, n: int = 1, *, receives: int = -1) -> int:
+        """Fill dsts with what is there; receive, as seldom as can be, until ``n`` bytes, or dsts, or the end are there.
 
-        Raises the stream's own errors (see the class); BlockingIOError and other errors of the transport;
-        HostFaultError if dsts faults, and then nothing is lost; RuntimeError if another read is under way.
+        There are no more than ``receives`` receives, if that is not negative: then less may be there, or nothing.
+
+        0 is the end. Raises the stream's own errors (see the class); BlockingIOError and other errors of the transport;
+        HostFaultError if dsts faults, and then nothing is lost; RuntimeError if another read is under way;
+        StreamInterruptedError after one that a signal handler's exception cut where the place in the stream was lost.
         """
-        return self.read_at_least(dsts, 1)
-
-    def read_at_least(self, dsts: BlockSeq, n: int) -> int:
-        """The same, but until ``n`` bytes, or dsts, are there or the stream ends; with the fewest receives."""
         if not dsts:
             return 0
         dsts.check_writable("dsts")
-        if not self._reading.acquire(blocking=False):
-            raise RuntimeError("another read is under way")
+        done = 0
         try:
-            if self._closed:
-                raise ValueError(f"the {type(self).__name__} is closed")
-            return self._read(dsts, max(1, min(n, dsts.num_bytes)))
-        finally:
-            self._reading.release()
+            with self._call.alone:
+                self._call.check()
+                if self._closed:
+                    raise ValueError(f"the {type(self).__name__} is closed")
+                done = self._read(dsts, max(1, min(n, dsts.num_bytes)), receives)
+            self._call.torn = False
+            return done
+        except BaseException as exc:
+            if done:
+                exc.transferred = done  # type: ignore[attr-defined]
+            raise
 
-    def _read(self, dsts: BlockSeq, least: int) -> int:
+    # A call less: an interrupt between them would lose the count.
+    read_to_blocks = read_at_least
+
+    def read_once(self, dsts: BlockSeq) -> int:
+        """The same with one receive at the most, and none if something is there: 0 is the end only if ``eof`` says so.
+
+        What it received may be half a record, or a session ticket. (Zig's readvAdvanced.)
+        """
+        return self.read_at_least(dsts, 1, receives=1)
+
+    def _read(self, dsts: BlockSeq, least: int, receives: int) -> int:
         done = 0
         try:
             while True:
+                self._call.torn = True
                 n = self._deliver(dsts)
                 done += n
                 if done >= least:
                     return done
                 if self._held is not None or self._error is not None or self._eof:
                     return done or self._nothing()
+                if not receives:
+                    return done
+                receives -= 1
                 dsts = dsts.drop_first(n)
                 try:
                     self._receive()
                 except OSError as exc:
-                    if not done:
+                    if not done or self._call.torn:
                         raise
+                    self._call.torn = True
                     if not isinstance(exc, BlockingIOError):
                         self._held = exc.with_traceback(None)
                     return done
+        except TransferError as exc:  # a fault of dsts, or of the source
+            add_transferred(exc, done)
+            # One line: no handler runs in between.
+            self._call.torn = False; raise  # fmt: skip # noqa: E702
         except BaseException as exc:
             add_transferred(exc, done)
             raise
@@ -72,24 +104,34 @@ class OrderedReader(ABC):
     def _nothing(self) -> int:
         """There is nothing to deliver, and this is why."""
         if self._held is not None:
-            held, self._held = self._held, None
+            self._call.torn = False
             try:
-                raise held
-            finally:
-                del held
+                raise self._held
+            except OSError:
+                self._held = None
+                raise
         if self._error is not None:
+            self._call.torn = False
             raise copy_object(self._error)  # which a loop may add its count to
         return 0
 
-    def _hold(self, error: BaseException | None) -> None:
-        """Keep an error that came behind received bytes for when these have been read; raise what is no OSError."""
-        if error is not None and not isinstance(error, OSError):
-            try:
+    def _bring(self, view: memoryview, note: Callable[[int], object]) -> int:
+        """Receive once into the view, have ``note`` count what came, and return that; 0 is the end of the transport.
+
+        An error that came behind received bytes is kept for when these have been read. One that came alone is raised,
+        and so is what is no OSError.
+        """
+        n, error = self._source.move(view)
+        try:
+            note(n)
+            if error is not None and not (n and isinstance(error, OSError)):
+                self._call.torn = False
                 raise error
-            finally:
-                del error
-        if error is not None and not isinstance(error, BlockingIOError):
-            self._held = error.with_traceback(None)
+            if error is not None and not isinstance(error, BlockingIOError):
+                self._held = error.with_traceback(None)
+            return n
+        finally:
+            del error
 
     @abstractmethod
     def _deliver(self, dsts: BlockSeq) -> int:

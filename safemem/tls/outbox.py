@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from safemem.errors import add_transferred, would_block
+from safemem.errors import would_block
 from safemem.protocols import Writer
+from safemem.tls.one_call import OneCall
 from safemem.tls.transport import sender, sink_ended
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ class Outbox(ABC):
 
     def __init__(self, sink: socket.socket | int | Writer) -> None:
         """Raises TypeError if the sink is none, ValueError if it is message-oriented."""
-        self._send = sender(sink)
+        self._sink = sender(sink)
+        self.call = OneCall("write")
         self._held: OSError | None = None
 
     @abstractmethod
@@ -30,27 +32,35 @@ class Outbox(ABC):
         """Drop the first n bytes of what waits: the transport has taken them."""
 
     def push(self) -> bool:
-        """Send what waits; returns whether all of it went. Raises the error that is held, or the transport's."""
+        """Send what waits; returns whether all of it went. Raises the error that is held, or the transport's.
+
+        After StreamInterruptedError nothing can be sent any more.
+        """
+        self.call.check()
         if self._held is not None:
-            held, self._held = self._held, None
             try:
-                raise held
-            finally:
-                del held
-        while view := self.waiting():
-            try:
-                n = self._send(view)
-            except BaseException as exc:
-                n = getattr(exc, "transferred", 0)
-                self.sent(n)
-                if isinstance(exc, BlockingIOError):
-                    return False
-                add_transferred(exc, -n)  # they are ciphertext, and none of the caller's bytes
+                raise self._held
+            except OSError:
+                self._held = None
                 raise
+        while True:
+            self.call.torn = True
+            view = self.waiting()
+            if view:
+                n, error = self._sink.move(view)
+                self.sent(n)
+            self.call.torn = False
+            if not view:
+                return True
+            try:
+                if isinstance(error, BlockingIOError):
+                    return False
+                if error is not None:
+                    raise error
+            finally:
+                del error
             if not n:
                 raise sink_ended()
-            self.sent(n)
-        return True
 
     def push_or_hold(self) -> bool:
         """The same after bytes of the caller's have been taken: hold an error for the next push."""

@@ -35,6 +35,14 @@ class NewSessionTicket:
     ticket: bytes = field(repr=False)
     extensions: bytes = field(repr=False)
 
+    def message(self) -> bytes:
+        """The handshake message that it came in."""
+        body = self.lifetime.to_bytes(4, "big") + self.age_add.to_bytes(4, "big")
+        body += len(self.nonce).to_bytes(1, "big") + self.nonce
+        for part in (self.ticket, self.extensions):
+            body += len(part).to_bytes(2, "big") + part
+        return bytes([_NEW_SESSION_TICKET]) + len(body).to_bytes(3, "big") + body
+
 
 @frozen
 class KeyUpdate:

@@ -23,11 +23,11 @@ from safemem.tls.aead import engine
 from safemem.tls.deframer import Deframer
 from safemem.tls.errors import Alert, KeyExpiredError, ReceivedAlertError, TLSError, TruncationError
 from safemem.tls.keys import Keys
+from safemem.tls.one_call import OneCall
 from safemem.tls.ordered_reader import OrderedReader
 from safemem.tls.post_handshake import CloseNotify, KeyUpdate, NewSessionTicket, PostHandshake
-from safemem.tls.record import MAX_RECORD, TAG, ContentType
+from safemem.tls.record import HEADER, MAX_RECORD, TAG, ContentType
 from safemem.tls.record_layer import RecordLayer
-from safemem.tls.transport import receive, receiver
 
 if TYPE_CHECKING:
     import socket
@@ -75,8 +75,7 @@ class TLSReader(OrderedReader):
         """
         if release not in ("verified", "direct"):
             raise ValueError(f"release must be 'verified' or 'direct', not {release!r}")
-        super().__init__()
-        self._receive_into = receiver(source)
+        super().__init__(source, OneCall("read"))
         self._engine = engine(engine_name)
         self._deframer = Deframer(buffer_size, received)
         self._direct = release == "direct"
@@ -87,6 +86,8 @@ class TLSReader(OrderedReader):
         # Where in the buffer plaintext lies that has not been delivered.
         self._plain = 0
         self._plain_end = 0
+        # The record behind it that was opened, is no plain data, and has not been looked at: see RecordLayer.run.
+        self._odd: tuple[int, bool] | None = None
         self._layer = RecordLayer(self._engine, self._deframer, keys)
 
     def __enter__(self) -> Self:
@@ -100,15 +101,12 @@ class TLSReader(OrderedReader):
 
         Raises RuntimeError while a read is under way, be it that of the callback which calls this.
         """
-        if not self._reading.acquire(blocking=False):
-            raise RuntimeError("a read is under way")
-        try:
+        with self._call.alone:
+            self._closed = True
             self._layer.forget()
             self._deframer.wipe()
             self._plain = self._plain_end = 0
-            self._closed = True
-        finally:
-            self._reading.release()
+            self._odd = None
 
     @property
     def eof(self) -> bool:
@@ -126,7 +124,8 @@ class TLSReader(OrderedReader):
 
     def has_pending(self) -> bool:
         """Whether a read would have something to tell without a receive: do not wait for the transport then."""
-        return bool(self.pending() or self._error or self._held or self._eof or self._deframer.whole_record())
+        known = self._odd or self._error or self._held or self._eof or self._call.torn
+        return bool(known or self.pending() or self._deframer.whole_record())
 
     def rekey(self, keys: Keys) -> None:
         """Give the peer's new keys, after a KeyExpiredError. Raises ValueError if they were not asked for, or if it is
@@ -141,11 +140,9 @@ class TLSReader(OrderedReader):
     def _receive(self) -> None:
         deframer = self._deframer
         deframer.discard()
-        n, error = receive(self._receive_into, deframer.space())
-        if n:
-            deframer.received(n)
-            self._hold(error)
-        elif self._allow_truncation and not deframer.buffered and not self._post.joining:
+        if self._bring(deframer.space(), deframer.received):
+            return
+        if self._allow_truncation and not deframer.buffered and not self._post.joining:
             self._eof = True
         else:
             self._fail(TruncationError(deframer.buffered > 0))
@@ -153,23 +150,32 @@ class TLSReader(OrderedReader):
     def _deliver(self, dsts: BlockSeq) -> int:
         """Fill dsts from the buffer: what waits there, then record by record. An error stops it and is kept."""
         done = 0
+        wanted, buffer = dsts.num_bytes, self._deframer.buffer
+        self._layer.whole = False
         run = self._layer.run_direct if self._direct else self._layer.run
         try:
-            for piece in dsts.pieces():
-                view = piece if isinstance(piece, memoryview) else _NOWHERE
+            for piece in dsts.iter_pieces():
                 at, size = 0, len(piece)
                 start = self._plain
-                if view and start + size <= self._plain_end:  # 0.6 us a page less than by what follows
-                    view[:] = self._deframer.buffer[start : start + size]
-                    self._plain = start + size
+                end = start + size
+                if end <= self._plain_end and type(piece) is memoryview:  # 0.6 us a page less than by what follows
+                    piece[:] = buffer[start:end]
+                    self._plain = end
                     done += size
                     continue
+                view = piece if isinstance(piece, memoryview) else _NOWHERE
                 while at < size:
                     odd = 0
                     if self._plain < self._plain_end:
                         n = self._copy_plain(piece, at)
+                    elif self._odd is not None:
+                        n, (odd, authentic), self._odd = 0, self._odd, None
                     elif self._error is not None or self._eof:
                         return done
+                    elif size - at < self._deframer.length and not self._post.waiting:
+                        if not self._run_ahead(wanted - done):
+                            return done
+                        continue
                     else:
                         # A record goes straight there, unless it must be looked at as its like may be too many by now.
                         room = _NOWHERE if self._post.waiting else view[at:]
@@ -186,8 +192,32 @@ class TLSReader(OrderedReader):
             exc.transferred = 0
         except BaseException as exc:
             add_transferred(exc, done)
+            if self._layer.whole:
+                self._call.torn = False
             raise
         return done
+
+    def _run_ahead(self, wanted: int) -> bool:
+        """Open as many records as are wanted where they lie, and join their data there; False if none is whole.
+
+        So it is for pieces that are smaller than a record: opening records one by one takes 1 us a record longer.
+        """
+        start = self._deframer.start + HEADER
+        n = 0
+        try:
+            n, odd, authentic = self._layer.run(self._deframer.buffer[start : start + wanted])
+            self._odd = (odd, authentic) if odd else None
+        except TLSError as exc:
+            n, exc.transferred = exc.transferred, 0
+            self._fail(exc)
+            return True
+        except BaseException as exc:
+            n = getattr(exc, "transferred", 0)
+            exc.transferred = 0  # type: ignore[attr-defined]  # they wait, and were not delivered
+            raise
+        finally:
+            self._plain, self._plain_end = start, start + n
+        return n > 0 or self._odd is not None
 
     def _copy_plain(self, piece: Piece, at: int) -> int:
         """Deliver what waits to the piece, ``at`` bytes of which are filled, as far as it fits."""
@@ -242,7 +272,10 @@ class TLSReader(OrderedReader):
                     calls.append(partial(self._on_key_update, event.update_requested))
             elif self._on_ticket is not None:
                 calls.append(partial(self._on_ticket, event))
-        _call_all(calls)
+        if calls:
+            self._call.torn = False
+            _call_all(calls)
+            self._call.torn = True
 
     def _fail(self, error: TransferError) -> None:
         self._error = error.with_traceback(None)

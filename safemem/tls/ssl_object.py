@@ -20,8 +20,7 @@ from safemem.tls.errors import TruncationError
 from safemem.tls.ordered_reader import OrderedReader
 from safemem.tls.record_boundaries import RecordBoundaries
 from safemem.tls.ssl_object_writer import SSLObjectWriter
-from safemem.tls.ssl_session import BULK, SSLSession
-from safemem.tls.transport import receive, receiver
+from safemem.tls.ssl_session import BULK, SSLSession, last_flight, wrap_memory
 
 if TYPE_CHECKING:
     import socket
@@ -42,8 +41,7 @@ class SSLObjectReader(OrderedReader):
 
         With ``allow_truncation`` the transport may end between two records without close_notify.
         """
-        super().__init__()
-        self._receive_into = receiver(source)
+        super().__init__(source, session.reading)
         self._session = session
         self._allow_truncation = allow_truncation
         self._memory = bytearray(BULK)
@@ -69,13 +67,14 @@ class SSLObjectReader(OrderedReader):
         """Whether a read would have something to tell without a receive: do not wait for the transport then."""
         with self._session.lock:
             whole_record = self._session.incoming.pending > self._boundaries.unfinished
-            return bool(self._session.unread() or whole_record or self._error or self._held or self._eof)
+            known = self._error or self._held or self._eof or self._call.torn
+            return bool(known or self._session.unread() or whole_record)
 
     def _deliver(self, dsts: BlockSeq) -> int:
         """Fill dsts from what has been received. An error, or the end, is kept for when it is all there is."""
         done = 0
         try:
-            for piece in dsts.pieces():
+            for piece in dsts.iter_pieces():
                 n = self._read_into(piece) if isinstance(piece, memoryview) else self._fill(piece)
                 done += n
                 if n < len(piece):
@@ -115,7 +114,9 @@ class SSLObjectReader(OrderedReader):
                     done = session.take_early(view)
                 if self._error is not None or self._eof:
                     return done
-                while done < size:
+                while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                    if done == size:
+                        break
                     if not (n := read(size, view[done:])):  # the view says how much
                         self._eof = True
                         break
@@ -131,7 +132,7 @@ class SSLObjectReader(OrderedReader):
 
     def _receive(self) -> None:
         self._session.answer()
-        if self._bring():
+        if self._bring(self._buffer, self._decrypt):
             return
         if self._allow_truncation and not self._boundaries.inside:
             self._eof = True
@@ -153,18 +154,16 @@ class SSLObjectReader(OrderedReader):
                 with suppress(OSError):  # the peer may be gone; this is why it failed
                     self._session.flush()
                 raise
-            if not self._bring():
+            if not self._bring(self._buffer, self._decrypt):
                 raise TruncationError(self._boundaries.inside)
-        self._session.flush()
+        with last_flight(self._session.tls):
+            self._session.flush()
 
-    def _bring(self) -> bool:
-        """Receive once, for the SSLObject; False at the end of the transport."""
-        n, error = receive(self._receive_into, self._buffer)
+    def _decrypt(self, n: int) -> None:
+        """Give the SSLObject what has come."""
         self._boundaries.follow(self._memory, n)
         with self._session.lock:
             self._session.incoming.write(self._buffer[:n])
-        self._hold(error)
-        return n > 0
 
 
 def ssl_object_pair(
@@ -173,18 +172,20 @@ def ssl_object_pair(
     *,
     server_hostname: str | None = None,
     server_side: bool = False,
+    session: ssl.SSLSession | None = None,
     allow_truncation: bool = False,
 ) -> tuple[SSLObjectReader, SSLObjectWriter]:
     """Do a handshake, of any version of TLS, on a connected socket that waits, and return who reads and writes then.
 
+    ``context`` and what goes with it are those of ``SSLContext.wrap_socket``. The session to resume later is
+    ``reader.ssl_object.session``, once a ticket has been read.
+
     Raises ssl.SSLError, after telling the peer; TruncationError if it went away; ValueError for a socket that does not
-    wait.
+    wait, or if the context checks host names and none is given.
     """
     if sock.gettimeout() == 0:
         raise ValueError("sock must wait, or have a timeout, until the handshake is done")
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
-    session = SSLSession(sock, tls, incoming, outgoing)
-    reader = SSLObjectReader(sock, session, allow_truncation=allow_truncation)
+    made = SSLSession(sock, *wrap_memory(context, server_hostname, server_side, session))
+    reader = SSLObjectReader(sock, made, allow_truncation=allow_truncation)
     reader.handshake()
-    return reader, SSLObjectWriter(session)
+    return reader, SSLObjectWriter(made)

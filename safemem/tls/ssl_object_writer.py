@@ -6,14 +6,18 @@ import errno
 import ssl
 from contextlib import suppress
 
-from safemem.block import Block, Piece
+from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
 from safemem.errors import TransferError, add_transferred, error
+from safemem.tls.record import MAX_CONTENT
 from safemem.tls.ssl_session import BULK, SSLSession
 
 
 class SSLObjectWriter:
-    """A Writer over an SSLObject. A call counts what has been encrypted; what the transport does not take waits."""
+    """A Writer over an SSLObject. A call counts what has been encrypted; what the transport does not take waits.
+
+    Blocks are gathered into full records, and many records go by one send.
+    """
 
     def __init__(self, session: SSLSession) -> None:
         self._session = session
@@ -27,40 +31,54 @@ class SSLObjectWriter:
         """
         if not srcs:
             return 0
-        with self._session.exclusive():
-            if self._ended:
-                raise error(errno.EPIPE, "close_notify has been sent")
-            self._session.flush()
-            return self._write(srcs)
+        done = 0
+        call = self._session.call
+        try:
+            with self._session.exclusive():
+                if self._ended:
+                    raise error(errno.EPIPE, "close_notify has been sent")
+                self._session.flush()
+                done = self._write(srcs)
+                call.torn = False
+            return done
+        except BaseException as exc:
+            if done:
+                exc.transferred = done  # type: ignore[attr-defined]
+            raise
 
     def pending(self) -> int:
         """How many bytes of ciphertext wait for the transport."""
         return self._session.unsent()
 
     def _write(self, srcs: BlockSeq) -> int:
+        """Encrypt and send, and leave the call torn until the count is known."""
         done = 0
         try:
-            for piece in srcs.pieces():
-                at = 0
-                while at < len(piece):
-                    view, fault = _readable(piece, at, min(len(piece) - at, BULK))
-                    if view:
-                        with self._session.lock:
-                            self._session.tls.write(view)
-                    at += len(view)
-                    done += len(view)
-                    sent = self._session.push_or_hold()
-                    if fault is not None:
-                        try:
-                            raise fault
-                        finally:
-                            del fault
-                    if not sent:
-                        return done
+            session = self._session
+            while True:  # no condition: its jump back would have no handler (CPython 3.13)
+                if not srcs:
+                    break
+                view, fault = _gathered(srcs)
+                if view:
+                    session.encrypt(view)
+                done += len(view)
+                srcs = srcs.drop_first(len(view))
+                if srcs and fault is None and session.unsent() < BULK:
+                    continue  # one send takes many records
+                session.call.torn = False
+                sent = session.push_or_hold()
+                if fault is not None:
+                    try:
+                        raise fault
+                    finally:
+                        del fault
+                if not sent:
+                    break
+            session.call.torn = True
+            return done
         except BaseException as exc:
             add_transferred(exc, done)
             raise
-        return done
 
     def flush(self) -> None:
         """Send what waits, answers to the peer's messages too. Raises BlockingIOError if not all of it can go now."""
@@ -79,13 +97,18 @@ class SSLObjectWriter:
             session.flush()
 
 
-def _readable(piece: Piece, at: int, n: int) -> tuple[memoryview, TransferError | None]:
-    """n bytes of the piece from ``at`` on, or those before a fault and the fault, which counts no bytes."""
-    if isinstance(piece, memoryview):
-        return piece[at : at + n], None
-    view = memoryview(bytearray(n))
+def _gathered(srcs: BlockSeq) -> tuple[memoryview, TransferError | None]:
+    """The next bytes in one piece: all full records that the first block has, or one record of several blocks.
+
+    Where a block faults: the bytes before it, and the fault, which counts none.
+    """
+    size, head = srcs.num_bytes, srcs.head()
+    n = len(head) if len(head) == size else len(head) - len(head) % MAX_CONTENT
+    if n and not head.need_safecopy:
+        return head.take_first(min(n, BULK)).view(), None
+    view = memoryview(bytearray(min(size, MAX_CONTENT)))
     try:
-        copy_seq(BlockSeq.of(Block(view)), BlockSeq.of(piece.drop_first(at)))
+        copy_seq(BlockSeq.of(Block(view)), srcs)
     except TransferError as exc:
         view, exc.transferred = view[: exc.transferred], 0
         return view, exc.with_traceback(None)

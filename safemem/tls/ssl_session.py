@@ -9,11 +9,12 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from safemem.fork import fork_safe_lock
 from safemem.protocols import Writer
+from safemem.tls.one_call import OneCall
 from safemem.tls.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -21,6 +22,29 @@ if TYPE_CHECKING:
 
 BULK = 1 << 18
 """How many bytes of ciphertext are moved at a time."""
+
+
+def wrap_memory(
+    context: ssl.SSLContext, server_hostname: str | None, server_side: bool, session: ssl.SSLSession | None
+) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    """``SSLContext.wrap_bio``: the SSLObject, and what it reads from and writes to.
+
+    Raises ValueError for a missing name as ``SSLContext.wrap_socket`` does: ``wrap_bio`` would check none.
+    """
+    if context.check_hostname and not server_side and not server_hostname:
+        raise ValueError("server_hostname is missing, and the context checks it (SSLContext.check_hostname)")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return context.wrap_bio(incoming, outgoing, server_side, server_hostname, session), incoming, outgoing
+
+
+def last_flight(tls: ssl.SSLObject) -> AbstractContextManager[None]:
+    """Send in a ``with`` what a handshake has left at its end.
+
+    A TLS 1.3 server's are tickets: that the peer has gone meanwhile is no error yet (OpenSSL's conn_is_closed()).
+    """
+    if tls.server_side and tls.version() == "TLSv1.3":
+        return suppress(BrokenPipeError, ConnectionResetError)
+    return nullcontext()
 
 
 class SSLSession(Outbox):
@@ -39,7 +63,9 @@ class SSLSession(Outbox):
         self.incoming = incoming
         self.outgoing = outgoing
         self.lock = fork_safe_lock()
+        self.reading = OneCall("read")
         self.early = b""
+        self._owed = b""
         self._sending = threading.Lock()
         self._view = memoryview(b"")  # read from ``outgoing``, and not sent yet
 
@@ -53,9 +79,9 @@ class SSLSession(Outbox):
         self._view = self._view[n:]
 
     def unsent(self) -> int:
-        """How many bytes of ciphertext wait for the transport."""
+        """How many bytes wait for the transport: of ciphertext, and of data that will be encrypted."""
         with self.lock:
-            return len(self._view) + self.outgoing.pending
+            return len(self._view) + self.outgoing.pending + len(self._owed)
 
     def unread(self) -> int:
         """How many decrypted bytes wait. The lock must be held."""
@@ -66,6 +92,36 @@ class SSLSession(Outbox):
         n = min(len(self.early), len(target))
         target[:n], self.early = self.early[:n], self.early[n:]
         return n
+
+    def encrypt(self, data: memoryview) -> None:
+        """Encrypt data for the peer, and leave the write torn, for the caller to count them.
+
+        While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`.
+        """
+        with self.lock:
+            self.call.torn = True
+            try:
+                if not self._owed:
+                    self.tls.write(data)
+                    return
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError:
+                self.call.torn = False
+                raise
+            self._owed += data
+
+    def push(self) -> bool:
+        """As Outbox.push, with what waits for a handshake's end encrypted first, if it has come."""
+        with self.lock:
+            self.call.check()
+            if self._owed:
+                self.call.torn = True
+                with suppress(ssl.SSLWantReadError):
+                    self.tls.write(self._owed)
+                    self._owed = b""
+                self.call.torn = False
+        return super().push() and not self._owed
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -80,12 +136,15 @@ class SSLSession(Outbox):
 
         The reader must not wait here for a large write to go: the peer may be waiting for the reader.
         """
-        while self._held is None and self.unsent() and self._sending.acquire(blocking=False):
+        while self._held is None and not self.call.torn and self.unsent():
+            taken: list[bool] = []
             try:
-                if not self.push_or_hold():
+                taken.extend(map(self._sending.acquire, (False,)))  # one step: an interrupt finds it taken, or not
+                if not taken[0] or not self.push_or_hold():
                     break
             finally:
-                self._sending.release()
+                if taken and taken[0]:
+                    self._sending.release()
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -93,6 +152,7 @@ class SSLSession(Outbox):
 
         While it sends a close_notify it looks for the peer's, and data in its way would be an error for good.
         """
+        self.reading.torn = True
         while n := self.tls.pending():
             self.early += self.tls.read(n)
         encrypted = self.incoming.read()
@@ -100,3 +160,4 @@ class SSLSession(Outbox):
             yield
         finally:
             self.incoming.write(encrypted)
+            self.reading.torn = False

@@ -79,12 +79,17 @@ def test_each_part_of_an_ipv6_address() -> None:
 
 
 def test_zones() -> None:
-    """A number is the scope; a name needs one, since none is looked up."""
+    """A number is the scope, and the name of an interface is its number; a scope beside it comes first."""
     plain = pack_sockaddr(INET6, ("fe80::1", 1, 0, 3))
     assert pack_sockaddr(INET6, ("fe80::1%3", 1)) == plain
     assert pack_sockaddr(INET6, ("fe80::1%lo", 1, 0, 3)) == plain
+    index = socket.if_nametoindex("lo")
+    for host in ("fe80::1%lo", "::1%lo"):
+        assert unpack_sockaddr(pack_sockaddr(INET6, (host, 1))) == (host.partition("%")[0], 1, 0, index)
+    info = socket.getaddrinfo("fe80::1%lo", 1, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+    assert info[0][4] == unpack_sockaddr(pack_sockaddr(INET6, ("fe80::1%lo", 1)))
     with pytest.raises(ValueError, match="fe80"):
-        pack_sockaddr(INET6, ("fe80::1%lo", 1))
+        pack_sockaddr(INET6, ("fe80::1%no-such-interface", 1))
 
 
 @pytest.mark.parametrize("size", [1, 20, 107, 108])

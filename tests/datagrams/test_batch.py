@@ -45,7 +45,7 @@ def receive(sock: socket.socket, batch: MessageBatch, n: int) -> int:
     """As an endpoint does: prepare, call, note. It does not wait."""
     call = load("recvmmsg")
     assert not isinstance(call, OSError)
-    batch.headers.prepare(True, n)
+    batch.headers.prepare(True)
     done = call(sock.fileno(), batch.headers.address, n, MSG_DONTWAIT | MSG_TRUNC)
     batch.filled(done, sock.getsockname()[1] if batch.family != UNIX else 0)
     return done
@@ -55,7 +55,7 @@ def send(sock: socket.socket, batch: MessageBatch, n: int) -> int:
     """As an endpoint does."""
     call = load("sendmmsg")
     assert not isinstance(call, OSError)
-    batch.headers.prepare(False, n)
+    batch.headers.prepare(False)
     return call(sock.fileno(), batch.headers.address, n, MSG_DONTWAIT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,8 @@ from safemem.datagram import (
     CAP_PROVIDES_SRC,
     DATAGRAM_OVERHEAD,
     DEFAULT_WRITE_BUF_SIZE,
+    Address,
+    Ancillary,
     DatagramTooLongError,
     LocalAddressNotAvailableError,
     MemoryDatagram,
@@ -23,6 +26,7 @@ from safemem.datagram import (
     PeerAddressNotAvailableError,
     datagram_pair,
 )
+from safemem.datagram.cmsg import pktinfo_of
 from safemem.datagram.flags import MSG_PEEK, MSG_TRUNC
 from safemem.errors import TransferError
 from sample_blocks import blocks, room
@@ -31,6 +35,7 @@ from usermem.testing.faulty_memory import Fault
 Ends = tuple[MemoryEndpoint, MemoryEndpoint]
 ALL_CAPS = CAP_HANDLES_SRC | CAP_HANDLES_DST | CAP_PROVIDES_SRC | CAP_PROVIDES_DST
 FAULTS: list[Fault] = ["segv", "bus"]
+AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 HERE, THERE = ("192.0.2.1", 1000), ("192.0.2.2", 2000)
 
 
@@ -270,6 +275,37 @@ def test_control_data_are_refused(make: Callable[[], Ends]) -> None:
         out.sendmsg(blocks(b"x"), ancdata=[(1, 1, b"")])
     assert (caught.value.errno, into.pending()) == (errno.EINVAL, None)
     assert out.sendmsg(blocks(b"x"), ancdata=iter(())) == 1
+
+
+@with_both
+def test_local_addresses_as_control_data(make: Callable[[], Ends]) -> None:
+    """They are what ``local`` is; its port is that of set_local_addr, and the unspecified address names none."""
+    out, into = make()
+    out.caps = into.caps = ALL_CAPS
+    control = pktinfo_of(AF_INET, ("10.0.0.1", 0))
+    with pytest.raises(LocalAddressNotAvailableError):
+        out.sendmsg(blocks(b"x"), ancdata=[control])
+    out.set_local_addr_enable(True)
+    into.set_local_addr_enable(True)
+    control6 = pktinfo_of(AF_INET6, ("fe80::1", 0, 0, 3))
+    with pytest.raises(TransferError, match="leave ancdata out"):
+        out.sendmsg(blocks(b"x"), ancdata=[control, (1, 1, b"")])
+    with pytest.raises(TransferError, match="leave ancdata out"):
+        out.sendmsg(blocks(b"x"), ancdata=[(control[0], control[1], control[2][:-1])])
+    assert into.pending() is None
+    sent: list[tuple[Address | None, list[Ancillary], Address | None, Address | None]] = [
+        (None, [control], None, ("10.0.0.1", 0)),
+        (None, [control6], None, ("fe80::1", 0, 0, 3)),
+        (HERE, [control], None, HERE),
+        (None, [pktinfo_of(AF_INET, ("0.0.0.0", 0))], None, None),
+        (None, [control], ("10.0.0.5", 7), ("10.0.0.1", 7)),
+        (None, [pktinfo_of(AF_INET6, ("::", 0))], ("10.0.0.5", 7), ("10.0.0.5", 7)),
+    ]
+    for local, ancdata, default, peer in sent:
+        out.set_local_addr(default)
+        out.sendmsg(blocks(b"x"), THERE, local, 0, iter(ancdata))
+        message = into.recvmsg(room(1))
+        assert (message.peer, message.local) == (peer, THERE)
 
 
 def test_reset_drops_ones_own() -> None:

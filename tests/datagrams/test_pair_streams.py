@@ -270,15 +270,17 @@ def test_batches_and_addresses() -> None:
     assert other.pending() == 1
 
 
-def test_an_error_behind_the_first_message_waits() -> None:
-    """A datagram that no_trunc refuses ends the batch, and is told by the next receive; it stays."""
+def test_a_refusal_behind_the_first_message_is_forgotten() -> None:
+    """A datagram that no_trunc refuses ends the batch and stays: only a receive that is too short again tells it."""
     one, other = datagram_pair()
     other.no_trunc = True
     for data in (b"a", b"too long"):
         one.sendmsg(blocks(data))
     assert other.recvmmsg(batch(4, 4)) == 1
+    assert other.recvmsg(room(100)).data.tobytes() == b"too long"
+    one.sendmsg(blocks(b"too long"))
     with pytest.raises(DatagramTooLongError):
-        other.recvmsg(room(100))
+        other.recvmmsg(batch(4, 4))
     assert other.recvmsg(room(100)).data.tobytes() == b"too long"
 
 

@@ -176,11 +176,11 @@ def test_an_interrupt_leaves_messages_queued() -> None:
 class ZeroSent(ScriptedEndpoint):
     """Breaks its promise: it returns 0."""
 
-    def sendmmsg(self, *_: object) -> int:
+    def sendmmsg(self, *_: object, **__: object) -> int:
         """Nothing."""
         return 0
 
-    def recvmmsg(self, *_: object) -> int:
+    def recvmmsg(self, *_: object, **__: object) -> int:
         """Nothing."""
         return 0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -113,7 +115,8 @@ def test_a_callback_only_queues() -> None:
     queue = DatagramQueue(endpoint, size=2)
 
     def done(outcome: Outcome) -> None:
-        queue.queue(outcome.blocks, done=done)
+        if not queue.closed:  # which it is when it is dropped
+            queue.queue(outcome.blocks, done=done)
 
     for _ in range(5):
         queue.queue(blocks(b"1"), done=done)
@@ -188,7 +191,7 @@ def test_queueing_while_another_thread_closes() -> None:
     """The message is given back, whoever finds it."""
     told: list[SendStatus] = []
     queue = DatagramQueue(ScriptedEndpoint())
-    queue._out.check_blocks = lambda *_: bool(queue.close())  # type: ignore[method-assign]
+    queue._outs.any.check_blocks = lambda *_: bool(queue.close())  # type: ignore[method-assign]
     queue.queue(blocks(b"1"), done=lambda outcome: told.append(outcome.status))
     assert told == [GIVEN_BACK]
 
@@ -294,3 +297,44 @@ def test_two_threads_flush() -> None:
         thread.join(15)
     expected = sorted(b"%d" % i for i in (*range(500), *range(1000, 1500)))
     assert sorted(told) == sorted(data for data, _, _ in endpoint.sent) == expected
+
+
+@pytest.mark.parametrize("way", ["dropped", "in a cycle", "with", "with an error"])
+def test_premature_destruction(way: str) -> None:
+    """Done callbacks are told and buffers freed, unread ones too, once each; not those that close has returned."""
+    told: list[Outcome] = []
+    freed: list[BlockSeq] = []
+    endpoint = ScriptedEndpoint()
+    endpoint.incoming.extend([(b"1", A)] * 2)
+    buffers = [room(4) for _ in range(4)]
+    queue = DatagramQueue(endpoint, buffers, on_free=freed.append)
+    mine = queue.dequeue().buffer
+    queue.queue(blocks(b"1"), A, None, told.append)
+    queue.queue(blocks(b"2"), A)
+    if way.startswith("with"):
+        with suppress(LookupError), queue:
+            if way == "with an error":
+                raise LookupError
+        queue.close()
+    elif way == "in a cycle":
+        queue.cycle = queue  # type: ignore[attr-defined]
+    del queue
+    gc.collect()
+    assert [(outcome.status, outcome.blocks.tobytes()) for outcome in told] == [(GIVEN_BACK, b"1")]
+    assert sorted(map(id, freed)) == sorted(id(each) for each in buffers if each is not mine)
+    assert not endpoint.closed
+
+
+def test_a_queue_that_was_closed_frees_nothing() -> None:
+    """Its buffers are the caller's; and a callback that raises keeps none of them from being freed."""
+    freed: list[BlockSeq] = []
+    buffers = [room(4), room(4)]
+    queue = DatagramQueue(ScriptedEndpoint(), buffers, on_free=freed.append)
+    assert queue.close() == buffers
+    del queue
+    assert freed == []
+    with pytest.raises(ExceptionGroup), DatagramQueue(ScriptedEndpoint(), buffers, on_free=freed.append) as queue:
+        queue.queue(blocks(b"1"), A, None, raising(ValueError()))
+    assert freed == buffers
+    with pytest.raises(ValueError, match="size"):
+        DatagramQueue(ScriptedEndpoint(), size=0)

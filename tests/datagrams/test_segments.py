@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safemem import Block, BlockSeq, HostFaultError
 from safemem.datagram import DatagramSocket, MessageBatch
 from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.flags import MSG_TRUNC, UDP_SEGMENT
+from safemem.datagram.segments import SegmentLimits
 from sample_blocks import room
 from usermem.testing.faulty_memory import FaultyMemory
 from usermem.testing.operations import pattern
@@ -47,7 +49,7 @@ def test_segments_arrive(
         receiver.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         receiver.gro = gro
         if not gso:
-            sender._segments = 1
+            sender._segments = SegmentLimits(False)
         memory = memoryview(bytearray(65_535))
         got: list[bytes] = []
         sent = 0
@@ -84,7 +86,7 @@ def test_segments_are_joined(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL, errno.EMSGSIZE])
 def test_a_host_that_stops_cutting(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest goes one by one, and so does all that follows, unless the path was too narrow; nothing goes twice."""
+    """The rest goes one by one, and soon all that follows, unless the path was too narrow; nothing goes twice."""
     with pair("inet", tmp_path) as (receiver, sender):
         if not sender.gso:
             pytest.skip("this host has no UDP_SEGMENT")
@@ -101,12 +103,32 @@ def test_a_host_that_stops_cutting(code: int, tmp_path: Path, monkeypatch: pytes
 
         monkeypatch.setattr(sender, "_send", send)
         data = pattern(2 * 128 * 100 + 30)
-        assert sender.send_segments(one(data), 100) == len(data)
-        got = b""
-        while receiver.pending() is not None:
-            got += receiver.recvmsg(room(2000)).data.tobytes()
-        assert got == data
+        for _ in range(3):
+            assert sender.gso
+            assert sender.send_segments(one(data), 100) == len(data)
+            got = b""
+            while receiver.pending() is not None:
+                got += receiver.recvmsg(room(2000)).data.tobytes()
+            assert got == data
         assert sender.gso is (code == errno.EMSGSIZE)
+
+
+def test_cutting_by_hand_is_linear(tmp_path: Path) -> None:
+    """Four times the blocks take four times as long, and not sixteen times."""
+    with pair("inet", tmp_path) as (_, sender):
+        sender._segments = SegmentLimits(False)
+        sender.socket.setblocking(True)
+        memory = memoryview(bytearray(16384 * 8))
+        times: list[float] = []
+        for count in (4096, 16384):
+            blocks = BlockSeq(Block(memory[at : at + 8]) for at in range(0, count * 8, 8))
+            taken = []
+            for _ in range(3):
+                started = time.thread_time()
+                assert sender.send_segments(blocks, 80) == count * 8
+                taken.append(time.thread_time() - started)
+            times.append(min(taken))
+        assert times[1] < 8 * times[0]
 
 
 def test_the_size_of_segments(tmp_path: Path) -> None:

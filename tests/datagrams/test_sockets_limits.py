@@ -82,8 +82,9 @@ def test_segments_too_long_for_the_path(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(sender, "_send", limit)
         monkeypatch.setattr(DatagramSocket, "mtu", 50)
         assert sender.send_segments(one(bytes(200)), 51) == 200
-        assert sender.gso
-        assert sender.send_segments(one(bytes(200)), 50) == 200
+        for _ in range(3):
+            assert sender.gso
+            assert sender.send_segments(one(bytes(200)), 50) == 200
         assert not sender.gso
         assert receiver.pending() == 51
 

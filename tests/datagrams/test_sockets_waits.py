@@ -221,17 +221,17 @@ def test_another_takes_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pair("inet", tmp_path) as (receiver, sender):
         for data in (b"first, long", b"second"):
             sender.sendmsg(one(data))
-        right = receiver._receive
+        right = receiver._recv
         stolen: list[bytes | None] = []
 
-        def receive(views: list[memoryview], flags: int, space: int) -> Any:
-            found = right(views, flags, space)
+        def receive(views: list[memoryview], space: int, flags: int) -> Any:
+            found = right(views, space, flags)
             if not stolen:
                 stolen.append(None)
                 stolen.append(receiver.recvmsg(room(20)).data.tobytes())
             return found
 
-        monkeypatch.setattr(receiver, "_receive", receive)
+        monkeypatch.setattr(receiver, "_recv", receive)
         message = receiver.recvmsg(BlockSeq.of(FaultyMemory("segv").block(30, 20)))
         assert stolen == [None, b"first, long"]
         assert (message.data.tobytes(), message.length) == (b"second", 6)
@@ -288,17 +288,17 @@ def test_memory_that_goes_away_behind_the_look(tmp_path: Path, monkeypatch: pyte
     with pair("inet", tmp_path) as (receiver, sender):
         fd, dsts, memory = file_memory(b"precious")
         sender.sendmsg(one(b"precious"))
-        right = receiver._receive
+        right = receiver._recv
         arrived: list[bytes] = []
 
-        def receive(views: list[memoryview], flags: int, space: int) -> Any:
-            found = right(views, flags, space)
+        def receive(views: list[memoryview], space: int, flags: int) -> Any:
+            found = right(views, space, flags)
             if not flags & socket.MSG_PEEK:
                 arrived.append(memory[:8])
                 os.truncate(fd, 0)
             return found
 
-        monkeypatch.setattr(receiver, "_receive", receive)
+        monkeypatch.setattr(receiver, "_recv", receive)
         message = receiver.recvmsg(dsts)
         assert (arrived, message.length, message.data.num_bytes) == ([b"precious"], 8, 8)
         assert receiver.pending() is None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +21,7 @@ from safemem.datagram import (
     DatagramQueue,
     DatagramSocket,
     MemoryDatagram,
+    Message,
     Outcome,
     SendStatus,
     datagram_pair,
@@ -100,6 +104,40 @@ def test_both_ways(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_deadline_is_slept_through(kind: str, waiting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A datagram that comes before it wakes the call at once: there is no look in between."""
+    guest = Guest()
+    with ends(kind, tmp_path) as (receiver, sender):
+        if isinstance(receiver, DatagramSocket):
+            receiver.socket.setblocking(waiting)
+        calls: list[tuple[object, ...]] = []
+        right = receiver.recvmsg
+
+        def recvmsg(*args: Any) -> Message:
+            calls.append(args)
+            return right(*args)
+
+        monkeypatch.setattr(receiver, "recvmsg", recvmsg)
+        thread = threading.Timer(0.1, sender.sendmsg, [one(b"late")])
+        thread.start()
+        guest.put(0, [(guest.buffer(0), 9)])
+        guest.space.write_bytes(guest.control, struct.pack("qq", 5, 0))
+        assert recvmmsg_into_user(guest.space, receiver, guest.table, 1, 0, guest.control) == 1
+        thread.join()
+        assert len(calls) <= 4
+        left = struct.unpack("qq", guest.space.read_bytes(guest.control, 16))
+        assert 4 <= left[0] + left[1] / 1e9 < 4.99
+        guest.space.write_bytes(guest.control, struct.pack("qq", 0, 1_300_000))
+        calls.clear()
+        started = time.monotonic()
+        with pytest.raises(BlockingIOError):
+            recvmmsg_into_user(guest.space, receiver, guest.table, 1, 0, guest.control)
+        assert time.monotonic() - started >= 0.0013
+        assert len(calls) <= 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("policy", ["keep", "linux"])
 def test_a_fault_behind_the_first(kind: str, policy: str, tmp_path: Path) -> None:
     """It is kept, and comes next; the datagram stays or is lost as the policy says."""
@@ -146,6 +184,28 @@ def test_local_addresses(family: str, tmp_path: Path) -> None:
         assert sendmsg_from_user(guest.space, receiver, header) == 4
         message = sender.recvmsg(room(9))
         assert (message.data.tobytes(), message.peer) == (b"ping", receiver.socket.getsockname())
+
+
+@pytest.mark.parametrize(("hosts", "family"), [(("10.0.0.1", "10.0.0.2"), "inet"), (("fd00::1", "fd00::2"), "inet6")])
+def test_local_addresses_in_memory(hosts: tuple[str, str], family: str) -> None:
+    """As over a socket: control data tell the destination in both places, and the same control data send from there."""
+    guest = Guest()
+    here, there = datagram_pair()
+    here.caps = there.caps = 15
+    for end in (here, there):
+        end.set_local_addr_enable(True)
+    here.set_local_addr((hosts[0], 7))
+    here.sendmsg(one(b"ping"), (hosts[1], 9))
+    header = guest.put(0, [(guest.buffer(0), 4)], 128, 256)
+    assert recvmsg_into_user(guest.space, there, header) == 4
+    _, namelen, _, _, _, controllen, _, _ = MSGHDR.unpack(guest.space.read_bytes(header, MSGHDR.size))
+    [(_, _, data)] = unpack_cmsgs(guest.space.read_bytes(guest.control, controllen))
+    packed = socket.inet_pton(FAMILIES[family], hosts[1])
+    assert data == (bytes(4) + packed + packed if family == "inet" else packed + bytes(4))
+    header = guest.put(0, [(guest.buffer(0), 4)], namelen, controllen)
+    assert sendmsg_from_user(guest.space, there, header) == 4
+    message = here.recvmsg(room(9))
+    assert (message.data.tobytes(), message.peer[:2], message.local[:2]) == (b"ping", (hosts[1], 0), (hosts[0], 7))  # type: ignore[index]
 
 
 def test_an_error_of_the_network(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_room_that_the_endpoint_is_given(arch: Arch) -> None:
 def test_the_local_address_is_control_data() -> None:
     """IP_PKTINFO, IPV6_PKTINFO with the scope, once, and nothing for a path."""
     cases: list[tuple[Datagram, int, bytes]] = [
-        (Datagram(b"", None, ("10.0.0.1", 5)), 28, struct.pack("=Qiii4s4x", 28, 0, 8, 0, bytes((10, 0, 0, 1)))),
+        (Datagram(b"", None, ("10.0.0.1", 5)), 28, struct.pack("=Qiii4s4s", 28, 0, 8, 0, *[bytes((10, 0, 0, 1))] * 2)),
         (Datagram(b"", None, ("::1", 5, 0, 7)), 36, struct.pack("=Qii16sI", 36, 41, 50, bytes(15) + b"\1", 7)),
         (Datagram(b"", None, ("1.1.1.1", 5), ((0, 8, bytes(12)),)), 28, struct.pack("=Qii12x", 28, 0, 8)),
         (Datagram(b"", None, "/path"), 0, b""),

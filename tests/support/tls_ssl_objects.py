@@ -27,9 +27,10 @@ def pair(sock: object, server_side: bool = False, **options: object) -> Pair:
 class Encrypting(Source):
     """A Source that gives what its ``server`` has encrypted."""
 
-    def __init__(self, server: ssl.SSLObject, outgoing: ssl.MemoryBIO) -> None:
+    def __init__(self, server: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
         super().__init__()
         self.server = server
+        self.incoming = incoming
         self._outgoing = outgoing
 
     def feed(self, data: bytes = b"", *, close: bool = False) -> bytes:
@@ -56,6 +57,6 @@ def in_memory(version: ssl.TLSVersion, **options: object) -> tuple[Encrypting, S
                 end.do_handshake()
             server_in.write(client_out.read())
             client_in.write(server_out.read())
-    source, sink = Encrypting(server, server_out), Sink()
+    source, sink = Encrypting(server, server_in, server_out), Sink()
     reader = SSLObjectReader(source, SSLSession(sink, client, client_in, client_out), **options)  # type: ignore[arg-type]
     return source, reader, sink

@@ -116,7 +116,7 @@ def test_the_writer_conforms(version: ssl.TLSVersion, limit: int | None) -> None
 
             if limit:
                 wire = Wire(sock, limit)
-                writer._session._send = wire.send
+                writer._session._sink = writer._session._sink._replace(call=wire.send)
             return Counted(), arrived
 
         check_writer(make)

@@ -10,6 +10,7 @@ import pytest
 
 from safemem import read_full_to_blocks, write_full_from_blocks
 from safemem.tls import SSLObjectWriter, TruncationError, handshake, ssl_object_pair
+from safemem.tls.transport import Transport
 from sample_blocks import blocks, room
 from tls_peers import (
     peer,
@@ -99,14 +100,14 @@ def test_two_threads_send_each_byte_once() -> None:
         first = not sent
         sent.append(bytes(view))
         if first:
-            reader._receive_into = lambda view: 0
+            reader._source = reader._source._replace(call=lambda view: 0)
             thread = threading.Thread(target=read)
             thread.start()
             thread.join(5)
             assert not thread.is_alive()
         return len(view)
 
-    writer._session._send = send
+    writer._session._sink = Transport(send, lambda view: view, "the sink")
     writer.write_from_blocks(blocks(b"abc"))
     assert len(sent) == 1
 

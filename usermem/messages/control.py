@@ -17,10 +17,11 @@ from safemem.datagram.cmsg import Ancillary, pack_cmsgs, pktinfo_of, unpack_cmsg
 from safemem.datagram.flags import IP_PKTINFO, IPV6_PKTINFO
 from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader
+from safemem.datagram.rights import FD_SIZE, is_rights
 from safemem.errors import error
 from usermem.memory_io import IO
 from usermem.messages.header import MsgLayout
-from usermem.messages.name import AF_INET, AF_INET6
+from usermem.messages.name import AF_INET, AF_INET6, family_by_form
 
 MOST_RECEIVED: Final = 1 << 16
 """The most bytes of control data that are received with one message, however much room a guest says it has."""
@@ -50,35 +51,42 @@ def control_of(message: Message | DatagramReader, family: int | None) -> list[An
     if local is None or isinstance(local, str | bytes) or any((level, kind) in _PKTINFO for level, kind, _ in found):
         return found
     if family not in (AF_INET, AF_INET6):
-        family = AF_INET if len(local) == 2 else AF_INET6
+        family = family_by_form(local)
     found.append(pktinfo_of(int(socket.AF_INET if family == AF_INET else socket.AF_INET6), local))
     return found
 
 
 def put_control(
     layout: MsgLayout, room: int, ancillary: Iterable[Ancillary], write: Callable[[int, bytes], bool]
-) -> tuple[int, bool]:
-    """Lay out control data in ``room`` bytes; returns how many are used, and whether something was cut.
+) -> tuple[int, bool, list[Ancillary]]:
+    """Lay out control data in ``room`` bytes; returns how many are used, whether something was cut, and what is there.
 
     ``write(offset, data)`` stores them, and says whether it could: what could not be stored is left out, and its place
     is used again. A message for whose data the room ends is cut; one for whose header it does is left out. Padding is
-    not written.
+    not written. Of descriptors whole ones go, or none; they count as cut where they could not be stored.
     """
     head = header_size(layout)
     used = 0
     cut = False
+    stored: list[Ancillary] = []
     for level, kind, data in ancillary:
         left = room - used
-        if left < head:
+        rights = is_rights(level, kind)
+        if left < head + rights * FD_SIZE:
             cut = True
             continue
         if left < head + len(data):
             cut = True
             data = data[: left - head]
+            if rights:
+                data = data[: len(data) - len(data) % FD_SIZE]
         packed = pack_cmsgs([(level, kind, data)], layout.word, layout.order)
         if write(used, packed[:head]) and (not data or write(used + head, packed[head : head + len(data)])):
             used += min(len(packed), left)
-    return used, cut
+            stored.append((level, kind, data))
+        else:
+            cut |= rights
+    return used, cut, stored
 
 
 def copy_in_control(io: IO, addr: int, length: int, *, ignore_permissions: bool) -> bytes:

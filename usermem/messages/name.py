@@ -39,6 +39,13 @@ def family_of(endpoint: DatagramEndpoint) -> int | None:
     return None if family is None else _LINUX.get(int(family), int(family))
 
 
+def family_by_form(address: Address) -> int:
+    """Linux's number of the family that an address has by its form."""
+    if isinstance(address, str | bytes):
+        return AF_UNIX
+    return AF_INET6 if len(address) > 2 or ":" in str(address[0]) else AF_INET
+
+
 def pack_name(address: Address | None, family: int | None, arch: Arch) -> bytes:
     """The sockaddr of an address for a guest. Without a family the address's form tells which it is.
 
@@ -47,7 +54,7 @@ def pack_name(address: Address | None, family: int | None, arch: Arch) -> bytes:
     if not address:
         return b""
     if family is None:
-        family = AF_UNIX if isinstance(address, str | bytes) else AF_INET if len(address) == 2 else AF_INET6
+        family = family_by_form(address)
     packed = pack_sockaddr(_HOST.get(family, family), address)
     name = family.to_bytes(2, arch.byte_order) + packed[2:]
     return _scope_swapped(name, family, arch)

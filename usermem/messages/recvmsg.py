@@ -17,17 +17,26 @@ Source: Linux net/socket.c (____sys_recvmsg, do_recvmmsg), net/ipv4/udp.c (udp_r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final, Literal
 
 from hostarch import AddrRangeSeq
 from safemem.block_seq import EMPTY
 from safemem.buffers import check_int
+from safemem.datagram.cmsg import Ancillary
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.errors import BadBlocksError
-from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE, UIO_MAXIOV
+from safemem.datagram.flags import (
+    MSG_CTRUNC,
+    MSG_DONTWAIT,
+    MSG_ERRQUEUE,
+    MSG_PEEK,
+    MSG_TRUNC,
+    MSG_WAITFORONE,
+    UIO_MAXIOV,
+)
 from safemem.datagram.reader import DatagramReader, FaultPolicy
+from safemem.datagram.rights import Undelivered, descriptors_of
 from usermem.cstruct import copy_uint32_out
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO, arch_of
@@ -49,7 +58,6 @@ TimeoutPolicy = Literal["deadline", "linux"]
 """What recvmmsg's timeout is: the time by which it returns, or what Linux makes of it."""
 
 _CLOEXEC: Final = 0x4000_0000  # MSG_CMSG_CLOEXEC, which Linux reports as it was passed
-_PAUSES: Final = 50_000, 5_000_000  # between two looks at an endpoint: the first and the longest, in ns
 
 
 def recvmsg_into_user(
@@ -66,7 +74,8 @@ def recvmsg_into_user(
     With MSG_TRUNC it returns how long the datagram is. MSG_PEEK leaves it queued, and MSG_DONTWAIT does not wait for
     it; without that the endpoint waits as it does. The name is that of the sender, cut to the room for it; msg_namelen
     becomes its whole length. msg_flags has MSG_TRUNC and MSG_CTRUNC where something found no room. The local address,
-    if the endpoint tells it, comes as IP_PKTINFO or IPV6_PKTINFO.
+    if the endpoint tells it, comes as IP_PKTINFO or IPV6_PKTINFO. Descriptors (SCM_RIGHTS) that are not stored whole in
+    the guest's memory are closed, as are all of them if the call raises. With MSG_ERRQUEUE it never waits.
 
     Raises FaultError; OSError: EINVAL for a negative length or a forbidden flag, EMSGSIZE for more than UIO_MAXIOV
     iovecs; BlockingIOError and other errors of the endpoint.
@@ -74,7 +83,13 @@ def recvmsg_into_user(
     try:
         call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions=ignore_permissions)
-        return call.receive(header, call.call_flags)
+        try:
+            length = call.receive(header, call.call_flags)
+            call.keep_descriptors(call.stored)
+            return length
+        except BaseException:
+            call.keep_descriptors([])
+            raise
     except OSError as exc:
         count_nothing(exc)
         raise
@@ -99,7 +114,8 @@ def recvmmsg_into_user(
     MSG_WAITFORONE it waits for the first only. MSG_PEEK gives the same datagram to every entry, to UIO_MAXIOV of
     them at most: Linux would go on to the end of memory. Without it ``vlen`` has no limit.
 
-    An error behind the first is kept, and the endpoint's next receive raises it; that there is none now is no error.
+    An OSError behind the first is kept, and the endpoint's next receive raises it; that there is none now is no error.
+    Anything else (KeyboardInterrupt, MemoryError) is raised at once, and its ``received`` is how many datagrams came.
 
     ``timeout_addr``, if not 0, is a struct timespec; a 32-bit guest's has 64-bit fields with ``time64``. By the policy
     ``"deadline"`` the call waits no longer than that in all, and not at all for 0, for any endpoint; it takes without
@@ -110,16 +126,18 @@ def recvmmsg_into_user(
     Raises as recvmsg_into_user; FaultError and OSError (EINVAL) for a bad timeout; FaultError if the time left cannot
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
+    call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
     try:
         timeout_addr = check_int(timeout_addr, "timeout_addr")
-        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
         vlen = check_int(vlen, "vlen") & 0xFFFF_FFFF
-        done = call.receive_many(check_int(msgvec_addr, "msgvec_addr"), vlen, clock)
-        if done and timeout_addr:
+        call.receive_many(check_int(msgvec_addr, "msgvec_addr"), vlen, clock)
+        if call.done and timeout_addr:
             copy_out_timeout(io, timeout_addr, clock.left(), time64, ignore_permissions=ignore_permissions)
-        return done
-    except OSError as exc:
+        return call.done
+    except BaseException as exc:
+        if not isinstance(exc, OSError):
+            exc.received = call.done  # type: ignore[attr-defined]
         count_nothing(exc)
         raise
 
@@ -150,7 +168,12 @@ class _Call(DatagramReader):
         self.io = io
         self.layout = layout_of(io)
         self.call_flags = checked_flags(flags, arch_of(io)) if flags else 0
+        if self.call_flags & MSG_ERRQUEUE:  # which Linux has no peek at
+            self.call_flags &= ~MSG_PEEK
         self.ignore_permissions = ignore_permissions
+        self.done = 0
+        self.stored: list[Ancillary] = []
+        self._owned: list[int] = []
 
     def timeout(self, addr: int, time64: bool) -> int:
         """The struct timespec at addr, in ns. By the policy "keep" it must be writable, too."""
@@ -166,32 +189,46 @@ class _Call(DatagramReader):
                     del fault
         return timeout
 
-    def receive_many(self, addr: int, vlen: int, clock: _Clock) -> int:
-        """Up to ``vlen`` datagrams by the structs mmsghdr at addr; returns how many came."""
-        done = 0
+    def receive_many(self, addr: int, vlen: int, clock: _Clock) -> None:
+        """Up to ``vlen`` datagrams by the structs mmsghdr at addr; ``done`` is how many came."""
         if self.call_flags & MSG_PEEK:
             vlen = min(vlen, UIO_MAXIOV)  # for one datagram a guest would hold the host up for hours
         try:
             if not vlen:
                 self.raise_held()
-            for _ in self._received(addr, vlen, clock):
-                done += 1
+            self._receive_each(addr, vlen, clock)
         except BaseException as exc:
-            if not done:
+            self.keep_descriptors([])
+            if not self.done or not isinstance(exc, OSError):
                 raise
             if not isinstance(exc, BlockingIOError):
                 self._endpoint.hold_error(count_nothing(exc))
-        return done
 
-    def _received(self, addr: int, vlen: int, clock: _Clock) -> Iterator[None]:
-        """Receive up to ``vlen`` datagrams; yields after each."""
+    def keep_descriptors(self, stored: list[Ancillary]) -> None:
+        """Close the descriptors of the message, but those that are stored in the guest's memory.
+
+        Nobody else knows the others. An interrupt leaves each owned by the message, this call or the simulator.
+        """
+        if self.message is None or not self.message.ancillary:
+            owned = self._owned
+        else:
+            owned = descriptors_of(self.message.ancillary)
+        if owned:
+            kept = descriptors_of(stored)
+            rest = Undelivered()
+            others = [-1, *(fd for fd in owned if fd not in kept)]
+            self.message, self._owned, rest.left = None, kept, others  # no handler runs in the middle of this
+            rest.close()
+
+    def _receive_each(self, addr: int, vlen: int, clock: _Clock) -> None:
+        """The loop of :meth:`receive_many`: of its own, lest an interrupt at its jump back passes the clean-up by."""
         layout, flags, ignore = self.layout, self.call_flags, self.ignore_permissions
-        for done in range(vlen):
-            entry = addr + done * layout.entry
+        while self.done < vlen:
+            entry = addr + self.done * layout.entry
             try:
                 header = copy_in_msghdr(self.io, entry, layout, False, ignore_permissions=ignore)
             except OSError:
-                if not done:
+                if not self.done:
                     self.raise_held()
                 raise
             if clock.is_deadline:
@@ -199,11 +236,12 @@ class _Call(DatagramReader):
             else:
                 length = self.receive(header, flags, has_msg_len=True)
             copy_uint32_out(self.io, entry + layout.msg_len, length, ignore_permissions=ignore)
-            yield
+            self.keep_descriptors(self.stored)
+            self.done, self._owned = self.done + 1, []  # at once: they are the guest's if the message counts
             if flags & MSG_WAITFORONE:
                 flags |= MSG_DONTWAIT
             if clock.ends_call():
-                return
+                break
 
     def raise_held(self) -> None:
         """Raise the error that the endpoint keeps, if it does: recvmmsg looks at that before all else."""
@@ -213,16 +251,15 @@ class _Call(DatagramReader):
 
     def receive_by(self, clock: _Clock, header: MsgHeader, flags: int) -> int:
         """:meth:`receive`, waiting by the clock, whether the endpoint waits or not."""
-        pause, longest = _PAUSES
-        while True:
-            try:
-                return self.receive(header, flags | MSG_DONTWAIT, has_msg_len=True)
-            except BlockingIOError:
-                left = clock.left()
-                if flags & MSG_DONTWAIT or not left:
-                    raise
-                time.sleep(min(pause, left) / 1e9)
-                pause = min(2 * pause, longest)
+        now = flags | MSG_DONTWAIT
+        with suppress(BlockingIOError):
+            return self.receive(header, now, has_msg_len=True)
+        if not flags & (MSG_DONTWAIT | MSG_ERRQUEUE):
+            with closing(self._endpoint.waits(clock.left() / 1e9)) as waiting:
+                for _ in waiting:
+                    with suppress(BlockingIOError):
+                        return self.receive(header, now, has_msg_len=True)
+        return self.receive(header, now, has_msg_len=True)  # what is there by the end
 
     def receive(self, header: MsgHeader, flags: int, has_msg_len: bool = False) -> int:
         """One datagram, and all of the header's fields. The caller stores ``msg_len``, if the guest has one."""
@@ -235,6 +272,7 @@ class _Call(DatagramReader):
             self.check_answers(header, room, has_msg_len)
         self.receive_data(ranges)
         used, cut = 0, False
+        self.stored = []
         if self.ancillary or self.local is not None:
             used, cut = self.store_control(control, room)
         if name:
@@ -317,4 +355,6 @@ class _Call(DatagramReader):
                 return False
             return True
 
-        return put_control(self.layout, room, control_of(self, family_of(self._endpoint)), write)
+        found = control_of(self, family_of(self._endpoint))
+        used, cut, self.stored = put_control(self.layout, room, found, write)
+        return used, cut

@@ -81,7 +81,8 @@ class CryptographySealer(Sealer):
 
         def seal(seq: int, header: bytes, at: int, n: int, tail: int, source: memoryview, offset: int) -> None:
             end = at + n + tail
-            buffer[at : at + n] = source[offset : offset + n]  # one call takes one piece, and works in place
+            if offset != at or source is not buffer:
+                buffer[at : at + n] = source[offset : offset + n]  # one call takes one piece, and works in place
             encrypt_into((iv ^ seq).to_bytes(12, "big"), buffer[at:end], header, buffer[at : end + TAG])
 
         self.seal: Seal = seal

@@ -110,6 +110,8 @@ class LibcryptoEngine(Engine):
 class _Context:
     """An EVP_CIPHER_CTX with a key. It goes with the last reference to it, so that no call meets a freed one."""
 
+    pointer = ctypes.c_void_p()
+
     def __init__(self, lib: ctypes.PyDLL, keys: RecordKeys, encrypt: bool) -> None:
         self._lib = lib
         self.pointer = ctypes.c_void_p(lib.EVP_CIPHER_CTX_new())
@@ -129,7 +131,8 @@ class _Context:
         self._lib.EVP_CIPHER_CTX_reset(self.pointer)
 
     def __del__(self) -> None:
-        self._lib.EVP_CIPHER_CTX_free(self.pointer)
+        if self.pointer:  # it was made
+            self._lib.EVP_CIPHER_CTX_free(self.pointer)
 
 
 def _pointer() -> tuple[ctypes.c_void_p, memoryview]:

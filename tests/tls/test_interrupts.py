@@ -1,0 +1,216 @@
+"""An interrupt at each point of a read and of a write: the stream goes on, or ends with an error that says why.
+
+Never is anything lost or given twice without an error, and nothing stays locked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from types import ModuleType
+from typing import Literal
+
+import pytest
+
+from campaign import NIGHTLY
+from each_line import Event, interrupt
+from edge_layouts import pattern
+from safemem import Block, BlockSeq, Reader
+from safemem.tls import (
+    SSLObjectWriter,
+    StreamInterruptedError,
+    TLSReader,
+    TLSWriter,
+    deframer,
+    one_call,
+    ordered_reader,
+    outbox,
+    post_handshake,
+    reader,
+    record_layer,
+    ssl_object,
+    ssl_object_writer,
+    ssl_session,
+    transport,
+    writer,
+)
+from safemem.tls.engines import cryptography as cryptography_engine
+from safemem.tls.engines import libcrypto
+from tls_records import SECRET, Opener
+from tls_ssl_objects import in_memory
+from tls_wire import ENGINES, KEYS, Sender
+
+ENGINE = [libcrypto, cryptography_engine]
+READING = [deframer, one_call, ordered_reader, post_handshake, reader, record_layer, transport, *ENGINE]
+WRITING = [one_call, outbox, transport, writer, *ENGINE]
+SSL_READING = [one_call, ordered_reader, ssl_object, ssl_session, transport]
+SSL_WRITING = [one_call, outbox, ssl_object_writer, ssl_session, transport]
+DATA = pattern(700)
+OFTEN = 1 << 60 if NIGHTLY else 2  # how many runs of a line, or of an instruction, count
+SIZES = (7, 150, 4, 33, 90)
+Way = Literal["lines", "instructions"]
+ways = pytest.mark.parametrize("way", ["lines", "instructions"])
+
+
+def filled(data: bytes) -> socket.socket:
+    """A socket that has data, and then its end."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(data)
+    return ours
+
+
+def wire() -> bytes:
+    """DATA in records of some sizes, among all that may come between them."""
+    peer = Sender()
+    found, at = b"", 0
+    ticket = bytes([4, 0, 0, 15]) + bytes(8) + bytes([0, 0, 2]) + b"tt" + bytes(2)
+    for i, size in enumerate((40, 1, 160, 200, 9, 290)):
+        found += peer.record(23, DATA[at : at + size], padding=i % 3)
+        found += (partial(peer.record, 22, ticket), partial(peer.record, 23), peer.key_update, bytes)[i % 4]()
+        at += size
+    return found + peer.record(21, b"\1\0")
+
+
+def read_on(tls: Reader, event: Event) -> str:
+    """Read to the end, with an interrupt on the way; how it ended."""
+    found = bytearray()
+
+    def read() -> None:
+        for size in itertools.cycle(SIZES):
+            buffer = bytearray(b"\xee" * size)
+            try:
+                n = tls.read_to_blocks(BlockSeq([Block(memoryview(buffer)[:3]), Block(memoryview(buffer)[3:])]))
+            except KeyboardInterrupt as exc:
+                found.extend(buffer[: getattr(exc, "transferred", 0)])
+                continue
+            found.extend(buffer[:n])
+            if not n:
+                break
+
+    try:
+        event.during(read)
+    except OSError as exc:
+        assert DATA.startswith(found), event.where
+        assert isinstance(exc, StreamInterruptedError), event.where
+        with pytest.raises(StreamInterruptedError):  # and so it stays
+            tls.read_to_blocks(BlockSeq.of(Block(bytearray(9))))
+        return "ended"
+    assert found == DATA, event.where
+    return "went on"
+
+
+def write_on(tls: TLSWriter | SSLObjectWriter, event: Event) -> str:
+    """Write DATA and flush, with an interrupt on the way; how it ended."""
+    at = 0
+
+    def write() -> None:
+        nonlocal at
+        for size in itertools.cycle(SIZES):
+            if at == len(DATA):
+                break
+            part = DATA[at : at + size]
+            try:
+                at += tls.write_from_blocks(BlockSeq([Block(part[:3]), Block(part[3:])]))
+            except KeyboardInterrupt as exc:
+                at += getattr(exc, "transferred", 0)
+
+    try:
+        event.during(write)
+        tls.flush()
+    except StreamInterruptedError:
+        with pytest.raises(StreamInterruptedError):
+            tls.write_from_blocks(BlockSeq.of(Block(b"more")))
+        return "ended"
+    return "went on"
+
+
+def at_each_point(modules: Collection[ModuleType], way: Way, run: Callable[[Event], str]) -> Counter[str]:
+    """Run once for each point of the modules that is passed; how often it ended which way."""
+    between = way == "instructions"
+    counting = Event(modules, 0, often=OFTEN, between=between)
+    run(counting)
+    assert counting.lines > 50
+    return Counter(run(Event(modules, at, interrupt, OFTEN, between)) for at in range(1, counting.lines + 1))
+
+
+# A destructor's interrupt is told of, and goes no further.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@ways
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("release", ["verified", "direct"])
+def test_a_read(release: Literal["verified", "direct"], engine: str, way: Way) -> None:
+    """Of a TLSReader, with tickets, key updates, empty records and padding in between."""
+    records = wire()
+
+    def run(event: Event) -> str:
+        with filled(records) as sock:
+            return read_on(TLSReader(sock, KEYS, release=release, engine_name=engine), event)
+
+    ends = at_each_point(READING, way, run)
+    assert ends["went on"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@ways
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_write(engine: str, way: Way) -> None:
+    """Of a TLSWriter: the peer gets what was counted, in order, or the start of it before an error."""
+
+    def run(event: Event) -> str:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            tls = TLSWriter(ours, SECRET, record_size=60, engine_name=engine)
+            how = write_on(tls, event)
+            ours.shutdown(socket.SHUT_WR)
+            peer = Opener()
+            stream = bytearray()
+            while part := theirs.recv(1 << 16):
+                stream += part
+            peer.open(stream)
+        assert DATA.startswith(peer.data) if how == "ended" else peer.data == DATA, event.where
+        return how
+
+    ends = at_each_point(WRITING, way, run)
+    assert ends["went on"]
+
+
+@ways
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_read_of_an_ssl_object(version: ssl.TLSVersion, way: Way) -> None:
+    """Of an SSLObjectReader."""
+
+    def run(event: Event) -> str:
+        source, tls, _ = in_memory(version)
+        for at in range(0, len(DATA), 100):
+            source.feed(DATA[at : at + 100])
+        source.feed(close=True)
+        return read_on(tls, event)
+
+    ends = at_each_point(SSL_READING, way, run)
+    assert ends["went on"]
+
+
+@ways
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_write_of_an_ssl_object(version: ssl.TLSVersion, way: Way) -> None:
+    """Of an SSLObjectWriter: its peer decrypts what was sent."""
+
+    def run(event: Event) -> str:
+        source, tls, sink = in_memory(version)
+        how = write_on(SSLObjectWriter(tls._session), event)
+        source.incoming.write(bytes(sink.got))
+        data = b""
+        with suppress(ssl.SSLWantReadError):
+            while part := source.server.read(1 << 14):
+                data += part
+        assert DATA.startswith(data) if how == "ended" else data == DATA, event.where
+        return how
+
+    ends = at_each_point(SSL_WRITING, way, run)
+    assert ends["went on"]
