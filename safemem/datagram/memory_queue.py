@@ -17,6 +17,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Final
 
+from safemem.buffers import check_int
 from safemem.datagram.address import Address
 
 DATAGRAM_OVERHEAD: Final = 232
@@ -39,7 +40,7 @@ class MemoryQueue:
     __slots__ = ("entries", "limit", "mtu", "reader_caps", "waiting")
 
     def __init__(self, write_buf_size: int | None, mtu: int) -> None:
-        if write_buf_size is not None and write_buf_size <= 0:
+        if write_buf_size is not None and (write_buf_size := check_int(write_buf_size, "write_buf_size")) <= 0:
             raise ValueError(f"write_buf_size must be positive, not {write_buf_size}")
         self.entries: deque[Entry] | None = deque()
         self.limit = sys.maxsize if write_buf_size is None else max(write_buf_size, MIN_WRITE_BUF_SIZE)
@@ -71,7 +72,8 @@ class MemoryQueue:
 
 
 def checked_mtu(mtu: int) -> int:
-    """The MTU, if it can be one. Raises ValueError if not."""
+    """The MTU, if it can be one. Raises ValueError if not, TypeError for what is no int."""
+    mtu = check_int(mtu, "mtu")
     if mtu <= 0:
         raise ValueError(f"mtu must be positive, not {mtu}")
     return mtu

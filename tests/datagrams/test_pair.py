@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from integer_kinds import KINDS, kind_of
 from safemem import Block, BlockSeq
 from safemem.block_seq import EMPTY
 from safemem.datagram import (
@@ -336,3 +337,17 @@ def test_what_is_sent_is_a_copy() -> None:
     one.sendmsg(BlockSeq.of(Block(memory)))
     memory[:] = b"after!"
     assert drain(other) == [b"before"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_of_any_integer(kind: str) -> None:
+    """They are kept as plain ints."""
+    like = kind_of(kind)
+    here, there = datagram_pair(like(5000), mtu=like(100))
+    assert (type(here.mtu), here.mtu, here.write_buf_size) == (int, 100, 5000)
+    there.mtu = like(90)
+    assert (type(here.mtu), here.mtu) == (int, 90)
+    assert MemoryDatagram(like(5000), mtu=like(100)).mtu == 100
+    for wrong in ("5", 1.5):
+        with pytest.raises(TypeError, match="mtu must be an int"):
+            datagram_pair(mtu=wrong)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 from campaign import times
 from hostarch import READ, WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc
+from simulator_file import SimulatorFile
 from switching import quick_switches
 from usermem import AddressSpace, FaultError, copy_in_vec, copy_string_in, copy_uint32_in
 from usermem.errors import FaultReason
@@ -153,3 +154,43 @@ def test_copies_while_mappings_change() -> None:
     space._check()
     space.munmap(0, space.arch.max_addr)
     assert space.maps() == ""
+
+
+@pytest.mark.parametrize("way", ["mmap", "madvise", "mlock"])
+def test_populating_lets_others_map(way: str) -> None:
+    """A call that touches a slow object's pages holds no lock while it waits for them."""
+    here, on = threading.Event(), threading.Event()
+
+    class Slow(SimulatorFile):
+        def read_at(self, offset: int, dst: memoryview) -> int:
+            here.set()
+            assert on.wait(10)
+            return super().read_at(offset, dst)
+
+    slow = Slow(b"s" * PAGE)
+    space = AddressSpace()
+
+    def populate() -> None:
+        flags = mman.MAP_SHARED | (mman.MAP_POPULATE if way == "mmap" else 0)
+        addr = space.map_object(0, PAGE, R, flags, slow)
+        if way == "madvise":
+            space.madvise(addr, PAGE, mman.MADV_POPULATE_READ)
+        elif way == "mlock":
+            space.mlock(addr, PAGE)
+
+    thread = threading.Thread(target=populate)
+    thread.start()
+    try:
+        assert here.wait(10)
+        for other in (
+            lambda: space.mmap(BASE, PAGE, RW, FIXED),
+            lambda: space.mprotect(BASE, PAGE, R),
+            lambda: space.munmap(BASE, PAGE),
+        ):
+            side = threading.Thread(target=other)
+            side.start()
+            side.join(5)
+            assert not side.is_alive(), "it waits for the object"
+    finally:
+        on.set()
+        thread.join(10)

@@ -6,6 +6,7 @@ Source: gVisor pkg/sentry/mm/syscalls.go; Linux mm/mmap.c (do_mmap), mm/vma.c.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import Final
 
 from hostarch import mman
@@ -68,11 +69,7 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     else:
         backing = _anonymous(mm, shared, length)
     vma = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
-    start = map_backing(mm, addr, length, flags, vma, offset)
-    eager = vma.mlock_mode == MLOCK_EAGER or (flags & names.populate and not flags & names.nonblock)
-    if eager:
-        fault_in(mm, start, start + mm.arch.page_round_up(length))  # best effort
-    return start
+    return map_backing(mm, addr, length, flags, vma, offset)
 
 
 def map_object(
@@ -126,7 +123,11 @@ def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, off
         change.add(vma)
         return start
 
-    return mm.change(build)
+    start = mm.change(build)
+    if vma.mlock_mode == MLOCK_EAGER or (flags & names.populate and not flags & names.nonblock):
+        with suppress(OSError):  # of an object's: the mapping is made, and what cannot be had now may be later
+            fault_in(mm, start, start + mm.arch.page_round_up(length))
+    return start
 
 
 def _mlock_mode(mm: MemoryMap, tables: Tables, flags: int, size: int) -> int:
