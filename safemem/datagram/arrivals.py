@@ -89,7 +89,7 @@ class _Arrival:
             self.memory = BlockSeq.of(Block(self.data().tobytes()))
 
     def __del__(self) -> None:
-        for _, ancillary, _, _ in self.found:
+        for _, ancillary, _, _ in getattr(self, "found", ()):  # an interrupt may have come before it had any
             Undelivered(descriptors_of(ancillary)).close()
 
 

@@ -324,13 +324,14 @@ class DatagramSocket(DatagramEndpoint):
             vlen = batch.receivable(vlen, self._local.enabled)
         if self._arrivals.datagrams or flags & MSG_ERRQUEUE or not self._native(vlen, self._many_in):
             return super()._recv_many(batch, vlen, flags)
-        call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
-            n = batch.receive(vlen, self._local.port(), call)
+            port = self._local.port() if batch.control_len else 0
+            n = batch.receive(vlen, port, self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         if n is not None:
-            self._many_in.worked()
+            if self._many_in.refusals:
+                self._many_in.worked()
             return n
         n = super()._recv_many(batch, vlen, flags)
         if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
@@ -349,14 +350,17 @@ class DatagramSocket(DatagramEndpoint):
             except OSError as exc:
                 raise explained(exc, self._sock, batch.blocks(0).num_bytes) from None
         if n is not None:
-            self._many_out.worked()
+            if self._many_out.refusals:
+                self._many_out.worked()
             return n
         n = super()._send_many(batch, vlen, flags)
         self._many_out.refused()
         return n
 
     def _native(self, vlen: int, many: Capability) -> bool:
-        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced) and (self._forced or many.is_tried())
+        if self._forced:
+            return self._backend == "recvmmsg"
+        return vlen >= _WORTH_IT and self._backend == "recvmmsg" and (not many.refusals or many.is_tried())
 
     def _call(self, name: str, batch: MessageBatch, vlen: int, flags: int, event: int) -> int | None:
         """recvmmsg or sendmmsg; None if the host refuses it, and it may be another way."""

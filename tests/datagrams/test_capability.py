@@ -166,7 +166,7 @@ def test_errors_that_a_router_sends(code: int, call: str, tmp_path: Path) -> Non
                 end.sendmmsg(batch)
             end.recvmmsg(batch)
         assert caught.value.errno == code
-        assert not (end._many_in._refusals or end._many_out._refusals)
+        assert not (end._many_in.refusals or end._many_out.refusals)
         assert end._segments.tries() == tries
 
 
