@@ -29,7 +29,7 @@ from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_P
 from safemem.datagram.message import Message
 from safemem.datagram.mtu import LARGEST
 from safemem.datagram.rights import Undelivered, descriptors_of, fit_control
-from safemem.datagram.wait import POLLIN, may_wait, next_length, waits
+from safemem.datagram.wait import POLLIN, may_wait, waits
 
 _ERROR_SPACE: Final = 1024
 """More control data than an entry of the error queue has: addresses, a cause, times."""
@@ -89,7 +89,7 @@ class _Arrival:
             self.memory = BlockSeq.of(Block(self.data().tobytes()))
 
     def __del__(self) -> None:
-        for _, ancillary, _, _ in self.found:
+        for _, ancillary, _, _ in getattr(self, "found", ()):  # an interrupt may have come before it had any
             Undelivered(descriptors_of(ancillary)).close()
 
 
@@ -112,10 +112,10 @@ class Arrivals:
         return bool(self.datagrams or flags & MSG_ERRQUEUE or (space and self._is_unix))
 
     def pending(self) -> int | None:
-        """The length of the datagram that comes next, kept or in the socket; None if there is none."""
+        """The length of the first datagram that is kept; None if there is none."""
         with suppress(IndexError):
             return self.datagrams[0].found[0][0]
-        return next_length(self._sock)
+        return None
 
     def close(self) -> None:
         """Drop what is kept, and close its descriptors."""
@@ -160,7 +160,7 @@ class Arrivals:
         """Receive one datagram as ``arrivals[0]``; returns the bytes that are in dsts already, if any are."""
         seen = None
         if flags & MSG_ERRQUEUE:
-            is_plain = not flags & MSG_PEEK and _is_plain(dsts)
+            is_plain = False  # Linux tells the length of what it copied, and not that of the entry
             space, flags = max(space, _ERROR_SPACE), flags & ~MSG_PEEK
         else:
             is_plain = _is_plain(dsts)

@@ -289,14 +289,14 @@ class MessageBatch:
         self._told[i] = message
         self.count = i + 1
 
-    def receive(self, vlen: int, port: int, call: Callable[[], int | None]) -> int | None:
+    def receive(self, vlen: int, port: int, call: Callable[..., int | None], *args: Any) -> int | None:
         """Have a call of the socket at this port fill the headers; returns what it does, and notes it.
 
         If it raises, ``count`` is as before; after an interrupt, how many messages had come, be it behind the call.
         """
         before, self.count = self.count, 0
         try:
-            n = call()
+            n = call(*args)
             if n is None:
                 self.count = before
             else:

@@ -18,11 +18,12 @@ class Capability:
     count at the same time may lose a count, which does no harm.
     """
 
-    __slots__ = ("_patience", "_pause", "_refusals")
+    __slots__ = ("_patience", "_pause", "refusals")
 
     def __init__(self, patience: int = 3) -> None:
         self._patience = patience
-        self._refusals = 0
+        self.refusals = 0
+        """How many in a row; with none it is tried, which callers that must be quick look at first."""
         self._pause = 0
 
     @property
@@ -39,10 +40,10 @@ class Capability:
 
     def worked(self) -> None:
         """The host did it: earlier refusals said something else."""
-        self._refusals = 0
+        self.refusals = 0
 
     def refused(self) -> None:
         """The host refused it, and did the same thing another way."""
-        self._refusals += 1
-        if self._refusals >= self._patience:
-            self._pause = 1 << min(3 + self._refusals - self._patience, _LONGEST)
+        self.refusals += 1
+        if self.refusals >= self._patience:
+            self._pause = 1 << min(3 + self.refusals - self._patience, _LONGEST)

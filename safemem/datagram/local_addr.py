@@ -25,7 +25,6 @@ class LocalAddresses:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._port = 0
         self.enabled = False
 
     def enable(self, on: bool) -> None:
@@ -46,10 +45,8 @@ class LocalAddresses:
             raise LocalAddressNotAvailableError("enable local addresses first, by set_local_addr_enable(True)")
 
     def port(self) -> int:
-        """The port of local addresses. The socket may have got it after they were enabled."""
-        if self.enabled and not self._port:
-            self._port = self._sock.getsockname()[1]
-        return self._port
+        """The port of local addresses, now: disconnecting takes it from a socket that nobody bound."""
+        return int(self._sock.getsockname()[1]) if self.enabled else 0
 
     def of(self, ancillary: Iterable[Ancillary]) -> Address | None:
         """The address that a message came to, if it is asked for and the control data tell."""
@@ -64,11 +61,9 @@ class LocalAddresses:
     def check(self, port: Any) -> None:
         """Raise LocalAddressNotAvailableError unless messages can be sent from this port: the socket's own, or 0."""
         self.check_enabled()
-        if port and port != self.port():
-            self._port = 0  # which the socket may have lost meanwhile, and got another
-            if port != self.port():
-                reason = f"a local address must have port 0 or the socket's, {self._port}, and has {port}"
-                raise LocalAddressNotAvailableError(reason)
+        if port and port != (own := self.port()):
+            reason = f"a local address must have port 0 or the socket's, {own}, and has {port}"
+            raise LocalAddressNotAvailableError(reason)
 
     def sendable(self, messages: Iterable[tuple[int, Any]], vlen: int) -> int:
         """How many of ``vlen`` messages can go: up to an (index, port) that cannot. Raises if that is the first."""

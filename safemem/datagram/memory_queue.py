@@ -63,8 +63,8 @@ class MemoryQueue:
             self.waiting.append(lock)
             try:
                 yield
-                left = None if end is None else max(end - time.monotonic(), 0)
-                if not lock.acquire(timeout=-1 if left is None else left):
+                left = -1 if end is None else min(max(end - time.monotonic(), 0), threading.TIMEOUT_MAX)
+                if not lock.acquire(timeout=left):
                     return
             finally:
                 with suppress(ValueError, IndexError):  # taken out, or changed meanwhile: then the next wake does it

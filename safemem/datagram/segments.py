@@ -12,13 +12,16 @@ import errno
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from attrs import frozen
 
+from safemem.block_seq import BlockSeq
 from safemem.datagram.address import Address
 from safemem.datagram.capability import Capability
 from safemem.datagram.cmsg import Ancillary, segment_size_of
+from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import UDP_SEGMENT
 
 _UDP: Final = int(socket.IPPROTO_UDP)
@@ -26,8 +29,10 @@ MAX_SEGMENTS: Final = (128, 64)
 """How many segments one message may have, in newer kernels and in older ones."""
 _MAX_BYTES: Final = 65_487  # what IP leaves of 65,535 bytes, for IPv6 too
 _SIZE: Final = struct.Struct("=H")
-REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE)
+_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE)
 """How a host refuses to cut up a message."""
+_BY_ICMP: Final = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+"""Which of these a peer may send: such an error is the socket's own, and told once."""
 
 
 @frozen
@@ -56,6 +61,10 @@ def can_cut(sock: socket.socket) -> bool:
     return sys.platform == "linux"
 
 
+Send = Callable[[BlockSeq, list[Ancillary]], int]
+"""``send(bytes, the size of segments or nothing)`` -> how many went."""
+
+
 class SegmentLimits:
     """How many segments the host takes in one message, for all that is known."""
 
@@ -78,6 +87,41 @@ class SegmentLimits:
             self._limits[n].refused()
         if worked > 1:
             self._limits[worked].worked()
+
+    def send(self, endpoint: DatagramEndpoint, call: Send, srcs: BlockSeq, segment_size: int) -> int:
+        """Send the bytes of srcs as segments, by as few calls as the host takes; returns how many went.
+
+        An error that came by ICMP, of what was sent before, is kept for the endpoint's next receive. Raises what the
+        first call does.
+        """
+        tries = self.tries()
+        whole = most(segment_size, tries[0])
+        done, total = 0, srcs.num_bytes
+        refused: list[int] = []
+        told: list[OSError] = []
+        while done < total:
+            part = min(whole, total - done)
+            try:
+                sent = call(srcs.take_first(part), [segment_cmsg(segment_size)] if part > segment_size else [])
+                done, srcs = done + sent, srcs.drop_first(sent)
+            except OSError as exc:
+                if part <= segment_size or exc.errno not in _REFUSED:
+                    if done:
+                        return done
+                    raise
+                if exc.errno in _BY_ICMP and not told:
+                    told.append(exc.with_traceback(None))
+                    continue
+                told.clear()  # it came again, and so is the host's
+                # A path that is too narrow says nothing of the host; what one datagram meets, too, it will say.
+                if exc.errno != errno.EMSGSIZE and (exc.errno != errno.EINVAL or segment_size <= (endpoint.mtu or 0)):
+                    refused.append(tries[0])
+                del tries[0]
+                whole = most(segment_size, tries[0])
+        for error in told:
+            endpoint.hold_error(error)
+        self.note(refused, tries[0] if total > segment_size else 1)
+        return done
 
 
 def most(segment_size: int, max_segments: int) -> int:

@@ -37,10 +37,10 @@ from safemem.datagram.flags import (
 )
 from safemem.datagram.local_addr import LocalAddresses
 from safemem.datagram.message import Message, payload
-from safemem.datagram.mmsg import load
+from safemem.datagram.mmsg import Call, load
 from safemem.datagram.mtu import explained, least_mtu, path_mtu
-from safemem.datagram.segments import REFUSED, SegmentLimits, Segments, can_cut, cut, most, segment_cmsg
-from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, until_ready, waits
+from safemem.datagram.segments import SegmentLimits, Segments, can_cut, cut
+from safemem.datagram.wait import POLLIN, POLLOUT, may_wait, next_length, until_ready, waits
 from safemem.errors import error
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 """The ways to move datagrams, the quickest first."""
 
 _WORTH_IT: Final = 4  # fewer messages are moved quicker one by one
+_BY_ICMP: Final = (errno.EACCES, errno.EOPNOTSUPP)
+"""Which of these a peer may send: Linux net/ipv4/icmp.c (icmp_err_convert), net/ipv6/icmp.c (icmpv6_err_convert)."""
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 _AF_INET6: Final = int(socket.AF_INET6)
 _AF_UNIX: Final = int(getattr(socket, "AF_UNIX", 1))
@@ -167,7 +169,8 @@ class DatagramSocket(DatagramEndpoint):
         Raises an error that an earlier call has kept for the next receive, which poll() does not know of.
         """
         self._raise_held()
-        return self._arrivals.pending()
+        length = self._arrivals.pending()
+        return next_length(self._direct) if length is None else length
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0) -> Message:
         """As any endpoint. A datagram for blocks that may fault is peeked at and copied before it is received.
@@ -194,6 +197,8 @@ class DatagramSocket(DatagramEndpoint):
         return self._arrive(dsts, flags, control_len)
 
     def _arrive(self, dsts: BlockSeq, flags: int, space: int) -> Message:
+        if self.family == _AF_UNIX:  # which has no error queue, and takes no notice of the flag
+            flags &= ~MSG_ERRQUEUE
         if not self._local.enabled:  # descriptors have no local address
             return self._arrivals.receive(self._recv, dsts, flags, space)
         message = self._arrivals.receive(self._recv, dsts, flags, space)
@@ -300,30 +305,13 @@ class DatagramSocket(DatagramEndpoint):
         asking it for a while. A short count says that the rest could not go; asking again tells why. Raises ValueError
         for a size below 1; as :meth:`sendmsg` if nothing went.
         """
-        tries = self._segments.tries() if self._backend != "recvfrom" else [1]
-        whole = most(segment_size, tries[0])
-        source = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
-        done, total = 0, srcs.num_bytes
-        refused: list[int] = []
-        while done < total:
-            part = min(whole, total - done)
-            try:
-                control = [*source, segment_cmsg(segment_size)] if part > segment_size else source
-                sent = self.sendmsg(srcs.take_first(part), peer, None, flags, control)
-                done, srcs = done + sent, srcs.drop_first(sent)
-            except OSError as exc:
-                if part > segment_size and exc.errno in REFUSED:
-                    # A path that is too narrow says nothing of the host; what one datagram meets, too, it will say.
-                    if exc.errno != errno.EMSGSIZE and (exc.errno != errno.EINVAL or segment_size <= (self.mtu or 0)):
-                        refused.append(tries[0])
-                    del tries[0]
-                    whole = most(segment_size, tries[0])
-                elif done:
-                    return done
-                else:
-                    raise
-        self._segments.note(refused, tries[0] if total > segment_size else 1)
-        return done
+        control = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
+        limits = self._segments if self._backend != "recvfrom" else SegmentLimits(False)
+
+        def send(part: BlockSeq, size: list[Ancillary]) -> int:
+            return self.sendmsg(part, peer, None, flags, control + size)
+
+        return limits.send(self, send, srcs, segment_size)
 
     def waits(self, timeout: float | None = None, *, sending: bool = False) -> Generator[None, None, None]:
         """As any endpoint, asleep until the host says so: for the socket's own timeout if None."""
@@ -336,13 +324,14 @@ class DatagramSocket(DatagramEndpoint):
             vlen = batch.receivable(vlen, self._local.enabled)
         if self._arrivals.datagrams or flags & MSG_ERRQUEUE or not self._native(vlen, self._many_in):
             return super()._recv_many(batch, vlen, flags)
-        call = partial(self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         with batch.in_use():
             self._raise_held()
             batch.check_writable(vlen)
-            n = batch.receive(vlen, self._local.port(), call)
+            port = self._local.port() if batch.control_len else 0
+            n = batch.receive(vlen, port, self._call, "recvmmsg", batch, vlen, flags | MSG_TRUNC, POLLIN)
         if n is not None:
-            self._many_in.worked()
+            if self._many_in.refusals:
+                self._many_in.worked()
             return n
         n = super()._recv_many(batch, vlen, flags)
         if not flags & MSG_PEEK:  # which gVisor refuses in recvmmsg, and nothing else
@@ -361,14 +350,17 @@ class DatagramSocket(DatagramEndpoint):
             except OSError as exc:
                 raise explained(exc, self._sock, batch.blocks(0).num_bytes) from None
         if n is not None:
-            self._many_out.worked()
+            if self._many_out.refusals:
+                self._many_out.worked()
             return n
         n = super()._send_many(batch, vlen, flags)
         self._many_out.refused()
         return n
 
     def _native(self, vlen: int, many: Capability) -> bool:
-        return self._backend == "recvmmsg" and (vlen >= _WORTH_IT or self._forced) and (self._forced or many.is_tried())
+        if self._forced:
+            return self._backend == "recvmmsg"
+        return vlen >= _WORTH_IT and self._backend == "recvmmsg" and (not many.refusals or many.is_tried())
 
     def _call(self, name: str, batch: MessageBatch, vlen: int, flags: int, event: int) -> int | None:
         """recvmmsg or sendmmsg; None if the host refuses it, and it may be another way."""
@@ -383,6 +375,17 @@ class DatagramSocket(DatagramEndpoint):
         except OSError as exc:
             if self._forced or exc.errno not in _REFUSED:
                 raise
+            if exc.errno in _BY_ICMP and _takes_none(call, self._direct.fileno(), address, flags | MSG_DONTWAIT):
+                raise
             if exc.errno == errno.ENOSYS:  # which says one thing only
                 self._backend = "recvmsg"
             return None
+
+
+def _takes_none(call: Call, fd: int, address: int, flags: int) -> bool:
+    """Whether the host takes the call for no messages: then an error was the socket's own, and no refusal."""
+    try:
+        call(fd, address, 0, flags)
+    except OSError:
+        return False
+    return True

@@ -10,6 +10,7 @@ Source: socket(7), SO_RCVTIMEO; epoll(7); Linux net/core/datagram.c (__skb_wait_
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import struct
@@ -18,7 +19,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, Final, TypeVar
 
-from safemem.datagram.flags import MSG_DONTWAIT, MSG_ERRQUEUE
+from safemem.datagram.flags import MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK
 from safemem.errors import error, would_block
 
 _T = TypeVar("_T")
@@ -28,13 +29,20 @@ _POLLRDHUP: Final = int(getattr(select, "POLLRDHUP", 0))
 _SHUT: Final = int(getattr(select, "POLLHUP", 0)) | _POLLRDHUP
 _PAUSES: Final = 0.00005, 0.005  # between two calls that block though the socket is ready: the first, the longest
 _MILLISECOND: Final = 0.001
+_LONGEST: Final = 86_400  # seconds in one poll, which counts in an int; a wait may be for longer
 _FD_SETSIZE: Final = 1024
 _TIMEVAL: Final = struct.Struct("ll")
 
 
 def may_wait(sock: socket.socket, flags: int) -> bool:
-    """Whether a call that would block waits: not if the socket's timeout is 0, and never for the error queue."""
-    return not flags & (MSG_DONTWAIT | MSG_ERRQUEUE) and sock.gettimeout() != 0
+    """Whether a call that would block waits: not if the socket's timeout is 0, and never for the error queue.
+
+    Without a timeout O_NONBLOCK says it: others may have set it, who share the open file, and Python does not know.
+    """
+    if flags & (MSG_DONTWAIT | MSG_ERRQUEUE):
+        return False
+    timeout = sock.gettimeout()
+    return os.get_blocking(_fileno(sock)) if timeout is None else timeout > 0
 
 
 def until_ready(sock: socket.socket, flags: int, event: int, call: Callable[..., _T], *args: Any) -> _T:
@@ -69,7 +77,7 @@ def waits(sock: socket.socket, event: int, timeout: float | None = None) -> Gene
     try:
         pause = 0.0
         while True:
-            left = None if end is None else max(end - time.monotonic(), 0)
+            left = None if end is None else min(max(end - time.monotonic(), 0), _LONGEST)
             if left == 0:
                 raise expired
             if edges is not None:
@@ -142,13 +150,23 @@ def _edges(fd: int) -> Any:
 
 
 def next_length(sock: socket.socket) -> int | None:
-    """The length of the datagram that comes next; None if there is none. A peek would take an error off the socket."""
+    """The length of the datagram that comes next; None if there is none. A peek would take an error off the socket.
+
+    ``sock`` is one that Python does not wait for. One that is shut down is ready for ever: if that is no error, a peek
+    tells an empty datagram from none.
+    """
     from fcntl import ioctl
     from termios import FIONREAD
 
     poll = select.poll()
-    poll.register(_fileno(sock), POLLIN)
-    if not any(found & POLLIN for _, found in poll.poll(0)):
+    poll.register(_fileno(sock), POLLIN | _POLLRDHUP)
+    found = sum(events for _, events in poll.poll(0))
+    if not found & POLLIN:
         return None
     (length,) = struct.unpack("i", ioctl(_fileno(sock), FIONREAD, bytes(4)))
+    if not length and found & _SHUT and not found & select.POLLERR:
+        try:
+            sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
     return int(length)

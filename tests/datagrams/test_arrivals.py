@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import select
 import socket
@@ -16,15 +15,14 @@ from typing import Any
 
 import pytest
 
-from datagram_ends import bound, every_backend, one, pair
-from safemem import Block, BlockSeq, HostFaultError, safecopy
+from datagram_ends import bound, every_backend, one, pair, with_errors
+from safemem import Block, BlockSeq, HostFaultError
 from safemem.datagram import DatagramQueue, DatagramSocket, DatagramTooLongError, MessageBatch, wait
 from safemem.datagram.flags import MSG_CTRUNC, MSG_ERRQUEUE, MSG_PEEK
-from sample_blocks import room
+from sample_blocks import FileMemory, room
 from usermem.testing.operations import pattern
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs files in memory, and Linux's sockets")
-IP_RECVERR = 11
 SOON = struct.pack("ll", 0, 100_000)
 
 
@@ -49,23 +47,6 @@ def what_ends(call: Callable[[], object]) -> tuple[type[BaseException] | None, f
     thread.join(5)
     assert not thread.is_alive(), "it waits for ever"
     return type(found[0]) if found else None, time.monotonic() - started
-
-
-class FileMemory:
-    """Memory of a file, as blocks that may fault; ``cut`` takes the memory away."""
-
-    def __init__(self, size: int) -> None:
-        self._fd = os.memfd_create("memory")
-        os.truncate(self._fd, size)
-        memory = mmap.mmap(self._fd, size)
-        self.blocks = BlockSeq.of(Block.from_address(safecopy.address_of(memoryview(memory)), size, memory))
-
-    def cut(self) -> None:
-        """As another process may do at any time."""
-        os.truncate(self._fd, 0)
-
-    def __del__(self) -> None:
-        os.close(self._fd)
 
 
 def many_blocks(size: int) -> BlockSeq:
@@ -198,23 +179,6 @@ def test_what_faults_after_the_look_is_kept(
         receiver._arrivals.datagrams.clear()
         assert descriptors() == before
     del peeked
-
-
-def with_errors(count: int, timeout: float | None = None) -> DatagramSocket:
-    """A socket with so many entries in its error queue: nobody listened where it sent to."""
-    with socket.socket(type=socket.SOCK_DGRAM) as dead:
-        dead.bind(("127.0.0.1", 0))
-        nobody = dead.getsockname()
-    sock = socket.socket(type=socket.SOCK_DGRAM)
-    sock.bind(("127.0.0.1", 0))
-    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-    for i in range(count):
-        sock.sendto(b"%d" % i, nobody)
-        deadline = time.monotonic() + 5
-        while not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # takes the error, and leaves the entry
-            assert time.monotonic() < deadline
-    sock.settimeout(timeout)
-    return DatagramSocket(sock)
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0, 0.0])

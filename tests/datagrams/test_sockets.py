@@ -290,7 +290,7 @@ def refusing(code: int, flags: int = -1) -> Callable[[str], object]:
     return loaded
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EACCES, errno.EOPNOTSUPP])
 def test_a_host_that_refuses(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The simpler way, and soon without asking; nothing is lost, in either direction."""
     monkeypatch.setattr(sockets, "load", refusing(code))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import struct
+import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from datagram_ends import one, pair
 from guest_messages import ARCHES, BASE, DATA, HOLE, NAME, PAGE, TIME, Guest
 from hostarch import AMD64, I386, MIPS, WRITE, Arch, mman
 from memory_endpoint import Datagram, MemoryEndpoint
+from safemem.datagram import datagram_pair
 from safemem.datagram.flags import UIO_MAXIOV
 from usermem import FaultError, FaultReason, linux_result
 from usermem.messages import TimeoutPolicy, recvmmsg_into_user, recvmsg_into_user
@@ -262,6 +268,23 @@ def test_a_deadline() -> None:
         result, took = timed(endpoint_of(b"one", b"two"), nsec, flags)
         assert (result, took < 0.5) == (2, True)
     assert timed(endpoint_of(b"one", b"two", b"three", b"four"), 900_000_000)[0] == 3
+
+
+@pytest.mark.parametrize("sec", [10**7, 10**12, 2**63 - 1])
+@pytest.mark.parametrize("kind", ["socket", "pair"])
+def test_a_deadline_far_away(kind: str, sec: int, tmp_path: Path) -> None:
+    """As long as Linux takes it: the call waits for the datagram, whatever the host's own waits can count to."""
+    guest = Guest()
+    ends: AbstractContextManager[Any] = pair("unix", tmp_path) if kind == "socket" else nullcontext(datagram_pair())
+    with ends as (receiver, sender):
+        guest.put([(DATA, 16)])
+        guest.put_number(TIME, sec, 8)
+        guest.put_number(TIME + 8, 0, 8)
+        later = threading.Timer(0.02, lambda: sender.sendmsg(one(b"hello")))
+        later.start()
+        assert recvmmsg_into_user(guest.space, receiver, BASE, 1, 0, TIME) == 1
+        later.join()
+        assert sec - 10 <= guest.number(TIME, 8) < sec
 
 
 def test_what_comes_before_the_deadline() -> None:

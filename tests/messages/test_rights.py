@@ -19,18 +19,19 @@ import safemem.datagram.rights
 import safemem.datagram.sockets
 import usermem.messages.control
 import usermem.messages.recvmsg
-from datagram_ends import one, pair
+from datagram_ends import one, pair, with_errors
 from each_line import Event, interrupt
 from guest_messages import BASE, CONTROL, DATA, HOLE, NAME, PAGE, Guest
 from hostarch import AMD64, I386, Arch
 from safemem.datagram import DatagramSocket
-from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK
+from safemem.datagram.flags import MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, MSG_TRUNC
 from sample_blocks import room
 from usermem import FaultError, linux_result
 from usermem.messages import FaultPolicy, recvmmsg_into_user, recvmsg_into_user
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="needs descriptors that are sent")
 COUNT = 5
+POLICIES: list[FaultPolicy] = ["keep", "linux"]
 MODULES = [
     safemem.datagram.arrivals,
     safemem.datagram.reader,
@@ -230,12 +231,30 @@ def test_interrupts(many: bool, unix: Ends, monkeypatch: pytest.MonkeyPatch) -> 
     assert lost < at  # what was stored for the guest when it was interrupted
 
 
-def test_the_error_queue_is_not_peeked_at(unix: Ends) -> None:
-    """A guest's MSG_PEEK changes nothing there, as in Linux: no entry comes twice."""
-    receiver, _ = unix
+@pytest.mark.parametrize("flags", [MSG_ERRQUEUE, MSG_ERRQUEUE | MSG_PEEK, MSG_ERRQUEUE | MSG_TRUNC])
+@pytest.mark.parametrize("where", [DATA, HOLE - 4])
+def test_the_error_queue(flags: int, where: int) -> None:
+    """A guest's MSG_PEEK changes nothing there, as in Linux: no entry comes twice. Its length is that of the copy."""
     guest = Guest()
-    guest.put([(DATA, 16)])
-    receiver.socket.settimeout(5)
-    for flags in (MSG_ERRQUEUE, MSG_ERRQUEUE | MSG_PEEK):
+    with with_errors(2, 5, 10) as receiver:
+        for policy in POLICIES:
+            guest.put([(where, 4)])
+            assert recvmsg_into_user(guest.space, receiver, BASE, flags, fault_policy=policy) == 4
+            assert guest.get(BASE, "flags") == MSG_ERRQUEUE | MSG_TRUNC | MSG_CTRUNC
         with pytest.raises(BlockingIOError):
             recvmsg_into_user(guest.space, receiver, BASE, flags)
+
+
+def test_a_family_without_an_error_queue(unix: Ends) -> None:
+    """Linux takes no notice of MSG_ERRQUEUE there: it receives, or peeks, and waits."""
+    receiver, sender = unix
+    guest = Guest()
+    send(sender)
+    receiver.socket.settimeout(0.01)
+    for flags in (MSG_ERRQUEUE | MSG_PEEK, MSG_ERRQUEUE):
+        assert receiver.socket.recv(9, MSG_PEEK | flags) == b"hello"
+        guest.put([(DATA, 16)])
+        assert recvmsg_into_user(guest.space, receiver, BASE, flags) == 5
+        assert guest.get(BASE, "flags") == MSG_CTRUNC
+    with pytest.raises(TimeoutError):
+        recvmsg_into_user(guest.space, receiver, BASE, MSG_ERRQUEUE)

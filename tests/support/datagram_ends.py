@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -17,6 +18,7 @@ from safemem.datagram.sockets import Backend
 from sample_blocks import room
 
 _names = count()
+IP_RECVERR = 11
 FAMILIES = {
     "inet": socket.AF_INET,
     "inet6": socket.AF_INET6,
@@ -61,3 +63,20 @@ def one(data: bytes) -> BlockSeq:
 def rooms(*sizes: int) -> list[BlockSeq]:
     """Messages to receive into, in one block each."""
     return [room(size) for size in sizes]
+
+
+def with_errors(count: int, timeout: float | None = None, size: int = 1) -> DatagramSocket:
+    """A socket with so many entries in its error queue, of ``size`` bytes: nobody listened where it sent to."""
+    with socket.socket(type=socket.SOCK_DGRAM) as dead:
+        dead.bind(("127.0.0.1", 0))
+        nobody = dead.getsockname()
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    for i in range(count):
+        sock.sendto((b"%d" % i).ljust(size), nobody)
+        deadline = time.monotonic() + 5
+        while not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # takes the error, and leaves the entry
+            assert time.monotonic() < deadline
+    sock.settimeout(timeout)
+    return DatagramSocket(sock)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from safemem import Block, BlockSeq
+import mmap
+import os
+
+from safemem import Block, BlockSeq, safecopy
 
 
 def room(*sizes: int) -> BlockSeq:
@@ -13,3 +16,20 @@ def room(*sizes: int) -> BlockSeq:
 def blocks(*parts: bytes) -> BlockSeq:
     """A sequence of these bytes, a block each."""
     return BlockSeq(map(Block, parts))
+
+
+class FileMemory:
+    """Memory of a file, as blocks that may fault; ``cut`` takes the memory away."""
+
+    def __init__(self, size: int) -> None:
+        self._fd = os.memfd_create("memory")
+        os.truncate(self._fd, size)
+        memory = mmap.mmap(self._fd, size)
+        self.blocks = BlockSeq.of(Block.from_address(safecopy.address_of(memoryview(memory)), size, memory))
+
+    def cut(self) -> None:
+        """As another process may do at any time."""
+        os.truncate(self._fd, 0)
+
+    def __del__(self) -> None:
+        os.close(self._fd)

@@ -52,7 +52,7 @@ from usermem.messages.header import (
     timeout_range,
     unwritable,
 )
-from usermem.messages.name import family_of, pack_name
+from usermem.messages.name import AF_INET, AF_INET6, family_of, pack_name
 
 TimeoutPolicy = Literal["deadline", "linux"]
 """What recvmmsg's timeout is: the time by which it returns, or what Linux makes of it."""
@@ -75,7 +75,8 @@ def recvmsg_into_user(
     it; without that the endpoint waits as it does. The name is that of the sender, cut to the room for it; msg_namelen
     becomes its whole length. msg_flags has MSG_TRUNC and MSG_CTRUNC where something found no room. The local address,
     if the endpoint tells it, comes as IP_PKTINFO or IPV6_PKTINFO. Descriptors (SCM_RIGHTS) that are not stored whole in
-    the guest's memory are closed, as are all of them if the call raises. With MSG_ERRQUEUE it never waits.
+    the guest's memory are closed, as are all of them if the call raises. With MSG_ERRQUEUE, which only IP sockets
+    know, it never waits, takes the entry even with MSG_PEEK, and returns how many bytes it wrote.
 
     Raises FaultError; OSError: EINVAL for a negative length or a forbidden flag, EMSGSIZE for more than UIO_MAXIOV
     iovecs; BlockingIOError and other errors of the endpoint.
@@ -168,8 +169,8 @@ class _Call(DatagramReader):
         self.io = io
         self.layout = layout_of(io)
         self.call_flags = checked_flags(flags, arch_of(io)) if flags else 0
-        if self.call_flags & MSG_ERRQUEUE:  # which Linux has no peek at
-            self.call_flags &= ~MSG_PEEK
+        if self.call_flags & MSG_ERRQUEUE:  # which Linux has no peek at, and for IP alone
+            self.call_flags &= ~(MSG_PEEK if family_of(endpoint) in (AF_INET, AF_INET6) else MSG_ERRQUEUE)
         self.ignore_permissions = ignore_permissions
         self.done = 0
         self.stored: list[Ancillary] = []
@@ -287,7 +288,7 @@ class _Call(DatagramReader):
         else:  # Linux stores the flags first, and a fault there leaves the length as it was
             io.copy_out(addr + layout.controllen + layout.word, answer[layout.word :], ignore_permissions=ignore)
             io.copy_out(addr + layout.controllen, answer[: layout.word], ignore_permissions=ignore)
-        return self.msg_len if flags & MSG_TRUNC else min(self.msg_len, ranges.num_bytes)
+        return self.msg_len if flags & (MSG_TRUNC | MSG_ERRQUEUE) == MSG_TRUNC else min(self.msg_len, ranges.num_bytes)
 
     def check_answers(self, header: MsgHeader, room: int, has_msg_len: bool) -> None:
         """Raise the fault that what comes beside the data would meet. Peeks at the datagram only if that depends."""
