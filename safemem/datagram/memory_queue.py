@@ -50,9 +50,9 @@ class MemoryQueue:
 
     def wake(self) -> None:
         """Wake all that wait for a datagram, for room, or for the end."""
-        while self.waiting:
-            with suppress(IndexError):  # another has just done it
-                self.waiting.popleft().release()
+        with suppress(IndexError):  # that there are no more
+            # One step: no interrupt leaves one that was taken out asleep.
+            deque(map(LockType.release, iter(self.waiting.popleft, None)), 0)
 
     def waits(self, timeout: float | None) -> Generator[None, None, None]:
         """Yield at once and whenever something has changed since, for ``timeout`` seconds, or for ever if None."""

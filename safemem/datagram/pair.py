@@ -237,9 +237,13 @@ class MemoryEndpoint(DatagramEndpoint):
                 raise DatagramTooLongError(n, out.limit - DATAGRAM_OVERHEAD)
             raise would_block()
         data = srcs.tobytes()
-        queue.append((data, self._default_source if local is None else local, peer, end))
-        if out.waiting:
+        try:
+            queue.append((data, self._default_source if local is None else local, peer, end))
+            if out.waiting:
+                out.wake()
+        except BaseException:  # an interrupt: it may be on its way, and nobody woken
             out.wake()
+            raise
         return n
 
     def _checked_extras(

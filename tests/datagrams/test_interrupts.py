@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,9 @@ import pytest
 import safemem.datagram.batch
 import safemem.datagram.callbacks
 import safemem.datagram.endpoint
+import safemem.datagram.memory_queue
 import safemem.datagram.mmsg
+import safemem.datagram.pair
 import safemem.datagram.queue
 import safemem.datagram.sockets
 import safemem.datagram.wait
@@ -384,3 +387,33 @@ def test_a_queue_over_a_socket_that_waits(tmp_path: Path) -> None:
         sender.sendmsg(one(b"x"))
         thread.join(10)
         assert got == [b"x"]
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_send_in_memory_wakes_who_waits(between: bool) -> None:
+    """An interrupt at any point of it: a datagram that is on its way has woken the other end."""
+    modules = [safemem.datagram.memory_queue, safemem.datagram.pair]
+    for at in range(1, 200):
+        here, there = datagram_pair()
+        batches = [MessageBatch(rooms(9)) for _ in range(2)]
+        threads = [threading.Thread(target=partial(there.recvmmsg, batch, timeout=20)) for batch in batches]
+        for thread in threads:
+            thread.start()
+        while len(there._in.waiting) < len(threads):
+            time.sleep(0.0005)
+        event = Event(modules, at, interrupt, between=between)
+        with suppress(KeyboardInterrupt):
+            event.during(partial(here.sendmsg, one(b"data")))
+        if there.pending() is None and not any(batch.count for batch in batches):
+            here.sendmsg(one(b"data"))  # that one was not sent
+        end = time.monotonic() + 5
+        while not any(batch.count for batch in batches):
+            assert time.monotonic() < end, event.where
+            time.sleep(0.0005)
+        here.sendmsg(one(b"more"))  # for the other one
+        for thread in threads:
+            thread.join(5)
+            assert not thread.is_alive(), event.where
+        if event.lines < at:
+            break
+    assert at > 5
