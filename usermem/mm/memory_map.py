@@ -333,8 +333,9 @@ class MemoryMap:
 
         As in Linux the unmapping call does not tell what failed: the next msync does, or close.
         """
+        dropped.reverse()
         while dropped:
-            backing, start, end = dropped.pop(0)
+            backing, start, end = dropped.pop()
             try:
                 backing.write_back(start, end)
             except Exception as exc:
