@@ -304,7 +304,7 @@ def host_file(fd: int, flags: int, prot: int, offset: int, page: int) -> HostFil
     stores = mode == os.O_RDWR  # whether what shared mappings write may reach the file
     if mode == os.O_WRONLY or (shared and prot & mman.PROT_WRITE and not stores):
         raise error(errno.EACCES, f"fd {fd} is not open for that")
-    executable = not os.fstatvfs(fd).f_flag & _NOEXEC
+    executable = not _is_noexec(fd)
     if prot & mman.PROT_EXEC and not executable:
         raise error(errno.EPERM, f"fd {fd} is of a filesystem that is mounted noexec")
     seals = _seals(fd)
@@ -362,6 +362,19 @@ def _seals(fd: int) -> int:
         return fcntl.fcntl(fd, _F_GET_SEALS)
     except (ImportError, OSError):
         return _F_SEAL_SEAL
+
+
+def _is_noexec(fd: int) -> bool:
+    """Whether the descriptor's filesystem is mounted noexec. A host that refuses to tell is asked for such a page."""
+    try:
+        return bool(os.fstatvfs(fd).f_flag & _NOEXEC)
+    except OSError:
+        pass
+    try:
+        host_calls.try_map(fd, 0, mman.PROT_READ | mman.PROT_EXEC, mman.MAP_PRIVATE)
+    except OSError as exc:
+        return exc.errno == errno.EPERM
+    return False
 
 
 @cache
