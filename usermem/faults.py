@@ -15,7 +15,6 @@ from attrs import field, frozen
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, Arch
 from safemem import (
-    Block,
     BlockSeq,
     BlockSeqReader,
     BlockSeqWriter,
