@@ -150,7 +150,7 @@ class SharedMemory(Backing):
             self._whole = mmap.mmap(-1, self._room, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         else:
             self._whole = mmap.mmap(-1, self._room)
-        self._counted = host_calls.Unmapping(0, 0)
+        self._counted = host_calls.Unmapping()
 
     def __del__(self) -> None:
         file: _MemoryFile | None = getattr(self, "_file", None)
