@@ -28,6 +28,7 @@ UIO_MAXIOV = 1024
 _TABLE_CHUNK = 1024  # iovecs
 _VECTOR_CHUNK = 256  # bytes of pointers
 _PAGE = 4096
+_ERRORS = (1 << 64) - 4095  # IS_ERR(), include/linux/err.h
 
 
 def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -> AddrRangeSeq:
@@ -192,6 +193,8 @@ def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_
         for (pointer,) in arch.pointer.iter_unpack(table):
             if not pointer:
                 return
+            if pointer >= _ERRORS:  # to the kernel an errno: it looks at no string
+                raise FaultError(pointer, READ, FaultReason.OUTSIDE_RANGE)
             pointers.append(pointer)
             if len(pointers) > most:
                 raise error(errno.E2BIG, f"over {most} bytes of strings")
