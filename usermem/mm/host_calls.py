@@ -67,6 +67,12 @@ class Unmapping:
         whole.length, self.address = offset, start  # without a call: all pages have one owner at any time
         return start
 
+    def unmap(self) -> None:
+        """Unmap the pages now. Raises OSError."""
+        (failed,), self.address = map(_libc().munmap, [self.address], [self.length]), None
+        if failed:
+            raise _error(f"munmap of {self.length:#x} bytes")
+
     def _checked(self, what: str) -> int:
         if self.address is None or self.address == _FAILED:
             self.address = None
@@ -146,7 +152,9 @@ def try_map(fd: int, offset: int, prot: int, flags: int) -> None:
     """
     libc, arguments = _libc(), ([None], [host_mmap.PAGESIZE], [prot], [flags], [fd], [offset])
     if any(map(libc.munmap, map(libc.mmap, *arguments), [host_mmap.PAGESIZE])):
-        Unmapping(host_mmap.PAGESIZE).map_file(fd, offset, prot, flags)  # which says why
+        pages = Unmapping(host_mmap.PAGESIZE)
+        pages.map_file(fd, offset, prot, flags)  # which says why
+        pages.unmap()
 
 
 def map_zeros(address: int, length: int, prot: int) -> None:
@@ -189,7 +197,7 @@ def punch_hole(fd: int, start: int, end: int) -> None:
         pages = Unmapping(end - start)
         address = pages.map_file(fd, start, READ_WRITE, mman.MAP_SHARED)
         done = not _libc().madvise(address, end - start, mman.MADV_REMOVE)
-        del pages
+        pages.unmap()
     except OSError:
         done = False
     if not done:
@@ -235,7 +243,7 @@ def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False
             pages = Unmapping(length)
             address = pages.map_file(fd, data, mman.PROT_READ, mman.MAP_SHARED)
             found.append(resident(address, length, page) or bytes(length // page))
-            del pages
+            pages.unmap()
     return b"".join(found)
 
 
