@@ -193,9 +193,9 @@ def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_
         for (pointer,) in arch.pointer.iter_unpack(table):
             if not pointer:
                 return
+            pointers.append(pointer)
             if pointer >= _ERRORS:  # to the kernel an errno: it looks at no string
                 raise FaultError(pointer, READ, FaultReason.OUTSIDE_RANGE)
-            pointers.append(pointer)
             if len(pointers) > most:
                 raise error(errno.E2BIG, f"over {most} bytes of strings")
         if fault is not None:
