@@ -47,6 +47,14 @@ def _ctypes_value(value: object) -> int | None:
     return value.value if isinstance(value.value, int) else None
 
 
+def check_positive(n: int, name: str) -> int:
+    """The size as an int. Raises ValueError, naming the argument, if it is not positive; TypeError if it is no int."""
+    n = check_int(n, name)
+    if n <= 0:
+        raise ValueError(f"{name} must be positive: {n}")
+    return n
+
+
 def check_count(n: int, name: str) -> int:
     """The count as an int. Raises ValueError, naming the argument, if it is negative, and TypeError if it is no int."""
     if type(n) is not int:

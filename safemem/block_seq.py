@@ -128,7 +128,7 @@ class BlockSeq:
 
     def take_blocks(self, n: int) -> BlockSeq:
         """The first n blocks; all of them if there are fewer. Costs O(n), however many follow."""
-        first = list(islice(self.iter_pieces(), n))
+        first = list(islice(self.iter_pieces(), check_count(n, "n")))
         return BlockSeq.unchecked(first, sum(map(len, first)))
 
     def _window(self, index: int, offset: int, limit: int) -> BlockSeq:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hostarch.integers import check_count as check_count
 from hostarch.integers import check_int as check_int
+from hostarch.integers import check_positive as check_positive
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

@@ -15,7 +15,6 @@ from attrs import field, frozen
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, Arch
 from safemem import (
-    Block,
     BlockSeq,
     BlockSeqReader,
     BlockSeqWriter,
@@ -53,7 +52,8 @@ class FaultyIO(IO):
     """An IO over another one, with the faults of a plan; their reason is ``injected``.
 
     It offers none of the faster methods that an IO may have, so that the plan sees every access. ``injected`` lists
-    the faults that were raised so far. Where the memory itself faults before the plan does, its own fault comes.
+    the faults so far, each as a twin of the one that was raised: without its traceback, which keeps the caller's
+    buffers. Where the memory itself faults before the plan does, its own fault comes.
     """
 
     def __init__(self, io: IO, plan: FaultPlan) -> None:
@@ -70,7 +70,7 @@ class FaultyIO(IO):
             n = self._allowed(len(view), addr)
             if n is None:
                 return self._io.copy_out(addr, view, ignore_permissions=ignore_permissions)
-            reader = BlockSeqReader(BlockSeq.of(Block(view)))
+            reader = BlockSeqReader(BlockSeq.unchecked([view], len(view)))  # no other view outlives the call
             return self._copy_out_from(_one(addr, len(view)), reader, ignore_permissions, n)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
@@ -79,7 +79,7 @@ class FaultyIO(IO):
             n = self._allowed(len(view), addr)
             if n is None:
                 return self._io.copy_in(addr, view, ignore_permissions=ignore_permissions)
-            writer = BlockSeqWriter(BlockSeq.of(Block(view)))
+            writer = BlockSeqWriter(BlockSeq.unchecked([view], len(view)))
             return self._copy_in_to(_one(addr, len(view)), writer, ignore_permissions, n)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
@@ -149,9 +149,8 @@ class FaultyIO(IO):
         raise self._fault(rest.head().start, access, moved)
 
     def _fault(self, addr: int, access: AccessType, transferred: int) -> FaultError:
-        fault = FaultError(addr, access, FaultReason.INJECTED, transferred)
-        self.injected.append(fault)
-        return fault
+        self.injected.append(FaultError(addr, access, FaultReason.INJECTED, transferred))
+        return FaultError(addr, access, FaultReason.INJECTED, transferred)
 
 
 class _Cut:

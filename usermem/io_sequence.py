@@ -99,7 +99,7 @@ class _UserMemoryFile(RawStream):
         Raises OSError (EINVAL) if it would be negative, io.UnsupportedOperation for SEEK_END where there is no end.
         """
         self._begin()
-        position = check_int(offset, "offset")
+        position, whence = check_int(offset, "offset"), check_int(whence, "whence")
         if whence == os.SEEK_CUR:
             position += self._where()
         elif whence == os.SEEK_END:

@@ -28,6 +28,7 @@ UIO_MAXIOV = 1024
 _TABLE_CHUNK = 1024  # iovecs
 _VECTOR_CHUNK = 256  # bytes of pointers
 _PAGE = 4096
+_ERRORS = (1 << 64) - 4095  # IS_ERR(), include/linux/err.h
 
 
 def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -> AddrRangeSeq:
@@ -193,6 +194,8 @@ def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_
             if not pointer:
                 return
             pointers.append(pointer)
+            if pointer >= _ERRORS:  # to the kernel an errno: it looks at no string
+                raise FaultError(pointer, READ, FaultReason.OUTSIDE_RANGE)
             if len(pointers) > most:
                 raise error(errno.E2BIG, f"over {most} bytes of strings")
         if fault is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from safemem.block_seq import EMPTY, BlockSeq
+from safemem.buffers import check_count, check_int
 from safemem.datagram.address import NAME_SIZE, Address, AddressCache, pack_sockaddr, unpack_sockaddr
 from safemem.datagram.cmsg import (
     KERNEL_SPACE,
@@ -59,7 +60,8 @@ class MessageBatch:
         """
         if max_iov is None:
             max_iov = max((len(blocks) for blocks in messages), default=1)
-        _check(family, max_iov, control_len)
+        max_iov, control_len = check_int(max_iov, "max_iov"), check_count(control_len, "control_len")
+        _check(family, max_iov)
         self.family = int(family)
         self._no_peers, self._no_locals = _unasked(peer, len(messages), "peer"), _unasked(local, len(messages), "local")
         self.asks_local = len(self._no_locals) < len(messages) if messages else bool(local)
@@ -226,6 +228,7 @@ class MessageBatch:
     def _first(self, n: int | None) -> int:
         if n is None:
             return self.count
+        n = check_int(n, "n")
         if not 0 <= n <= len(self._blocks):
             raise ValueError(f"n must lie in 0 to {len(self._blocks)}, not {n}")
         return n
@@ -243,6 +246,7 @@ class MessageBatch:
         size = len(self._blocks)
         if vlen is None:
             return size
+        vlen = check_int(vlen, "vlen")
         if not 0 <= vlen <= size:
             raise ValueError(f"vlen must lie in 0 to {size}, not {vlen}")
         return vlen
@@ -333,13 +337,11 @@ def _unasked(asked: bool | Sequence[bool], size: int, name: str) -> set[int]:
     return {i for i, each in enumerate(asked) if not each}
 
 
-def _check(family: int, max_iov: int, control_len: int) -> None:
+def _check(family: int, max_iov: int) -> None:
     if family not in NAME_SIZE:
         raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNIX, not {family}")
     if not 0 <= max_iov <= UIO_MAXIOV:
         raise ValueError(f"max_iov must lie in 0 to {UIO_MAXIOV}, not {max_iov}")
-    if control_len < 0:
-        raise ValueError(f"control_len must not be negative: {control_len}")
 
 
 def _unpack_key(key: int) -> Address | None:

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Final
 
-from safemem.buffers import check_int
+from safemem.buffers import check_positive
 from safemem.datagram.address import Address
 
 DATAGRAM_OVERHEAD: Final = 232
@@ -40,11 +40,11 @@ class MemoryQueue:
     __slots__ = ("entries", "limit", "mtu", "reader_caps", "waiting")
 
     def __init__(self, write_buf_size: int | None, mtu: int) -> None:
-        if write_buf_size is not None and (write_buf_size := check_int(write_buf_size, "write_buf_size")) <= 0:
-            raise ValueError(f"write_buf_size must be positive, not {write_buf_size}")
         self.entries: deque[Entry] | None = deque()
-        self.limit = sys.maxsize if write_buf_size is None else max(write_buf_size, MIN_WRITE_BUF_SIZE)
-        self.mtu = checked_mtu(mtu)
+        self.limit = sys.maxsize
+        if write_buf_size is not None:
+            self.limit = max(check_positive(write_buf_size, "write_buf_size"), MIN_WRITE_BUF_SIZE)
+        self.mtu = check_positive(mtu, "mtu")
         self.reader_caps = 0
         self.waiting: deque[LockType] = deque()  # a locked lock for each thread that waits
 
@@ -69,14 +69,6 @@ class MemoryQueue:
             finally:
                 with suppress(ValueError, IndexError):  # taken out, or changed meanwhile: then the next wake does it
                     self.waiting.remove(lock)
-
-
-def checked_mtu(mtu: int) -> int:
-    """The MTU, if it can be one. Raises ValueError if not, TypeError for what is no int."""
-    mtu = check_int(mtu, "mtu")
-    if mtu <= 0:
-        raise ValueError(f"mtu must be positive, not {mtu}")
-    return mtu
 
 
 def ends(queue: deque[Entry]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterable
 from typing import Final
 
 from safemem.block_seq import BlockSeq
+from safemem.buffers import check_int, check_positive
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.cmsg import Ancillary, local_of, port_of
@@ -33,7 +34,6 @@ from safemem.datagram.memory_queue import (
     DEFAULT_MTU,
     DEFAULT_WRITE_BUF_SIZE,
     MemoryQueue,
-    checked_mtu,
     ends,
     put_back,
 )
@@ -85,7 +85,7 @@ class MemoryEndpoint(DatagramEndpoint):
     @mtu.setter
     def mtu(self, mtu: int) -> None:
         """Set it for both ends. Raises ValueError if it is not positive."""
-        self._in.mtu = self._out.mtu = checked_mtu(mtu)
+        self._in.mtu = self._out.mtu = check_positive(mtu, "mtu")
 
     @property
     def write_buf_size(self) -> int | None:
@@ -104,6 +104,7 @@ class MemoryEndpoint(DatagramEndpoint):
     @caps.setter
     def caps(self, caps: int) -> None:
         """Say so. Raises ValueError for flags that are none of the four."""
+        caps = check_int(caps, "caps")
         if caps & ~_ALL_CAPS:
             raise ValueError(f"caps must be made of the four CAP_ flags, not {caps:#x}")
         self._in.reader_caps = caps

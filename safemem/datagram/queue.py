@@ -21,6 +21,7 @@ from weakref import WeakSet
 from attrs import frozen
 
 from safemem.block_seq import EMPTY, BlockSeq
+from safemem.buffers import check_positive
 from safemem.datagram.address import Address
 from safemem.datagram.batch import MessageBatch
 from safemem.datagram.callbacks import Callbacks, Done, Outcome, SendStatus, Told
@@ -90,8 +91,7 @@ class DatagramQueue:
         addresses; other control data come from IP sockets, as far as 512 bytes hold them. Raises ValueError, and as
         :meth:`recycle`.
         """
-        if size < 1:
-            raise ValueError(f"size must be at least 1, not {size}")
+        size = check_positive(size, "size")
         if family is None:
             family = getattr(endpoint, "family", _AF_INET)
         self._endpoint = endpoint

@@ -125,9 +125,7 @@ class SegmentLimits:
 
 
 def most(segment_size: int, max_segments: int) -> int:
-    """How many bytes of segments one message may have. Raises ValueError for a size below 1."""
-    if segment_size < 1:
-        raise ValueError(f"segment_size must be at least 1, not {segment_size}")
+    """How many bytes of segments one message may have."""
     return max(min(max_segments, _MAX_BYTES // segment_size), 1) * segment_size
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq
-from safemem.buffers import writable_view
+from safemem.buffers import check_count, check_positive, writable_view
 from safemem.datagram.address import Address, zoned
 from safemem.datagram.arrivals import Arrivals, Receive, recvfrom
 from safemem.datagram.batch import MessageBatch
@@ -180,6 +180,8 @@ class DatagramSocket(DatagramEndpoint):
         where this raises, the datagram and they are kept for the next receive. MSG_ERRQUEUE never waits, and MSG_PEEK
         keeps an entry of the error queue, which Linux would take.
         """
+        if type(ancbufsize) is not int:
+            ancbufsize = check_count(ancbufsize, "ancbufsize")
         return self._recv_for_batch(dsts, flags, ancbufsize + self._own_space)
 
     def _recv_for_batch(self, dsts: BlockSeq, flags: int, control_len: int) -> Message:
@@ -282,7 +284,7 @@ class DatagramSocket(DatagramEndpoint):
         """
         self._raise_held()
         dst = writable_view(dst, "dst")
-        space = ancbufsize + KERNEL_SPACE * (self.family != _AF_UNIX)
+        space = check_count(ancbufsize, "ancbufsize") + KERNEL_SPACE * (self.family != _AF_UNIX)
         if self._arrivals.concern(flags, space):
             found = self._arrive(BlockSeq.of(Block(dst)), flags, space)
             return cut(dst, found.length, [*found.ancillary], found.flags, found.peer, found.local)
@@ -305,6 +307,7 @@ class DatagramSocket(DatagramEndpoint):
         asking it for a while. A short count says that the rest could not go; asking again tells why. Raises ValueError
         for a size below 1; as :meth:`sendmsg` if nothing went.
         """
+        segment_size = check_positive(segment_size, "segment_size")
         control = [*ancdata] if local is None else [*ancdata, self._local.control(local)]
         limits = self._segments if self._backend != "recvfrom" else SegmentLimits(False)
 

@@ -39,6 +39,8 @@ from safemem.datagram import datagram_pair
 from usermem import (
     AddressSpace,
     BytesIO,
+    FaultPlan,
+    FaultyIO,
     IOReadWriter,
     IOSequence,
     ResolvedIO,
@@ -50,12 +52,14 @@ from usermem import (
     copy_out_iovecs,
     copy_out_vec,
     copy_string_in,
+    copy_struct_from_user,
     copy_struct_in,
     copy_struct_out,
     copy_uint16_in,
     copy_uint32_in,
     copy_uint64_in,
     copy_uint64_out,
+    pread_fd,
     read_fd,
     readv_fd,
     write_fd,
@@ -119,6 +123,8 @@ def reads_and_writes(io: ResolvedIO, at: int) -> dict[str, Callable[[], object]]
         "copy_uint32_in": lambda: copy_uint32_in(io, at + 5),
         "copy_uint64_in": lambda: copy_uint64_in(io, at),
         "copy_uint64_out": lambda: copy_uint64_out(io, at, 1),
+        "copy_struct_from_user, behind": lambda: copy_struct_from_user(io, at, 64, Struct("<I")),
+        "copy_struct_from_user, before": lambda: copy_struct_from_user(io, at, 8, Struct("<Q")),
         "copy_in_iovecs": lambda: copy_in_iovecs(io, at, 3),
         "copy_out_iovecs": lambda: copy_out_iovecs(io, at, AddrRangeSeq([AddrRange(0, 1)])),
         "copy_in_vector": lambda: copy_in_vector(io, at, 64, 64),
@@ -128,6 +134,11 @@ def reads_and_writes(io: ResolvedIO, at: int) -> dict[str, Callable[[], object]]
         "file.write": lambda: file.write(b"12345678"),
         "read_fd, no descriptor": lambda: read_fd(io, -1, at, 8),
         "write_fd, no descriptor": lambda: write_fd(io, -1, at, 8),
+        "compare_and_swap": lambda: io.compare_and_swap_uint32(at + 8, 0, 1),
+        "an injected fault, out": lambda: FaultyIO(io, FaultPlan((3,))).copy_out(at, bytes(6)),
+        "an injected fault, in": lambda: FaultyIO(io, FaultPlan((3,))).copy_in(at, bytearray(6)),
+        "an injected fault, a word": lambda: FaultyIO(io, FaultPlan((3,))).load_uint32(at + 2),
+        "pread_fd": lambda: pread_fd(io, 0, at, 8, -1),
         "write_fd": lambda: write_fd(io, 1, at + 6, 8),
         "readv_fd": lambda: readv_fd(io, 0, at, 2),
         "writev_fd": lambda: writev_fd(io, 1, at, 2),
@@ -171,6 +182,53 @@ def mapping_calls() -> dict[str, Callable[[], object]]:
         "munmap": lambda: made.munmap(1, PAGE),
         "blocks": lambda: made.blocks(one(at, 64)),
     }
+
+
+class _Fails:
+    """A simulator's object, or its hook, that does nothing but raise."""
+
+    def size(self) -> int:
+        return PAGE
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        raise ValueError("read_at")
+
+    def __call__(self, *args: object) -> bool:
+        raise ValueError("hook")
+
+
+def test_code_of_the_simulator_that_raises_leaves_no_garbage() -> None:
+    """In a mapped object, in a hook, in a listener."""
+    made, at = space()
+    made.map_object(BASE + 2 * PAGE, PAGE, RW, mman.MAP_SHARED | mman.MAP_FIXED, _Fails())
+    made.map_object(BASE + 4 * PAGE, PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED, _Fails())
+    hooked, _ = space()
+    hooked.on_fault = _Fails()
+    heard, _ = space()
+    heard.on_change = _Fails()
+    calls: dict[str, Callable[[], object]] = {
+        "read_at": lambda: made.read_bytes(BASE + 2 * PAGE, 8),
+        "read_at, private": lambda: made.copy_out(BASE + 4 * PAGE, bytes(8)),
+        "read_at, from a descriptor": lambda: write_fd(made, 1, BASE + 4 * PAGE, 8),
+        "on_fault": lambda: hooked.read_bytes(at, 64),
+        "on_fault, copy_out": lambda: hooked.copy_out(at, bytes(64)),
+        "on_change": lambda: heard.mmap(BASE, PAGE, RW, FIXED),
+        "on_change, no bytes changed": lambda: heard.mprotect(BASE, PAGE, RW),
+    }
+    assert not all_garbage(calls)
+
+
+def test_arguments_of_execve_leave_no_garbage() -> None:
+    """Whatever is wrong with a table of strings."""
+    made, at = space()
+    made.copy_out(BASE, Struct("<QQQ").pack(BASE + 64, at, 0))
+    made.copy_out(BASE + 64, b"string\0")
+    calls: dict[str, Callable[[], object]] = {
+        "a string in a hole": lambda: copy_in_vector(made, BASE, 64, 64),
+        "a long string": lambda: copy_in_vector(made, BASE, 3, 64),
+        "a long table": lambda: copy_in_vector(made, BASE, 64, 1),
+    }
+    assert not all_garbage(calls)
 
 
 def test_a_refused_mapping_call_leaves_no_garbage() -> None:
@@ -258,7 +316,15 @@ def test_a_buffer_can_be_resized_after_a_fault() -> None:
     made, at = space()
     gc.disable()
     try:
-        for call in (made.copy_in, made.copy_out, lambda addr, buffer: copy_in_vec(made, one(addr, 64), buffer)):
+        faulty = FaultyIO(made, FaultPlan((3,) * 2))  # which knows what it has injected
+        calls: list[Callable[[int, bytearray], object]] = [
+            made.copy_in,
+            made.copy_out,
+            lambda addr, buffer: copy_in_vec(made, one(addr, 64), buffer),
+            lambda addr, buffer: faulty.copy_in(BASE, buffer),
+            lambda addr, buffer: faulty.copy_out(BASE, buffer),
+        ]
+        for call in calls:
             buffer = bytearray(64)
             with suppress(OSError):
                 call(at, buffer)

@@ -117,7 +117,9 @@ def _execve(table: int) -> str:
     return errno.errorcode[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
 
 
-_LONG, _FITS, _HOLE = 33 * PAGE, 31 * PAGE, -1
+_LONG, _FITS = 33 * PAGE, 31 * PAGE
+_HOLE, _ERROR, _LAST = -1, -2, -3
+_POINTERS = {_HOLE: 1, _ERROR: (1 << 64) - 4095, _LAST: (1 << 64) - 4096}  # the kernel takes _ERROR for an errno
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["", "no end of the table"])
@@ -131,8 +133,20 @@ _LONG, _FITS, _HOLE = 33 * PAGE, 31 * PAGE, -1
         [*[_FITS] * 70, _HOLE],
         [*[_FITS] * 66, _HOLE, *[_FITS] * 4],
         [_FITS] * 70,
+        [_ERROR, _LONG],
+        [_LAST, _LONG],
     ],
-    ids=["long, hole", "hole, long", "long, fits", "hole, many", "many, hole", "many, hole, some", "many"],
+    ids=[
+        "long, hole",
+        "hole, long",
+        "long, fits",
+        "hole, many",
+        "many, hole",
+        "many, hole, some",
+        "many",
+        "error",
+        "no error",
+    ],
 )
 def test_which_argument_is_met_first(strings: list[int], whole: bool) -> None:
     """execve(2) reads the whole table, and then the strings from the last to the first."""
@@ -140,7 +154,7 @@ def test_which_argument_is_met_first(strings: list[int], whole: bool) -> None:
         at = address_of(memoryview(memory))
         end = at + _SIZE - PAGE
         ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(PAGE), 0)
-        pointers = [1 if size == _HOLE else end - PAGE - size for size in strings]
+        pointers = [_POINTERS.get(size, end - PAGE - size) for size in strings]
         table = struct.pack(f"<{len(pointers)}Q", *pointers) + (bytes(8) if whole else b"")
         space.mmap(at, end - at, RW, FIXED)
         for addr, data in ((end - PAGE - _LONG, b"a" * (_LONG - 1)), (end - len(table), table)):

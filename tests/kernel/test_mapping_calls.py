@@ -253,14 +253,20 @@ class Pair:
         self.compare()
 
     def _limited(self, call: Callable[[], Result]) -> Result:
-        """The kernel's answer to a call, while the window may have as much data as the guest."""
-        others = self.kernel.data_bytes() - self.guest.data_bytes()
+        """The kernel's answer to a call, while the window may have as much data as the guest.
+
+        Asked again if Python has got memory of its own in the meantime, which then lacked.
+        """
         before = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (others + DATA_LIMIT, before[1]))
-        try:
-            return call()
-        finally:
-            resource.setrlimit(resource.RLIMIT_DATA, before)
+        while True:
+            others = self.kernel.data_bytes() - self.guest.data_bytes()
+            resource.setrlimit(resource.RLIMIT_DATA, (others + DATA_LIMIT, before[1]))
+            try:
+                answer = call()
+            finally:
+                resource.setrlimit(resource.RLIMIT_DATA, before)
+            if answer != "ENOMEM" or self.kernel.data_bytes() - self.guest.data_bytes() <= others:
+                return answer
 
     def _refuses(self, name: str, addr: int = 0, old: int = 0, new: int = 0, flags: int = 0, to: int = -1) -> str:
         """The rule for a call that cannot be compared."""

@@ -52,7 +52,7 @@ def too_many(init: Callable[..., object], *args: object) -> object:
 
 
 HOST: dict[str, tuple[list[tuple[Any, str]], Refusal]] = {
-    "map_file": ([(host_calls, "map_file")], fails_with(errno.ENOMEM)),
+    "map_file": ([(host_calls.Unmapping, "map_file"), (host_calls, "map_over")], fails_with(errno.ENOMEM)),
     "map_zeros": ([(host_calls, "map_zeros")], fails_with(errno.ENOMEM)),
     "HostMapping": ([(HostMapping, "__init__")], too_many),
     "reserve": ([(arena, "reserve"), (host_calls, "reserve")], fails_with(errno.ENOMEM)),

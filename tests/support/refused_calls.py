@@ -100,6 +100,22 @@ def file_steps(space: Any, file: File[bytes]) -> Iterator[Step]:
 
     yield "file", shared
 
+    def sealed() -> None:
+        import fcntl
+
+        fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, PAGE)
+            at = space.mmap(0, PAGE, RW, SHARED, fd, 0)
+            fcntl.fcntl(fd, 1033, 16)  # F_ADD_SEALS, F_SEAL_FUTURE_WRITE
+            space.copy_out(at, b"written")
+            check((space.read_bytes(at, 7), os.pread(fd, 7, 0)), (b"written", b"written"))
+            space.munmap(at, PAGE)
+        finally:
+            os.close(fd)
+
+    yield "sealed file", sealed
+
 
 def stream_steps(space: Any) -> Iterator[Step]:
     """Descriptors and datagrams: no byte is lost that could be read."""

@@ -296,7 +296,7 @@ def _first_error(op: Request, before: Request) -> str:
     while (word := bytes.fromhex(look(fn="CopyIn", addr=op.get("addr", 0) + 8 * len(pointers), n=8)["data"])) != bytes(
         8
     ):
-        if len(word) < 8:
+        if len(word) < 8 or int.from_bytes(word, "little") > (1 << 64) - 4096:  # an errno, to the kernel
             return "EFAULT"
         if len(pointers) == left:
             return "E2BIG"

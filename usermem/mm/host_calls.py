@@ -38,20 +38,50 @@ def check_mappings() -> None:
 class Unmapping:
     """What counts a mapping of the host's for as long as it is there, and unmaps its pages when it goes.
 
+    It is there before they are. ``(x,) = map(call, ...)`` makes the call and stores what it returns without a point in
+    between at which a signal handler could run, whose exception would leave the pages mapped.
+
     Nothing refers to it weakly: Python runs ``__del__`` before it clears weak references, so whoever looked the object
     up in between would have one whose pages are gone.
     """
 
     __slots__ = ("address", "length")
 
-    def __init__(self, address: int, length: int) -> None:
-        self.address = address
+    def __init__(self, length: int = 0) -> None:
+        """``length`` is how many bytes will be mapped; 0 if an mmap object does it, and unmaps them."""
+        self.address: int | None = None
         self.length = length
         _live.add(id(self))
 
+    def map_file(self, fd: int, offset: int, prot: int, flags: int) -> int:
+        """mmap(2) of a file, none of it reserved. Raises OSError."""
+        flags |= MAP_NORESERVE if flags & mman.MAP_PRIVATE else 0
+        (self.address,) = map(_libc().mmap, [None], [self.length], [prot], [flags], [fd], [offset])
+        return self._checked(f"mmap of {self.length:#x} bytes at {offset:#x} of a file")
+
+    def map_again(self, address: int, offset: int) -> int:
+        """mremap(2): map a part of a file of which a shared mapping of its start is at ``address``. Raises OSError."""
+        whole = Unmapping(offset + self.length)
+        (whole.address,) = map(_libc().mremap, [address], [0], [whole.length], [mman.MREMAP_MAYMOVE])
+        start = whole._checked(f"mremap to {self.length:#x} bytes at {offset:#x} of a file") + offset
+        whole.length, self.address = offset, start  # without a call: all pages have one owner at any time
+        return start
+
+    def unmap(self) -> None:
+        """Unmap the pages now. Raises OSError."""
+        (failed,), self.address = map(_libc().munmap, [self.address], [self.length]), None
+        if failed:
+            raise _error(f"munmap of {self.length:#x} bytes")
+
+    def _checked(self, what: str) -> int:
+        if self.address is None or self.address == _FAILED:
+            self.address = None
+            raise _error(what)
+        return self.address
+
     def __del__(self) -> None:
         _live.discard(id(self))
-        if getattr(self, "length", 0):  # 0 if an mmap object unmaps the pages
+        if getattr(self, "address", None) is not None and self.length:
             _libc().munmap(self.address, self.length)
 
 
@@ -78,19 +108,19 @@ class HostMapping(Whole):
         self.flags = flags
         self.address = 0
         check_mappings()
+        self._unmapping = pages = Unmapping(0 if plain else length)
         try:
             if isinstance(file, HostMapping):
-                self.address = _map_again(file.address, offset, length)
+                self.address = pages.map_again(file.address, offset)
             elif plain:  # an mmap object that the module makes of a file keeps a descriptor each
                 memory = reserve(length)
-                map_file(file, offset, length, prot, flags | mman.MAP_FIXED, mmap_address(memory))
+                map_over(mmap_address(memory), file, offset, length, prot, flags)
                 self.memory = memory
                 self.address = mmap_address(memory)
             else:
-                self.address = map_file(file, offset, length, prot, flags)
+                self.address = pages.map_file(file, offset, prot, flags)
         except OSError as exc:
             raise MemoryError(f"the host does not map {length:#x} bytes at {offset:#x} of a file: {exc}") from exc
-        self._unmapping = Unmapping(self.address, 0 if plain else length)
 
     def run(self, start: int, end: int, keeper: Whole | None = None) -> HostRun:
         """Bytes [start, end) of it, counted from its first. ``keeper`` keeps the mapping, if it is not the keeper."""
@@ -108,24 +138,11 @@ class Held(Whole):
         self.things = things
 
 
-def map_file(fd: int, offset: int, length: int, prot: int, flags: int, address: int | None = None) -> int:
-    """mmap(2) of a file, none of it reserved; ``address`` is for MAP_FIXED. Raises OSError."""
-    if flags & mman.MAP_PRIVATE:
-        flags |= MAP_NORESERVE
-    found: int | None = _libc().mmap(address, length, prot, flags, fd, offset)
-    if found is None or found == _FAILED:
+def map_over(address: int, fd: int, offset: int, length: int, prot: int, flags: int) -> None:
+    """Put a file, none of it reserved, in the place of host pages that are ours. Raises OSError."""
+    flags |= mman.MAP_FIXED | (MAP_NORESERVE if flags & mman.MAP_PRIVATE else 0)
+    if _libc().mmap(address, length, prot, flags, fd, offset) == _FAILED:
         raise _error(f"mmap of {length:#x} bytes at {offset:#x} of a file")
-    return found
-
-
-def _map_again(address: int, offset: int, length: int) -> int:
-    """Map a part of a file of which a shared mapping of its start is at ``address``. Raises OSError. (mremap(2).)"""
-    found: int | None = _libc().mremap(address, 0, offset + length, mman.MREMAP_MAYMOVE)
-    if found is None or found == _FAILED:
-        raise _error(f"mremap to {length:#x} bytes at {offset:#x} of a file")
-    if offset:
-        unmap(found, offset)
-    return found + offset
 
 
 def try_map(fd: int, offset: int, prot: int, flags: int) -> None:
@@ -135,7 +152,9 @@ def try_map(fd: int, offset: int, prot: int, flags: int) -> None:
     """
     libc, arguments = _libc(), ([None], [host_mmap.PAGESIZE], [prot], [flags], [fd], [offset])
     if any(map(libc.munmap, map(libc.mmap, *arguments), [host_mmap.PAGESIZE])):
-        unmap(map_file(fd, offset, host_mmap.PAGESIZE, prot, flags), host_mmap.PAGESIZE)  # which says why
+        pages = Unmapping(host_mmap.PAGESIZE)
+        pages.map_file(fd, offset, prot, flags)  # which says why
+        pages.unmap()
 
 
 def map_zeros(address: int, length: int, prot: int) -> None:
@@ -143,12 +162,6 @@ def map_zeros(address: int, length: int, prot: int) -> None:
     flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED | MAP_NORESERVE
     if _libc().mmap(address, length, prot, flags, -1, 0) == _FAILED:
         raise _error(f"mmap of {length:#x} bytes of zeros")
-
-
-def unmap(address: int, length: int) -> None:
-    """munmap(2) of host pages that are ours. Raises OSError."""
-    if _libc().munmap(address, length):
-        raise _error(f"munmap of {length:#x} bytes")
 
 
 def advise(run: HostRun, advice: int) -> None:
@@ -181,9 +194,10 @@ def punch_hole(fd: int, start: int, end: int) -> None:
         return
     refused = _error("MADV_REMOVE in a file")
     try:
-        address = map_file(fd, start, end - start, READ_WRITE, mman.MAP_SHARED)
+        pages = Unmapping(end - start)
+        address = pages.map_file(fd, start, READ_WRITE, mman.MAP_SHARED)
         done = not _libc().madvise(address, end - start, mman.MADV_REMOVE)
-        unmap(address, end - start)
+        pages.unmap()
     except OSError:
         done = False
     if not done:
@@ -226,11 +240,10 @@ def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False
         length = min(PAGES_ASKED * page, end - data)
         at = data + length
         if length:
-            address = map_file(fd, data, length, mman.PROT_READ, mman.MAP_SHARED)
-            try:
-                found.append(resident(address, length, page) or bytes(length // page))
-            finally:
-                unmap(address, length)
+            pages = Unmapping(length)
+            address = pages.map_file(fd, data, mman.PROT_READ, mman.MAP_SHARED)
+            found.append(resident(address, length, page) or bytes(length // page))
+            pages.unmap()
     return b"".join(found)
 
 

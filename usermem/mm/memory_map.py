@@ -131,7 +131,7 @@ class MemoryMap:
                     change.used = []
                 if change.dropped or self.listeners.listener is not None:
                     events: list[Event] = []
-                    made.append((change.dropped, events))
+                    made.append((change.dropped[::-1], events))
                     change.dropped = []  # see _forget
                     if self.listeners.listener is not None:
                         self.listeners.see(old)
@@ -329,12 +329,12 @@ class MemoryMap:
         return self.change(grow)
 
     def _write_back(self, dropped: list[Dropped]) -> None:
-        """Have backings take what was written to parts that are unmapped now.
+        """Have backings take what was written to parts that are unmapped now, the last in the list first.
 
         As in Linux the unmapping call does not tell what failed: the next msync does, or close.
         """
         while dropped:
-            backing, start, end = dropped.pop(0)
+            backing, start, end = dropped.pop()
             try:
                 backing.write_back(start, end)
             except Exception as exc:

@@ -53,17 +53,20 @@ _Key = tuple[int, int, bool]
 
 
 class _Closing:
-    """What closes a descriptor when it goes. Nothing refers to it weakly: see host_calls."""
+    """What has a descriptor, and closes it when it goes. See host_calls.Unmapping, also for how it gets it."""
 
     __slots__ = ("fd", "key")
 
-    def __init__(self, key: _Key, fd: int) -> None:
+    def __init__(self, key: _Key, fd: int, copied: bool = True) -> None:
+        """Raises OSError if ``fd`` is to be ``copied``, and the host has no descriptor left."""
         self.key = key
-        self.fd = fd
+        self.fd = -1
+        (self.fd,) = map(os.dup if copied else int, [fd])
 
     def __del__(self) -> None:
-        _unused.append((self.key, self.fd))
-        _close_unused()
+        if self.fd >= 0:
+            _unused.append((self.key, self.fd))
+            _close_unused()
 
 
 class _OpenFile:
@@ -72,10 +75,10 @@ class _OpenFile:
     What is no regular file has one for each mapping: an inode does not name its memory (/dev/zero, devices).
     """
 
-    def __init__(self, key: _Key, fd: int, regular: bool = True) -> None:
-        self._closing = _Closing(key, fd)
-        self.key = key
-        self.fd = fd
+    def __init__(self, closing: _Closing, regular: bool = True) -> None:
+        self._closing = closing
+        self.key = closing.key
+        self.fd = closing.fd
         self.regular = regular
         self.lock = fork_safe_lock()
         self.tail = 0, 0
@@ -112,7 +115,7 @@ def _open_file(fd: int, status: os.stat_result, writable: bool) -> _OpenFile:
     """The open file that a descriptor's mappings share. Raises OSError if the host has no descriptor left."""
     key = (status.st_dev, status.st_ino, writable)
     if not stat.S_ISREG(status.st_mode):
-        return _OpenFile(key, os.dup(fd), regular=False)
+        return _OpenFile(_Closing(key, fd), regular=False)
     file = _open_files.get(key)
     if file is not None:
         return file
@@ -120,9 +123,9 @@ def _open_file(fd: int, status: os.stat_result, writable: bool) -> _OpenFile:
         if found[0] == key:
             with suppress(ValueError):  # another thread was first
                 _unused.remove(found)
-                return _open_files.setdefault(key, _OpenFile(*found))
+                return _open_files.setdefault(key, _OpenFile(_Closing(*found, copied=False)))
     _close_unused()
-    return _open_files.setdefault(key, _OpenFile(key, os.dup(fd)))
+    return _open_files.setdefault(key, _OpenFile(_Closing(key, fd)))
 
 
 def _close_unused() -> None:
@@ -278,8 +281,7 @@ class HostFile(Backing):
         import ctypes  # 2 ms at import
 
         written = ctypes.string_at(address, end - start) if mapping.flags == mman.MAP_PRIVATE else b""
-        flags = mapping.flags | mman.MAP_FIXED
-        host_calls.map_file(self._file.fd, start, end - start, mapping.prot, flags, address)
+        host_calls.map_over(address, self._file.fd, start, end - start, mapping.prot, mapping.flags)
         for at in range(0, len(written), mmap.PAGESIZE):
             page = written[at : at + mmap.PAGESIZE]
             if any(page):
@@ -304,7 +306,7 @@ def host_file(fd: int, flags: int, prot: int, offset: int, page: int) -> HostFil
     stores = mode == os.O_RDWR  # whether what shared mappings write may reach the file
     if mode == os.O_WRONLY or (shared and prot & mman.PROT_WRITE and not stores):
         raise error(errno.EACCES, f"fd {fd} is not open for that")
-    executable = not os.fstatvfs(fd).f_flag & _NOEXEC
+    executable = not _is_noexec(fd)
     if prot & mman.PROT_EXEC and not executable:
         raise error(errno.EPERM, f"fd {fd} is of a filesystem that is mounted noexec")
     seals = _seals(fd)
@@ -362,6 +364,19 @@ def _seals(fd: int) -> int:
         return fcntl.fcntl(fd, _F_GET_SEALS)
     except (ImportError, OSError):
         return _F_SEAL_SEAL
+
+
+def _is_noexec(fd: int) -> bool:
+    """Whether the descriptor's filesystem is mounted noexec. A host that refuses to tell is asked for such a page."""
+    try:
+        return bool(os.fstatvfs(fd).f_flag & _NOEXEC)
+    except OSError:
+        pass
+    try:
+        host_calls.try_map(fd, 0, mman.PROT_READ | mman.PROT_EXEC, mman.MAP_PRIVATE)
+    except OSError as exc:
+        return exc.errno == errno.EPERM
+    return False
 
 
 @cache

@@ -22,7 +22,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from hostarch import mman
-from safemem.buffers import check_count, check_int
+from safemem.buffers import check_count, check_positive
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
 from usermem.mm.arena import MAP_NORESERVE, FreeList
@@ -135,10 +135,7 @@ class SharedMemory(Backing):
 
     def __init__(self, length: int) -> None:
         """``length`` in bytes, above 0. Raises MemoryError, OSError or ValueError if the host refuses."""
-        length = check_int(length, "length")
-        if length <= 0:
-            raise ValueError(f"length must be positive: {length}")
-        self._length = length
+        self._length = length = check_positive(length, "length")
         self._room = -(-length // _GRAIN) * _GRAIN  # the rest of the last page is shared, too
         self.inode = next(_inodes)
         self._file: _MemoryFile | None = None
@@ -153,7 +150,7 @@ class SharedMemory(Backing):
             self._whole = mmap.mmap(-1, self._room, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         else:
             self._whole = mmap.mmap(-1, self._room)
-        self._counted = host_calls.Unmapping(0, 0)
+        self._counted = host_calls.Unmapping()
 
     def __del__(self) -> None:
         file: _MemoryFile | None = getattr(self, "_file", None)
