@@ -48,7 +48,10 @@ def last_flight(tls: ssl.SSLObject) -> AbstractContextManager[None]:
 
 
 class SSLSession(Outbox):
-    """What is encrypted goes to the sink. ``early`` was decrypted before it was asked for, and is read first."""
+    """What is encrypted goes to the sink. ``early`` was decrypted before it was asked for, and is read first.
+
+    ``taken`` is how many bytes of data were ever encrypted, or wait for that.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class SSLSession(Outbox):
         self.lock = fork_safe_lock()
         self.reading = OneCall("read")
         self.early = b""
+        self.taken = 0
         self._owed = b""
         self._sending = threading.Lock()
         self._view = memoryview(b"")  # read from ``outgoing``, and not sent yet
@@ -94,22 +98,23 @@ class SSLSession(Outbox):
         return n
 
     def encrypt(self, data: memoryview) -> None:
-        """Encrypt data for the peer, and leave the write torn, for the caller to count them.
+        """Encrypt data for the peer, and count them in ``taken``.
 
         While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`.
         """
         with self.lock:
+            taken = self.taken + len(data)
+            owed = self._owed + data if self._owed else b""
             self.call.torn = True
             try:
-                if not self._owed:
+                if not owed:
                     self.tls.write(data)
-                    return
             except ssl.SSLWantReadError:
-                pass
+                owed = bytes(data)
             except ssl.SSLError:
                 self.call.torn = False
                 raise
-            self._owed += data
+            self._owed, self.taken, self.call.torn = owed, taken, False
 
     def push(self) -> bool:
         """As Outbox.push, with what waits for a handshake's end encrypted first, if it has come."""
@@ -117,9 +122,14 @@ class SSLSession(Outbox):
             self.call.check()
             if self._owed:
                 self.call.torn = True
-                with suppress(ssl.SSLWantReadError):
+                try:
                     self.tls.write(self._owed)
                     self._owed = b""
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLError:
+                    self.call.torn = False
+                    raise
                 self.call.torn = False
         return super().push() and not self._owed
 
