@@ -18,7 +18,7 @@ from attrs import define, frozen
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, error, would_block
+from safemem.errors import TransferError, add_transferred, error, would_block
 from safemem.fork import in_use_lock
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
@@ -28,7 +28,7 @@ from safemem.tls.errors import EKEYEXPIRED, Alert, TLSError
 from safemem.tls.reader import BUFFER_SIZE
 from safemem.tls.record import MAX_BODY, TAG, ContentType
 from safemem.tls.record_layer import RecordLayer
-from safemem.tls.transport import receive, receiver
+from safemem.tls.transport import receiver
 
 _DATA = int(ContentType.APPLICATION_DATA)
 _KEY_UPDATE = 24
@@ -145,13 +145,24 @@ class KernelTLSReader:
         if not dsts:
             return Received(0, 0, False)
         dsts.check_writable("dsts")
-        with self._lock:
-            return self._recvmsg(dsts, has_control, flags)
+        moved = 0
+        try:
+            with self._lock:
+                start = self._read
+                try:
+                    found = self._recvmsg(dsts, has_control, flags)
+                finally:
+                    moved = self._read - start
+            return found
+        except BaseException as exc:
+            if not flags & socket.MSG_PEEK:
+                exc.transferred = moved  # type: ignore[attr-defined]
+            raise
 
     def _recvmsg(self, dsts: BlockSeq, has_control: bool, flags: int) -> Received:
         peek = flags & socket.MSG_PEEK
         target = dsts.num_bytes if flags & socket.MSG_WAITALL else 1
-        start, listed, index = self._read, len(self._rx_list), 0
+        listed, index = len(self._rx_list), 0
         done = kind = 0
         whole = False
         try:
@@ -180,9 +191,8 @@ class KernelTLSReader:
                 if kind != _DATA:
                     break
             return Received(done, kind, whole)
-        except BaseException as exc:
-            if moved := done + getattr(exc, "transferred", 0) if peek else self._read - start:
-                exc.transferred = moved  # type: ignore[attr-defined]
+        except TransferError as exc:
+            add_transferred(exc, done)  # of a peek; else the caller knows better
             raise
 
     def _copy(self, dsts: BlockSeq, record: _Record, peek: int) -> int:
@@ -232,25 +242,19 @@ class KernelTLSReader:
                 break
             record.content = memoryview(bytearray(record.content))
         deframer.discard()
-        self._error = _INTERRUPTED  # until what came is counted; an interrupt in the receive itself brings nothing
+        self._error = _INTERRUPTED  # until what came is counted; an interrupt in the receive itself comes as its error
+        n, error = self._source.move(deframer.space())
         try:
-            n, error = receive(self._source, deframer.space())
-        except BaseException as exc:
+            deframer.received(n)
+            self._ended = not n and error is None
+            blocked = isinstance(error, BlockingIOError)
+            if isinstance(error, OSError) and not blocked:
+                self._held, error = error.with_traceback(None), None
             self._error = None
-            if isinstance(exc, BlockingIOError) or not isinstance(exc, OSError):
-                raise
-            self._held = exc.with_traceback(None)
-            return
-        deframer.received(n)
-        self._ended = not n
-        self._error = None
-        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-            self._held = error
-        elif error is not None and not isinstance(error, BlockingIOError):
-            try:
+            if error is not None and not (n and blocked):
                 raise error
-            finally:
-                del error
+        finally:
+            del error
 
     def _open(self, record: BorrowedRecord) -> None:
         """Decrypt a record and put it on the list. Raises TLSError."""

@@ -212,8 +212,9 @@ class TLSReader(OrderedReader):
             self._fail(exc)
             return True
         except BaseException as exc:
+            whole, self._layer.whole = self._layer.whole, False  # until n is known, whatever interrupts this
             n = getattr(exc, "transferred", 0)
-            exc.transferred = 0  # type: ignore[attr-defined]  # they wait, and were not delivered
+            exc.transferred, self._layer.whole = 0, whole  # type: ignore[attr-defined]  # they wait
             raise
         finally:
             self._plain, self._plain_end = start, start + n

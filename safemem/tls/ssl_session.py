@@ -7,12 +7,11 @@ answers that the peer's messages call for, unless a write is under way, which se
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from safemem.fork import fork_safe_lock
+from safemem.fork import fork_safe_lock, in_use_lock
 from safemem.protocols import Writer
 from safemem.tls.one_call import OneCall
 from safemem.tls.outbox import Outbox
@@ -70,7 +69,7 @@ class SSLSession(Outbox):
         self.early = b""
         self.taken = 0
         self._owed = b""
-        self._sending = threading.Lock()
+        self._sending = in_use_lock("another write is under way", waits=True)
         self._view = memoryview(b"")  # read from ``outgoing``, and not sent yet
 
     def waiting(self) -> memoryview:
@@ -135,7 +134,10 @@ class SSLSession(Outbox):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Have the sending to oneself in a ``with``, and then send what has come up meanwhile."""
+        """Have the sending to oneself in a ``with``, and then send what has come up meanwhile.
+
+        Another thread waits its turn; a call in the middle of one, a signal handler's say, raises RuntimeError.
+        """
         with self._sending:
             yield
         if not self._view:
@@ -146,7 +148,7 @@ class SSLSession(Outbox):
 
         The reader must not wait here for a large write to go: the peer may be waiting for the reader.
         """
-        while self._held is None and not self.call.torn and self.unsent():
+        while self._held is None and not self.call.torn and self.unsent() and not self._sending.mine():
             taken: list[bool] = []
             try:
                 taken.extend(map(self._sending.acquire, (False,)))  # one step: an interrupt finds it taken, or not
@@ -162,12 +164,16 @@ class SSLSession(Outbox):
 
         While it sends a close_notify it looks for the peer's, and data in its way would be an error for good.
         """
-        self.reading.torn = True
-        while n := self.tls.pending():
-            self.early += self.tls.read(n)
-        encrypted = self.incoming.read()
+        whole = False
         try:
-            yield
+            while n := self.tls.pending():
+                self.early += self.tls.read(n)
+            encrypted = self.incoming.read()
+            try:
+                yield
+            finally:
+                self.incoming.write(encrypted)
+                whole = True
         finally:
-            self.incoming.write(encrypted)
-            self.reading.torn = False
+            if not whole:  # an interrupt between what was taken out and its place: the read has lost it
+                self.reading.torn = True

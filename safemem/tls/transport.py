@@ -86,17 +86,6 @@ def _view(view: memoryview) -> memoryview:
     return view
 
 
-def receive(source: Transport, view: memoryview) -> tuple[int, BaseException | None]:
-    """One receive: how many bytes came, and the error that came behind them. An error that came alone is raised."""
-    n, error = source.move(view)
-    try:
-        if error is not None and not n:
-            raise error
-        return n, error
-    finally:
-        del error
-
-
 def sink_ended() -> OSError:
     """What is raised where a sink takes nothing more: a Writer's 0."""
     return error(errno.EPIPE, "the sink takes nothing more")

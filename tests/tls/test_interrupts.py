@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import socket
 import ssl
+from _thread import interrupt_main
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -51,10 +52,10 @@ WRITING = [one_call, outbox, transport, writer, *ENGINE]
 SSL_READING = [one_call, ordered_reader, ssl_object, ssl_session, transport]
 SSL_WRITING = [one_call, outbox, ssl_object_writer, ssl_session, transport]
 DATA = pattern(700)
-OFTEN = 1 << 60 if NIGHTLY else 2  # how many runs of a line, or of an instruction, count
+OFTEN = 1 << 60 if NIGHTLY else 3  # how many runs of a line, or of an instruction, count
 SIZES = (7, 150, 4, 33, 90)
-Way = Literal["lines", "instructions"]
-ways = pytest.mark.parametrize("way", ["lines", "instructions"])
+Way = Literal["lines", "instructions", "twice"]
+ways = pytest.mark.parametrize("way", ["lines", "instructions", "twice"])
 
 
 def filled(data: bytes) -> socket.socket:
@@ -63,6 +64,21 @@ def filled(data: bytes) -> socket.socket:
     with theirs:
         theirs.sendall(data)
     return ours
+
+
+class TwiceError(KeyboardInterrupt):
+    """Behind it comes another: of two signals that come at once the second one's handler runs when the first raised."""
+
+    __init__ = staticmethod(interrupt_main)
+
+
+def interrupt_twice() -> None:
+    """Ctrl-C, and again before the first one is dealt with."""
+    raise TwiceError
+
+
+def settle() -> None:
+    """The second interrupt comes here, if it has not come before."""
 
 
 def wire() -> bytes:
@@ -77,16 +93,29 @@ def wire() -> bytes:
     return found + peer.record(21, b"\1\0")
 
 
-def read_on(tls: Reader, event: Event) -> str:
+def equal_records() -> bytes:
+    """DATA in records that one receive brings and one loop opens, with a key update now and then."""
+    peer = Sender()
+    found = b""
+    for i, at in enumerate(range(0, len(DATA), 25), 1):
+        found += peer.data(DATA[at : at + 25]) + (b"" if i % 9 else peer.key_update())
+    return found + peer.close()
+
+
+def read_on(tls: Reader, event: Event, sizes: Collection[int] = SIZES) -> str:
     """Read to the end, with an interrupt on the way; how it ended."""
     found = bytearray()
 
     def read() -> None:
-        for size in itertools.cycle(SIZES):
+        for size in itertools.cycle(sizes):
             buffer = bytearray(b"\xee" * size)
             try:
                 n = tls.read_to_blocks(BlockSeq([Block(memoryview(buffer)[:3]), Block(memoryview(buffer)[3:])]))
             except KeyboardInterrupt as exc:
+                try:  # noqa: SIM105  # suppress() would be a call before its with
+                    settle()
+                except KeyboardInterrupt:
+                    pass
                 found.extend(buffer[: getattr(exc, "transferred", 0)])
                 continue
             found.extend(buffer[:n])
@@ -118,6 +147,10 @@ def write_on(tls: TLSWriter | SSLObjectWriter, event: Event) -> str:
             try:
                 at += tls.write_from_blocks(BlockSeq([Block(part[:3]), Block(part[3:])]))
             except KeyboardInterrupt as exc:
+                try:  # noqa: SIM105
+                    settle()
+                except KeyboardInterrupt:
+                    pass
                 at += getattr(exc, "transferred", 0)
 
     try:
@@ -132,11 +165,12 @@ def write_on(tls: TLSWriter | SSLObjectWriter, event: Event) -> str:
 
 def at_each_point(modules: Collection[ModuleType], way: Way, run: Callable[[Event], str]) -> Counter[str]:
     """Run once for each point of the modules that is passed; how often it ended which way."""
-    between = way == "instructions"
+    between = way != "lines"
+    act = interrupt_twice if way == "twice" else interrupt
     counting = Event(modules, 0, often=OFTEN, between=between)
     run(counting)
     assert counting.lines > 50
-    return Counter(run(Event(modules, at, interrupt, OFTEN, between)) for at in range(1, counting.lines + 1))
+    return Counter(run(Event(modules, at, act, OFTEN, between)) for at in range(1, counting.lines + 1))
 
 
 # A destructor's interrupt is told of, and goes no further.
@@ -151,6 +185,23 @@ def test_a_read(release: Literal["verified", "direct"], engine: str, way: Way) -
     def run(event: Event) -> str:
         with filled(records) as sock:
             return read_on(TLSReader(sock, KEYS, release=release, engine_name=engine), event)
+
+    ends = at_each_point(READING, way, run)
+    assert ends["went on"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("way", ["instructions", "twice"])  # the lines that move a record's data and count it are one
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("release", ["verified", "direct"])
+def test_a_read_of_many_records(release: Literal["verified", "direct"], engine: str, way: Way) -> None:
+    """In the middle of a loop that has opened some."""
+    records = equal_records()
+
+    def run(event: Event) -> str:
+        with filled(records) as sock:
+            tls = TLSReader(sock, KEYS, release=release, engine_name=engine)
+            return read_on(tls, event, (300, 7, 40, 26))
 
     ends = at_each_point(READING, way, run)
     assert ends["went on"]
