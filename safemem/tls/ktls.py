@@ -145,23 +145,23 @@ class KernelTLSReader:
         if not dsts:
             return Received(0, 0, False)
         dsts.check_writable("dsts")
+        peek, wait_all = bool(flags & socket.MSG_PEEK), bool(flags & socket.MSG_WAITALL)
         moved = 0
         try:
             with self._lock:
                 start = self._read
                 try:
-                    found = self._recvmsg(dsts, has_control, flags)
+                    found = self._recvmsg(dsts, has_control, peek, wait_all)
                 finally:
                     moved = self._read - start
             return found
         except BaseException as exc:
-            if not flags & socket.MSG_PEEK:
-                exc.transferred = moved  # type: ignore[attr-defined]
+            if not peek:
+                exc.transferred = moved  # type: ignore[attr-defined]  # no call: another interrupt would lose the count
             raise
 
-    def _recvmsg(self, dsts: BlockSeq, has_control: bool, flags: int) -> Received:
-        peek = flags & socket.MSG_PEEK
-        target = dsts.num_bytes if flags & socket.MSG_WAITALL else 1
+    def _recvmsg(self, dsts: BlockSeq, has_control: bool, peek: bool, wait_all: bool) -> Received:
+        target = dsts.num_bytes if wait_all else 1
         listed, index = len(self._rx_list), 0
         done = kind = 0
         whole = False
@@ -195,7 +195,7 @@ class KernelTLSReader:
             add_transferred(exc, done)  # of a peek; else the caller knows better
             raise
 
-    def _copy(self, dsts: BlockSeq, record: _Record, peek: int) -> int:
+    def _copy(self, dsts: BlockSeq, record: _Record, peek: bool) -> int:
         """Deliver what is left of a record, as far as it fits, and return how much that was."""
         source = BlockSeq.of(Block(record.content[max(self._read - record.begin, 0) :]))
         try:

@@ -21,13 +21,16 @@ import pytest
 from campaign import NIGHTLY
 from each_line import Event, interrupt
 from edge_layouts import pattern
-from safemem import Block, BlockSeq, Reader
+from safemem import Block, BlockSeq, Reader, ReaderFunc
 from safemem.tls import (
+    CryptoInfo,
+    KernelTLSReader,
     SSLObjectWriter,
     StreamInterruptedError,
     TLSReader,
     TLSWriter,
     deframer,
+    ktls,
     one_call,
     ordered_reader,
     outbox,
@@ -49,6 +52,7 @@ from tls_wire import ENGINES, KEYS, Sender
 ENGINE = [libcrypto, cryptography_engine]
 READING = [deframer, one_call, ordered_reader, post_handshake, reader, record_layer, transport, *ENGINE]
 WRITING = [one_call, outbox, transport, writer, *ENGINE]
+KERNEL_READING = [deframer, ktls, record_layer, transport, *ENGINE]
 SSL_READING = [one_call, ordered_reader, ssl_object, ssl_session, transport]
 SSL_WRITING = [one_call, outbox, ssl_object_writer, ssl_session, transport]
 DATA = pattern(700)
@@ -265,3 +269,44 @@ def test_a_write_of_an_ssl_object(version: ssl.TLSVersion, way: Way) -> None:
 
     ends = at_each_point(SSL_WRITING, way, run)
     assert ends["went on"]
+
+
+class ByRecvmsg:
+    """Kernel TLS's reader as a Reader."""
+
+    def __init__(self, kernel: KernelTLSReader, flags: int) -> None:
+        self._kernel = kernel
+        self._flags = flags
+
+    def read_to_blocks(self, dsts: BlockSeq) -> int:
+        """Fill dsts by one recvmsg."""
+        try:
+            return self._kernel.recvmsg(dsts, flags=self._flags).count
+        except OSError as exc:
+            if "interrupted" in str(exc):
+                raise StreamInterruptedError("read") from None
+            raise
+
+
+@ways
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("flags", [0, int(socket.MSG_WAITALL)])
+def test_a_read_of_kernel_tls(flags: int, engine: str, way: Way) -> None:
+    """Of records that come in two receives."""
+    peer = Sender()
+    records = b"".join(peer.data(DATA[at : at + 60]) for at in range(0, len(DATA), 60))
+    info = CryptoInfo(KEYS.record_keys())
+
+    def run(event: Event) -> str:
+        with filled(records) as sock:
+            kernel = KernelTLSReader(ReaderFunc(partial(halves, sock)), info, engine_name=engine)
+            return read_on(ByRecvmsg(kernel, flags), event)
+
+    ends = at_each_point(KERNEL_READING, way, run)
+    assert ends["went on"]
+
+
+def halves(sock: socket.socket, dsts: BlockSeq) -> int:
+    """Receive into the first 400 bytes of dsts."""
+    (block,) = dsts
+    return sock.recv_into(block.take_first(400).view())
