@@ -177,8 +177,7 @@ def _run(
     while True:
         done = True
         try:
-            with log.step():
-                tls.do_handshake()
+            log.step()
         except ssl.SSLWantReadError:
             done = False
         except ssl.SSLError:

@@ -73,7 +73,7 @@ class Event:
             self._before[frame] = opname[frame.f_code.co_code[frame.f_lasti]]
             if before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
                 self._count(frame, frame.f_lasti, False)
-        elif event == "return":
+        else:  # it returns, or what it called has raised: no handler runs then
             self._before.pop(frame, None)
         return self._instruction
 
