@@ -84,6 +84,7 @@ class KernelTLSReader:
         self._lock = in_use_lock("another read is under way")
         self._rx_list: deque[_Record] = deque()  # decrypted, and not read to their end
         self._read = 0
+        self._moved = 0  # how much of that by this call
         self._error: OSError | None = None
         self._expired = False
         self._ended = False
@@ -149,11 +150,11 @@ class KernelTLSReader:
         moved = 0
         try:
             with self._lock:
-                start = self._read
+                self._moved = 0
                 try:
                     found = self._recvmsg(dsts, has_control, peek, wait_all)
                 finally:
-                    moved = self._read - start
+                    moved = self._moved
             return found
         except BaseException as exc:
             if not peek:
@@ -202,10 +203,10 @@ class KernelTLSReader:
             n = copy_seq(dsts, source)
         except TransferError as exc:
             if not peek:
-                self._read += exc.transferred
+                self._read, self._moved = self._read + exc.transferred, self._moved + exc.transferred
             raise
         if not peek:
-            self._read += n
+            self._read, self._moved = self._read + n, self._moved + n
         return n
 
     def _decrypt(self, done: int, target: int) -> bool:

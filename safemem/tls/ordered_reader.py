@@ -33,17 +33,15 @@ class OrderedReader(ABC):
         self._eof = False
         self._closed = False
 
-    def read_at_least(self, dsts: BlockSeq, n: int = 1) -> int:
+    def read_at_least(self, dsts: BlockSeq, n: int = 1, *, receives: int = -1) -> int:
         """Fill dsts with what is there; receive, as seldom as can be, until ``n`` bytes, or dsts, or the end are there.
 
-        With an ``n`` of 0 there is one receive at the most: see :meth:`read_once`.
+        There are no more than ``receives`` receives, if that is not negative: then less may be there, or nothing.
 
         0 is the end. Raises the stream's own errors (see the class); BlockingIOError and other errors of the transport;
         HostFaultError if dsts faults, and then nothing is lost; RuntimeError if another read is under way;
         StreamInterruptedError after one that a signal handler's exception cut where the place in the stream was lost.
         """
-        if n < 0:
-            raise ValueError(f"n must not be negative, not {n}")
         if not dsts:
             return 0
         dsts.check_writable("dsts")
@@ -53,7 +51,7 @@ class OrderedReader(ABC):
                 self._call.check()
                 if self._closed:
                     raise ValueError(f"the {type(self).__name__} is closed")
-                done = self._read(dsts, min(n, dsts.num_bytes))
+                done = self._read(dsts, max(1, min(n, dsts.num_bytes)), receives)
                 self._call.torn = False
             return done
         except BaseException as exc:
@@ -69,11 +67,10 @@ class OrderedReader(ABC):
 
         What it received may be half a record, or a session ticket. (Zig's readvAdvanced.)
         """
-        return self.read_at_least(dsts, 0)
+        return self.read_at_least(dsts, 1, receives=1)
 
-    def _read(self, dsts: BlockSeq, least: int) -> int:
+    def _read(self, dsts: BlockSeq, least: int, receives: int) -> int:
         done = 0
-        receives, least = (-1, least) if least else (1, 1)
         try:
             while True:
                 self._call.torn = True

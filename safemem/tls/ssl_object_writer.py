@@ -38,14 +38,14 @@ class SSLObjectWriter:
                 if self._ended:
                     raise error(errno.EPIPE, "close_notify has been sent")
                 session.flush()
-                start = session.taken
+                session.taken = 0
                 try:
                     self._write(srcs)
                 finally:
-                    done = session.taken - start
+                    done = session.taken
             return done
         except BaseException as exc:
-            exc.transferred = done  # type: ignore[attr-defined]  # no call: a second interrupt would lose the count
+            exc.transferred = done  # type: ignore[attr-defined]  # no call: another interrupt would lose the count
             raise
 
     def pending(self) -> int:

@@ -49,7 +49,7 @@ def last_flight(tls: ssl.SSLObject) -> AbstractContextManager[None]:
 class SSLSession(Outbox):
     """What is encrypted goes to the sink. ``early`` was decrypted before it was asked for, and is read first.
 
-    ``taken`` is how many bytes of data were ever encrypted, or wait for that.
+    ``taken`` is how many bytes of data a write has had encrypted, or has left waiting for that.
     """
 
     def __init__(

@@ -80,8 +80,8 @@ class TLSWriter:
         self._closed = False
         self._sealer: Sealer
         self._seq = 0
-        # How many bytes of data were ever encrypted. It moves with the record number and the buffer's end, so that a
-        # call's count is right wherever an interrupt cuts it.
+        # How many bytes of data this call has encrypted. It moves with the record number and the buffer's end, so that
+        # the count is right wherever an interrupt cuts the call.
         self._taken = 0
         self._use(keys)
 
@@ -135,19 +135,18 @@ class TLSWriter:
             with self._call.alone:
                 self._check_open()
                 self._out.flush()
-                start = self._taken
+                self._taken = 0
                 try:
                     self._write(srcs)
                 finally:
-                    done = self._taken - start
+                    done = self._taken
             return done
         except BaseException as exc:
-            exc.transferred = done  # type: ignore[attr-defined]  # no call: a second interrupt would lose the count
+            exc.transferred = done  # type: ignore[attr-defined]  # no call: another interrupt would lose the count
             raise
 
     def _write(self, srcs: BlockSeq) -> None:
         """Encrypt and send; ``_taken`` says how much."""
-        start = self._taken
         while srcs:
             before = self._taken
             try:
@@ -157,10 +156,9 @@ class TLSWriter:
                 raise
             # From where it is: starting anew would walk over all blocks each time.
             srcs = srcs.drop_first(self._taken - before)
-            done = self._taken > start
-            sent = self._out.push_or_hold() if done else self._out.push()
+            sent = self._out.push_or_hold() if self._taken else self._out.push()
             if not sent:
-                if not done:
+                if not self._taken:
                     raise would_block()
                 break
 

@@ -288,6 +288,7 @@ class ByRecvmsg:
             raise
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @ways
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("flags", [0, int(socket.MSG_WAITALL)])

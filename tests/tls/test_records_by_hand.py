@@ -209,10 +209,13 @@ def test_one_receive_a_call_of_ssl_objects(version: ssl.TLSVersion) -> None:
     assert (reader.read_once(room(4)), source.calls - before) == (2, 2)
 
 
-def test_at_least_nothing() -> None:
-    """Is one receive at the most, too; less than nothing cannot be."""
-    source = Source(sealed_all(Record(DATA, b"abc")))
+def test_a_few_receives() -> None:
+    """read_at_least stops at as many as it may make."""
+    wire = sealed_all(*(Record(DATA, b"abc") for _ in range(4)))
+    size = len(wire) // 4
+    source = Source(*(wire[at : at + size] for at in range(0, len(wire), size)))
     reader = TLSReader(source, SECRET)
-    with pytest.raises(ValueError, match="negative"):
-        reader.read_at_least(room(9), -1)
-    assert (reader.read_at_least(room(9), 0), source.calls) == (3, 1)
+    assert reader.read_at_least(room(20), 9, receives=0) == 0
+    assert reader.read_at_least(room(20), 9, receives=2) == 6
+    assert reader.read_at_least(room(20), 6, receives=2) == 6
+    assert source.calls == 4
