@@ -36,23 +36,30 @@ class InUse(RLock):  # type: ignore[misc]  # which CPython lets one do
     """
 
     message = "it is in use"
+    waits = False
+    """Whether another thread that finds it taken waits after all."""
 
     def __enter__(self) -> None:  # type: ignore[override]
-        if self._is_owned():  # type: ignore[attr-defined]  # by a call that this one has come in the middle of
+        if self.mine():  # it belongs to a call that this one has come in the middle of
             raise RuntimeError(self.message)
         try:
-            if not self.acquire(blocking=False):
+            if not self.acquire(blocking=self.waits):
                 raise RuntimeError(self.message)
         except BaseException:
-            if self._is_owned():  # type: ignore[attr-defined]
+            if self.mine():
                 self.release()
             raise
 
+    def mine(self) -> bool:
+        """Whether this thread has it."""
+        return bool(self._is_owned())  # type: ignore[attr-defined]
 
-def in_use_lock(message: str) -> InUse:
-    """A new one, free in every child process, whose error has this message."""
+
+def in_use_lock(message: str, *, waits: bool = False) -> InUse:
+    """A new one, free in every child process, whose error has this message. With ``waits`` other threads wait."""
     lock = InUse()
     lock.message = message
+    lock.waits = waits
     _locks.add(lock)
     return lock
 

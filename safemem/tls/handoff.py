@@ -20,7 +20,7 @@ from safemem.tls.errors import Alert, TLSError, TruncationError
 from safemem.tls.keylog import Keylog
 from safemem.tls.keys import SUITES, CipherSuite, TrafficSecret
 from safemem.tls.post_handshake import NewSessionTicket
-from safemem.tls.reader import BUFFER_SIZE, TLSReader
+from safemem.tls.reader import BUFFER_SIZE, TLSReader, check_options
 from safemem.tls.record import HEADER, ContentType
 from safemem.tls.resumption import Resumption
 from safemem.tls.ssl_session import last_flight, wrap_memory
@@ -89,14 +89,15 @@ def handshake(
     the writer.
 
     Raises ssl.SSLError as the standard library does, after telling the peer; TLSError (protocol_version) if another
-    version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait, or if the
-    context checks host names and none is given; TypeError for a socket that TLS has been spoken on, whose place in the
-    stream cannot be known; OSError if no descriptor is left, or the host has no /dev/fd. The context's steps of all
-    handshakes take turns, and must not wait in ``sni_callback``. Warns (RuntimeWarning) where the context has a key log
-    that cannot be opened once more, and ends it.
+    version was agreed on; TruncationError if the peer went away; ValueError for a socket that does not wait, for a
+    parameter out of its range, or if the context checks host names and none is given; TypeError for a socket that TLS
+    has been spoken on, whose place in the stream cannot be known; OSError if no descriptor is left, or the host has no
+    /dev/fd. The context's steps of all handshakes take turns, and must not wait in ``sni_callback``. Warns
+    (RuntimeWarning) where the context has a key log that cannot be opened once more, and ends it.
     """
     _check_socket(sock)
-    chosen = engine(engine_name).name  # before the handshake, so that it is not in vain
+    check_options(release, buffer_size)  # before the handshake, so that it is not in vain
+    chosen = engine(engine_name).name
     tls, incoming, outgoing = wrap_memory(context, server_hostname, server_side, session)
     ours, theirs = _shake_hands(sock, tls, incoming, outgoing)
     resumption = None if server_side else Resumption(tls, incoming, theirs, chosen)
@@ -177,8 +178,7 @@ def _run(
     while True:
         done = True
         try:
-            with log.step():
-                tls.do_handshake()
+            log.step()
         except ssl.SSLWantReadError:
             done = False
         except ssl.SSLError:

@@ -3,7 +3,11 @@
 The name is pointed at a file in memory while the handshake takes a step, never while it waits for its peer. The file is
 this handshake's own, and emptied after each step: no secret touches a disk, and none outlives its handshake here.
 
-Source: the SSLKEYLOGFILE format (RFC 9850).
+A signal handler may raise after each call. So what a step changes is put back by stores alone, before anything is
+called; and descriptors belong to objects whose destructors close them.
+
+Source: the SSLKEYLOGFILE format (RFC 9850); _ssl__SSLContext_keylog_filename_set (Modules/_ssl/debughelpers.c), which
+has let go of the old file when it fails to open a new one.
 """
 
 from __future__ import annotations
@@ -12,10 +16,11 @@ import errno
 import os
 import ssl
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import Self
+from collections.abc import Iterable
+from functools import partial
+from io import FileIO
+from itertools import chain, starmap
+from typing import Any, ClassVar, Self
 
 from safemem.errors import error
 from safemem.fork import fork_safe_lock
@@ -24,20 +29,29 @@ from safemem.fork import fork_safe_lock
 # although another thread's handshake may be writing to it.
 _LOCK = fork_safe_lock()
 
+# Not waiting for who reads a FIFO: OSError if nobody does.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+
 
 class Keylog:
     """Gathers what ``tls`` tells in its steps. It has a descriptor until it is closed."""
+
+    stepping: ClassVar[Keylog | None] = None
+    """Which takes a step, whichever thread's."""
 
     def __init__(self, tls: ssl.SSLObject) -> None:
         """Raises OSError if there is no descriptor left for the file in memory."""
         self._tls = tls
         self._told = b""
-        self._read, self._write = _memory_file()
+        self._files = _memory_files()
+        self._name = f"/dev/fd/{self._files[-1].fileno()}"
+        self._setting: _Setting | None = None
+        self._chosen: _Setting | None = None
 
     def close(self) -> None:
         """Close the file in memory."""
-        for fd in {self._read, self._write}:
-            os.close(fd)
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -54,72 +68,144 @@ class Keylog:
                 found[label] = bytes.fromhex(secret)
         return found
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Let the handshake go on in a ``with``: it must not wait for its peer there.
+    def step(self) -> None:
+        """``do_handshake()``, which raises as that does. It must not wait for its peer.
 
-        Raises OSError if the file in memory cannot be opened once more; then nothing was done.
+        Raises OSError if there is no descriptor left; then nothing was done.
         """
-        with _LOCK, ExitStack() as stack:
+        with _LOCK:
             context = self._tls.context
-            self._attach(context, stack)
-            callback = context.sni_callback if self._tls.server_side else None
-            if callback is not None:
+            setting = _Setting(context)
+            callback = setting.callback
+            choose = partial(self._choose, callback)
+            self._setting, self._chosen = setting, None
+            Keylog.stepping = self
+            try:
+                self._point(context)
+                if callback is not None:
+                    context.sni_callback = choose
+                self._tls.do_handshake()
+            finally:
+                # Stores alone. A key log that cannot be opened is looked for behind them.
+                if callback is not None:
+                    context.sni_callback = callback
+                try:  # noqa: SIM105
+                    context.keylog_filename = setting.name  # type: ignore[assignment]  # typeshed knows no None
+                except OSError:
+                    pass
+                if self._chosen is not None:
+                    try:  # noqa: SIM105
+                        self._chosen.context.keylog_filename = self._chosen.name
+                    except OSError:
+                        pass
+                Keylog.stepping = None
+                lines = self._take()
+                self._told += lines
+                setting.close(b"" if self._chosen is not None else lines)
+                if self._chosen is not None:
+                    self._chosen.close(lines)
 
-                def choose(asked: ssl.SSLObject, name: str, context: ssl.SSLContext) -> int | None:
-                    answer = callback(asked, name, context)
-                    if self._tls.context is not context:
-                        self._attach(self._tls.context, stack)
-                    return answer
+    @classmethod
+    def undo_in_child(cls) -> None:
+        """Put back, in a child that another thread has forked, what a step is in the middle of.
 
-                stack.callback(setattr, context, "sni_callback", callback)
-                context.sni_callback = choose
-            yield
+        The child's own handshakes would write their secrets to the step's file.
+        """
+        log = cls.stepping
+        if log is None or _LOCK._is_owned():  # type: ignore[attr-defined]  # the step goes on here, and does it
+            return
+        cls.stepping = None
+        for setting in filter(None, (log._setting, log._chosen)):
+            if setting.callback is not None:
+                setting.context.sni_callback = setting.callback
+            setting.context.keylog_filename = setting.name  # type: ignore[assignment]
+        log.close()
 
-    def _attach(self, context: ssl.SSLContext, stack: ExitStack) -> None:
-        """Have the context write to our file until the stack is left."""
-        stack.callback(self._detach, context, context.keylog_filename)
+    def _choose(self, callback: Any, asked: ssl.SSLObject, name: str, context: ssl.SSLContext) -> int | None:
+        """The context's ``sni_callback`` meanwhile: the context that it chooses writes to our file, too."""
+        answer: int | None = callback(asked, name, context)
+        if asked is self._tls and asked.context is not context:
+            self._chosen = _Setting(asked.context)
+            self._point(asked.context)
+        return answer
+
+    def _point(self, context: ssl.SSLContext) -> None:
+        """Have the context write to our file."""
         try:
-            context.keylog_filename = f"/dev/fd/{self._write}"
+            context.keylog_filename = self._name
         except FileNotFoundError as exc:
             what = "handshake needs /dev/fd: mount /proc, or use ssl_object_pair, which needs no secrets"
             raise error(errno.ENOENT, what) from exc
 
-    def _detach(self, context: ssl.SSLContext, before: str | None) -> None:
-        """Point the context back, and pass on what came to the key log that it had."""
-        lines = self._take()
-        self._told += lines
-        try:
-            context.keylog_filename = before  # type: ignore[assignment]  # typeshed knows no None
-            if before and lines:
-                with Path(before).open("ab") as file:
-                    file.write(lines)
-        except OSError as exc:
-            context.keylog_filename = None  # type: ignore[assignment]
-            what = f"the context's key log cannot be opened again, and ends here: {exc}"
-            warnings.warn(what, RuntimeWarning, stacklevel=2)
-
     def _take(self) -> bytes:
         """What has been written to the file in memory, which is empty then."""
+        file = self._files[0]
         found = b""
-        with suppress(BlockingIOError):
-            while True:  # no condition: its jump back would have no handler (CPython 3.13)
-                part = os.read(self._read, 1 << 16)
-                if not part:
-                    break
-                found += part
-        if self._read == self._write:
-            os.ftruncate(self._read, 0)
-            os.lseek(self._read, 0, os.SEEK_SET)
+        while part := file.read(1 << 16):  # None of a pipe that is empty
+            found += part
+        if file.seekable():
+            file.truncate(0)
+            file.seek(0)
         return b"".join(line for line in found.splitlines(keepends=True) if not line.startswith(b"#"))
 
 
-def _memory_file() -> tuple[int, int]:
-    """Descriptors to read and to write a file that is on no disk: the same one, or a pipe's."""
+class _Setting:
+    """What is put back of a context: its ``callback`` and its key log, by its ``name``, whose file is held open.
+
+    Who reads a FIFO would take the moment in which nobody has it open for its end.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        """Raises OSError if no descriptor is left. A key log that cannot be opened has the name None."""
+        self.context = context
+        self.callback = context.sni_callback
+        self._before = context.keylog_filename
+        self._log: FileIO | None = None
+        self._reason: object = None
+        if self._before is not None:
+            try:
+                (self._log,) = _files(starmap(os.open, [(self._before, _APPEND, 0o666)]), "a")
+                os.set_blocking(self._log.fileno(), True)
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
+                self._reason = str(exc)
+        self.name = self._before if self._log is not None else None
+
+    def close(self, lines: bytes) -> None:
+        """Pass on lines to the key log, when the context has it back. Warns if it has not."""
+        try:
+            if self._log is not None and self.context.keylog_filename is not None:
+                with self._log:
+                    self._log.write(lines)
+        except OSError as exc:
+            self.context.keylog_filename = None  # type: ignore[assignment]
+            self._reason = exc
+        if self.context.keylog_filename != self._before:
+            what = f"the context's key log cannot be opened again, and ends here: {self._reason}"
+            warnings.warn(what, RuntimeWarning, stacklevel=3)
+
+
+def _files(descriptors: Iterable[int], *modes: str) -> list[FileIO]:
+    """Files that own these descriptors, which are made in one step with them: a handler finds none without an owner."""
+    files: list[FileIO] = []
+    files.extend(map(FileIO, descriptors, modes))
+    return files
+
+
+def _memory_files() -> list[FileIO]:
+    """To read and to write a file that is on no disk: one, or the two ends of a pipe."""
     if hasattr(os, "memfd_create"):
-        with suppress(OSError):  # a sandbox that refuses it
-            fd = os.memfd_create("keylog")
-            return fd, fd
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    return read, write
+        try:
+            return _files(starmap(os.memfd_create, [("keylog",)]), "r+")
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            # a sandbox that refuses it
+    files = _files(chain.from_iterable(starmap(os.pipe, [()])), "r", "w")
+    os.set_blocking(files[0].fileno(), False)
+    return files
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Keylog.undo_in_child)

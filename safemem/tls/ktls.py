@@ -18,7 +18,7 @@ from attrs import define, frozen
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, error, would_block
+from safemem.errors import TransferError, add_transferred, error, would_block
 from safemem.fork import in_use_lock
 from safemem.protocols import Reader
 from safemem.tls.aead import engine
@@ -28,7 +28,7 @@ from safemem.tls.errors import EKEYEXPIRED, Alert, TLSError
 from safemem.tls.reader import BUFFER_SIZE
 from safemem.tls.record import MAX_BODY, TAG, ContentType
 from safemem.tls.record_layer import RecordLayer
-from safemem.tls.transport import receive, receiver
+from safemem.tls.transport import receiver
 
 _DATA = int(ContentType.APPLICATION_DATA)
 _KEY_UPDATE = 24
@@ -84,6 +84,7 @@ class KernelTLSReader:
         self._lock = in_use_lock("another read is under way")
         self._rx_list: deque[_Record] = deque()  # decrypted, and not read to their end
         self._read = 0
+        self._moved = 0  # how much of that by this call
         self._error: OSError | None = None
         self._expired = False
         self._ended = False
@@ -145,13 +146,24 @@ class KernelTLSReader:
         if not dsts:
             return Received(0, 0, False)
         dsts.check_writable("dsts")
-        with self._lock:
-            return self._recvmsg(dsts, has_control, flags)
+        peek, wait_all = bool(flags & socket.MSG_PEEK), bool(flags & socket.MSG_WAITALL)
+        moved = 0
+        try:
+            with self._lock:
+                self._moved = 0
+                try:
+                    found = self._recvmsg(dsts, has_control, peek, wait_all)
+                finally:
+                    moved = self._moved
+            return found
+        except BaseException as exc:
+            if not peek:
+                exc.transferred = moved  # type: ignore[attr-defined]  # no call: another interrupt would lose the count
+            raise
 
-    def _recvmsg(self, dsts: BlockSeq, has_control: bool, flags: int) -> Received:
-        peek = flags & socket.MSG_PEEK
-        target = dsts.num_bytes if flags & socket.MSG_WAITALL else 1
-        start, listed, index = self._read, len(self._rx_list), 0
+    def _recvmsg(self, dsts: BlockSeq, has_control: bool, peek: bool, wait_all: bool) -> Received:
+        target = dsts.num_bytes if wait_all else 1
+        listed, index = len(self._rx_list), 0
         done = kind = 0
         whole = False
         try:
@@ -180,22 +192,21 @@ class KernelTLSReader:
                 if kind != _DATA:
                     break
             return Received(done, kind, whole)
-        except BaseException as exc:
-            if moved := done + getattr(exc, "transferred", 0) if peek else self._read - start:
-                exc.transferred = moved  # type: ignore[attr-defined]
+        except TransferError as exc:
+            add_transferred(exc, done)  # of a peek; else the caller knows better
             raise
 
-    def _copy(self, dsts: BlockSeq, record: _Record, peek: int) -> int:
+    def _copy(self, dsts: BlockSeq, record: _Record, peek: bool) -> int:
         """Deliver what is left of a record, as far as it fits, and return how much that was."""
         source = BlockSeq.of(Block(record.content[max(self._read - record.begin, 0) :]))
         try:
             n = copy_seq(dsts, source)
         except TransferError as exc:
             if not peek:
-                self._read += exc.transferred
+                self._read, self._moved = self._read + exc.transferred, self._moved + exc.transferred
             raise
         if not peek:
-            self._read += n
+            self._read, self._moved = self._read + n, self._moved + n
         return n
 
     def _decrypt(self, done: int, target: int) -> bool:
@@ -232,25 +243,19 @@ class KernelTLSReader:
                 break
             record.content = memoryview(bytearray(record.content))
         deframer.discard()
-        self._error = _INTERRUPTED  # until what came is counted; an interrupt in the receive itself brings nothing
+        self._error = _INTERRUPTED  # until what came is counted; an interrupt in the receive itself comes as its error
+        n, error = self._source.move(deframer.space())
         try:
-            n, error = receive(self._source, deframer.space())
-        except BaseException as exc:
+            deframer.received(n)
+            self._ended = not n and error is None
+            blocked = isinstance(error, BlockingIOError)
+            if isinstance(error, OSError) and not blocked:
+                self._held, error = error.with_traceback(None), None
             self._error = None
-            if isinstance(exc, BlockingIOError) or not isinstance(exc, OSError):
-                raise
-            self._held = exc.with_traceback(None)
-            return
-        deframer.received(n)
-        self._ended = not n
-        self._error = None
-        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-            self._held = error
-        elif error is not None and not isinstance(error, BlockingIOError):
-            try:
+            if error is not None and not (n and blocked):
                 raise error
-            finally:
-                del error
+        finally:
+            del error
 
     def _open(self, record: BorrowedRecord) -> None:
         """Decrypt a record and put it on the list. Raises TLSError."""

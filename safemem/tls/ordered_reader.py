@@ -52,7 +52,7 @@ class OrderedReader(ABC):
                 if self._closed:
                     raise ValueError(f"the {type(self).__name__} is closed")
                 done = self._read(dsts, max(1, min(n, dsts.num_bytes)), receives)
-            self._call.torn = False
+                self._call.torn = False
             return done
         except BaseException as exc:
             if done:
@@ -98,7 +98,10 @@ class OrderedReader(ABC):
             # One line: no handler runs in between.
             self._call.torn = False; raise  # fmt: skip # noqa: E702
         except BaseException as exc:
-            add_transferred(exc, done)
+            if done:
+                torn, self._call.torn = self._call.torn, True  # another interrupt would lose the count
+                add_transferred(exc, done)
+                self._call.torn = torn
             raise
 
     def _nothing(self) -> int:

@@ -40,6 +40,14 @@ _DATA = int(ContentType.APPLICATION_DATA)
 _TYPE = 1  # the byte behind the content that tells its type
 
 
+def check_options(release: str, buffer_size: int) -> None:
+    """Raise ValueError for those that a TLSReader does not take."""
+    if release not in ("verified", "direct"):
+        raise ValueError(f"release must be 'verified' or 'direct', not {release!r}")
+    if buffer_size < MAX_RECORD:
+        raise ValueError(f"buffer_size must be at least {MAX_RECORD}, one record, not {buffer_size}")
+
+
 class TLSReader(OrderedReader):
     """A Reader of what the peer sends, from the record that ``keys`` count from on.
 
@@ -73,8 +81,7 @@ class TLSReader(OrderedReader):
 
         Raises ValueError if a parameter is out of its range, TypeError if the source is none, EngineError.
         """
-        if release not in ("verified", "direct"):
-            raise ValueError(f"release must be 'verified' or 'direct', not {release!r}")
+        check_options(release, buffer_size)
         super().__init__(source, OneCall("read"))
         self._engine = engine(engine_name)
         self._deframer = Deframer(buffer_size, received)
@@ -212,8 +219,9 @@ class TLSReader(OrderedReader):
             self._fail(exc)
             return True
         except BaseException as exc:
+            whole, self._layer.whole = self._layer.whole, False  # until n is known, whatever interrupts this
             n = getattr(exc, "transferred", 0)
-            exc.transferred = 0  # type: ignore[attr-defined]  # they wait, and were not delivered
+            exc.transferred, self._layer.whole = 0, whole  # type: ignore[attr-defined]  # they wait
             raise
         finally:
             self._plain, self._plain_end = start, start + n

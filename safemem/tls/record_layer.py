@@ -128,8 +128,9 @@ class RecordLayer:
                 if not usual:
                     return done, body, authentic
         except BaseException as exc:
-            self._doubtful, self.whole = opening, usual or opening
+            self._doubtful = opening
             add_transferred(exc, done)
+            self.whole = usual or opening  # last: another interrupt would lose the count
             raise
         finally:
             deframer.start, self.seq = start, seq
@@ -183,11 +184,12 @@ class RecordLayer:
                 if not usual:
                     return done, body, authentic
         except BaseException as exc:
-            self._doubtful, self.whole = opening, usual or opening
+            self._doubtful = opening
             if done < filled <= size:  # interrupted, and nothing has been verified
                 view[done : filled + _TYPE] = bytes(n + _TYPE)
                 before = -1
             add_transferred(exc, done)
+            self.whole = usual or opening
             raise
         finally:
             deframer.start, self.seq = start, seq

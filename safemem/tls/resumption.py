@@ -9,10 +9,10 @@ Source: RFC 8446 sections 2.2 and 4.6.1; SSL_get1_session(3).
 from __future__ import annotations
 
 import ssl
-from contextlib import suppress
 
 from safemem.block_seq import BlockSeq
 from safemem.protocols import WriterFunc
+from safemem.tls.errors import Alert, TLSError
 from safemem.tls.keys import TrafficSecret
 from safemem.tls.post_handshake import NewSessionTicket
 from safemem.tls.record import MAX_CONTENT, MAX_RECORD, ContentType
@@ -32,14 +32,18 @@ class Resumption:
         return self._incoming.write(srcs.tobytes())
 
     def add(self, ticket: NewSessionTicket) -> None:
-        """Take a ticket. After close nothing is done."""
+        """Take a ticket. After close nothing is done. Raises TLSError for one that OpenSSL refuses."""
         if self._tls is None:
             return
         message = ticket.message()
         for at in range(0, len(message), MAX_CONTENT):
             self._server.write_record(ContentType.HANDSHAKE, message[at : at + MAX_CONTENT])
-        with suppress(ssl.SSLWantReadError):
+        try:
             self._tls.read(1)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as exc:
+            raise TLSError(Alert.DECODE_ERROR, f"a session ticket that OpenSSL refuses ({exc.reason})") from exc
 
     def session(self) -> ssl.SSLSession | None:
         """The session with the ticket that came last; None without a ticket, and after close."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from safemem.block import Block
 from safemem.block_seq import BlockSeq, copy_seq
-from safemem.errors import TransferError, add_transferred, error
+from safemem.errors import TransferError, error
 from safemem.tls.record import MAX_CONTENT
 from safemem.tls.ssl_session import BULK, SSLSession
 
@@ -32,53 +32,44 @@ class SSLObjectWriter:
         if not srcs:
             return 0
         done = 0
-        call = self._session.call
+        session = self._session
         try:
-            with self._session.exclusive():
+            with session.exclusive():
                 if self._ended:
                     raise error(errno.EPIPE, "close_notify has been sent")
-                self._session.flush()
-                done = self._write(srcs)
-                call.torn = False
+                session.flush()
+                session.taken = 0
+                try:
+                    self._write(srcs)
+                finally:
+                    done = session.taken
             return done
         except BaseException as exc:
-            if done:
-                exc.transferred = done  # type: ignore[attr-defined]
+            exc.transferred = done  # type: ignore[attr-defined]  # no call: another interrupt would lose the count
             raise
 
     def pending(self) -> int:
         """How many bytes of ciphertext wait for the transport."""
         return self._session.unsent()
 
-    def _write(self, srcs: BlockSeq) -> int:
-        """Encrypt and send, and leave the call torn until the count is known."""
-        done = 0
-        try:
-            session = self._session
-            while True:  # no condition: its jump back would have no handler (CPython 3.13)
-                if not srcs:
-                    break
-                view, fault = _gathered(srcs)
-                if view:
-                    session.encrypt(view)
-                done += len(view)
-                srcs = srcs.drop_first(len(view))
-                if srcs and fault is None and session.unsent() < BULK:
-                    continue  # one send takes many records
-                session.call.torn = False
-                sent = session.push_or_hold()
-                if fault is not None:
-                    try:
-                        raise fault
-                    finally:
-                        del fault
-                if not sent:
-                    break
-            session.call.torn = True
-            return done
-        except BaseException as exc:
-            add_transferred(exc, done)
-            raise
+    def _write(self, srcs: BlockSeq) -> None:
+        """Encrypt and send; the session's ``taken`` says how much."""
+        session = self._session
+        while srcs:
+            view, fault = _gathered(srcs)
+            if view:
+                session.encrypt(view)
+            srcs = srcs.drop_first(len(view))
+            if srcs and fault is None and session.unsent() < BULK:
+                continue  # one send takes many records
+            sent = session.push_or_hold()
+            if fault is not None:
+                try:
+                    raise fault
+                finally:
+                    del fault
+            if not sent:
+                break
 
     def flush(self) -> None:
         """Send what waits, answers to the peer's messages too. Raises BlockingIOError if not all of it can go now."""
@@ -100,7 +91,7 @@ class SSLObjectWriter:
 def _gathered(srcs: BlockSeq) -> tuple[memoryview, TransferError | None]:
     """The next bytes in one piece: all full records that the first block has, or one record of several blocks.
 
-    Where a block faults: the bytes before it, and the fault, which counts none.
+    Where a block faults: the bytes before it, and the fault.
     """
     size, head = srcs.num_bytes, srcs.head()
     n = len(head) if len(head) == size else len(head) - len(head) % MAX_CONTENT
@@ -110,6 +101,5 @@ def _gathered(srcs: BlockSeq) -> tuple[memoryview, TransferError | None]:
     try:
         copy_seq(BlockSeq.of(Block(view)), srcs)
     except TransferError as exc:
-        view, exc.transferred = view[: exc.transferred], 0
-        return view, exc.with_traceback(None)
+        return view[: exc.transferred], exc.with_traceback(None)
     return view, None

@@ -7,12 +7,11 @@ answers that the peer's messages call for, unless a write is under way, which se
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from safemem.fork import fork_safe_lock
+from safemem.fork import fork_safe_lock, in_use_lock
 from safemem.protocols import Writer
 from safemem.tls.one_call import OneCall
 from safemem.tls.outbox import Outbox
@@ -48,7 +47,10 @@ def last_flight(tls: ssl.SSLObject) -> AbstractContextManager[None]:
 
 
 class SSLSession(Outbox):
-    """What is encrypted goes to the sink. ``early`` was decrypted before it was asked for, and is read first."""
+    """What is encrypted goes to the sink. ``early`` was decrypted before it was asked for, and is read first.
+
+    ``taken`` is how many bytes of data a write has had encrypted, or has left waiting for that.
+    """
 
     def __init__(
         self,
@@ -65,8 +67,9 @@ class SSLSession(Outbox):
         self.lock = fork_safe_lock()
         self.reading = OneCall("read")
         self.early = b""
+        self.taken = 0
         self._owed = b""
-        self._sending = threading.Lock()
+        self._sending = in_use_lock("another write is under way", waits=True)
         self._view = memoryview(b"")  # read from ``outgoing``, and not sent yet
 
     def waiting(self) -> memoryview:
@@ -94,22 +97,23 @@ class SSLSession(Outbox):
         return n
 
     def encrypt(self, data: memoryview) -> None:
-        """Encrypt data for the peer, and leave the write torn, for the caller to count them.
+        """Encrypt data for the peer, and count them in ``taken``.
 
         While the peer wants another handshake (TLS 1.2's renegotiation) they wait for its end: see :meth:`push`.
         """
         with self.lock:
+            taken = self.taken + len(data)
+            owed = self._owed + data if self._owed else b""
             self.call.torn = True
             try:
-                if not self._owed:
+                if not owed:
                     self.tls.write(data)
-                    return
             except ssl.SSLWantReadError:
-                pass
+                owed = bytes(data)
             except ssl.SSLError:
                 self.call.torn = False
                 raise
-            self._owed += data
+            self._owed, self.taken, self.call.torn = owed, taken, False
 
     def push(self) -> bool:
         """As Outbox.push, with what waits for a handshake's end encrypted first, if it has come."""
@@ -117,15 +121,23 @@ class SSLSession(Outbox):
             self.call.check()
             if self._owed:
                 self.call.torn = True
-                with suppress(ssl.SSLWantReadError):
+                try:
                     self.tls.write(self._owed)
                     self._owed = b""
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLError:
+                    self.call.torn = False
+                    raise
                 self.call.torn = False
         return super().push() and not self._owed
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Have the sending to oneself in a ``with``, and then send what has come up meanwhile."""
+        """Have the sending to oneself in a ``with``, and then send what has come up meanwhile.
+
+        Another thread waits its turn; a call in the middle of one, a signal handler's say, raises RuntimeError.
+        """
         with self._sending:
             yield
         if not self._view:
@@ -136,7 +148,7 @@ class SSLSession(Outbox):
 
         The reader must not wait here for a large write to go: the peer may be waiting for the reader.
         """
-        while self._held is None and not self.call.torn and self.unsent():
+        while self._held is None and not self.call.torn and self.unsent() and not self._sending.mine():
             taken: list[bool] = []
             try:
                 taken.extend(map(self._sending.acquire, (False,)))  # one step: an interrupt finds it taken, or not
@@ -152,12 +164,16 @@ class SSLSession(Outbox):
 
         While it sends a close_notify it looks for the peer's, and data in its way would be an error for good.
         """
-        self.reading.torn = True
-        while n := self.tls.pending():
-            self.early += self.tls.read(n)
-        encrypted = self.incoming.read()
+        whole = False
         try:
-            yield
+            while n := self.tls.pending():
+                self.early += self.tls.read(n)
+            encrypted = self.incoming.read()
+            try:
+                yield
+            finally:
+                self.incoming.write(encrypted)
+                whole = True
         finally:
-            self.incoming.write(encrypted)
-            self.reading.torn = False
+            if not whole:  # an interrupt between what was taken out and its place: the read has lost it
+                self.reading.torn = True

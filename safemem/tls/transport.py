@@ -28,13 +28,15 @@ class Transport(NamedTuple):
         """Fill a view, or take it: how many bytes were moved, and what was raised behind them or alone.
 
         That may be an interrupt, which loses no count: Readers and Writers have it in ``transferred``. Raises
-        ValueError for a count that cannot be.
+        ValueError for a count that cannot be, and a MemoryError, after which the count is not known.
         """
         argument = self.argument(view)
         counts: list[int | None] = []
         try:
             # One step: when a handler can run, the count is here.
             counts.extend(map(self.call, (argument,)))
+        except MemoryError:
+            raise
         except BaseException as exc:
             if not counts:
                 counts.append(getattr(exc, "transferred", 0))
@@ -84,17 +86,6 @@ def _blocks(view: memoryview) -> BlockSeq:
 
 def _view(view: memoryview) -> memoryview:
     return view
-
-
-def receive(source: Transport, view: memoryview) -> tuple[int, BaseException | None]:
-    """One receive: how many bytes came, and the error that came behind them. An error that came alone is raised."""
-    n, error = source.move(view)
-    try:
-        if error is not None and not n:
-            raise error
-        return n, error
-    finally:
-        del error
 
 
 def sink_ended() -> OSError:

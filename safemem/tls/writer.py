@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from safemem.block import Piece, copy, part
 from safemem.block_seq import BlockSeq
-from safemem.errors import TransferError, add_transferred, error, would_block
+from safemem.errors import TransferError, error, would_block
 from safemem.protocols import Writer
 from safemem.tls.aead import engine
 from safemem.tls.engines.engine import Sealer
@@ -80,6 +80,9 @@ class TLSWriter:
         self._closed = False
         self._sealer: Sealer
         self._seq = 0
+        # How many bytes of data this call has encrypted. It moves with the record number and the buffer's end, so that
+        # the count is right wherever an interrupt cuts the call.
+        self._taken = 0
         self._use(keys)
 
     def _use(self, keys: Keys) -> None:
@@ -132,45 +135,32 @@ class TLSWriter:
             with self._call.alone:
                 self._check_open()
                 self._out.flush()
-                done = self._write(srcs)
-            self._call.torn = False
+                self._taken = 0
+                try:
+                    self._write(srcs)
+                finally:
+                    done = self._taken
             return done
         except BaseException as exc:
-            if done:
-                exc.transferred = done  # type: ignore[attr-defined]
+            exc.transferred = done  # type: ignore[attr-defined]  # no call: another interrupt would lose the count
             raise
 
-    def _write(self, srcs: BlockSeq) -> int:
-        """Encrypt and send, and leave the call torn until the count is known."""
-        done = 0
-        try:
-            while True:  # no condition: its jump back would have no handler (CPython 3.13)
-                if not srcs:
-                    break
-                self._call.torn = True
-                try:
-                    n = self._encrypt(srcs)
-                except _EXPECTED:  # what came before goes on its way
-                    self._call.torn = False
-                    self._out.push_or_hold()
-                    raise
-                done += n
-                srcs = srcs.drop_first(n)  # from where it is: starting anew would walk over all blocks each time
-                self._call.torn = False
-                sent = self._out.push_or_hold() if done else self._out.push()
-                if not sent:
-                    if not done:
-                        raise would_block()
-                    break
-            self._call.torn = True
-            return done
-        except TransferError as exc:
-            add_transferred(exc, done)
-            # One line: no handler runs in between.
-            self._call.torn = False; raise  # fmt: skip # noqa: E702
-        except BaseException as exc:
-            add_transferred(exc, done)
-            raise
+    def _write(self, srcs: BlockSeq) -> None:
+        """Encrypt and send; ``_taken`` says how much."""
+        while srcs:
+            before = self._taken
+            try:
+                self._encrypt(srcs)
+            except _EXPECTED:  # what came before goes on its way
+                self._out.push_or_hold()
+                raise
+            # From where it is: starting anew would walk over all blocks each time.
+            srcs = srcs.drop_first(self._taken - before)
+            sent = self._out.push_or_hold() if self._taken else self._out.push()
+            if not sent:
+                if not self._taken:
+                    raise would_block()
+                break
 
     def write_record(self, kind: int, content: bytes) -> None:
         """Send one record of another type, as kernel TLS does by TLS_SET_RECORD_TYPE. What it means is the caller's.
@@ -259,37 +249,29 @@ class TLSWriter:
         if self._ended:
             raise error(errno.EPIPE, "close_notify has been sent")
 
-    def _encrypt(self, srcs: BlockSeq) -> int:
-        """Encrypt as much as the buffer has room for, and return how much that was. An error counts it."""
-        done, left = 0, srcs.num_bytes
+    def _encrypt(self, srcs: BlockSeq) -> None:
+        """Encrypt as much as the buffer has room for."""
+        left = srcs.num_bytes
         pieces = srcs.iter_pieces()
         piece: Piece = _NOTHING  # what is left of the one that is being encrypted
-        try:
-            while True:  # no condition: its jump back would have no handler (CPython 3.13)
-                if not left:
-                    break
-                self._make_way()
-                wanted = min(self._record_size, left)
-                n = min(wanted, self._capacity - self._out.end - _OVERHEAD)
-                if n < wanted and self._out.end:
-                    break
-                piece = piece or next(pieces)
-                size = len(piece)
-                if size < n or not isinstance(piece, memoryview):
-                    piece = self._gather(piece, pieces, n)
+        while left:
+            self._make_way()
+            wanted = min(self._record_size, left)
+            n = min(wanted, self._capacity - self._out.end - _OVERHEAD)
+            if n < wanted and self._out.end:
+                break
+            piece = piece or next(pieces)
+            size = len(piece)
+            if size < n or not isinstance(piece, memoryview):
+                piece = self._gather(piece, pieces, n)
+            else:
+                source = self._sealer.source(piece)
+                if n < self._record_size:
+                    self._seal(ContentType.APPLICATION_DATA, source, 0, n)
                 else:
-                    source = self._sealer.source(piece)
-                    if n < self._record_size:
-                        self._seal(ContentType.APPLICATION_DATA, source, 0, n)
-                    else:
-                        n = self._seal_run(source, size)
-                    piece = piece[n:]
-                done += n
-                left -= n
-        except BaseException as exc:
-            add_transferred(exc, done)
-            raise
-        return done
+                    n = self._seal_run(source, size)
+                piece = piece[n:]
+            left -= n
 
     def _gather(self, piece: Piece, pieces: Iterator[Piece], n: int) -> Piece:
         """Append a record with n bytes that lie in pieces, or may fault: they are gathered where they are encrypted.
@@ -312,9 +294,8 @@ class TLSWriter:
                     break
                 piece = next(pieces)
         except TransferError as exc:
-            add_transferred(exc, at - place)
-            if exc.transferred:
-                self._seal(ContentType.APPLICATION_DATA, self._own, place, exc.transferred)
+            if n := at - place + exc.transferred:
+                self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
             raise
         self._seal(ContentType.APPLICATION_DATA, self._own, place, n)
         return part(piece, size, len(piece) - size)
@@ -322,16 +303,16 @@ class TLSWriter:
     def _make_way(self) -> None:
         """Before data: the key update that the peer waits for, or that the cipher needs by now."""
         if self._update_owed or (self._seq >= _AEAD_LIMIT and self._keys is not None and self._keys.next()):
-            self._update(request_peer=False)
+            self._whole(partial(self._update, request_peer=False))
 
     def _update(self, request_peer: bool) -> None:
         following = self._keys.next() if self._keys is not None else None
         if following is None:
             raise ValueError("these are RecordKeys, from which no new keys follow: give a TrafficSecret")
-        self._update_owed = False
         self._put(ContentType.HANDSHAKE, bytes([24, 0, 0, 1, request_peer]))
         self._sealer.close()
         self._use(following)
+        self._update_owed = False
 
     def _seal_run(self, source: Any, size: int) -> int:
         """Append full records out of one block of a size, at least one, as many as fit; returns their bytes.
@@ -349,7 +330,7 @@ class TLSWriter:
         header = b"\x17\x03\x03" + length.to_bytes(2, "big")
         behind = bytes([ContentType.APPLICATION_DATA]) + bytes(tail - 1)
         buffer, seal = self._out.memory, self._sealer.seal
-        seq, end, offset = self._seq, self._out.end, 0
+        seq, end, offset, taken = self._seq, self._out.end, 0, self._taken
         try:
             for _ in range(count):
                 start = end + HEADER
@@ -358,13 +339,9 @@ class TLSWriter:
                 seal(seq, header, start, n, tail, source, offset)
                 # At once: no handler finds the one without the other.
                 seq, end, offset = seq + 1, start + length, offset + n
-        except BaseException as exc:
-            add_transferred(exc, (seq - self._seq) * n)
-            self._call.torn = False  # what was sealed and not counted is sealed again, and was never sent
-            raise
-        finally:
-            self._seq, self._out.end = seq, end
-        return count * n
+        finally:  # what was sealed and not counted is sealed again, and was never sent
+            self._seq, self._out.end, self._taken = seq, end, taken + offset
+        return offset
 
     def _put(self, kind: int, content: bytes) -> None:
         place = self._out.end + HEADER
@@ -385,9 +362,10 @@ class TLSWriter:
         buffer[start + n] = kind
         if padding:
             buffer[start + n + 1 : end] = bytes(padding)
+        taken = self._taken + (n if kind == ContentType.APPLICATION_DATA else 0)
         try:
             self._sealer.seal(self._seq, header, start, n, tail, source, offset)
         except BaseException:
-            self._call.torn = False
+            self._call.torn = False  # nothing has changed
             raise
-        self._seq, self._out.end = self._seq + 1, end + TAG
+        self._seq, self._out.end, self._taken = self._seq + 1, end + TAG, taken

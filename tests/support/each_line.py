@@ -64,7 +64,7 @@ class Event:
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Any:
         if event == "line":
-            self._count(frame, frame.f_lineno, _leaves_with(frame))
+            self._count(frame, frame.f_lineno, _no_handler(frame))
         return self._line
 
     def _instruction(self, frame: FrameType, event: str, arg: object) -> Any:
@@ -73,7 +73,7 @@ class Event:
             self._before[frame] = opname[frame.f_code.co_code[frame.f_lasti]]
             if before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
                 self._count(frame, frame.f_lasti, False)
-        elif event == "return":
+        else:  # it returns, or what it called has raised: no handler runs then
             self._before.pop(frame, None)
         return self._instruction
 
@@ -88,10 +88,14 @@ class Event:
                 self._act()
 
 
-def _leaves_with(frame: FrameType) -> bool:
-    """Whether a with block is about to call __exit__: no handler runs between its last line and that."""
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return line.lstrip().startswith("with ") and opname[frame.f_code.co_code[frame.f_lasti]] == "LOAD_CONST"
+def _no_handler(frame: FrameType) -> bool:
+    """Whether no handler runs between this line and the one before: at a ``try:``, which does nothing; at the first
+    line of a finally; where a with block is about to call __exit__.
+    """
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    name = opname[frame.f_code.co_code[frame.f_lasti]]
+    leaves_with = linecache.getline(file, number).lstrip().startswith("with ") and name == "LOAD_CONST"
+    return name == "NOP" or leaves_with or linecache.getline(file, number - 1).strip() == "finally:"
 
 
 def interrupt() -> None:

@@ -195,6 +195,19 @@ def test_a_host_name_that_is_missing(do: Callable[..., object]) -> None:
         do(sock, context)
 
 
+@pytest.mark.parametrize("option", [{"release": "never"}, {"buffer_size": 9}, {"engine_name": "none"}])
+def test_an_option_that_cannot_be(option: dict[str, Any]) -> None:
+    """It is told before a byte is sent."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(1)
+    with ours, theirs:
+        with pytest.raises(ValueError, match="must be"):
+            handshake(ours, client_context(), server_hostname="localhost", **option)
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+
+
 @pytest.mark.parametrize("do", [handshake, ssl_object_pair])
 def test_a_client_that_is_gone_before_its_tickets(do: Callable[..., object]) -> None:
     """The handshake was whole: that the peer has gone is an error of what comes next."""

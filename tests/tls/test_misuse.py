@@ -15,6 +15,7 @@ from safemem.tls import (
     CryptoInfo,
     KernelTLSReader,
     RecordKeys,
+    StreamInterruptedError,
     TLSReader,
     TLSWriter,
     TruncationError,
@@ -43,6 +44,24 @@ def test_counts_that_cannot_be(count: int) -> None:
     tls = TLSWriter(WriterFunc(lambda srcs: count), SECRET)
     with pytest.raises(ValueError, match="the sink returned"):
         tls.write_from_blocks(BlockSeq.of(Block(b"data")))
+
+
+def test_a_sink_without_memory() -> None:
+    """It may have sent, and could not say how much: nothing is sent again, which the peer would not find authentic."""
+    got = bytearray()
+
+    def send(srcs: BlockSeq) -> int:
+        got.extend(srcs.tobytes())
+        raise MemoryError
+
+    tls = TLSWriter(WriterFunc(send), SECRET)
+    with pytest.raises(MemoryError) as caught:
+        tls.write_from_blocks(BlockSeq.of(Block(b"data")))
+    assert getattr(caught.value, "transferred", 0) == 4
+    for _ in range(2):
+        with pytest.raises(StreamInterruptedError):
+            tls.flush()
+    assert data_of(got) == b"data"
 
 
 def test_an_ssl_object_is_read_by_one_at_a_time() -> None:

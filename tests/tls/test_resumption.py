@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 
 import pytest
 
 from safemem import read_full_to_blocks
-from safemem.tls import Handoff, SSLObjectReader, handshake, ssl_object_pair
+from safemem.tls import Alert, ContentType, Handoff, SSLObjectReader, TLSError, handshake, ssl_object_pair
 from sample_blocks import blocks, room
 from tls_peers import client_context, peer, server_context, tls_peer
 from tls_wire import ENGINES, ticket
@@ -96,3 +97,21 @@ def test_a_ticket_is_its_message() -> None:
 
     (found,) = PostHandshake(server_side=False).events(22, message)
     assert found.message() == message  # type: ignore[union-attr]
+
+
+def test_a_ticket_that_openssl_refuses() -> None:
+    """Ends the connection as it would OpenSSL's, again and again: early data of QUIC's kind in a ticket of TLS."""
+    server = server_context()
+    server.num_tickets = 0
+
+    def speak_by_hand(sock: socket.socket) -> None:
+        made = handshake(sock, server, server_side=True)
+        made.writer.write_record(ContentType.HANDSHAKE, ticket(extensions=b"\0\x2a\0\1\0"))
+        made.writer.write_from_blocks(blocks(b"hello"))
+
+    with peer(speak_by_hand) as sock:
+        made = handshake(sock, client_context(), server_hostname="localhost")
+        for _ in range(2):
+            with pytest.raises(TLSError, match="OpenSSL refuses") as caught:
+                made.reader.read_to_blocks(room(5))
+            assert caught.value.alert == Alert.DECODE_ERROR

@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from functools import partial
 
 import pytest
 
-from safemem import read_full_to_blocks, write_full_from_blocks
-from safemem.tls import SSLObjectWriter, TruncationError, handshake, ssl_object_pair
-from safemem.tls.transport import Transport
+from safemem import BlockSeq, WriterFunc, read_full_to_blocks, write_full_from_blocks
+from safemem.tls import SSLObjectWriter, StreamInterruptedError, TruncationError, handshake, ssl_object_pair
+from safemem.tls.transport import Transport, sender
 from sample_blocks import blocks, room
 from tls_peers import (
     peer,
@@ -174,3 +175,51 @@ def test_data_that_comes_with_the_handshake() -> None:
         assert read_full_to_blocks(reader, dsts) == 5000
         assert dsts.tobytes()[:5000] == b"early" * 1000
         writer.close_notify()
+
+
+def test_a_close_notify_after_a_read_that_was_torn() -> None:
+    """Does not make it whole."""
+    source, reader, _ = in_memory(ssl.TLSVersion.TLSv1_3)
+    source.feed(b"data")
+    reader._call.torn = True  # as an interrupt leaves it
+    SSLObjectWriter(reader._session).close_notify()
+    with pytest.raises(StreamInterruptedError):
+        reader.read_to_blocks(room(9))
+
+
+def test_a_call_in_the_middle_of_a_write() -> None:
+    """A signal handler's, say: it is refused, and does not wait for ever. A read there sends no answer."""
+    source, reader, sink = in_memory(ssl.TLSVersion.TLSv1_3)
+    writer = SSLObjectWriter(reader._session)
+    source.feed(b"data")
+    refused = []
+
+    def again(srcs: BlockSeq) -> int:
+        for call in (partial(writer.write_from_blocks, blocks(b"again")), writer.flush, writer.close_notify):
+            with pytest.raises(RuntimeError, match="another write is under way"):
+                call()
+            refused.append(call)
+        assert reader.read_to_blocks(room(9)) == 4
+        return sink.write_from_blocks(srcs)
+
+    reader._session._sink = sender(WriterFunc(again))
+    assert writer.write_from_blocks(blocks(b"once")) == 4
+    assert len(refused) == 3
+    assert len(sink.calls) == 1
+
+
+def test_a_handshake_that_fails_while_data_wait_for_it() -> None:
+    """Each write says so, and none that it was interrupted."""
+    _, reader, _ = in_memory(ssl.TLSVersion.TLSv1_2)
+    errors: list[ssl.SSLError] = [ssl.SSLWantReadError()]
+
+    class Renegotiating:
+        def write(self, data: object) -> int:
+            raise errors.pop() if errors else ssl.SSLError(1, "no renegotiation")
+
+    reader._session.tls = Renegotiating()  # type: ignore[assignment]
+    writer = SSLObjectWriter(reader._session)
+    assert writer.write_from_blocks(blocks(b"data")) == 4
+    for _ in range(3):
+        with pytest.raises(ssl.SSLError, match="no renegotiation"):
+            writer.write_from_blocks(blocks(b"more"))
