@@ -11,7 +11,7 @@ from typing import Any
 
 from hostarch import ByteOrder
 from safemem.buffers import check_count, check_int
-from safemem.errors import error
+from safemem.errors import add_transferred, error
 from usermem.errors import FaultError
 from usermem.memory_io import IO, arch_of, read_bytes
 
@@ -56,9 +56,11 @@ def copy_struct_from_user(
     try:
         rest = read_bytes(io, addr + known, size - known, ignore_permissions=ignore_permissions)
     except FaultError as fault:
-        if not any(fault.partial):
-            raise
         rest = fault.partial
+        if not any(rest):
+            fault.partial = read_bytes(io, addr, known, ignore_permissions=ignore_permissions) + rest
+            add_transferred(fault, known)
+            raise
     if any(rest):
         raise error(errno.E2BIG, f"a struct of {size} bytes, not all zero behind {known}")
     found = read_bytes(io, addr, known, ignore_permissions=ignore_permissions)

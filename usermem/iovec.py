@@ -134,7 +134,7 @@ def copy_in_vector(
     """The strings that the NULL-terminated table of pointers at addr points to: argv, envp.
 
     Each string may have max_elem_size bytes with its NUL; each costs its length + 1 against max_total_size. Linux's
-    execve allows 32 pages each and 2 MiB in all.
+    execve allows 32 pages each and, by default, 2 MiB in all, of which it takes the pointers' own bytes off.
 
     As execve, this reads the whole table first, then the strings from the last to the first, and raises what it meets
     first: FaultError, or OSError (E2BIG) for a string that is too long, or for what is left of the total, and at once

@@ -228,7 +228,8 @@ class MessageBatch:
     def _first(self, n: int | None) -> int:
         if n is None:
             return self.count
-        n = check_int(n, "n")
+        if type(n) is not int:
+            n = check_int(n, "n")
         if not 0 <= n <= len(self._blocks):
             raise ValueError(f"n must lie in 0 to {len(self._blocks)}, not {n}")
         return n
@@ -246,7 +247,8 @@ class MessageBatch:
         size = len(self._blocks)
         if vlen is None:
             return size
-        vlen = check_int(vlen, "vlen")
+        if type(vlen) is not int:
+            vlen = check_int(vlen, "vlen")
         if not 0 <= vlen <= size:
             raise ValueError(f"vlen must lie in 0 to {size}, not {vlen}")
         return vlen

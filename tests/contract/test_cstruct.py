@@ -277,3 +277,14 @@ def test_a_size_that_is_none() -> None:
     """A negative size is the caller's ValueError."""
     with pytest.raises(ValueError, match="size"):
         copy_struct_from_user(BytesIO(bytearray(9)), 0, -1, struct.Struct("<I"))
+
+
+@pytest.mark.parametrize("readable", range(12))
+def test_a_fault_in_a_struct_with_a_size(readable: int) -> None:
+    """It tells where, and has all bytes before it, be they of the known part or behind that."""
+    content = b"abcd".ljust(readable, b"\0")[:readable]
+    with pytest.raises(FaultError) as caught:
+        copy_struct_from_user(PatchyIO({0x1000: content}), 0x1000, 12, struct.Struct("<I"))
+    fault = caught.value
+    assert (fault.address, fault.transferred, fault.partial) == (0x1000 + readable, readable, content)
+    assert linux_result(fault) == -errno.EFAULT
