@@ -64,7 +64,7 @@ RULES = {
     "or a write, that a mapped file may end, since only the copy tells that.",
     "one move for many": "Before Linux 6.17 mremap moves one mapping at a time. Such a call is not made there.",
     "unmapped in vain": "Linux's mremap unmaps the target before it finds that its source, which has no length, "
-    "was in it. Of ours a call that fails changes nothing. It is not made.",
+    "or wraps, was in it. Of ours a call that fails changes nothing. It is not made.",
 }
 """Where we differ, or cannot compare, and why."""
 
@@ -278,7 +278,8 @@ class Pair:
             return ""
         if to == 0 and flags & mman.MREMAP_FIXED:
             return "first pages"
-        if flags & mman.MREMAP_FIXED and not old and to <= addr < to + new:
+        end = (addr - (-old // PAGE) * PAGE) & MAX64
+        if flags & mman.MREMAP_FIXED and end <= addr and to <= addr < to + new:
             return "unmapped in vain"
         end = addr + old
         locked = any(vma.mlock_mode and vma.start < end and addr < vma.end for vma in self.guest.space.mappings())

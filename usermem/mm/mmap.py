@@ -64,8 +64,9 @@ def mmap(mm: MemoryMap, addr: int, length: int, prot: int, flags: int, file: tup
     shared = kind != mman.MAP_PRIVATE
     backing: Backing
     if not anonymous:
-        _check_validated(mm, flags)
-        backing = host_file(fd, flags, prot, offset, mm.arch.page_size)
+        _check_validated(mm, flags & ~mman.MAP_SYNC)
+        grows = mman.MAP_GROWSDOWN if flags & names.growsdown else 0
+        backing = host_file(fd, flags & ~mman.MAP_GROWSDOWN | grows, prot, offset, mm.arch.page_size)
     else:
         backing = _anonymous(mm, shared, length)
     vma = VMA(0, 0, prot & RIGHTS, backing.max_prot, shared, backing, 0 if anonymous else offset)
@@ -145,7 +146,7 @@ def _mlock_mode(mm: MemoryMap, tables: Tables, flags: int, size: int) -> int:
 def _check_validated(mm: MemoryMap, flags: int) -> None:
     """Raise EOPNOTSUPP for flags that MAP_SHARED_VALIDATE does not know: LEGACY_MAP_MASK, include/linux/mman.h.
 
-    MAP_SYNC is one of them, for no file here is persistent memory.
+    MAP_SYNC is one of them, for no object is persistent memory.
     """
     if flags & mman.MAP_TYPE != mman.MAP_SHARED_VALIDATE:
         return

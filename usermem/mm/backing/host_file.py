@@ -25,7 +25,7 @@ from functools import cache
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from hostarch import mman
+from hostarch import ANY_ACCESS, mman
 from safemem import HostFaultError, safecopy
 from safemem.errors import error
 from safemem.fork import fork_safe_lock
@@ -295,12 +295,18 @@ def _without(part: tuple[int, int], other: tuple[int, int]) -> list[tuple[int, i
 
 
 def host_file(fd: int, flags: int, prot: int, offset: int, page: int) -> HostFile:
-    """What a mapping of a descriptor shows; ``flags`` and ``prot`` are mmap's, ``page`` is the guest's page size.
+    """What a mapping of a descriptor shows; ``flags`` are the host's, ``page`` is the guest's page size.
 
     Raises OSError: EBADF, EACCES, EPERM, ENODEV, EOPNOTSUPP as Linux; ENODEV too where the host cannot copy memory that
     may fault; EMFILE if no descriptor is left for a file that is not mapped yet.
     """
-    shared = flags & mman.MAP_TYPE != mman.MAP_PRIVATE
+    kind, rare = flags & mman.MAP_TYPE, flags & (mman.MAP_SYNC | mman.MAP_GROWSDOWN)
+    shared = kind != mman.MAP_PRIVATE
+    offset &= -mmap.PAGESIZE
+    if rare:  # which the host refuses in its turn, between what is checked below
+        host_calls.try_map(fd, offset, prot & ANY_ACCESS, kind | rare)
+        if kind == mman.MAP_SHARED_VALIDATE and rare & mman.MAP_SYNC:
+            raise error(errno.EOPNOTSUPP, "MAP_SYNC: files are mapped as if none were persistent memory")
     status = os.fstat(fd)
     mode = _status_flags(fd) & (os.O_RDONLY | os.O_WRONLY | os.O_RDWR)
     stores = mode == os.O_RDWR  # whether what shared mappings write may reach the file
@@ -317,9 +323,8 @@ def host_file(fd: int, flags: int, prot: int, offset: int, page: int) -> HostFil
     if not can_map():
         raise error(errno.ENODEV, "this host cannot copy memory that may fault")
     # A page is mapped for a moment: what the host refuses, it refuses now and not when the guest touches it.
-    flags = (mman.MAP_SHARED if shared else mman.MAP_PRIVATE) | flags & mman.MAP_SYNC
+    flags = mman.MAP_SHARED if shared else mman.MAP_PRIVATE
     host_prot = READ_WRITE if writable else mman.PROT_READ
-    offset &= -mmap.PAGESIZE
     try:
         host_calls.try_map(fd, offset, host_prot, flags)
     except OSError:
