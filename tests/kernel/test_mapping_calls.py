@@ -63,8 +63,8 @@ RULES = {
     "the kernel's as far as bytes came. A read of more than a stream has is not made where something grows, nor one, "
     "or a write, that a mapped file may end, since only the copy tells that.",
     "one move for many": "Before Linux 6.17 mremap moves one mapping at a time. Such a call is not made there.",
-    "unmapped in vain": "Linux's mremap unmaps the target before it finds that its source, which has no length, "
-    "or wraps, was in it. Of ours a call that fails changes nothing. It is not made.",
+    "unmapped in vain": "Linux's mremap unmaps the target before it finds that its source wraps, or has no length "
+    "and was in it. Of ours a call that fails changes nothing. It is not made.",
 }
 """Where we differ, or cannot compare, and why."""
 
@@ -279,7 +279,7 @@ class Pair:
         if to == 0 and flags & mman.MREMAP_FIXED:
             return "first pages"
         end = (addr - (-old // PAGE) * PAGE) & MAX64
-        if flags & mman.MREMAP_FIXED and end <= addr and to <= addr < to + new:
+        if flags & mman.MREMAP_FIXED and (end < addr or (end == addr and to <= addr < to + new)):
             return "unmapped in vain"
         end = addr + old
         locked = any(vma.mlock_mode and vma.start < end and addr < vma.end for vma in self.guest.space.mappings())
