@@ -148,6 +148,7 @@ class MemoryEndpoint(DatagramEndpoint):
         return free if free >= self._out.mtu else 0
 
     def pending(self) -> int | None:
+        """The length of the datagram that comes next, in bytes; None if there is none, or the end is closed."""
         try:
             return len(self._in.entries[0][0]) if self._in.entries else None
         except (IndexError, TypeError):  # taken, or closed, at this moment

@@ -143,6 +143,7 @@ class DatagramSocket(DatagramEndpoint):
 
     @property
     def local_addr_enabled(self) -> bool:
+        """Whether messages tell the local address that they came to."""
         return self._local.enabled
 
     def set_local_addr_enable(self, enable: bool) -> None:

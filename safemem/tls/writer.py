@@ -220,7 +220,6 @@ class TLSWriter:
         with self._call.alone:
             self._check()
             if not self._ended:
-                self._check_open()
                 self._whole(self._end)
             self._out.flush()
 
