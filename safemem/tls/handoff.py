@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from attrs import field, frozen
@@ -55,12 +55,14 @@ class Handoff:
         return self._resumption.session() if self._resumption is not None else None
 
     def close(self) -> None:
-        """Wipe all keys. The socket stays as it is: send ``writer.close_notify()`` before, and close it after."""
-        with ExitStack() as stack:
-            if self._resumption is not None:
-                stack.callback(self._resumption.close)
-            stack.callback(self.writer.close)
-            self.reader.close()
+        """Wipe all keys. The socket stays as it is: send ``writer.close_notify()`` before, and close it after.
+
+        Raises RuntimeError while a read or a write is under way: close again when it has ended.
+        """
+        self.reader.close()
+        self.writer.close()
+        if self._resumption is not None:
+            self._resumption.close()
 
     def __enter__(self) -> Self:
         return self

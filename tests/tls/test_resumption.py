@@ -115,3 +115,24 @@ def test_a_ticket_that_openssl_refuses() -> None:
             with pytest.raises(TLSError, match="OpenSSL refuses") as caught:
                 made.reader.read_to_blocks(room(5))
             assert caught.value.alert == Alert.DECODE_ERROR
+
+
+def test_close_during_a_read() -> None:
+    """It is refused, and changes nothing: the connection goes on, and is closed when the read has ended."""
+    refused: list[str] = []
+
+    def on_ticket(_: object) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            made.close()
+        refused.append(str(caught.value))
+
+    with peer(tls_peer(speak, server_context())) as sock:
+        made = handshake(sock, client_context(), server_hostname="localhost", on_ticket=on_ticket)
+        assert made.reader.read_to_blocks(room(5)) == 5
+        assert set(refused) == {"another read is under way"}
+        assert made.session is not None
+        made.writer.write_from_blocks(blocks(b"thank"))
+        assert read_full_to_blocks(made.reader, room(1)) == 0
+        made.writer.close_notify()
+        made.close()
+        assert made.session is None
