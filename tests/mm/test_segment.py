@@ -21,6 +21,7 @@ from usermem.mm.backing import object_backing
 from usermem.mm.backing.anonymous import Anonymous
 from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.change import Change, Tables
+from usermem.mm.check import check
 from usermem.mm.host_run import HostRun
 from usermem.mm.limits import Limits
 from usermem.mm.memory_map import MemoryMap
@@ -244,7 +245,7 @@ class PMAsAgainstPages(RuleBasedStateMachine):
 
         What was placed ahead, where nothing is mapped, is zero.
         """
-        self.mm.check()
+        check(self.mm, self.mm._cache)
         pmas = list(self.mm.tables.pmas)
         assert all(len(pma.run) == pma.end - pma.start for pma in pmas)
         for left, right in pairwise(sorted((pma.run.address, pma.run.address + len(pma.run)) for pma in pmas)):
@@ -340,7 +341,7 @@ def test_a_host_with_little_memory(most: int, monkeypatch: pytest.MonkeyPatch) -
         assert found.start <= page * PAGE < found.end
         assert found.end - found.start <= most
         view[0] = page
-    mm.check()
+    check(mm, mm._cache)
     for page in (5, 6, 20, 40):
         view = located(mm, page * PAGE)
         assert isinstance(view, memoryview) and view[0] == page

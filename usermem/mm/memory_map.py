@@ -367,26 +367,6 @@ class MemoryMap:
             finally:
                 del failed
 
-    def check(self) -> None:
-        """Raise AssertionError if the tables contradict each other: for stress tests."""
-        tables = self.tables
-        tables.vmas._check()
-        tables.pmas._check()
-        tables.guards._check()
-        for guard in tables.guards:
-            assert tables.vmas.covered_up_to(guard.start, guard.end) == guard.end, f"{guard} is not mapped"
-            assert tables.pmas.is_free(guard.start, guard.end), f"{guard} has memory"
-        for pages, right in ((self._cache.readable, mman.PROT_READ), (self._cache.writable, mman.PROT_WRITE)):
-            for page, (_, base, limit, run) in pages.items():
-                addr = page << 12
-                if base + limit <= addr:
-                    continue
-                vma, pma = tables.vmas.find(addr), tables.pmas.find(addr)
-                assert vma is not None and pma is not None, f"{addr:#x} is cached and not mapped"
-                assert pma.run is run and base == pma.start - run.start, f"{addr:#x} has moved"
-                assert base + limit <= min(vma.end, pma.end), f"{addr:#x} is cached with too much"
-                assert right & (vma.prot | (mman.PROT_READ if vma.prot else 0)), f"{addr:#x} has other rights"
-
 
 def page_range(arch: Arch, addr: int, length: int, name: str, overflow: int) -> tuple[int, int]:
     """[addr, end) in whole pages. Raises OSError: EINVAL if addr is not page-aligned, ``overflow`` for too much."""
