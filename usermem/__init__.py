@@ -43,8 +43,9 @@ from usermem.iovec import (
 from usermem.memory_io import IO, arch_of, check_io_range
 from usermem.mm.backing.mapped_object import MappedObject, WritableObject
 from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.host_limits import HostLimits, host_limits
 from usermem.mm.host_runs import GuestRun
-from usermem.mm.limits import HostLimits, Limits, host_limits
+from usermem.mm.limits import Limits
 from usermem.mm.listeners import ChangeKind
 from usermem.mm.vma import VMA
 from usermem.render import render

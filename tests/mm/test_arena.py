@@ -18,6 +18,7 @@ import pytest
 from each_line import Event, interrupt
 from small_arena import CHUNK, PAGE, SmallArena, content, fill, overlap, place, resident
 from usermem.mm import arena as arena_module
+from usermem.mm import host_calls
 from usermem.mm.arena import Arena
 from usermem.mm.host_run import HostRun
 
@@ -139,7 +140,7 @@ def test_few_host_mappings() -> None:
 
 def test_smaller_reservation_when_the_host_has_less(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the host refuses a large chunk, one that is just large enough will do."""
-    real = arena_module.reserve
+    real = host_calls.reserve
 
     def reserve(size: int) -> mmap.mmap:
         if size > 3 * PAGE:

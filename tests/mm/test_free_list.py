@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from each_line import Event, interrupt
-from usermem.mm import arena
-from usermem.mm.arena import FreeList
+from usermem.mm import free_list
+from usermem.mm.free_list import FreeList
 
 SIZE = 200
 steps = st.one_of(
@@ -65,7 +65,7 @@ def test_many_that_are_too_short_cost_no_walk(length: int) -> None:
     ranges.give(1 << 20, (1 << 20) + 1000)
     for i in range(10_000):
         ranges.give(10 * i, 10 * i + 8)
-    event, found = Event([arena]), list[int | None]()
+    event, found = Event([free_list]), list[int | None]()
     event.during(lambda: found.append(ranges.take(length)))
     assert found == [1 << 20]
     assert event.lines < 500
@@ -117,7 +117,7 @@ def test_nothing_is_free_twice(what: str, start: int, end: int, act: Act) -> Non
         at += 1
         ranges, numbers = sample(), list[int]()
         singles: list[int | None] = []
-        event = Event([arena], at, partial(act, ranges, singles))
+        event = Event([free_list], at, partial(act, ranges, singles))
         with suppress(KeyboardInterrupt):
             event.during(partial(call, ranges, numbers))
         fired = bool(event.where)

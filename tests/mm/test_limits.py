@@ -12,7 +12,8 @@ from edge_layouts import BASE, FIXED, PAGE, RW
 from hostarch import mman
 from integer_kinds import KINDS, kind_of
 from usermem import AddressSpace
-from usermem.mm.limits import HostLimits, Limits
+from usermem.mm.host_limits import HostLimits
+from usermem.mm.limits import Limits
 
 R = mman.PROT_READ
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS

@@ -157,7 +157,7 @@ def test_holes_in_shared_memory() -> None:
 def test_shared_memory_is_zeroed(start: int, end: int, file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole pages and parts of them, and nothing beyond its end, which is that of its last page of 64 KiB."""
     if not file:
-        monkeypatch.setattr("usermem.mm.backing.shared_memory._memory_file", lambda: None)
+        monkeypatch.setattr("usermem.mm.backing.shared_memory.memory_file", lambda: None)
     size = 1 << 16
     shared, other = SharedMemory(size), SharedMemory(size)
     first, run = shared.run(0, 0, size)

@@ -19,12 +19,12 @@ import pytest
 from edge_layouts import ANON, RW, pattern
 from hostarch import AMD64, ARM64_16K, Arch, mman
 from usermem import AddressSpace, FaultError
-from usermem.mm import arena, host_calls
-from usermem.mm.backing import private_object, shared_memory
+from usermem.mm import arena, host_calls, host_mapping, memory_file
+from usermem.mm.backing import private_object
 from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
-from usermem.mm.host_calls import HostMapping
-from usermem.mm.limits import host_limits
+from usermem.mm.host_limits import host_limits
+from usermem.mm.host_mapping import HostMapping
 
 R = mman.PROT_READ
 SHARED, PRIVATE, FIXED = mman.MAP_SHARED, mman.MAP_PRIVATE, mman.MAP_FIXED
@@ -52,10 +52,13 @@ def too_many(init: Callable[..., object], *args: object) -> object:
 
 
 HOST: dict[str, tuple[list[tuple[Any, str]], Refusal]] = {
-    "map_file": ([(host_calls.Unmapping, "map_file"), (host_calls, "map_over")], fails_with(errno.ENOMEM)),
+    "map_file": (
+        [(host_calls.Unmapping, "map_file"), (host_calls, "map_over"), (host_mapping, "map_over")],
+        fails_with(errno.ENOMEM),
+    ),
     "map_zeros": ([(host_calls, "map_zeros")], fails_with(errno.ENOMEM)),
     "HostMapping": ([(HostMapping, "__init__")], too_many),
-    "reserve": ([(arena, "reserve"), (host_calls, "reserve")], fails_with(errno.ENOMEM)),
+    "reserve": ([(arena, "reserve"), (host_mapping, "reserve")], fails_with(errno.ENOMEM)),
     "advise": ([(host_calls, "advise")], fails_with(errno.EAGAIN)),
     "memfd_create": ([(os, "memfd_create")], fails_with(errno.EMFILE)),
     "ftruncate": ([(os, "ftruncate")], fails_with(errno.EFBIG)),
@@ -206,7 +209,7 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget_the_hosts_memory() -> None:
     """Let whoever needs some ask for it."""
-    shared_memory._retire()
+    memory_file._retire()
     private_object._arena = arena.Arena()
 
 

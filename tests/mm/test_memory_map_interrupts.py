@@ -24,11 +24,10 @@ from safemem import fork
 from simulator_file import SimulatorFile
 from small_arena import check_free
 from usermem import AddressSpace, FaultError, copy_uint32_in
-from usermem.mm import arena, change, host_run, memory_map, page_cache, pma, segment, vma
-from usermem.mm.backing import shared_memory
+from usermem.mm import arena, change, free_list, host_run, memory_file, memory_map, page_cache, pma, segment, vma
 from usermem.mm.backing.object_pages import write_back_released
 
-MODULES = [arena, change, host_run, memory_map, page_cache, pma, segment, vma]
+MODULES = [arena, change, free_list, host_run, memory_map, page_cache, pma, segment, vma]
 R = mman.PROT_READ
 BASE = 0x4000_0000
 FRESH = BASE + 8 * PAGE  # the last page of the first mapping, which nobody has touched
@@ -122,7 +121,7 @@ def outcome(*calls: Callable[[AddressSpace], object]) -> Answers:
 def determined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No collector that runs destructors anywhere; an interrupt in a destructor goes nowhere, as Python has it."""
     monkeypatch.setattr(sys, "unraisablehook", bool)
-    monkeypatch.setattr(shared_memory, "_current", None)  # a memory file of the test's own
+    monkeypatch.setattr(memory_file, "_current", None)  # a memory file of the test's own
     gc.disable()
     yield
     gc.enable()

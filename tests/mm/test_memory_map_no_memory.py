@@ -22,7 +22,7 @@ from hypothesis import settings
 
 from mm.test_memory_map_interrupts import CALLS, outcome, sample, state
 from safemem import fork
-from usermem.mm.backing import shared_memory
+from usermem.mm import memory_file
 from usermem.mm.backing.object_pages import write_back_released
 
 _testcapi: Any = None
@@ -44,7 +44,7 @@ MADE = {
 def try_all(name: str, step: int) -> int:
     """Make the call with each failure in turn; returns how many there were."""
     call = CALLS[name]
-    shared_memory._current = None
+    memory_file._current = None
     before, after = outcome(), outcome(call)
     at = failed = quiet = 0
     while quiet < PATIENCE:

@@ -79,7 +79,7 @@ def test_a_host_that_cannot_tell(monkeypatch: pytest.MonkeyPatch, answer: object
 def test_populating_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that populates very much costs the host no more than its owner allows: anonymous memory, and files."""
     asked: list[int] = []
-    monkeypatch.setattr(host_calls, "advise", lambda run, advice: asked.append(len(run)))
+    monkeypatch.setattr(host_calls, "advise", lambda _, length, advice: asked.append(length))
     with AddressSpace() as space, tempfile.TemporaryFile(buffering=0) as file:
         space.limits.populate_limit = 2 * PAGE
         space.mmap(BASE, 4 * PAGE, RW, SHARED | mman.MAP_POPULATE)

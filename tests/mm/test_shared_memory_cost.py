@@ -15,7 +15,7 @@ import pytest
 from edge_layouts import BASE, PAGE, RW, pattern
 from hostarch import mman
 from usermem import AddressSpace
-from usermem.mm.backing import shared_memory
+from usermem.mm import memory_file
 from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
 
@@ -62,10 +62,10 @@ others: set[int] = set()
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Begin with a new memory file."""
-    shared_memory._retire()
+    memory_file._retire()
     others.update(memory_files())
     yield
-    shared_memory._retire()
+    memory_file._retire()
 
 
 def map_shared(space: AddressSpace, size: int) -> int:

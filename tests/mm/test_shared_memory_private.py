@@ -12,7 +12,6 @@ from edge_layouts import BASE, FIXED, PAGE, RW, pattern
 from hostarch import READ, mman
 from usermem import AddressSpace, FaultError, FaultReason, host_limits
 from usermem.mm import host_calls
-from usermem.mm.backing import shared_memory
 from usermem.mm.backing.shared_memory import SharedMemory
 
 PRIVATE = mman.MAP_PRIVATE | mman.MAP_FIXED
@@ -154,7 +153,7 @@ def test_a_child_has_its_own() -> None:
 
 def without_memory_files(patch: pytest.MonkeyPatch) -> None:
     """As on a host that has none."""
-    patch.setattr(shared_memory, "_memory_file", lambda: None)
+    patch.setattr("usermem.mm.backing.shared_memory.memory_file", lambda: None)
 
 
 @pytest.mark.parametrize("prepare", [lambda patch: None, without_memory_files], ids=["memfd", "no memfd"])

@@ -72,7 +72,7 @@ def test_without_mapping_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         def __new__(cls, fileno: int, length: int) -> Plain:
             return super().__new__(cls, fileno, length)
 
-    monkeypatch.setattr("usermem.mm.backing.shared_memory._memory_file", lambda: None)
+    monkeypatch.setattr("usermem.mm.backing.shared_memory.memory_file", lambda: None)
     for name in ("MAP_PRIVATE", "MAP_SHARED"):
         monkeypatch.delattr(mmap, name)
     monkeypatch.setattr(mmap, "mmap", Plain)

@@ -14,104 +14,28 @@ from __future__ import annotations
 
 import itertools
 import mmap
-import platform
-import sys
 import threading
 from collections import deque
 from contextlib import suppress
 from typing import Final
 
 from safemem.fork import fork_safe_lock
+from usermem.mm.free_list import FreeList
+from usermem.mm.host_calls import reserve
 from usermem.mm.host_run import HostRun, mmap_address
-
-# Not in the mmap module before Python 3.13. Other systems reserve nothing by default, or refuse what is too much.
-MAP_NORESERVE: Final = (
-    0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
-)
-"""MAP_NORESERVE of this host: reserve no swap for untouched pages; 0 where that is the default."""
+from usermem.mm.overlay import Overlay
 
 _MADV_DONTNEED: Final = getattr(mmap, "MADV_DONTNEED", None)
 _FIRST_CHUNK: Final = 1 << 28
 _LARGEST_CHUNK: Final = 1 << 36
 # Chunks are this far apart in the free list, and no longer: pieces of two are never neighbours.
 _CHUNK_SHIFT: Final = 56
-_TRIES: Final = 8
 
 # What was used of a piece, up to this size in bytes, is cleared in 0.3 us; giving its pages up and touching them again
 # takes 15 us.
 _SMALL: Final = 1 << 14
 
 _ZEROS: Final = bytes(1 << 16)
-
-
-class FreeList:
-    """Free ranges of integers, neighbours joined. ``take`` looks at a few ranges of about the size: O(1).
-
-    Whoever takes a range out of ``_ends`` has it, and that is one step. So a signal handler may come in at any line,
-    and an interrupt may lose a range, but none is ever free twice. The other two tables may have starts that are stale.
-    """
-
-    __slots__ = ("_bins", "_ends", "_starts")
-
-    def __init__(self) -> None:
-        self._ends: dict[int, int] = {}  # of each free range: start -> end
-        self._starts: dict[int, int] = {}  # and end -> start
-        self._bins: list[dict[int, None]] = [{} for _ in range(65)]  # the starts, by the bit length of the length
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def give(self, start: int, end: int) -> None:
-        """Add [start, end), which is not free yet, and join it with its neighbours."""
-        after = self._ends.pop(end, None)
-        if after is not None:
-            self._bins[(after - end).bit_length()].pop(end, None)
-            end = after
-        before = self._starts.pop(start, None)
-        if before is not None and (stop := self._ends.pop(before, None)) is not None:
-            if stop == start:
-                self._bins[(start - before).bit_length()].pop(before, None)
-                start = before
-            else:
-                self._add(before, stop)
-        self._add(start, end)
-
-    def _add(self, start: int, end: int) -> None:
-        self._starts[end] = start
-        self._bins[(end - start).bit_length()][start] = None
-        self._ends[start] = end
-
-    def take(self, length: int) -> int | None:
-        """The start of ``length`` free numbers, no longer free; None if no range is certain to be long enough."""
-        for size in range(length.bit_length(), len(self._bins)):
-            short: list[tuple[int, int]] = []
-            # In the first bin a range may be too short: a few are tried, for the search must not be O(n).
-            while len(short) < _TRIES and (found := self._claim(size)) is not None:
-                start, end = found
-                if end - start >= length:
-                    break
-                short.append(found)
-            else:
-                found = None
-            for start, end in short:
-                self._add(start, end)
-            if found is not None:
-                start, end = found
-                if end - start > length:
-                    self._add(start + length, end)
-                return start
-        return None
-
-    def _claim(self, size: int) -> tuple[int, int] | None:
-        """A range of a bin, no longer free; None if it has none."""
-        while True:
-            try:
-                start, _ = self._bins[size].popitem()
-            except KeyError:
-                return None
-            end = self._ends.pop(start, None)
-            if end is not None:
-                return start, end
 
 
 class _Atom:
@@ -152,10 +76,11 @@ class _Atom:
 class _Lease:
     """The keeper of a run: the atoms that cover it, in order."""
 
-    __slots__ = ("_atoms",)
+    __slots__ = ("_atoms", "overlay")
 
-    def __init__(self, atoms: list[_Atom]) -> None:
+    def __init__(self, atoms: list[_Atom], overlay: Overlay) -> None:
         self._atoms = atoms
+        self.overlay = overlay
 
     def note_used(self, start: int, end: int) -> None:
         """See Keeper.note_used. Atoms that are cut forget it."""
@@ -172,7 +97,7 @@ class _Lease:
                 found.append(atom)
             elif atom.start < end and start < atom.end:
                 todo += reversed(atom.parts(start if atom.start < start else end))
-        return _Lease(found)
+        return _Lease(found, self.overlay)
 
 
 class Arena:
@@ -181,6 +106,7 @@ class Arena:
     def __init__(self) -> None:
         self.chunks: dict[int, tuple[mmap.mmap, int]] = {}
         """The reservations, each with its host address, by numbers that begin at 0."""
+        self.overlay = Overlay()
         self._numbers = itertools.count()
         self._lock = fork_safe_lock()
         self._owner = 0  # the thread that is at the free list
@@ -210,7 +136,7 @@ class Arena:
         chunk, start = at >> _CHUNK_SHIFT, at & (1 << _CHUNK_SHIFT) - 1
         atom = _Atom(self, chunk, start, start + length, owns=True)
         memory, address = self.chunks[chunk]
-        return HostRun(memory, address, start, start + length, _Lease([atom]))
+        return HostRun(memory, address, start, start + length, _Lease([atom], self.overlay))
 
     def _take(self, length: int) -> int | None:
         """A place in the free list, under the lock. A signal handler in the middle of it gets a chunk of its own."""
@@ -235,10 +161,11 @@ class Arena:
         """Take back a range that nothing refers to any more: zero what was used, and let the host have its pages."""
         at, stop = chunk << _CHUNK_SHIFT | start, chunk << _CHUNK_SHIFT | end
         first, last = used
-        if last - first > _SMALL:
+        memory, address = self.chunks[chunk]
+        if last - first > _SMALL or self.overlay.covers(address + start, address + end):
             self._give_up(at, stop)
             return
-        self.chunks[chunk][0][first:last] = bytes(last - first)
+        memory[first:last] = bytes(last - first)
         self._warm.append((at, stop))
         if len(self._warm) > 1:
             with suppress(IndexError):
@@ -246,7 +173,13 @@ class Arena:
 
     def _give_up(self, at: int, stop: int) -> None:
         start = at & (1 << _CHUNK_SHIFT) - 1
-        self._zero(self.chunks[at >> _CHUNK_SHIFT][0], start, start + stop - at)
+        memory, address = self.chunks[at >> _CHUNK_SHIFT]
+        if self.overlay.covers(address + start, address + start + stop - at):
+            try:
+                self.overlay.uncover(address + start, address + start + stop - at)
+            except MemoryError:  # it would show the image to whoever gets it: it is not used again
+                return
+        self._zero(memory, start, start + stop - at)
         self._returned.append((at, stop))
 
     def zero(self, run: HostRun) -> None:
@@ -290,13 +223,6 @@ class Arena:
         number = next(self._numbers)
         self.chunks[number] = memory, mmap_address(memory)
         return number
-
-
-def reserve(size: int) -> mmap.mmap:
-    """``size`` bytes of private host memory, none of it set aside. Raises OSError if the host refuses."""
-    if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-    return mmap.mmap(-1, size)
 
 
 def _madvise_zeroes() -> bool:

@@ -8,19 +8,27 @@ from __future__ import annotations
 import errno
 import mmap as host_mmap
 import os
+import platform
 import sys
+from collections.abc import Iterator
 from functools import cache
+from itertools import repeat
 from typing import Any, Final
 
 from hostarch import mman
 from safemem.errors import error
-from usermem.mm.arena import MAP_NORESERVE, reserve
-from usermem.mm.host_run import HostRun, Whole, mmap_address
-from usermem.mm.limits import host_limits
+from usermem.mm.host_limits import host_limits
+
+# Not in the mmap module before Python 3.13. Other systems reserve nothing by default, or refuse what is too much.
+MAP_NORESERVE: Final = (
+    0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
+)
+"""MAP_NORESERVE of this host: reserve no swap for untouched pages; 0 where that is the default."""
 
 READ_WRITE: Final = mman.PROT_READ | mman.PROT_WRITE
 
-_FAILED: Final = 2 * sys.maxsize + 1  # MAP_FAILED, as an unsigned pointer
+FAILED: Final = 2 * sys.maxsize + 1  # MAP_FAILED, as an unsigned pointer
+_SYS_PROCESS_MADVISE: Final = 440  # on all machines
 _PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 PAGES_ASKED: Final = 1 << 16
@@ -33,6 +41,13 @@ def check_mappings() -> None:
     """Raise MemoryError if guests hold all mappings of the host's that they may."""
     if len(_live) >= host_limits.max_map_count:
         raise MemoryError(f"guests hold {len(_live)} mappings of the host's; it has to keep some for itself")
+
+
+def reserve(size: int) -> host_mmap.mmap:
+    """``size`` bytes of private host memory, none of it set aside. Raises OSError if the host refuses."""
+    if hasattr(host_mmap, "MAP_PRIVATE"):
+        return host_mmap.mmap(-1, size, flags=host_mmap.MAP_PRIVATE | host_mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    return host_mmap.mmap(-1, size)
 
 
 class Unmapping:
@@ -74,7 +89,7 @@ class Unmapping:
             raise _error(f"munmap of {self.length:#x} bytes")
 
     def _checked(self, what: str) -> int:
-        if self.address is None or self.address == _FAILED:
+        if self.address is None or self.address == FAILED:
             self.address = None
             raise _error(what)
         return self.address
@@ -85,63 +100,10 @@ class Unmapping:
             _libc().munmap(self.address, self.length)
 
 
-class HostMapping(Whole):
-    """Part of a file, mapped in this process: unmapped when the last reference to it is gone.
-
-    ``memory`` is an mmap object over it if it was asked for, for memory that nobody can truncate; else None.
-    """
-
-    __slots__ = ("_unmapping", "address", "flags", "length", "memory", "offset", "prot")
-
-    def __init__(
-        self, file: int | HostMapping, offset: int, length: int, prot: int, flags: int, plain: bool = False
-    ) -> None:
-        """Map ``length`` bytes at ``offset``, both in host pages; ``flags`` is MAP_SHARED or MAP_PRIVATE.
-
-        ``file`` is a descriptor, or a shared mapping of the file's start with the same rights, whatever seals it since.
-        Raises MemoryError if the host refuses, or has no mapping left for guests.
-        """
-        self.memory: host_mmap.mmap | None = None
-        self.offset = offset
-        self.length = length
-        self.prot = prot
-        self.flags = flags
-        self.address = 0
-        check_mappings()
-        self._unmapping = pages = Unmapping(0 if plain else length)
-        try:
-            if isinstance(file, HostMapping):
-                self.address = pages.map_again(file.address, offset)
-            elif plain:  # an mmap object that the module makes of a file keeps a descriptor each
-                memory = reserve(length)
-                map_over(mmap_address(memory), file, offset, length, prot, flags)
-                self.memory = memory
-                self.address = mmap_address(memory)
-            else:
-                self.address = pages.map_file(file, offset, prot, flags)
-        except OSError as exc:
-            raise MemoryError(f"the host does not map {length:#x} bytes at {offset:#x} of a file: {exc}") from exc
-
-    def run(self, start: int, end: int, keeper: Whole | None = None) -> HostRun:
-        """Bytes [start, end) of it, counted from its first. ``keeper`` keeps the mapping, if it is not the keeper."""
-        if self.memory is not None:
-            return HostRun(self.memory, self.address, start, end, keeper or self)
-        return HostRun(None, self.address, start, end, keeper or self)
-
-
-class Held(Whole):
-    """A keeper that keeps several things alive."""
-
-    __slots__ = ("things",)
-
-    def __init__(self, *things: object) -> None:
-        self.things = things
-
-
 def map_over(address: int, fd: int, offset: int, length: int, prot: int, flags: int) -> None:
     """Put a file, none of it reserved, in the place of host pages that are ours. Raises OSError."""
     flags |= mman.MAP_FIXED | (MAP_NORESERVE if flags & mman.MAP_PRIVATE else 0)
-    if _libc().mmap(address, length, prot, flags, fd, offset) == _FAILED:
+    if _libc().mmap(address, length, prot, flags, fd, offset) == FAILED:
         raise _error(f"mmap of {length:#x} bytes at {offset:#x} of a file")
 
 
@@ -160,28 +122,52 @@ def try_map(fd: int, offset: int, prot: int, flags: int) -> None:
 def map_zeros(address: int, length: int, prot: int) -> None:
     """Put private zeros in the place of host pages that are ours. Raises OSError."""
     flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED | MAP_NORESERVE
-    if _libc().mmap(address, length, prot, flags, -1, 0) == _FAILED:
+    if _libc().mmap(address, length, prot, flags, -1, 0) == FAILED:
         raise _error(f"mmap of {length:#x} bytes of zeros")
 
 
-def advise(run: HostRun, advice: int) -> None:
+def mappings_to_be(places: list[tuple[int, int]], files: list[tuple[int, int]]) -> Iterator[int]:
+    """mmap(2) of private pages of files, each a descriptor and an offset, over [start, end) of our own host pages.
+
+    A descriptor of -1 is for zeros. The calls are made when the iterator is asked: it gives where each is, or FAILED.
+    It is C code: ``list`` asks without a point in between at which a signal handler could run.
+    """
+    kinds = [mman.MAP_PRIVATE | mman.MAP_FIXED | MAP_NORESERVE | mman.MAP_ANONYMOUS * (fd < 0) for fd, _ in files]
+    starts, lengths = [start for start, _ in places], [end - start for start, end in places]
+    fds, offsets = [fd for fd, _ in files], [offset for _, offset in files]
+    return map(_libc().mmap, starts, lengths, repeat(READ_WRITE), kinds, fds, offsets)
+
+
+def drop(addresses: list[int], lengths: list[int]) -> None:
+    """MADV_DONTNEED of each of some ranges. Raises OSError."""
+    if any(map(_libc().madvise, addresses, lengths, repeat(mman.MADV_DONTNEED))):
+        raise _error("MADV_DONTNEED")
+
+
+def process_madvise(pidfd: int, table: int, count: int) -> int:
+    """process_madvise(2), MADV_DONTNEED, of the ranges in an iovec table, and how many bytes it did; -1 if none."""
+    done: int = _libc().syscall(_SYS_PROCESS_MADVISE, pidfd, table, count, mman.MADV_DONTNEED, 0)
+    return done
+
+
+def advise(address: int, length: int, advice: int) -> None:
     """madvise(2). Raises OSError."""
-    if _libc().madvise(run.address, len(run), advice):
+    if _libc().madvise(address, length, advice):
         raise _error(f"madvise {advice}")
 
 
-def can_advise(run: HostRun, advice: int) -> bool:
+def can_advise(address: int, length: int, advice: int) -> bool:
     """madvise(2), and whether the host followed it."""
     try:
-        advise(run, advice)
+        advise(address, length, advice)
     except OSError:
         return False
     return True
 
 
-def sync(run: HostRun, flags: int) -> None:
+def sync(address: int, length: int, flags: int) -> None:
     """msync(2). Raises OSError."""
-    if _libc().msync(run.address, len(run), flags):
+    if _libc().msync(address, length, flags):
         raise _error("msync")
 
 
@@ -286,5 +272,7 @@ def _libc() -> Any:
     libc.mremap.restype = pointer
     libc.mremap.argtypes = (pointer, size, size, ctypes.c_int)
     libc.madvise.argtypes = libc.msync.argtypes = (pointer, size, ctypes.c_int)
+    libc.syscall.restype = ctypes.c_long
+    libc.syscall.argtypes = (ctypes.c_long, ctypes.c_long, pointer, size, ctypes.c_long, ctypes.c_long)
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     return libc

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import mmap
 from functools import lru_cache
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from safemem import Block
 from safemem.safecopy import address_of
 
+if TYPE_CHECKING:
+    from usermem.mm.overlay import Overlay
+
 
 class Keeper(Protocol):
     """What keeps host memory alive: as long as it is referred to, the memory is not used for anything else."""
+
+    @property
+    def overlay(self) -> Overlay | None:
+        """What shows in private memory that nobody has written since; None if the memory is shared, or not ours."""
+        ...
 
     def part(self, start: int, end: int) -> Keeper:
         """What keeps [start, end) alive, positions as in the run; the keeper itself if it cannot be parted."""
@@ -31,6 +39,11 @@ class Whole:
     """A keeper that cannot be parted: all of its memory lives as long as any part is in use."""
 
     __slots__ = ("__weakref__",)
+
+    @property
+    def overlay(self) -> Overlay | None:
+        """Return None: a subclass may know better."""
+        return None
 
     def part(self, start: int, end: int) -> Self:
         """Return self."""
@@ -69,6 +82,12 @@ class HostRun:
     def may_fault(self) -> bool:
         """Whether touching the memory may raise a signal, so that only safecopy may touch it."""
         return self.memory is None
+
+    @property
+    def is_imaged(self) -> bool:
+        """Whether MADV_DONTNEED would not make it what it was when it was mapped, for an image shows in it."""
+        overlay = self.keeper.overlay
+        return overlay is not None and overlay.covers(self.address, self.address + len(self))
 
     def cut(self, start: int, end: int) -> HostRun:
         """The bytes [start, end) of it, counted from its first, not empty. The rest is not kept alive by them."""

@@ -1,16 +1,15 @@
-"""Limits: what the owner of an address space allows its guest, and what guests may take of this process together.
+"""Limits: what the owner of an address space allows its guest.
 
 Source: getrlimit(2); Linux mm/mmap.c (may_expand_vm, mlock_future_ok).
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final
 
-from attrs import Attribute, converters, define
+from attrs import define
 
-from safemem.buffers import check_count
+from usermem.mm.host_limits import counts
 from usermem.mm.vma import VMA, VMASet, data_bytes, locked_bytes
 
 MAX_MAP_COUNT: Final = 65_530
@@ -23,16 +22,7 @@ MEMLOCK_LIMIT: Final = 8 << 20
 """How many bytes Linux lets a process lock by default: RLIMIT_MEMLOCK."""
 
 
-def _counts(cls: type, fields: list[Attribute[int]]) -> list[Attribute[int]]:
-    """The fields of a class as counts, converted when they are set; or None, where the type says so."""
-    found = []
-    for field in fields:
-        convert = partial(check_count, name=field.name)
-        found.append(field.evolve(converter=converters.optional(convert) if "None" in str(field.type) else convert))
-    return found
-
-
-@define(field_transformer=_counts)
+@define(field_transformer=counts)
 class Limits:
     """What the owner of an address space allows its guest. The guest has no privileges (CAP_IPC_LOCK).
 
@@ -75,19 +65,3 @@ class Limits:
     def may_grow(self, vmas: VMASet, vma: VMA, length: int) -> bool:
         """Whether ``vma``, which is mapped, may grow by ``length`` bytes."""
         return (not vma.mlock_mode or self.may_lock(vmas, length)) and self.may_expand(vmas, vma, length)
-
-
-@define(field_transformer=_counts)
-class HostLimits:
-    """What all guests of this process together may take of it."""
-
-    max_map_count: int = 1 << 15
-    """How many mappings of the host's guests hold, at most: windows of files and of shared memory that were touched.
-
-    The host allows 65,530 by default (vm.max_map_count), and needs some for itself: threads, malloc, libraries. Where
-    it has none left for guests, what a guest touches is a fault (FaultReason.NO_MEMORY), and nothing else fails.
-    """
-
-
-host_limits: Final = HostLimits()
-"""The limits of this process, which may be changed."""

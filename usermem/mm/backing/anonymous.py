@@ -43,7 +43,12 @@ class Anonymous(Backing):
         raise AssertionError("the last window raises")
 
     def discard(self, run: HostRun) -> bool:
-        """Zero the pages where they are: no table changes, so that a guest cannot fragment its memory by it."""
+        """Zero the pages where they are: no table changes, so that a guest cannot fragment its memory by it.
+
+        Pages that a snapshot has an image of get another place, once.
+        """
+        if run.is_imaged:
+            return False
         self.arena.zero(run)
         return True
 

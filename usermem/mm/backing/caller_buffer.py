@@ -20,7 +20,7 @@ from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.private_object import PrivateObject
-from usermem.mm.host_calls import Held
+from usermem.mm.host_mapping import Held
 from usermem.mm.host_run import HostRun
 
 if TYPE_CHECKING:

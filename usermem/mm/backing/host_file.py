@@ -31,7 +31,8 @@ from safemem.errors import error
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
-from usermem.mm.host_calls import READ_WRITE, Held, HostMapping
+from usermem.mm.host_calls import READ_WRITE
+from usermem.mm.host_mapping import Held, HostMapping
 from usermem.mm.host_run import HostRun
 
 _WINDOW: Final = 1 << 26
@@ -224,7 +225,7 @@ class HostFile(Backing):
 
     def discard(self, run: HostRun) -> bool:
         """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED), anew if the host refuses it."""
-        return host_calls.can_advise(run, mman.MADV_DONTNEED)
+        return not run.is_imaged and host_calls.can_advise(run.address, len(run), mman.MADV_DONTNEED)
 
     def punch(self, start: int, end: int) -> None:
         """Make a hole in the file (MADV_REMOVE). Raises OSError if it cannot have any."""
@@ -232,14 +233,14 @@ class HostFile(Backing):
 
     def populate(self, run: HostRun, advice: int) -> bool:
         try:
-            host_calls.advise(run, advice)
+            host_calls.advise(run.address, len(run), advice)
         except OSError as exc:
             return exc.errno != errno.EFAULT
         return True
 
     def sync(self, run: HostRun, flags: int) -> None:
         """msync(2). Raises what the host raises."""
-        host_calls.sync(run, flags)
+        host_calls.sync(run.address, len(run), flags)
 
     def accessible(self, page: int) -> int | None:
         """None where pages are the host's: it finds the file's end, to the byte, when it is touched.

@@ -27,7 +27,7 @@ from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.backing.shared_memory import SharedMemory
-from usermem.mm.host_calls import Held
+from usermem.mm.host_mapping import Held
 from usermem.mm.host_run import HostRun
 
 WINDOW: Final = 1 << 16

@@ -1,0 +1,303 @@
+"""Overlay: images of private host memory, mapped over it where it was written.
+
+An *image* has pages as they were at one moment; nobody writes to it any more. Mapped privately over the memory that it
+was taken of, it shows the same bytes at the same host addresses; what is written from then on goes into copies of the
+process's own, whoever writes. So the pages that were written since are those own copies, and giving them up brings the
+bytes of the image back, at a cost that follows the pages written and not the memory's size. Below lies the *base*:
+zeros of an arena, or a file that is mapped privately.
+
+Images can be mapped where the host has memory files, takes MAP_FIXED, and forgets own copies by MADV_DONTNEED.
+Elsewhere the bytes are copied back instead, and compared.
+
+Source: mmap(2), MAP_PRIVATE; madvise(2), MADV_DONTNEED.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Final, Protocol
+
+from safemem import HostFaultError, safecopy
+from safemem.fork import fork_safe_lock
+from safemem.safecopy import address_of, view_at
+from usermem.mm import host_calls, host_pages
+from usermem.mm.host_pages import Ranges
+from usermem.mm.memory_file import MemoryRange, memory_file
+from usermem.mm.segment import SegmentSet
+from usermem.mm.segment_diff import changed
+
+MAX_EXTENTS: Final = 1 << 10
+"""How many extents the memory of one space may be covered by. Each is up to two of the host's 65,530 mappings. Beyond
+it those that are near each other become one, whose pages are copied."""
+
+_CHUNK: Final = 1 << 16  # compared at a time
+
+
+class Image(Protocol):
+    """Pages as they were at one moment."""
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """The descriptor of the file that the byte at ``offset`` is in, and where in it."""
+        ...
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """Fill dst with the bytes at ``offset`` and return how many there were."""
+        ...
+
+
+class _Bytes:
+    """An image for hosts that have no memory files. It is never mapped."""
+
+    def __init__(self, length: int) -> None:
+        self._bytes = bytearray(length)
+
+    def place(self, offset: int) -> tuple[int, int]:
+        raise MemoryError("this host has no memory files (memfd_create(2))")
+
+    def fill(self, offset: int, src: memoryview) -> None:
+        self._bytes[offset : offset + len(src)] = src
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        part = self._bytes[offset : offset + len(dst)]
+        dst[: len(part)] = part
+        return len(part)
+
+
+def new_image(length: int) -> MemoryRange | _Bytes:
+    """An image of zeros, to be filled before anybody sees it. Raises MemoryError."""
+    return MemoryRange(length) if memory_file() is not None else _Bytes(length)
+
+
+class Extent:
+    """Host addresses [start, end) show the bytes of an image from ``offset`` on. A value."""
+
+    __slots__ = ("end", "image", "offset", "start")
+
+    def __init__(self, start: int, end: int, image: Image, offset: int) -> None:
+        self.start = start
+        self.end = end
+        self.image = image
+        self.offset = offset
+
+    @property
+    def floor(self) -> int:
+        """See Segment.floor."""
+        return self.start
+
+    def cut(self, start: int, end: int) -> Extent:
+        """The part in [start, end)."""
+        return Extent(start, end, self.image, self.offset + start - self.start)
+
+    def moved(self, distance: int) -> Extent:
+        """The same bytes, ``distance`` addresses further up."""
+        return Extent(self.start + distance, self.end + distance, self.image, self.offset)
+
+
+class ExtentSet(SegmentSet[Extent]):
+    """What an overlay shows, in the order of host addresses. Immutable."""
+
+    __slots__ = ()
+
+
+class Overlay:
+    """What private host memory of one owner shows where nobody has written since. Many spaces may have parts of it."""
+
+    def __init__(self, fd: int = -1, origin: int = 0) -> None:
+        """The base is zeros; or the file of a descriptor, of which host address ``a`` shows the byte at origin + a."""
+        self.extents = ExtentSet()
+        self._fd = fd
+        self._origin = origin
+        self._lock = fork_safe_lock()
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether an image shows in [start, end)."""
+        return self.extents.count > 0 and not self.extents.is_free(start, end)
+
+    def capture(self, spans: Ranges) -> None:
+        """Have images of all that was written in some host ranges, in order. Raises MemoryError."""
+        own = [found for start, end in spans for found in self.written(start, end)]
+        if own:
+            extents = self._pictured(own, spans)
+            if maps_images():
+                self.cover(extents)
+            else:  # the bytes are there
+                self._swap(lambda now: _with(now, [(each.start, each.end) for each in extents], extents))
+
+    def _pictured(self, own: Ranges, spans: Ranges) -> list[Extent]:
+        """Extents of a new image with what some ranges hold now; joined with what is near if there were too many."""
+        parts = own
+        there = [extent for start, end in spans for extent in self.extents.within(start, end)]
+        if len(there) + 2 * len(own) > MAX_EXTENTS:
+            parts = _joined(sorted([*own, *((each.start, each.end) for each in there)]), spans, 0)
+            own = _joined(parts, spans)
+            if self._fd >= 0:  # zeros need not be copied: the image has holes there
+                parts = own
+        image = new_image(sum(end - start for start, end in own))
+        extents, offset, part = [], 0, iter(parts)
+        for start, end in own:
+            extents.append(Extent(start, end, image, offset))
+            last = start
+            while last < end:
+                first, last = next(part)
+                image.fill(offset + first - start, view_at(first, last - first))
+            offset += end - start
+        return extents
+
+    def written(self, start: int, end: int) -> Ranges:
+        """Where in [start, end) somebody has written since."""
+        found = host_pages.written(start, end) if maps_images() else None
+        return self._compared(start, end) if found is None else found
+
+    def become(self, then: ExtentSet, spans: Ranges) -> None:
+        """Show in some host ranges, in order, what they showed ``then``, clean. Raises OSError, MemoryError."""
+        now = self.extents
+        if now is not then:
+            gone, wanted = (ExtentSet().exchange([], each) for each in changed(now, then))
+            elsewhere = gone.count + wanted.count
+            for start, end in spans:
+                parts = gone.within(start, end)
+                self._put([(part.start, part.end) for part in parts], [])
+                self.cover(shown := wanted.within(start, end))
+                elsewhere -= len(parts) + len(shown)
+            if not elsewhere:
+                self._swap(lambda _: then)  # the very same: then the next time costs nothing
+        if maps_images():
+            host_pages.revert(spans)
+        else:
+            for start, end in spans:
+                self._copy_back(start, end)
+
+    def cover(self, extents: list[Extent]) -> None:
+        """Show images at some host addresses, which are this owner's, clean. Raises MemoryError."""
+        self._put([(extent.start, extent.end) for extent in extents], extents)
+
+    def uncover(self, start: int, end: int) -> None:
+        """Show the base in [start, end), clean. Raises MemoryError."""
+        self._put([(start, end)], [])
+
+    def _put(self, places: Ranges, extents: list[Extent]) -> None:
+        """Show ``extents`` at ``places``, or the base if there are none."""
+        if not places:
+            return
+        if not maps_images():
+            self._swap(lambda now: _with(now, places, extents))
+            for start, end in places:
+                self._copy_back(start, end)
+            return
+        files = [each.image.place(each.offset) for each in extents]
+        if not extents:
+            files = [(self._fd, self._origin + start if self._fd >= 0 else 0) for start, _ in places]
+        todo = host_calls.mappings_to_be(places, files)
+        made: list[int] = []
+        while not made:
+            old, new = self.extents, _with(self.extents, places, extents)
+            with self._lock:
+                # In one line: what is noted is mapped, before a handler can run.
+                if self.extents is old: self.extents = new; made = list(todo)  # fmt: skip # noqa: E701, E702
+        failed = [place for place, at in zip(places, made, strict=True) if at == host_calls.FAILED]
+        if failed:  # what is there is as it was
+            self._swap(lambda now: _with(now, failed, [part for place in failed for part in old.within(*place)]))
+            raise MemoryError("the host has no mapping left for the pages of an image (vm.max_map_count)")
+
+    def _swap(self, build: Callable[[ExtentSet], ExtentSet]) -> None:
+        while True:
+            old = self.extents
+            new = build(old)
+            with self._lock:
+                self.extents = done = new if self.extents is old else self.extents
+            if done is new:
+                return
+
+    def _copy_back(self, start: int, end: int) -> None:
+        """Put the bytes back that were there before somebody wrote, where they are others."""
+        for low, high in self._compared(start, end):
+            view_at(low, high - low)[:] = self._clean(low, high)
+
+    def _compared(self, start: int, end: int) -> Ranges:
+        """Where the bytes are others than those of the images and the base: for hosts that do not tell."""
+        found: Ranges = []
+        size = mmap.PAGESIZE
+        for at in range(start, end, _CHUNK):
+            stop = min(at + _CHUNK, end)
+            known = host_calls.resident(at, stop - at, size) or b"\1"
+            if 1 not in known and not self.covers(at, stop):
+                continue
+            then, now = self._clean(at, stop), _read(at, stop)
+            for page in range(0, stop - at, size):
+                if now[page : page + size] != then[page : page + size]:
+                    found.append((at + page, at + page + size))
+        return _joined(found, [(start, end)], 0)
+
+    def _clean(self, start: int, end: int) -> bytes:
+        """The bytes of [start, end) as they were before somebody wrote."""
+        base = os.pread(self._fd, end - start, self._origin + start) if self._fd >= 0 else b""
+        clean = bytearray(base.ljust(end - start, b"\0"))
+        for extent in self.extents.within(start, end):
+            extent.image.read_at(extent.offset, memoryview(clean)[extent.start - start : extent.end - start])
+        return bytes(clean)
+
+
+def _with(now: ExtentSet, places: Ranges, extents: list[Extent]) -> ExtentSet:
+    """The set with some extents, which lie in ``places``, and nothing else there."""
+    for start, end in places:
+        now = now.replace(start, end, [])
+    for extent in extents:
+        now = now.exchange([], [extent])
+    return now
+
+
+def _joined(ranges: Ranges, spans: Ranges, gap: int | None = None) -> Ranges:
+    """Ranges that touch, or are no further apart than ``gap``, as one; without it so that there are few enough.
+
+    None reaches over the end of a span; ranges are in order, and so are spans.
+    """
+    distance = mmap.PAGESIZE if gap is None else gap
+    while True:
+        joined: Ranges = []
+        limit = 0
+        ends = iter(sorted(end for _, end in spans))
+        for start, end in ranges:
+            if joined and start <= joined[-1][1] + distance and end <= limit:
+                joined[-1] = joined[-1][0], max(end, joined[-1][1])
+            else:
+                while limit < end:
+                    limit = next(ends)
+                joined.append((start, end))
+        if gap is not None or len(joined) <= MAX_EXTENTS // 2 or distance >= 1 << 63:
+            return joined
+        distance *= 2
+
+
+def _read(start: int, end: int) -> bytes:
+    """The bytes at host addresses, which may fault: what cannot be read is zeros."""
+    read = bytearray(end - start)
+    with suppress(HostFaultError):
+        safecopy.copy_in(memoryview(read), start)
+    return bytes(read)
+
+
+@cache
+def maps_images() -> bool:
+    """Whether images can be mapped here: a memory file over private pages, which MADV_DONTNEED shows again."""
+    size = mmap.PAGESIZE
+    try:
+        fd = os.memfd_create("usermem-probe", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):
+        return False
+    try:
+        os.pwrite(fd, b"\1" * size, 0)
+        with host_calls.reserve(size) as memory, memoryview(memory) as view:
+            address = address_of(view)
+            if list(host_calls.mappings_to_be([(address, address + size)], [(fd, 0)])) != [address]:
+                return False
+            memory[0] = 2
+            host_calls.drop([address], [size])
+            return memory[0] == 1
+    except (AttributeError, OSError):
+        return False
+    finally:
+        os.close(fd)
