@@ -13,30 +13,28 @@ Source: gVisor pkg/sentry/mm; Linux mm/.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn, Self
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn, Self
 
 from attrs import evolve
 
-from hostarch import AMD64, ANY_ACCESS, READ, AccessType, AddrRangeSeq, Arch, mman
+from hostarch import AMD64, READ, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, atomics
-from safemem.buffers import check_int
-from usermem.mm import brk, host_runs, madvise, maps, mincore, mlock, mmap, mprotect, mremap, msync
-from usermem.mm.backing.caller_buffer import CallerBuffer
-from usermem.mm.backing.mapped_object import MappedObject
+from usermem.mm import host_runs, inherit, maps
 from usermem.mm.check import check
+from usermem.mm.dirty import different, dirty, page_ranges
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.limits import MAX_MAP_COUNT, MEMLOCK_LIMIT, STACK_LIMIT, Limits
 from usermem.mm.listeners import Listener
-from usermem.mm.mapped_io import MappedIO
-from usermem.mm.mmap import RIGHTS
+from usermem.mm.memory_map import MemoryMap
+from usermem.mm.restore import restore
+from usermem.mm.state import State, take
+from usermem.mm.system_calls import SystemCalls
 from usermem.mm.vma import VMA
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
-
-class AddressSpace(MappedIO):
+class AddressSpace(SystemCalls):
     """The memory of one guest. Starts empty; nothing it maps costs host memory until it is touched.
 
     Use it as a context manager, or close it: then it is empty for good, and mapping and unmapping raise ValueError.
@@ -67,6 +65,7 @@ class AddressSpace(MappedIO):
         with suppress(OSError, ValueError):  # which the first atomic operation raises
             atomics.native()
         super().__init__(arch, Limits(max_map_count, address_limit, stack_limit, data_limit, memlock_limit), seed)
+        self._tracked: Snapshot | None = None
 
     def __enter__(self) -> Self:
         self._map.check_open()
@@ -143,168 +142,133 @@ class AddressSpace(MappedIO):
                 del fault
         return found
 
-    def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
-        """mmap(2): map anonymous memory, or a file by its descriptor, and return its address.
+    def snapshot(self, *, timeout: float | None = 0) -> Snapshot:
+        """What the space is now, to be restored or to start others from, as often as one likes.
 
-        ``addr`` is a hint, or the place with MAP_FIXED or MAP_FIXED_NOREPLACE. Raises OSError: EINVAL, ENOMEM, EEXIST,
-        EPERM, EACCES, EBADF, ENODEV, EOVERFLOW as Linux; then nothing has changed. A file of the host's may grow,
-        shrink and be written by others meanwhile; where the host cannot copy memory that may fault it is ENODEV.
+        It costs a copy of the pages that were written since the last one, which the guest shares copy-on-write from
+        then on. Mappings, rights, names, the heap's end, locked pages and all private memory belong to it, and shared
+        anonymous memory. Files of the host's, objects of the simulator's and attached buffers do not: what shared
+        mappings of them show is theirs. Raises MemoryError if the host has none left; then nothing has changed.
         """
-        self._map.check_open()
-        return mmap.mmap(self._map, addr, length, prot, flags, (fd, offset))
+        with self._quiet(timeout):
+            self._map.check_open()
+            return Snapshot(self._map, take(self._map))
 
-    def map_object(
-        self,
-        addr: int,
-        length: int,
-        prot: int,
-        flags: int,
-        mapped: MappedObject | None,
-        offset: int = 0,
-        max_prot: int = ANY_ACCESS,
-        name: str = "",
-    ) -> int:
-        """Map what a system call cannot say: an object of the simulator's, a limit to mprotect, a name for ``maps``.
+    def restore(self, snapshot: Snapshot, *, timeout: float | None = 0) -> None:
+        """Be again what the space was when its ``snapshot`` was made, at a cost that follows the pages written since.
 
-        ``mapped`` None is anonymous memory. An object's pages are read when first touched. Shared mappings of one
-        object have them in common, in all address spaces of this process; what is written there goes back into the
-        object by msync, and when they are unmapped, if it has ``write_at``. What the object refuses then is told by
-        the next msync or by close. A SharedMemory is mapped as it is. Raises OSError as :meth:`mmap`, and EACCES if
-        ``prot`` is more than ``max_prot``.
+        Host addresses of what is mapped then and now stay what they are, and what was written through them is undone;
+        :attr:`on_change` is told of everything else, and of memory that has other bytes, at the end. Shared anonymous
+        memory is put back in place, for all who share it; limits and hooks are left alone.
+
+        Raises ValueError if the snapshot is of another space (use :meth:`Snapshot.spawn`), or one of the two is closed;
+        MemoryError or OSError if the host refuses. Only then, and after an interrupt, contents may be partly restored
+        while the mappings are not: restore again.
         """
-        self._map.check_open()
-        offset = check_int(offset, "offset")
-        mmap.check_offset(self._map, offset)
-        prot = check_int(prot, "prot") & RIGHTS
-        what = VMA(0, 0, prot, check_int(max_prot, "max_prot"), False, self._map.anonymous, offset, 0, name)
-        return mmap.map_object(self._map, addr, length, flags, mapped, what)
+        restore(self._map, snapshot._of(self._map), self._quiet(timeout))
 
-    def attach(self, addr: int, buffer: ReadableBuffer, prot: int = RIGHTS, flags: int = 0, name: str = "") -> int:
-        """Map a buffer of the caller's, without a copy, and return where: both see what either writes.
+    def fork(self, *, timeout: float | None = 0) -> AddressSpace:
+        """The space of a forked child (fork(2)): private memory is shared copy-on-write, shared memory is shared.
 
-        Its length must be a multiple of the page size. ``addr`` and ``flags`` are as for mmap; a read-only buffer never
-        becomes writable. It is kept, and cannot be resized or closed, as long as something refers to its pages. Raises
-        OSError as mmap, TypeError if it is no buffer, ValueError for its length.
+        What MADV_DONTFORK was said of is not mapped there, and what MADV_WIPEONFORK was said of is zeros. Memory that
+        is locked here is not there. The limits are the same at first; hooks and listeners are not inherited. Raises
+        ValueError if the space is closed, MemoryError if the host has no memory left; then nothing has changed.
         """
-        attached = CallerBuffer(buffer)
-        if not attached.size() or not self.arch.is_page_aligned(attached.size()):
-            raise ValueError(f"buffer must be whole pages of {self.arch.page_size} bytes, not {attached.size()}")
-        flags = check_int(flags, "flags") & ~mman.MAP_TYPE | mman.MAP_SHARED
-        prot = check_int(prot, "prot") & attached.max_prot
-        return self.map_object(addr, attached.size(), prot, flags, attached, 0, attached.max_prot, name)
+        with self._quiet(timeout):
+            self._map.check_open()
+            state = take(self._map)
+            child = AddressSpace._like(self._map)
+            inherit.fork(child._map, state)
+            return child
 
-    def munmap(self, addr: int, length: int) -> int:
-        """munmap(2): unmap all pages in the range, mapped or not, and return 0. Raises OSError: EINVAL as Linux."""
-        self._map.check_open()
-        return mmap.munmap(self._map, addr, length)
+    def dirty_pages(self, since: Snapshot | None = None) -> AddrRangeSeq:
+        """The pages that are mapped and were written since a snapshot of this space, whoever wrote them.
 
-    def mprotect(self, addr: int, length: int, prot: int) -> int:
-        """mprotect(2): change the rights of all pages in the range and return 0.
-
-        Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped and EACCES if a right cannot be granted, each
-        after the pages before it were changed.
+        Pages that have other memory than then belong to it, and what shared anonymous memory has other bytes; a page
+        that was only read does not. None is for since :meth:`start_dirty_tracking`. Shared mappings of files, objects
+        and attached buffers are not looked at. Raises ValueError if there is no such snapshot, or it is of another
+        space.
         """
-        self._map.check_open()
-        return mprotect.mprotect(self._map, addr, length, prot)
+        since = self._tracked if since is None else since
+        if since is None:
+            raise ValueError("dirty_pages needs a snapshot, or start_dirty_tracking() before it")
+        state = since._of(self._map)
+        with self._quiet(0):
+            self._map.check_open()
+            return page_ranges(self.arch, dirty(self._map.tables, state))
 
-    def set_name(self, addr: int, length: int, name: str | None) -> int:
-        """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME): name anonymous memory for :meth:`maps`, or unname it, and return 0.
+    def start_dirty_tracking(self) -> None:
+        """Let :meth:`dirty_pages` tell what is written from now on, for code caches or to move a guest while it runs.
 
-        Raises OSError as Linux: EINVAL for the name or the range; EBADF if a file is mapped there and ENOMEM if a page
-        is not mapped, each after the rest was done as far as Linux does it.
+        It makes a snapshot of its own, in the place of the one before.
         """
-        self._map.check_open()
-        return mprotect.set_name(self._map, addr, length, name)
+        self._tracked = self.snapshot()
 
-    def mremap(self, old_addr: int, old_size: int, new_size: int, flags: int = 0, new_addr: int = 0) -> int:
-        """mremap(2): resize or move what is mapped, and return where it is now.
+    @contextmanager
+    def _quiet(self, timeout: float | None) -> Iterator[None]:
+        with self._map._lock:
+            yield
 
-        ``old_size`` 0 maps shared memory a second time. With MREMAP_FIXED and no change of size there may be several
-        mappings in the range, with holes between them, as since Linux 6.17. Raises OSError as Linux: EINVAL; EFAULT if
-        nothing is mapped at ``old_addr``, or the range is not one mapping; ENOMEM if it cannot grow where it is and may
-        not move, nothing is free, or a limit is reached. After an error nothing has changed.
-        """
-        self._map.check_open()
-        return mremap.mremap(self._map, old_addr, old_size, new_size, flags, new_addr)
-
-    def set_brk(self, start: int) -> None:
-        """Let the heap begin at ``start``, empty, as a program's loader does. What was heap before stays mapped.
-
-        Raises ValueError if it lies below ``arch.min_addr`` or above ``arch.max_addr``.
-        """
-        self._map.check_open()
-        brk.set_brk(self._map, start)
-
-    def brk(self, addr: int) -> int:
-        """brk(2), the system call: let the heap end at addr if that can be, and return where it ends now.
-
-        A page stays free between the heap and what is mapped above it. Without :meth:`set_brk` there is no heap, and
-        the answer is 0.
-        """
-        self._map.check_open()
-        return brk.brk(self._map, addr)
-
-    def madvise(self, addr: int, length: int, advice: int) -> int:
-        """madvise(2): returns 0. MADV_DONTNEED makes private memory what it was when it was mapped.
-
-        MADV_FREE may do so at any time, and does nothing here. MADV_REMOVE makes shared memory zero, for all who share
-        it. MADV_GUARD_INSTALL lets all accesses to some pages fault, until MADV_GUARD_REMOVE; what was there is lost,
-        but for what is shared. MADV_COLLAPSE only looks at what there is.
-
-        Raises OSError as Linux: EINVAL, of much advice for locked memory too; EACCES and EOPNOTSUPP of MADV_REMOVE;
-        ENOMEM if a page is not mapped, after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
-        """
-        self._map.check_open()
-        return madvise.madvise(self._map, addr, length, advice)
-
-    def msync(self, addr: int, length: int, flags: int) -> int:
-        """msync(2): returns 0. Raises OSError as Linux: EINVAL; EBUSY of MS_INVALIDATE if memory is locked; ENOMEM if a
-        page is not mapped, after the others were synced (but with MS_ASYNC only those before it).
-
-        Raises too what a mapped object raises, now or when it was last unmapped.
-        """
-        self._map.check_open()
-        return msync.msync(self._map, addr, length, flags)
-
-    def mlock(self, addr: int, length: int, flags: int = 0) -> int:
-        """mlock(2), and with MLOCK_ONFAULT mlock2(2): lock all pages in the range, touch them, and return 0.
-
-        Raises OSError as Linux: EINVAL; EPERM, ENOMEM of the limit (RLIMIT_MEMLOCK); ENOMEM if a page is not mapped or
-        cannot be had, after the pages before it were locked. The host's own memory is not locked.
-        """
-        self._map.check_open()
-        return mlock.mlock(self._map, addr, length, flags)
-
-    def munlock(self, addr: int, length: int) -> int:
-        """munlock(2): unlock all pages in the range and return 0.
-
-        Raises OSError as Linux: EINVAL; ENOMEM if a page is not mapped, after the pages before it were unlocked.
-        """
-        self._map.check_open()
-        return mlock.munlock(self._map, addr, length)
-
-    def mlockall(self, flags: int) -> int:
-        """mlockall(2): lock what is mapped now (MCL_CURRENT), or later (MCL_FUTURE), and return 0.
-
-        Raises OSError as Linux: EINVAL; EPERM, ENOMEM of the limit. After an error nothing has changed.
-        """
-        self._map.check_open()
-        return mlock.mlockall(self._map, flags)
-
-    def munlockall(self) -> int:
-        """munlockall(2): unlock everything, what is mapped later too, and return 0."""
-        self._map.check_open()
-        return mlock.munlockall(self._map)
-
-    def mincore(self, addr: int, length: int) -> bytes:
-        """mincore(2): a byte for each page, 1 if the host holds it in memory.
-
-        Where the host cannot tell, it is 1 if the page has a place, and places are as large as windows. Raises OSError
-        as Linux: EINVAL; ENOMEM if a page is not mapped.
-        """
-        self._map.check_open()
-        return mincore.mincore(self._map, addr, length)
+    @classmethod
+    def _like(cls, parent: MemoryMap) -> AddressSpace:
+        """An empty space with a parent's machine and limits."""
+        space = cls(parent.arch)
+        space._map.follow(parent)
+        return space
 
     def _check(self) -> None:
         """Raise AssertionError if the tables contradict each other: for stress tests."""
         check(self._map, self._cache)
+
+
+class Snapshot:
+    """What an address space was at one moment. It outlives the space. Make one by :meth:`AddressSpace.snapshot`.
+
+    It keeps the memory of its pages until it is closed, or nothing refers to it.
+    """
+
+    def __init__(self, mm: MemoryMap, state: State) -> None:
+        """Use :meth:`AddressSpace.snapshot`."""
+        self._mm = mm
+        self._state: State | None = state
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Snapshot cannot be copied or pickled: save it to a file")
+
+    def close(self) -> None:
+        """Give its pages up. Spaces that it started keep theirs. A second close does nothing."""
+        self._state = None
+
+    def _open(self) -> State:
+        if self._state is None:
+            raise ValueError("the snapshot is closed")
+        return self._state
+
+    def _of(self, mm: MemoryMap) -> State:
+        """Its state, if it is one of that map's."""
+        state = self._open()
+        if self._mm is not mm:
+            raise ValueError("the snapshot is of another address space: spawn() starts a new one from it")
+        return state
+
+    def spawn(self) -> AddressSpace:
+        """A new address space that begins as the old one was, on its own.
+
+        Private memory is shared copy-on-write; shared anonymous memory is new, with the bytes of then. Limits are those
+        that the old space has; it has neither hooks nor listeners. Raises MemoryError if the host has none left.
+        """
+        state = self._open()
+        space = AddressSpace._like(self._mm)
+        inherit.spawn(space._map, state)
+        return space
+
+    def diff(self, other: Snapshot) -> AddrRangeSeq:
+        """The pages whose bytes are others in another snapshot, or that are mapped in only one of the two."""
+        return page_ranges(self._mm.arch, different(self._open(), other._open()))

@@ -233,6 +233,21 @@ def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False
     return b"".join(found)
 
 
+def data(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    """The parts of [start, end) of a file that are no holes; all of it if the host cannot tell."""
+    found: list[tuple[int, int]] = []
+    while start < end:
+        try:
+            low = os.lseek(fd, start, os.SEEK_DATA)
+            high = os.lseek(fd, low, os.SEEK_HOLE)
+        except OSError as exc:
+            return found if exc.errno == errno.ENXIO else [*found, (start, end)]
+        if low < end:
+            found.append((low, min(high, end)))
+        start = high
+    return found
+
+
 def _next_data(fd: int, at: int, end: int, page: int) -> int:
     """Where the first page from ``at`` on that is no hole begins; ``end`` if there is none before it."""
     try:

@@ -18,9 +18,7 @@ from typing import Final
 
 from safemem.safecopy import address_of
 from usermem.mm import host_calls
-
-Ranges = list[tuple[int, int]]
-"""[start, end) of host addresses, in order."""
+from usermem.mm.ranges import Ranges
 
 _PAGEMAP: Final = "/proc/self/pagemap"
 

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from mmap import mmap
 from typing import Final, TypeVar
+
+from attrs import evolve
 
 from hostarch import Arch, mman
 from safemem.buffers import check_int
@@ -91,21 +93,28 @@ class MemoryMap:
         self._cache = cache
         self._lock = fork_safe_lock()
 
+    def follow(self, parent: MemoryMap) -> None:
+        """Have the limits that another map has now, and its places for memory, before anything is mapped."""
+        self.limits = evolve(parent.limits)
+        self.anonymous = parent.anonymous
+        self.base = parent.base
+
     def check_open(self) -> None:
         """Raise ValueError if the space is closed."""
         if self.tables.closed:
             raise _ClosedError("the address space is closed")
 
-    def change(self, build: Callable[[Change], T]) -> T:
+    def change(self, build: Callable[[Change], T], held: AbstractContextManager[object] | None = None) -> T:
         """Publish the tables that ``build`` makes, tell the listener, and return what ``build`` returned.
 
         ``build`` may run more than once, and must change nothing but the Change. What it raises passes through, and
-        nothing has changed. Raises ValueError if the space is closed.
+        nothing has changed. ``held`` has the lock while it is entered, if it must keep out more than other changes.
+        Raises ValueError if the space is closed.
         """
         made: list[Made] = []
         try:
             # In one line: a trace function that raises at the line of a ``with`` that ends would leave it locked.
-            with self._lock: result = self._publish(build, made)  # fmt: skip # noqa: E701
+            with held or self._lock: result = self._publish(build, made)  # fmt: skip # noqa: E701
         finally:
             while made:
                 self._finish(*made.pop())

@@ -19,14 +19,14 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Final, Protocol
+from typing import Final
 
 from safemem import HostFaultError, safecopy
 from safemem.fork import fork_safe_lock
 from safemem.safecopy import address_of, view_at
 from usermem.mm import host_calls, host_pages
-from usermem.mm.host_pages import Ranges
-from usermem.mm.memory_file import MemoryRange, memory_file
+from usermem.mm.image import Image, new_image
+from usermem.mm.ranges import Ranges, differing, joined
 from usermem.mm.segment import SegmentSet
 from usermem.mm.segment_diff import changed
 
@@ -35,41 +35,6 @@ MAX_EXTENTS: Final = 1 << 10
 it those that are near each other become one, whose pages are copied."""
 
 _CHUNK: Final = 1 << 16  # compared at a time
-
-
-class Image(Protocol):
-    """Pages as they were at one moment."""
-
-    def place(self, offset: int) -> tuple[int, int]:
-        """The descriptor of the file that the byte at ``offset`` is in, and where in it."""
-        ...
-
-    def read_at(self, offset: int, dst: memoryview) -> int:
-        """Fill dst with the bytes at ``offset`` and return how many there were."""
-        ...
-
-
-class _Bytes:
-    """An image for hosts that have no memory files. It is never mapped."""
-
-    def __init__(self, length: int) -> None:
-        self._bytes = bytearray(length)
-
-    def place(self, offset: int) -> tuple[int, int]:
-        raise MemoryError("this host has no memory files (memfd_create(2))")
-
-    def fill(self, offset: int, src: memoryview) -> None:
-        self._bytes[offset : offset + len(src)] = src
-
-    def read_at(self, offset: int, dst: memoryview) -> int:
-        part = self._bytes[offset : offset + len(dst)]
-        dst[: len(part)] = part
-        return len(part)
-
-
-def new_image(length: int) -> MemoryRange | _Bytes:
-    """An image of zeros, to be filled before anybody sees it. Raises MemoryError."""
-    return MemoryRange(length) if memory_file() is not None else _Bytes(length)
 
 
 class Extent:
@@ -132,8 +97,8 @@ class Overlay:
         parts = own
         there = [extent for start, end in spans for extent in self.extents.within(start, end)]
         if len(there) + 2 * len(own) > MAX_EXTENTS:
-            parts = _joined(sorted([*own, *((each.start, each.end) for each in there)]), spans, 0)
-            own = _joined(parts, spans)
+            parts = joined([*own, *((each.start, each.end) for each in there)])
+            own = _near(parts, spans)
             if self._fd >= 0:  # zeros need not be copied: the image has holes there
                 parts = own
         image = new_image(sum(end - start for start, end in own))
@@ -220,17 +185,12 @@ class Overlay:
     def _compared(self, start: int, end: int) -> Ranges:
         """Where the bytes are others than those of the images and the base: for hosts that do not tell."""
         found: Ranges = []
-        size = mmap.PAGESIZE
         for at in range(start, end, _CHUNK):
             stop = min(at + _CHUNK, end)
-            known = host_calls.resident(at, stop - at, size) or b"\1"
-            if 1 not in known and not self.covers(at, stop):
-                continue
-            then, now = self._clean(at, stop), _read(at, stop)
-            for page in range(0, stop - at, size):
-                if now[page : page + size] != then[page : page + size]:
-                    found.append((at + page, at + page + size))
-        return _joined(found, [(start, end)], 0)
+            known = host_calls.resident(at, stop - at, mmap.PAGESIZE) or b"\1"
+            if 1 in known or self.covers(at, stop):
+                found += differing([(at, stop)], _read, self._clean)
+        return joined(found)
 
     def _clean(self, start: int, end: int) -> bytes:
         """The bytes of [start, end) as they were before somebody wrote."""
@@ -250,25 +210,21 @@ def _with(now: ExtentSet, places: Ranges, extents: list[Extent]) -> ExtentSet:
     return now
 
 
-def _joined(ranges: Ranges, spans: Ranges, gap: int | None = None) -> Ranges:
-    """Ranges that touch, or are no further apart than ``gap``, as one; without it so that there are few enough.
-
-    None reaches over the end of a span; ranges are in order, and so are spans.
-    """
-    distance = mmap.PAGESIZE if gap is None else gap
+def _near(ranges: Ranges, spans: Ranges) -> Ranges:
+    """Ranges that are near each other in one span as one, so that few enough are left."""
+    distance = mmap.PAGESIZE
     while True:
-        joined: Ranges = []
-        limit = 0
-        ends = iter(sorted(end for _, end in spans))
+        found: Ranges = []
+        ends, limit = iter(spans), 0
         for start, end in ranges:
-            if joined and start <= joined[-1][1] + distance and end <= limit:
-                joined[-1] = joined[-1][0], max(end, joined[-1][1])
-            else:
-                while limit < end:
-                    limit = next(ends)
-                joined.append((start, end))
-        if gap is not None or len(joined) <= MAX_EXTENTS // 2 or distance >= 1 << 63:
-            return joined
+            if end <= limit and start <= found[-1][1] + distance:
+                found[-1] = found[-1][0], end
+                continue
+            while limit < end:
+                _, limit = next(ends)
+            found.append((start, end))
+        if len(found) <= max(MAX_EXTENTS // 2, len(spans)):
+            return found
         distance *= 2
 
 

@@ -5,6 +5,8 @@ A set that was made out of another shares all nodes with it but a few.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from usermem.mm.segment import Segment, SegmentSet
@@ -30,3 +32,18 @@ def changed(old: SegmentSet[S], new: SegmentSet[S]) -> tuple[list[S], list[S]]:
             [item for each in side for item in (each.items if each.height == height else [each])] for side in sides
         ]
         height -= 1
+
+
+def differences(old: list[S], new: list[S]) -> Iterator[tuple[int, int, S | None, S | None]]:
+    """[start, end) of all addresses that lie in a segment of two lists in order, with the one of each, in order."""
+    bounds = sorted({bound for segment in [*old, *new] for bound in (segment.start, segment.end)})
+    i = j = 0
+    for start, end in pairwise(bounds):
+        while i < len(old) and old[i].end <= start:
+            i += 1
+        while j < len(new) and new[j].end <= start:
+            j += 1
+        before = old[i] if i < len(old) and old[i].start <= start else None
+        after = new[j] if j < len(new) and new[j].start <= start else None
+        if before is not None or after is not None:
+            yield start, end, before, after

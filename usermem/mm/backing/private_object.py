@@ -56,6 +56,10 @@ class PrivateObject(Backing):
         self._mapped.read_at(start, run.view())
         return start, run
 
+    def fresh(self, offset: int, length: int) -> HostRun:
+        """Zeros. See Backing.fresh."""
+        return _arena.allocate(length)
+
     def private(self) -> PrivateObject:
         """Return self: it is private."""
         return self

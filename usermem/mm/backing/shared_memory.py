@@ -22,9 +22,12 @@ from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.host_calls import MAP_NORESERVE, READ_WRITE
 from usermem.mm.host_mapping import Held, HostMapping
 from usermem.mm.host_run import HostRun, mmap_address
+from usermem.mm.image import new_image
 from usermem.mm.memory_file import MemoryFile, MemoryRange, memory_file, rounded
+from usermem.mm.ranges import Ranges, differing, joined
 
 _WINDOW: Final = 1 << 26
+_CHUNK: Final = 1 << 20  # copied at a time
 _MADV_REMOVE: Final = getattr(mmap, "MADV_REMOVE", None)
 _SHMEM_DEVICE: Final = os.makedev(0, 1) if hasattr(os, "makedev") else 0
 
@@ -84,6 +87,38 @@ class SharedMemory(Backing):
             done += len(part)
         return done
 
+    @property
+    def shared_memory(self) -> SharedMemory:
+        """Return self."""
+        return self
+
+    def copied(self) -> SharedCopy:
+        """A copy of its bytes. Raises MemoryError if the host has no memory left."""
+        return SharedCopy(self)
+
+    def data(self) -> Ranges:
+        """Where it may have other bytes than zeros, in whole host pages."""
+        if self._range is None:
+            return [(0, self._room)]
+        fd, first = self._range.place(0)
+        return [(start - first, end - first) for start, end in host_calls.data(fd, first, first + self._room)]
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes of [start, end)."""
+        part = bytearray(end - start)
+        self.read_at(start, memoryview(part))
+        return bytes(part)
+
+    def write(self, offset: int, src: bytes) -> None:
+        """Put some bytes at offset, for all who share it."""
+        done = 0
+        while done < len(src):
+            start, run = self.run(offset + done, 0, self._room)
+            skip = offset + done - start
+            part = run.view()[skip : skip + len(src) - done]
+            part[:] = src[done : done + len(part)]
+            done += len(part)
+
     def accessible(self, page: int) -> int:
         """All of its pages, the last one whole. See Backing.accessible."""
         return -(-self._length // page) * page
@@ -134,6 +169,58 @@ class SharedMemory(Backing):
         self._whole[start:end] = bytes(end - start)
 
 
+class SharedCopy:
+    """The bytes of a shared memory as they were at one moment. It keeps the memory alive.
+
+    Who shares it may be in other address spaces, or other processes: nobody keeps track of what they write, so it is
+    copied as a whole, but for what was never touched. Raises MemoryError if the host has no memory left.
+    """
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self.memory = memory
+        self.data = memory.data()
+        """The ranges that may be other than zero, in bytes from the memory's start; in the image they are in a row."""
+        self._image = new_image(sum(end - start for start, end in self.data))
+        at = 0
+        for start, end in self.data:
+            for low in range(start, end, _CHUNK):
+                part = memoryview(bytearray(min(_CHUNK, end - low)))
+                memory.read_at(low, part)
+                self._image.fill(at, part)
+                at += len(part)
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes of [start, end) then."""
+        found, at = bytearray(end - start), 0
+        for low, high in self.data:
+            first, last = max(low, start), min(high, end)
+            if first < last:
+                self._image.read_at(at + first - low, memoryview(found)[first - start : last - start])
+            at += high - low
+        return bytes(found)
+
+    def written(self) -> Ranges:
+        """The pages of the memory whose bytes are others now."""
+        return differing(joined([*self.memory.data(), *self.data]), self.memory.read, self.read)
+
+    def put_back(self) -> None:
+        """Make the memory what it was, for all who share it. Raises OSError."""
+        for start, end in self.written():
+            then = self.read(start, end)
+            if any(then):
+                self.memory.write(start, then)
+            else:
+                self.memory.punch(start, end)
+
+    def twin(self) -> SharedMemory:
+        """A new memory with the bytes of then. Raises MemoryError."""
+        memory = SharedMemory(self.memory.size())
+        for start, end in self.data:
+            for low in range(start, end, _CHUNK):
+                memory.write(low, self.read(low, min(low + _CHUNK, end)))
+        return memory
+
+
 class _PrivateMemory(Backing):
     """A MAP_PRIVATE mapping of a SharedMemory: pages are shared until they are written."""
 
@@ -150,6 +237,11 @@ class _PrivateMemory(Backing):
     def key(self) -> object:
         """Neighbours of one memory merge."""
         return type(self), self._shared
+
+    @property
+    def shared_memory(self) -> SharedMemory:
+        """What it shows where it was not written."""
+        return self._shared
 
     @property
     def mapped(self) -> object:

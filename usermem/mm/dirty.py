@@ -1,0 +1,130 @@
+"""Which pages were written since a state, and which differ between two states.
+
+Private pages that have the same place in the same image are the same. What was written since the last image was made,
+the host knows; the bytes of shared anonymous memory are compared.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+from hostarch import AddrRange, AddrRangeSeq, Arch
+from usermem.mm.backing.backing import Backing
+from usermem.mm.change import Tables
+from usermem.mm.overlay import Extent
+from usermem.mm.pma import PMASet
+from usermem.mm.ranges import Ranges, differing, joined
+from usermem.mm.segment_diff import changed, differences
+from usermem.mm.state import State, private_spans, seen, shared_memories
+from usermem.mm.vma import VMA, VMASet
+
+
+def dirty(tables: Tables, since: State) -> Ranges:
+    """The guest addresses, in host pages, that are mapped now and were written since, or show other memory.
+
+    Nobody may be in the middle of an access.
+    """
+    found = _written(tables.pmas) + [(start, end) for start, end, *_ in _moved(since, seen(tables, {}))]
+    for start, end, old, new in differences(*changed(since.tables.vmas, tables.vmas)):
+        if new is not None and not (old is not None and shows_same(start, old, new)) and not _zeros(old, new):
+            found.append((start, end))
+    for memory in shared_memories(tables.vmas):
+        copy = since.copies.get(memory)
+        found += _where_mapped(tables.vmas, memory, copy.written() if copy is not None else memory.copied().data)
+    return _mapped(tables.vmas, found)
+
+
+def different(one: State, other: State) -> Ranges:
+    """The guest addresses, in host pages, whose bytes differ, or that are mapped in one of the two only."""
+    found: Ranges = []
+    compared: Ranges = []
+    for start, end, old, new in differences(*changed(one.tables.vmas, other.tables.vmas)):
+        if old is None or new is None or not (shows_same(start, old, new) or _zeros(old, new)):
+            found.append((start, end))
+    for start, end, before, after in _moved(one, other):
+        vma = one.tables.vmas.find(start)
+        a_file_shows = vma is not None and not vma.backing.anonymous and vma.backing.shared_memory is None
+        (found if a_file_shows and (before is None or after is None) else compared).append((start, end))
+    for state in (one, other):
+        for memory, copy in state.copies.items():
+            for each in (one, other):
+                compared += _where_mapped(each.tables.vmas, memory, copy.data)
+    both = _mapped(other.tables.vmas, _mapped(one.tables.vmas, compared))
+    return _mapped_in_either(one, other, found + differing(both, one.read, other.read))
+
+
+def _mapped_in_either(one: State, other: State, found: Ranges) -> Ranges:
+    return joined(_mapped(one.tables.vmas, found) + _mapped(other.tables.vmas, found))
+
+
+def page_ranges(arch: Arch, ranges: Ranges) -> AddrRangeSeq:
+    """Some ranges in whole pages of the guest's."""
+    down, up = arch.page_round_down, arch.page_round_up
+    pages = joined([(down(start), up(end)) for start, end in ranges])
+    return AddrRangeSeq([AddrRange(start, end) for start, end in pages])
+
+
+def shows_same(addr: int, old: VMA, new: VMA) -> bool:
+    """Whether two mappings show the same of the same backing at an address."""
+    same = old.backing is new.backing or old.backing.key == new.backing.key
+    return same and old.shared == new.shared and old.offset_at(addr) == new.offset_at(addr)
+
+
+def _zeros(old: VMA | None, new: VMA) -> bool:
+    """Whether what is mapped now is zeros but for what images and pages say, and was so before."""
+    return new.backing.anonymous and (old is None or old.backing.anonymous)
+
+
+def _moved(one: State, other: State) -> list[tuple[int, int, Extent | None, Extent | None]]:
+    """Where two states show other pages of images, or only one shows any: (start, end, the one's, the other's)."""
+    if one.tables.pmas is other.tables.pmas and all(
+        part.extents is other.parts[overlay].extents for overlay, part in one.parts.items()
+    ):
+        return []
+    both = differences(list(one.extents), list(other.extents))
+    return [each for each in both if not _same_page(each[2], each[3])]
+
+
+def _same_page(old: Extent | None, new: Extent | None) -> bool:
+    if old is None or new is None:
+        return old is new
+    return old.image is new.image and old.offset - old.start == new.offset - new.start
+
+
+def _written(pmas: PMASet) -> Ranges:
+    """The guest addresses of private memory that somebody has written since the last image of it was made."""
+    spans = private_spans(pmas)
+    own = joined([found for overlay in spans for span in spans[overlay] for found in overlay.written(*span)])
+    if not own:
+        return []
+    found: Ranges = []
+    starts = [start for start, _ in own]
+    for pma in pmas:
+        first = pma.run.address
+        last = first + len(pma.run)
+        for i in range(max(bisect_right(starts, first) - 1, 0), bisect_left(starts, last)):
+            low, high = max(own[i][0], first), min(own[i][1], last)
+            if low < high:
+                found.append((pma.start + low - first, pma.start + high - first))
+    return found
+
+
+def _where_mapped(vmas: VMASet, memory: Backing | None, parts: Ranges) -> Ranges:
+    """The guest addresses that show some parts of a shared anonymous memory."""
+    found: Ranges = []
+    for vma in vmas:
+        if vma.backing.shared_memory is memory:
+            distance = vma.start - vma.offset
+            found += [(max(low + distance, vma.start), min(high + distance, vma.end)) for low, high in parts]
+    return [(start, end) for start, end in found if start < end]
+
+
+def _mapped(vmas: VMASet, ranges: Ranges) -> Ranges:
+    """What of some ranges is mapped."""
+    return joined(
+        [
+            (max(vma.start, start), min(vma.end, end))
+            for start, end in joined(ranges)
+            for vma in vmas.overlapping(start, end)
+        ]
+    )

@@ -1,0 +1,49 @@
+"""Image: pages as they were at one moment, which a snapshot keeps, in the process's memory file or in a file.
+
+Source: CRIU's images.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from usermem.mm.memory_file import MemoryRange, memory_file
+
+
+class Image(Protocol):
+    """Pages as they were at one moment. Whoever made it fills it; after that nobody writes to it."""
+
+    def fill(self, offset: int, src: memoryview) -> None:
+        """Put the bytes of src at ``offset``. Raises OSError."""
+        ...
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """The descriptor of the file that the byte at ``offset`` is in, and where in it."""
+        ...
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """Fill dst with the bytes at ``offset`` and return how many there were."""
+        ...
+
+
+class _Bytes:
+    """An image for hosts that have no memory files. It is never mapped."""
+
+    def __init__(self, length: int) -> None:
+        self._bytes = bytearray(length)
+
+    def place(self, offset: int) -> tuple[int, int]:
+        raise MemoryError("this host has no memory files (memfd_create(2))")
+
+    def fill(self, offset: int, src: memoryview) -> None:
+        self._bytes[offset : offset + len(src)] = src
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        part = self._bytes[offset : offset + len(dst)]
+        dst[: len(part)] = part
+        return len(part)
+
+
+def new_image(length: int) -> Image:
+    """An image of zeros, to be filled before anybody sees it. Raises MemoryError."""
+    return MemoryRange(length) if length and memory_file() is not None else _Bytes(length)

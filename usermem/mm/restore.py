@@ -1,0 +1,72 @@
+"""Putting an address space back to a state, at a cost that follows what was written and changed since.
+
+Host addresses stay what they are where the same memory is mapped then and now; what was written through them is undone.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from usermem.mm.change import Change, Tables
+from usermem.mm.dirty import dirty, shows_same
+from usermem.mm.listeners import ChangeKind
+from usermem.mm.memory_map import MemoryMap
+from usermem.mm.ranges import Ranges, joined
+from usermem.mm.segment_diff import changed, differences
+from usermem.mm.state import State
+from usermem.mm.vma import VMA
+
+
+def restore(mm: MemoryMap, state: State, held: AbstractContextManager[object]) -> None:
+    """Make a map what it was; ``held`` keeps others out meanwhile. Listeners are told after it.
+
+    Raises MemoryError or OSError if the host refuses: the mappings are as before then, and the contents partly those of
+    then. So it is after an interrupt. To restore once more puts everything right.
+    """
+
+    def build(change: Change) -> None:
+        # If a handler comes in between and maps, this runs again, which does no harm.
+        written = dirty(change, state) if mm.listeners.listener is not None else []
+        for overlay, extents, spans in state.parts.values():
+            overlay.become(extents, spans)
+        for copy in state.copies.values():
+            copy.put_back()
+        _return_to(change, state.tables, written)
+
+    mm.change(build, held)
+
+
+def _return_to(change: Change, then: Tables, written: Ranges) -> None:
+    """Have a change bring old tables back; ``written`` is what listeners are told to have other bytes."""
+    other = written
+    if change.vmas is not then.vmas:
+        for start, end, old, new in differences(*changed(change.vmas, then.vmas)):
+            kind = _kind(start, old, new)
+            if kind is not None:
+                change.told.append((start, end, kind))
+            if old is not None and old.shared and kind in (ChangeKind.UNMAP, ChangeKind.MAP):
+                change.dropped.append((old.backing, old.offset_at(start), old.offset_at(end)))
+            change.gone += change.pmas.overlapping(start, end)  # which may stay, but what is cached of it is wrong
+    if change.pmas is not then.pmas:
+        gone, back = changed(change.pmas, then.pmas)
+        change.gone += gone
+        for pma in back:
+            pma.run.keeper.note_used(pma.run.start, pma.run.end)  # it was noted for memory that would not come back
+        other = [*other, *((pma.start, pma.end) for pma in [*gone, *back])]
+    if change.guards is not then.guards:
+        other = [*other, *((start, end) for start, end, *_ in differences(*changed(change.guards, then.guards)))]
+    for start, end in joined(other):
+        vmas = then.vmas.overlapping(start, end)
+        if vmas:
+            change.told.append((max(start, vmas[0].start), min(end, vmas[-1].end), ChangeKind.MEMORY))
+    change.vmas, change.pmas, change.guards = then.vmas, then.pmas, then.guards
+    change.brk_start, change.brk, change.mlock_future = then.brk_start, then.brk, then.mlock_future
+
+
+def _kind(start: int, old: VMA | None, new: VMA | None) -> ChangeKind | None:
+    """What a listener is told of a range that begins at ``start``, by the mapping there before and now."""
+    if new is None:
+        return ChangeKind.UNMAP
+    if old is None or not shows_same(start, old, new):
+        return ChangeKind.MAP
+    return ChangeKind.PROTECT if old.prot != new.prot else None
