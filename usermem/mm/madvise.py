@@ -39,6 +39,7 @@ _HINTS: Final = frozenset(
 _SETTING: Final = {mman.MADV_DONTFORK: VM_DONTCOPY, mman.MADV_WIPEONFORK: VM_WIPEONFORK}
 
 _CLEARING: Final = {mman.MADV_DOFORK: VM_DONTCOPY, mman.MADV_KEEPONFORK: VM_WIPEONFORK}
+"""Advice that sets or clears one of a mapping's fork_flags."""
 
 _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: WRITE}
 
@@ -114,7 +115,10 @@ def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None
 
 
 def _set_fork_flags(mm: MemoryMap, change: Change, vma: VMA, part: tuple[int, int], advice: int) -> None:
-    """Set or clear a flag in a part, where that mapping is still there. Too many mappings are EAGAIN here, not ENOMEM."""
+    """Set or clear a flag in a part, where that mapping is still there.
+
+    Raises EAGAIN where the other calls that split mappings raise ENOMEM, as madvise_vma_behavior does.
+    """
     before = change.vmas.count
     for now in change.vmas.within(*part):
         flags = (now.fork_flags | _SETTING.get(advice, 0)) & ~_CLEARING.get(advice, 0)
