@@ -6,11 +6,14 @@ the same mappings with the same VmFlags. At the end the process forks, and its c
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,8 +29,9 @@ pytestmark = pytest.mark.skipif(
     reason="needs a Linux kernel on x86-64 to compare with",
 )
 if sys.platform == "linux":
+    import kernel_memory
     from kernel_fork import PAGES, ForkedProcess, shown
-    from kernel_memory import BASE, DATA, PAGE, GuestMemory, Result, Row, new_file
+    from kernel_memory import BASE, DATA, PAGE, GuestMemory, Memory, Result, Row, new_file
 
 KERNEL = tuple(int(n) for n in platform.release().split("-")[0].split(".")[:2]) if sys.platform == "linux" else (0, 0)
 DONTFORK, DOFORK = mman.MADV_DONTFORK, mman.MADV_DOFORK
@@ -42,6 +46,7 @@ MOVE = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED
 
 Call = tuple[str, tuple[int, ...]]
 EIGHT: Call = ("mmap", (BASE, 8 * PAGE, RW, FIXED))
+FILL: Call = ("fill", (BASE, 8 * PAGE))
 
 FIXED_SEQUENCES: dict[str, list[Call]] = {
     "a stack that grows": [
@@ -51,7 +56,7 @@ FIXED_SEQUENCES: dict[str, list[Call]] = {
     ],
     "moved, and what was there kept": [
         EIGHT,
-        ("fill", (BASE, 8 * PAGE)),
+        FILL,
         ("madvise", (BASE + PAGE, 2 * PAGE, WIPE)),
         ("mremap", (BASE + 2 * PAGE, PAGE, PAGE, MOVE | mman.MREMAP_DONTUNMAP, BASE + 9 * PAGE)),
     ],
@@ -82,30 +87,40 @@ FIXED_SEQUENCES: dict[str, list[Call]] = {
     ],
 }
 
+# Makes as many mappings as there may be, and prints what the kernel says to advice then.
+_CROWD = """
+import json, sys
+from kernel_memory import KernelMemory
+from test_fork_flags import crowd
+print(json.dumps(crowd(KernelMemory(), int(sys.argv[1]))))
+"""
+
 
 def calls() -> st.SearchStrategy[Call]:
     """One call. mremap is of one page, in which the kernel can have no boundary that it does not show."""
     pages = st.integers(0, PAGES - 3).map(lambda i: BASE + i * PAGE)
-    size = st.integers(1, 6).map(lambda n: n * PAGE)
+    size = st.integers(1, 4).map(lambda n: n * PAGE)
+    few = st.integers(1, 2).map(lambda n: n * PAGE)
     prots = st.sampled_from([RW, RW, RW, mman.PROT_READ, 0])
-    advice = st.sampled_from(FORKING * 4 + GUARDING + [mman.MADV_DONTNEED])
 
     def call(name: str, *args: st.SearchStrategy[int]) -> st.SearchStrategy[Call]:
         return st.tuples(st.just(name), st.tuples(*args))
 
     more = st.integers(1, 3).map(lambda n: n * PAGE)
-    return st.one_of(
-        call("mmap", pages, size, prots, st.sampled_from([FIXED, FIXED, SHARED, FIXED | mman.MAP_LOCKED])),
-        call("mmap_file", pages, size, prots, st.sampled_from(OF_FILE), st.integers(0, 2).map(lambda n: n * PAGE)),
-        *[call("madvise", pages, size, advice)] * 5,
+    others = st.one_of(
+        call("madvise", pages, few, st.sampled_from([*GUARDING, mman.MADV_DONTNEED])),
+        call("mmap", pages, few, prots, st.sampled_from([FIXED, FIXED, SHARED, FIXED | mman.MAP_LOCKED])),
+        call("mmap_file", pages, few, prots, st.sampled_from(OF_FILE), st.integers(0, 2).map(lambda n: n * PAGE)),
         call("fill", pages, size),
-        call("munmap", pages, more),
+        call("munmap", pages, few),
         call("mprotect", pages, size, prots),
-        call("mlock", pages, size, st.sampled_from([0, mman.MLOCK_ONFAULT])),
+        call("mlock", pages, few, st.sampled_from([0, mman.MLOCK_ONFAULT])),
         call("munlock", pages, size),
         call("mremap", pages, st.just(PAGE), more, st.just(0), st.just(0)),
         call("mremap", pages, st.just(PAGE), more, st.just(MOVE), pages),
     )
+    advising = call("madvise", pages, size, st.sampled_from(FORKING))
+    return st.booleans().flatmap(lambda advises: advising if advises else others)
 
 
 def row(vma: VMA) -> Row:
@@ -151,7 +166,10 @@ class Pair:
         vma = tables.vmas.find(addr)
         if vma is None or tables.guards.find(addr) is not None:
             return ""
-        return bytes(8).hex() if vma.fork_flags & VM_WIPEONFORK else self.guest.content(addr, addr + 8).hex()
+        if vma.fork_flags & VM_WIPEONFORK:
+            return bytes(8).hex()
+        assert self.guest.space._map.tables.guards.find(addr) is None
+        return self.guest.content(addr, addr + 8).hex()
 
     def close(self) -> None:
         """Close the guest's side."""
@@ -184,10 +202,36 @@ def test_fixed_calls(process: ForkedProcess, name: str) -> None:
     run(process, FIXED_SEQUENCES[name])
 
 
+def crowd(memory: Memory, most: int) -> list[Result]:
+    """The answers to advice where there are ``most`` mappings: for parts of one, then for a whole one."""
+    start, pages = 1 << 39, 2 * most
+    memory.mmap(start, pages * PAGE, 0, FIXED | mman.MAP_NORESERVE)
+    full = next(at for at in range(0, pages, 2) if memory.mprotect(start + at * PAGE, PAGE, RW) == "ENOMEM")
+    part, whole = start + (full + 3) * PAGE, start + 2 * PAGE
+    return [memory.madvise(at, PAGE, advice) for at in (part, whole) for advice in FORKING]
+
+
+def test_too_many_mappings() -> None:
+    """What would split a mapping then is EAGAIN; what does not, is done."""
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if most > 1 << 17:
+        pytest.skip(f"there may be {most} mappings: too many to make")
+    rooms = [str(Path(__file__).parent), str(Path(kernel_memory.__file__).parent)]
+    child = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {rooms}{_CROWD}", str(most)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    guest = GuestMemory()
+    guest.space.limits.data_limit, guest.space.limits.max_map_count = None, 100
+    ours = crowd(guest, 100)
+    guest.close()
+    assert ours == json.loads(child.stdout) == ["EAGAIN", 0, "EAGAIN", 0, 0, 0, 0, 0]
+
+
 @given(st.lists(calls(), min_size=8, max_size=25))
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 def test_random_calls(process: ForkedProcess, sequence: list[Call]) -> None:
     """Advice among maps, moves, rights and locks, then a fork."""
-    run(process, [EIGHT, *sequence])
+    run(process, [EIGHT, FILL, *sequence])

@@ -10,6 +10,7 @@ import pytest
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import mman
 from usermem import AddressSpace, FaultError
+from usermem.mm import madvise
 from usermem.mm.change import Tables
 from usermem.mm.fork import inherited
 from usermem.mm.vma import MLOCK_EAGER, VM_DONTCOPY, VM_WIPEONFORK
@@ -97,6 +98,15 @@ def test_too_many_mappings() -> None:
     assert space.madvise(BASE + PAGE, PAGE, DONTFORK) == 0
     assert flags(space) == [(0, 2, VM_DONTCOPY), (2, 8, 0)]
     assert space.madvise(BASE + 2 * PAGE, 6 * PAGE, WIPE) == space.madvise(BASE + 3 * PAGE, PAGE, WIPE) == 0
+
+
+def test_what_another_maps_meanwhile_is_not_advised() -> None:
+    """Shared memory that takes a mapping's place between the look at it and the change keeps what it has."""
+    space = advised(pages=2)
+    mm, looked_at = space._map, space.mappings()[0]
+    space.mmap(BASE, PAGE, RW, SHARED)
+    mm.change(lambda change: madvise._set_fork_flags(mm, change, looked_at, (BASE, BASE + 2 * PAGE), WIPE))
+    assert flags(space) == [(0, 1, 0), (1, 2, VM_WIPEONFORK)]
 
 
 def test_flags_stay_with_a_mapping() -> None:
