@@ -82,8 +82,8 @@ class VMA:
     def over(self, start: int, end: int, prot: int) -> VMA:
         """The same mapping over other addresses, which may reach beyond it, with other rights."""
         offset = 0 if self.backing.anonymous else self.offset + start - self.start
-        max_prot, shared, backing, guard, name = self.max_prot, self.shared, self.backing, self.guard, self.name
-        return VMA(start, end, prot, max_prot, shared, backing, offset, guard, name, self.mlock_mode, self.fork_flags)
+        backing, mode, flags = self.backing, self.mlock_mode, self.fork_flags
+        return VMA(start, end, prot, self.max_prot, self.shared, backing, offset, self.guard, self.name, mode, flags)
 
     def placed(self, start: int, end: int) -> VMA:
         """The same mapping elsewhere: its backing from the same offset on."""
