@@ -21,7 +21,7 @@ from attrs import evolve
 
 from hostarch import AMD64, READ, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, atomics
-from usermem.mm import host_runs, inherit, maps
+from usermem.mm import host_runs, maps, spawn
 from usermem.mm.check import check
 from usermem.mm.dirty import different, dirty, page_ranges
 from usermem.mm.host_runs import GuestRun
@@ -178,7 +178,7 @@ class AddressSpace(SystemCalls):
             self._map.check_open()
             state = take(self._map)
             child = AddressSpace._like(self._map)
-            inherit.fork(child._map, state)
+            spawn.fork(child._map, state)
             return child
 
     def dirty_pages(self, since: Snapshot | None = None) -> AddrRangeSeq:
@@ -266,7 +266,7 @@ class Snapshot:
         """
         state = self._open()
         space = AddressSpace._like(self._mm)
-        inherit.spawn(space._map, state)
+        spawn.spawn(space._map, state)
         return space
 
     def diff(self, other: Snapshot) -> AddrRangeSeq:

@@ -144,6 +144,11 @@ class KernelMemory:
         os.close(self._memory)
         os.close(self.file)
 
+    def reopen(self) -> None:
+        """In a forked child: look at the child's memory from now on, not the parent's."""
+        os.close(self._memory)
+        self._memory = os.open("/proc/self/mem", os.O_RDONLY)
+
     def _call(self, name: str, *args: int) -> Result:
         function = getattr(self._libc, name)
         function.restype = ctypes.c_size_t

@@ -16,7 +16,7 @@ from usermem.errors import FaultReason
 from usermem.mm.change import Change
 from usermem.mm.memory_map import MemoryMap, page_range
 from usermem.mm.mincore import mincore
-from usermem.mm.vma import VMA
+from usermem.mm.vma import VM_DONTCOPY, VM_WIPEONFORK, VMA
 
 _HINTS: Final = frozenset(
     {
@@ -24,21 +24,22 @@ _HINTS: Final = frozenset(
         mman.MADV_RANDOM,
         mman.MADV_SEQUENTIAL,
         mman.MADV_WILLNEED,
-        mman.MADV_DONTFORK,
-        mman.MADV_DOFORK,
         mman.MADV_MERGEABLE,
         mman.MADV_UNMERGEABLE,
         mman.MADV_HUGEPAGE,
         mman.MADV_NOHUGEPAGE,
         mman.MADV_DONTDUMP,
         mman.MADV_DODUMP,
-        mman.MADV_WIPEONFORK,
-        mman.MADV_KEEPONFORK,
         mman.MADV_COLD,
         mman.MADV_PAGEOUT,
     }
 )
 """Advice that changes no byte: it is checked and not followed."""
+
+_SETTING: Final = {mman.MADV_DONTFORK: VM_DONTCOPY, mman.MADV_WIPEONFORK: VM_WIPEONFORK}
+
+_CLEARING: Final = {mman.MADV_DOFORK: VM_DONTCOPY, mman.MADV_KEEPONFORK: VM_WIPEONFORK}
+"""Advice that sets or clears one of a mapping's fork_flags."""
 
 _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: WRITE}
 
@@ -47,6 +48,8 @@ _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 _KNOWN: Final = _HINTS | {
     *_DROPPING,
     *_POPULATING,
+    *_SETTING,
+    *_CLEARING,
     mman.MADV_FREE,
     mman.MADV_REMOVE,
     mman.MADV_COLLAPSE,
@@ -98,6 +101,8 @@ def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None
         _check_collapse(mm, vma, start, end)
     if advice in (mman.MADV_FREE, mman.MADV_WIPEONFORK) and not vma.backing.anonymous:
         raise error(errno.EINVAL, f"madvise {advice} is for private anonymous memory")
+    if advice in _SETTING or advice in _CLEARING:
+        mm.change(lambda change: _set_fork_flags(mm, change, vma, part, advice))
     if advice == mman.MADV_REMOVE:
         if vma.backing.anonymous:
             raise error(errno.EINVAL, "MADV_REMOVE is for shared memory that can have holes")
@@ -107,6 +112,19 @@ def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None
         mm.change(lambda change: change.rewrite(start, end))
     if advice in _DROPPING and not vma.shared:
         _discard(mm, vma, start, end)
+
+
+def _set_fork_flags(mm: MemoryMap, change: Change, vma: VMA, part: tuple[int, int], advice: int) -> None:
+    """Set or clear a flag in a part, where that mapping is still there.
+
+    Raises EAGAIN where the other calls that split mappings raise ENOMEM, as madvise_vma_behavior does.
+    """
+    before = change.vmas.count
+    for now in change.vmas.within(*part):
+        flags = (now.fork_flags | _SETTING.get(advice, 0)) & ~_CLEARING.get(advice, 0)
+        if now.backing is vma.backing and flags != now.fork_flags:
+            change.set_fork_flags(now.start, now.end, flags)
+    mm.check_splits(change, before, errno.EAGAIN)
 
 
 def _guard(change: Change, vma: VMA, start: int, end: int) -> None:

@@ -311,11 +311,11 @@ class MemoryMap:
         if not self.can_cut(vmas, start, end):
             raise error(errno.ENOMEM, f"there are {len(vmas)} mappings")
 
-    def check_splits(self, change: Change, before: int) -> None:
-        """Raise ENOMEM if a change of what mappings are leaves too many, and more than ``before`` (split_vma)."""
+    def check_splits(self, change: Change, before: int, code: int = errno.ENOMEM) -> None:
+        """Raise ``code`` if a change of what mappings are leaves too many, and more than ``before`` (split_vma)."""
         count = change.vmas.count
         if count > self.limits.max_map_count and count > before:
-            raise error(errno.ENOMEM, f"there would be {count} mappings")
+            raise error(code, f"there would be {count} mappings")
 
     def _grow_down(self, addr: int) -> bool:
         """Have the mapping above addr grow down to it if it may (Linux's expand_downwards, acct_stack_growth)."""

@@ -129,10 +129,12 @@ class SystemCalls(MappedIO):
 
         MADV_FREE may do so at any time, and does nothing here. MADV_REMOVE makes shared memory zero, for all who share
         it. MADV_GUARD_INSTALL lets all accesses to some pages fault, until MADV_GUARD_REMOVE; what was there is lost,
-        but for what is shared. MADV_COLLAPSE only looks at what there is.
+        but for what is shared. MADV_DONTFORK and MADV_WIPEONFORK, undone by MADV_DOFORK and MADV_KEEPONFORK, say what
+        a forked child has of a mapping: nothing, or zeros. MADV_COLLAPSE only looks at what there is.
 
         Raises OSError as Linux: EINVAL, of much advice for locked memory too; EACCES and EOPNOTSUPP of MADV_REMOVE;
-        ENOMEM if a page is not mapped, after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
+        EAGAIN where advice about forking would make more mappings than ``max_map_count``; ENOMEM if a page is not
+        mapped, after the rest was done, but EFAULT or ENOMEM at once where memory is populated.
         """
         self._map.check_open()
         return madvise.madvise(self._map, addr, length, advice)

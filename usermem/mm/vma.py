@@ -23,6 +23,11 @@ MLOCK_EAGER: Final = 1
 MLOCK_LAZY: Final = 2
 """Locked as they are touched (VM_LOCKED with VM_LOCKONFAULT). A mapping that is asked for both is lazy."""
 
+VM_DONTCOPY: Final = 1
+"""A forked child does not have the mapping (MADV_DONTFORK)."""
+VM_WIPEONFORK: Final = 2
+"""A forked child has the mapping, and zeros in it (MADV_WIPEONFORK)."""
+
 
 @define(eq=False)
 class VMA:
@@ -30,7 +35,8 @@ class VMA:
 
     ``max_prot`` is the most that mprotect may grant. ``backing`` is what lies behind the mapping; its byte ``offset``
     is at ``start`` (0 for private anonymous memory). A mapping that grows down keeps ``guard`` bytes free below it.
-    ``name`` is its name in /proc/PID/maps, if it has one of its own. ``mlock_mode`` says whether its pages are locked.
+    ``name`` is its name in /proc/PID/maps, if it has one of its own. ``mlock_mode`` says whether its pages are locked,
+    ``fork_flags`` (VM_DONTCOPY, VM_WIPEONFORK) what a forked child has of it.
     """
 
     start: int
@@ -43,6 +49,7 @@ class VMA:
     guard: int = 0
     name: str = ""
     mlock_mode: int = MLOCK_NONE
+    fork_flags: int = 0
 
     @property
     def growsdown(self) -> bool:
@@ -75,15 +82,14 @@ class VMA:
     def over(self, start: int, end: int, prot: int) -> VMA:
         """The same mapping over other addresses, which may reach beyond it, with other rights."""
         offset = 0 if self.backing.anonymous else self.offset + start - self.start
-        return VMA(
-            start, end, prot, self.max_prot, self.shared, self.backing, offset, self.guard, self.name, self.mlock_mode
-        )
+        backing, mode, flags = self.backing, self.mlock_mode, self.fork_flags
+        return VMA(start, end, prot, self.max_prot, self.shared, backing, offset, self.guard, self.name, mode, flags)
 
     def placed(self, start: int, end: int) -> VMA:
         """The same mapping elsewhere: its backing from the same offset on."""
         prot, max_prot, shared, backing = self.prot, self.max_prot, self.shared, self.backing
         offset, guard, name = self.offset, self.guard, self.name
-        return VMA(start, end, prot, max_prot, shared, backing, offset, guard, name, self.mlock_mode)
+        return VMA(start, end, prot, max_prot, shared, backing, offset, guard, name, self.mlock_mode, self.fork_flags)
 
     def can_merge(self, right: VMA) -> bool:
         """Whether the next mapping says the same and continues this one."""
@@ -95,6 +101,7 @@ class VMA:
             and self.guard == right.guard
             and self.name == right.name
             and self.mlock_mode == right.mlock_mode
+            and self.fork_flags == right.fork_flags
             and (self.backing is right.backing or self.backing.key == right.backing.key)
             and (self.backing.anonymous or self.offset + self.end - self.start == right.offset)
         )

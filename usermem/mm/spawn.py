@@ -10,7 +10,8 @@ from __future__ import annotations
 from attrs import evolve
 
 from usermem.mm.backing.backing import Backing
-from usermem.mm.change import Change
+from usermem.mm.change import Change, Tables
+from usermem.mm.fork import inherited
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.overlay import Extent, Overlay
 from usermem.mm.pma import PMA, PMASet
@@ -26,7 +27,7 @@ def spawn(mm: MemoryMap, state: State) -> None:
     twins: dict[Backing | None, Backing] = {memory: copy.twin() for memory, copy in state.copies.items()}
 
     def build(change: Change) -> None:
-        _begin_as(mm, change, state)
+        _begin_as(mm, change, state, state.tables)
         if twins:
             vmas = [_over(vma, twins) for vma in change.vmas]
             change.vmas = VMASet().exchange([], vmas)
@@ -42,19 +43,27 @@ def _over(vma: VMA, twins: dict[Backing | None, Backing]) -> VMA:
 
 
 def fork(mm: MemoryMap, state: State) -> None:
-    """Make an empty map what a forked child's is: shared memory is the parent's, advice about forks is followed."""
-    mm.change(lambda change: _begin_as(mm, change, state))
+    """Make an empty map what a forked child's is: shared memory is the parent's, advice about forks is followed.
+
+    Raises as :func:`spawn`.
+    """
+    mm.change(lambda change: _begin_as(mm, change, state, inherited(state.tables)))
 
 
-def _begin_as(mm: MemoryMap, change: Change, state: State) -> None:
-    then = state.tables
-    change.vmas, change.guards = then.vmas, then.guards
-    change.brk_start, change.brk, change.mlock_future = then.brk_start, then.brk, then.mlock_future
+def _begin_as(mm: MemoryMap, change: Change, state: State, tables: Tables) -> None:
+    """Have some tables, and the private memory of a state where they map what it maps."""
+    change.vmas, change.guards = tables.vmas, tables.guards
+    change.brk_start, change.brk, change.mlock_future = tables.brk_start, tables.brk, tables.mlock_future
+    pmas = state.tables.pmas
+    if tables is not state.tables:
+        for vma in state.tables.vmas:
+            if vma.fork_flags:
+                pmas = pmas.replace(vma.start, vma.end, [])
     covers: dict[Overlay, list[Extent]] = {}
-    pmas = [pma for old in then.pmas if (pma := _twin(mm, old, state, covers)) is not None]
+    twins = [pma for old in pmas if (pma := _twin(mm, old, state, covers)) is not None]
     for overlay, extents in covers.items():
         overlay.cover(extents)
-    change.pmas = PMASet().exchange([], pmas)
+    change.pmas = PMASet().exchange([], twins)
 
 
 def _twin(mm: MemoryMap, old: PMA, state: State, covers: dict[Overlay, list[Extent]]) -> PMA | None:
