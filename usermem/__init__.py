@@ -4,7 +4,7 @@
 anything that does. Start with :class:`BytesIO`, the smallest.
 """
 
-from usermem.address_space import AddressSpace
+from usermem.address_space import AddressSpace, Snapshot
 from usermem.between import copy_between
 from usermem.bytes_io import BytesIO, bytes_io_sequence
 from usermem.cstruct import (
@@ -76,6 +76,7 @@ __all__ = [
     "NameTooLongError",
     "ResolvedIO",
     "SharedMemory",
+    "Snapshot",
     "Signal",
     "WritableObject",
     "arch_of",
