@@ -51,7 +51,7 @@ def _return_to(change: Change, then: Tables, written: Ranges) -> None:
         gone, back = changed(change.pmas, then.pmas)
         change.gone += gone
         for pma in back:
-            pma.run.keeper.note_used(pma.run.start, pma.run.end)  # it was noted for memory that would not come back
+            pma.run.keeper.forget_used()
         other = [*other, *((pma.start, pma.end) for pma in [*gone, *back])]
     if change.guards is not then.guards:
         other = [*other, *((start, end) for start, end, *_ in differences(*changed(change.guards, then.guards)))]
