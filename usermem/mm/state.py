@@ -12,6 +12,7 @@ Source: fork(2), whose copy of a process is of the same parts; CRIU's images.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from usermem.mm.backing.backing import Backing, Copy
 from usermem.mm.change import Tables
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.overlay import Extent, ExtentSet, Overlay
-from usermem.mm.pma import PMA, PMASet
+from usermem.mm.pma import PMA
 from usermem.mm.ranges import Ranges, joined
 from usermem.mm.vma import VMA, VMASet
 
@@ -97,7 +98,7 @@ def _images(overlay: Overlay, spans: Ranges) -> ExtentSet:
     return extents if len(own) == extents.count else ExtentSet().exchange([], own)
 
 
-def private_spans(pmas: PMASet) -> dict[Overlay, Ranges]:
+def private_spans(pmas: Iterable[PMA]) -> dict[Overlay, Ranges]:
     """The host ranges of private memory, by whose they are."""
     found: dict[Overlay, Ranges] = {}
     for pma in pmas:
