@@ -72,6 +72,7 @@ DATA: Final = 1 << 16
 
 _HEADER: Final = Struct("<8sI7Q6I")
 _CRC: Final = Struct("<I")
+_PADDING: Final = bytes(DATA - _HEADER.size - _CRC.size)
 _PIECE: Final = 1 << 20  # read and written at a time
 _ZEROS: Final = bytes(PAGE)
 _ZERO_BLOCK: Final = _CRC.pack(zlib.crc32(bytes(BLOCK)))
@@ -187,7 +188,7 @@ def _read_all(fd: int) -> LoadedSpace:
     _check_size(fd, end)
     if sum(lengths) > _LONGEST_TABLES or lengths[-1] != -(-data // BLOCK) * _CRC.size:
         raise ValueError("its tables are too long, or the checksums not those of the data")
-    if any(_read_exactly(fd, DATA - len(raw), len(raw))):
+    if _read_exactly(fd, len(_PADDING), len(raw)) != _PADDING:
         raise ValueError("the bytes between header and data are not zero")
     tables = []
     for name, length, crc in zip(_PARTS, lengths, crcs, strict=True):

@@ -160,7 +160,7 @@ def _decoded_arch(raw: dict[str, Any]) -> Arch:
     if not all(0 <= value <= 1 << 64 for value in (*values.values(), *flags.values()) if type(value) is int):
         raise ValueError("the machine has a number that is negative, or above 2**64")
     # Checked first: Arch computes the sizes from the shifts, however large.
-    if max(value for name, value in values.items() if name.endswith("_shift")) >= 64:
+    if any(value >= 64 for name, value in values.items() if name.endswith("_shift")):
         raise ValueError("the machine has a page, huge page or cache line of 2**64 bytes or more")
     if values["pointer_size"] not in (4, 8) or values["byte_order"] not in ("little", "big"):
         raise ValueError("the machine has a pointer_size other than 4 and 8, or a byte_order that there is not")

@@ -1,0 +1,415 @@
+"""A file that is damaged, foreign, newer or hostile is a clear error: nothing else is raised, nothing stays open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pickle
+import socket
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from snapshot_samples import DATA, EXTENTS, PAGE, SPACE, loaded, page_bytes, pages, put_together, take_apart
+from usermem.mm.saved_space import PRIVATE, Behind, Extent
+from usermem.mm.snapshot_file import SnapshotFileError, load, save
+
+ROW = 82  # bytes of a mapping without its names
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    """What the next descriptor is says whether all were closed."""
+    before = os.dup(0)
+    os.close(before)
+    yield
+    after = os.dup(0)
+    os.close(after)
+    assert after == before
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A small file that is good."""
+    save(tmp_path / "a", SPACE, pages())
+    return tmp_path / "a"
+
+
+def problem(path: Path | str) -> str:
+    """What is wrong with a file, as its error says it."""
+    with pytest.raises(SnapshotFileError) as caught:
+        load(path)
+    assert repr(os.fspath(path)) in str(caught.value)
+    assert caught.value.problem in str(caught.value)
+    assert caught.value.advice in str(caught.value)
+    return caught.value.problem
+
+
+def refused(path: Path) -> bool:
+    """Whether a file is refused: as pytest.raises, in a fraction of its time."""
+    try:
+        os.close(load(path).fd)
+    except SnapshotFileError:
+        return True
+    return False
+
+
+def test_every_byte_counts(path: Path) -> None:
+    """Whichever byte is another, in whichever bit, the file is refused."""
+    save(path, SPACE, pages(EXTENTS[:1]))
+    raw = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for at, byte in enumerate(raw):
+            os.pwrite(file.fileno(), bytes([byte ^ 1 << at % 8]), at)
+            assert refused(path), at
+            os.pwrite(file.fileno(), bytes([byte]), at)
+    with loaded(path):
+        pass
+
+
+def test_every_length_counts(path: Path) -> None:
+    """A file that is shorter or longer by any number of bytes is refused."""
+    raw = path.read_bytes()
+    for length in range(len(raw) - 1, -1, -1):
+        os.truncate(path, length)
+        assert refused(path), length
+    path.write_bytes(raw + b"\0")
+    assert problem(path) == "it has 1 bytes more"
+
+
+def test_the_damaged_block_is_named(tmp_path: Path) -> None:
+    """The error says which bytes of the file are damaged."""
+    space = evolve(SPACE, memories=(3 << 20,))
+    save(tmp_path / "a", space, pages([Extent(0, 0, (2 << 20) + PAGE)]))
+    with (tmp_path / "a").open("r+b") as file:
+        file.seek(DATA + (1 << 20) + 70000)
+        file.write(b"?")
+    start = DATA + (1 << 20) + 65536
+    assert problem(tmp_path / "a") == f"the data is damaged in the block of bytes {start} to {start + 65535}"
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"\x7fELF" + bytes(100), "this is no snapshot file"),
+        (b"\x89usm", "it is truncated: it ends at byte 4, before 96"),
+        (b"\x89usmem\r\n\1\0\0\0", "it is truncated: it ends at byte 12, before 96"),
+        (b"\x89usmem\r\n\2\0\0\0", "it has version 2 of the format, and this program reads version 1"),
+        (bytes(200000), "this is no snapshot file"),
+    ],
+)
+def test_other_files(tmp_path: Path, raw: bytes, says: str) -> None:
+    """What begins otherwise is no snapshot file; a newer one is told by its version alone."""
+    (tmp_path / "a").write_bytes(raw)
+    assert problem(tmp_path / "a") == says
+
+
+def test_versions(path: Path) -> None:
+    """A version that is newer says so, also where it is whole; one that never was is damage."""
+    data, tables = take_apart(path)
+    put_together(path, data, tables, version=7)
+    assert "version 7" in problem(path)
+    put_together(path, data, tables, version=0)
+    assert problem(path) == "there is no version 0 of the format"
+
+
+def test_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory, a FIFO, a device, a socket, a loop of symlinks: at once, and none of them is opened."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as sock:
+        monkeypatch.chdir(tmp_path)  # a socket's name is short
+        sock.bind("sock")
+        for name in (tmp_path, tmp_path / "fifo", tmp_path / "link", tmp_path / "sock", "/dev/zero", "/dev/tty"):
+            assert problem(name) == "this is no regular file"
+    assert problem(tmp_path / "loop") == "its symlinks form a loop"
+    if Path("/proc/self/maps").exists():
+        assert problem("/proc/self/maps") == "this is no snapshot file"
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nothing")
+
+
+def test_a_fifo_that_takes_the_place_of_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the opening another may put a FIFO there: that does not wait for a writer."""
+    real = os.stat
+
+    def exchanged(name: Any) -> os.stat_result:
+        status = real(name)
+        path.unlink()
+        os.mkfifo(path)
+        return status
+
+    monkeypatch.setattr(os, "stat", exchanged)
+    with pytest.raises(SnapshotFileError, match="no regular file"):
+        load(path)
+
+
+@pytest.mark.parametrize("length", [0, 100, DATA, DATA + PAGE, DATA + 17 * PAGE])
+def test_truncated_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """A file that somebody truncates before any of the system calls that read it, also where it ends in a hole."""
+    path = tmp_path / "a"
+    space = evolve(SPACE, memories=(3 << 20,))
+    data = pages([Extent(0, 0, 3 << 20)], lambda start, end: bytes(end - start - 1) + (b"x" if start == 0 else b"\0"))
+    save(path, space, data)
+    calls, last = 0, 0
+
+    def truncating(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                os.truncate(path, length)
+            return real(*args)
+
+        return call
+
+    for name in ("pread", "lseek", "fstat"):
+        monkeypatch.setattr(os, name, truncating(getattr(os, name)))
+    with loaded(path):
+        expected = calls
+    for moment in range(1, expected + 1):
+        last = 0
+        save(path, space, data)
+        calls, last = 0, moment
+        assert problem(path).startswith(("it is truncated", "the file is empty"))
+    assert expected > 12  # header twice, padding, six tables, the data, and the size before and after
+
+
+def header(lengths: list[int], crcs: list[int] | None = None) -> bytes:
+    raw = b"\x89usmem\r\n" + struct.pack("<I7Q6I", 1, *lengths, *(crcs or [zlib.crc32(b"")] * 6))
+    return raw + struct.pack("<I", zlib.crc32(raw))
+
+
+@pytest.mark.parametrize("part", range(7))
+@pytest.mark.parametrize("length", [1, PAGE, 1 << 32, 1 << 40, (1 << 63) - 1, (1 << 64) - 1])
+def test_hostile_lengths(tmp_path: Path, part: int, length: int) -> None:
+    """Whatever length a header claims, also of a sparse file that has it, costs no memory to speak of."""
+    raw = header([length if i == part else 0 for i in range(7)])
+    (tmp_path / "a").write_bytes(raw.ljust(DATA, b"\0"))
+    with contextlib.suppress(OSError, OverflowError):  # a host whose files are not that long
+        os.truncate(tmp_path / "a", DATA + length)
+    tracemalloc.start()
+    try:
+        problem(tmp_path / "a")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def forged(path: Path, **tables: bytes) -> str:
+    """What is wrong with a file that has these tables, and checksums that are right."""
+    data, old = take_apart(path)
+    put_together(path, data, {**old, **tables})
+    return problem(path)
+
+
+GOOD_META = {
+    "arch": {"name": "x", "pointer_size": 8, "byte_order": "little", "max_addr": 1 << 47},
+    "base": 0,
+    "limits": {},
+    "brk_start": 0,
+    "brk": 0,
+    "mlock_future": 0,
+}
+
+
+def meta(**changes: Any) -> bytes:
+    return json.dumps({**GOOD_META, **changes}).encode()
+
+
+def arch(**changes: Any) -> bytes:
+    return meta(arch={**GOOD_META["arch"], **changes})  # type: ignore[dict-item]
+
+
+HOSTILE_META = {
+    "empty": b"",
+    "no JSON": b"{",
+    "not UTF-8": b'{"a": "\xff"}',
+    "deep lists": b"[" * 60000,
+    "deep objects": b'{"a":' * 12000,
+    "too long": b" " * 70000 + meta(),
+    "many": b"[" + b"[]," * 20000 + b"[]]",
+    "a list": b"[]",
+    "null": b"null",
+    "a long number": b"1" * 60000,
+    "a large number": meta(brk=10**4000),
+    "a NaN": meta(brk=float("nan")),
+    "infinite": meta(brk=float("inf")),
+    "1e999": meta().replace(b'"brk": 0', b'"brk": 1e999'),
+    "a float": meta(brk=0.0),
+    "true": meta(brk=True),
+    "text": meta(brk="0"),
+    "a list in it": meta(brk=[]),
+    "negative": meta(brk=-1),
+    "unknown name": meta(more=1),
+    "no limits": meta(limits=None),
+    "a limit below 0": meta(limits={"max_map_count": -1}),
+    "no limit": meta(limits={"max_map_count": None}),
+    "a limit of text": meta(limits={"max_map_count": "1"}),
+    "an unknown limit": meta(limits={"__class__": 1}),
+    "mlock_future": meta(mlock_future=3),
+    "base": meta(base=(1 << 47) + 1),
+    "brk below its start": meta(brk_start=4096),
+    "arch": meta(arch=[]),
+    "an unknown arch field": arch(page_size=1),
+    "a huge shift": arch(page_shift=1 << 60),
+    "a shift of 10**4000": arch(huge_page_shift=10**4000),
+    "a small shift": arch(page_shift=3),
+    "a negative shift": arch(cache_line_shift=-1),
+    "pointers": arch(pointer_size=3),
+    "byte order": arch(byte_order="middle"),
+    "wide": arch(pointer_size=4),
+    "max_addr": arch(max_addr=1 << 65),
+    "map_flags": arch(map_flags=[]),
+    "a map flag": arch(map_flags={"fixed": "1"}),
+    "an unknown map flag": arch(map_flags={"a": 1}),
+    "a bool": arch(ignores_top_byte=1),
+    "a name": arch(name=None),
+}
+
+
+@pytest.mark.parametrize("raw", HOSTILE_META.values(), ids=HOSTILE_META)
+def test_hostile_metadata(path: Path, raw: bytes) -> None:
+    """Metadata of wrong types, depths, sizes and values is refused, though its checksum is right."""
+    forged(path, metadata=raw)
+
+
+def test_the_metadata_itself_is_good(path: Path) -> None:
+    """What the others are changed from can be loaded."""
+    data, tables = take_apart(path)
+    put_together(path, data, {**tables, "metadata": meta()})
+    with loaded(path) as found:
+        assert found.saved.arch.name == "x"
+
+
+def test_hostile_mappings(path: Path) -> None:
+    """Mappings that overlap, wrap, are not in order or have what there is not."""
+    good = SPACE.mappings
+    first = good[0]
+    changes: list[dict[str, Any]] = [
+        {"start": first.end},
+        {"start": 0x10001},
+        {"end": first.end + PAGE},
+        {"end": (1 << 64) - PAGE},
+        {"start": 0x7FFFF000},
+        {"prot": 8},
+        {"max_prot": 255},
+        {"mlock_mode": 3},
+        {"shared": True},
+        {"offset": PAGE},
+        {"behind": Behind.SHARED, "number": 1},
+        {"behind": Behind.OTHER, "offset": 1},
+        {"behind": Behind.OTHER, "offset": (1 << 64) - PAGE},
+        {"name_format": "{0.__class__}"},
+        {"name_format": "{:>99999999999}"},
+        {"name_format": "{}{}"},
+    ]
+    for change in changes:
+        wrong = evolve(first, **change)
+        with pytest.raises(ValueError, match="mapping"):
+            save(path, evolve(SPACE, mappings=(wrong, *good[1:])), pages())
+        with loaded(path) as found:  # a save that fails leaves the file
+            assert found.saved == SPACE
+    with pytest.raises(ValueError, match="too large"):
+        save(path, evolve(SPACE, mappings=(evolve(first, inode=1 << 64), *good[1:])), pages())
+    with pytest.raises(ValueError, match="too large"):
+        save(path, evolve(SPACE, mappings=(evolve(first, name="n" * 65536), *good[1:])), pages())
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (0, struct.pack("<Q", (1 << 64) - PAGE)),
+        (8, bytes(8)),
+        (68, b"\xff"),
+        (70, b"\2"),
+        (71, b"\3"),
+        (73, b"\1"),
+        (74, b"\xff\xff"),
+        (78, struct.pack("<I", (1 << 32) - 2)),
+        (ROW, b"\xff"),
+    ],
+)
+def test_hostile_mapping_bytes(path: Path, at: int, value: bytes) -> None:
+    """A mapping's bytes that no writer writes."""
+    table = take_apart(path)[1]["mappings"]
+    forged(path, mappings=table[:at] + value + table[at + len(value) :])
+
+
+def test_hostile_tables(path: Path) -> None:
+    """Guards, memories and extents that are cut, empty, not in order, overlapping, elsewhere or too many."""
+    tables = take_apart(path)[1]
+    for name, row in (("mappings", ROW), ("guards", 16), ("memories", 8), ("extents", 24)):
+        forged(path, **{name: tables[name][:-1]})
+        forged(path, **{name: tables[name] + tables[name][-row:]} if name != "memories" else {name: bytes(8)})
+        forged(path, **{name: bytes(row * 3)})
+        forged(path, **{name: b"\xff" * row * 3})
+        put_together(path, page_bytes(0, 4 * PAGE), tables)
+    for guard in [(0x10000, 0x10001), (0x16000, 0x17000), (0x15000, 0x17000), (0x11000, 0x10000)]:
+        forged(path, guards=struct.pack("<QQ", *guard))
+    for extent in [
+        (-2, 0, 4 * PAGE),
+        (1, 0, 4 * PAGE),
+        (PRIVATE, 0x14000, 0x16000),
+        (PRIVATE, 0x30000, 0x34000),
+        (PRIVATE, 0x10800, 0x14800),
+        (PRIVATE, 0x7FFF4000, 0x7FFF9000),
+        (0, 16 * PAGE, 20 * PAGE),
+        (0, (1 << 64) - PAGE, 3 * PAGE),
+        (0, 0, 3 * PAGE),
+        (0, 0, 5 * PAGE),
+        (0, PAGE, 1 << 62),
+    ]:
+        forged(path, extents=struct.pack("<qQQ", *extent))
+
+
+@given(st.sampled_from(["mappings", "guards", "memories", "extents", "metadata"]), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
+def test_any_tables(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    """Tables with any bytes in them, and right checksums, are refused, or hold a space that can be saved again."""
+    path = tmp_path / "a"
+    save(path, SPACE, pages())
+    raw, tables = take_apart(path)
+    table = bytearray(tables[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(table)))
+        cut = data.draw(st.integers(0, 8))
+        table[at : at + cut] = data.draw(st.binary(max_size=8) | st.binary(min_size=cut, max_size=cut))
+    put_together(path, raw, {**tables, name: bytes(table)})
+    try:
+        with loaded(path) as found:
+            save(tmp_path / "b", found.saved, [(each, (found.fd, each.offset)) for each in found.extents])
+    except SnapshotFileError:
+        pass
+
+
+def test_errors_of_the_host_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that cannot be read is an OSError, and the descriptor is closed."""
+
+    def pread(fd: int, length: int, at: int) -> bytes:
+        raise OSError(errno.EIO, "the disk")
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(OSError, match="the disk"):
+        load(path)
+
+
+def test_the_error_is_a_value() -> None:
+    """It is a ValueError, and survives pickling."""
+    error = SnapshotFileError(b"/a\n", "problem", "advice")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(error, ValueError)
+    assert (copy.path, copy.problem, copy.advice, str(copy)) == (b"/a\n", "problem", "advice", str(error))
+    assert str(error) == r"'/a\n': problem; advice"
