@@ -25,6 +25,7 @@ from snapshot_samples import (
     SPACE,
     contents,
     loaded,
+    names,
     page_bytes,
     pages,
     put_together,
@@ -137,9 +138,7 @@ def spaces(draw: st.DrawFn) -> tuple[SavedSpace, list[Extent]]:
 
 @given(spaces(), st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_space_comes_back(
-    tmp_path: Path, drawn: tuple[SavedSpace, list[Extent]], from_file: bool
-) -> None:
+def test_any_space_comes_back(tmp_path: Path, drawn: tuple[SavedSpace, list[Extent]], from_file: bool) -> None:
     """Whatever fits together comes back, and what was loaded can be saved again out of the file."""
     space, extents = drawn
     save(tmp_path / "a", space, list(reversed(pages(extents))))
@@ -206,7 +205,7 @@ def test_paths(tmp_path: Path, kind: Callable[[Path], str]) -> None:
     save(kind(name), SPACE, pages())
     with loaded(kind(name)) as found:
         assert found.saved == SPACE
-    assert os.listdir(tmp_path) == [name.name]
+    assert names(tmp_path) == [name.name]
 
 
 def test_a_path_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

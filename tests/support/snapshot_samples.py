@@ -76,6 +76,11 @@ def contents(found: LoadedSpace) -> dict[tuple[int, int, int], bytes]:
     }
 
 
+def names(directory: Path) -> list[str]:
+    """What lies in a directory."""
+    return sorted(each.name for each in directory.iterdir())
+
+
 def take_apart(path: Path) -> tuple[bytes, dict[str, bytes]]:
     """The data of a file, and its tables by their names."""
     raw = path.read_bytes()
