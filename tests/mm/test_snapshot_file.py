@@ -179,8 +179,8 @@ def test_holes_cost_nothing(tmp_path: Path) -> None:
     try:
         os.ftruncate(fd, 1 << 34)
         for i in range(64):
-            os.pwrite(fd, b"x" * 100, (i << 28) + 5 * PAGE)
-            os.pwrite(fd, bytes(PAGE), (i << 28) + 9 * PAGE)
+            os.pwrite(fd, b"x" * 100, (i << 24) + 5 * PAGE)
+            os.pwrite(fd, bytes(PAGE), (i << 24) + 9 * PAGE)
         began = time.process_time()
         save(tmp_path / "a", space, [(Extent(0, 0, 1 << 34), (fd, 0))])
         with loaded(tmp_path / "a") as found:
@@ -191,7 +191,7 @@ def test_holes_cost_nothing(tmp_path: Path) -> None:
                 pytest.skip("this file system knows no holes")
             assert status.st_blocks * 512 < 64 * 2 * PAGE + (3 << 20)
             assert used < 3
-            assert os.pread(found.fd, 3 * PAGE, DATA + (63 << 28) + 4 * PAGE).strip(b"\0") == b"x" * 100
+            assert os.pread(found.fd, 3 * PAGE, DATA + (63 << 24) + 4 * PAGE).strip(b"\0") == b"x" * 100
     finally:
         os.close(fd)
 

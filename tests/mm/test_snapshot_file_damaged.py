@@ -20,7 +20,7 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshot_samples import DATA, EXTENTS, PAGE, SPACE, loaded, page_bytes, pages, put_together, take_apart
+from snapshot_samples import DATA, EXTENTS, PAGE, SPACE, loaded, pages, put_together, take_apart
 from usermem.mm.saved_space import PRIVATE, Behind, Extent
 from usermem.mm.snapshot_file import SnapshotFileError, load, save
 
@@ -210,9 +210,13 @@ def test_hostile_lengths(tmp_path: Path, part: int, length: int) -> None:
 
 def forged(path: Path, **tables: bytes) -> str:
     """What is wrong with a file that has these tables, and checksums that are right."""
+    raw = path.read_bytes()
     data, old = take_apart(path)
     put_together(path, data, {**old, **tables})
-    return problem(path)
+    try:
+        return problem(path)
+    finally:
+        path.write_bytes(raw)
 
 
 GOOD_META = {
@@ -350,13 +354,13 @@ def test_hostile_mapping_bytes(path: Path, at: int, value: bytes) -> None:
 
 def test_hostile_tables(path: Path) -> None:
     """Guards, memories and extents that are cut, empty, not in order, overlapping, elsewhere or too many."""
-    tables = take_apart(path)[1]
+    data, tables = take_apart(path)
+    assert len(data) == 4 * PAGE
     for name, row in (("mappings", ROW), ("guards", 16), ("memories", 8), ("extents", 24)):
         forged(path, **{name: tables[name][:-1]})
         forged(path, **{name: tables[name] + tables[name][-row:]} if name != "memories" else {name: bytes(8)})
         forged(path, **{name: bytes(row * 3)})
         forged(path, **{name: b"\xff" * row * 3})
-        put_together(path, page_bytes(0, 4 * PAGE), tables)
     for guard in [(0x10000, 0x10001), (0x16000, 0x17000), (0x15000, 0x17000), (0x11000, 0x10000)]:
         forged(path, guards=struct.pack("<QQ", *guard))
     for extent in [
@@ -373,6 +377,14 @@ def test_hostile_tables(path: Path) -> None:
         (0, PAGE, 1 << 62),
     ]:
         forged(path, extents=struct.pack("<qQQ", *extent))
+
+
+def test_a_hostile_number_of_checksums(path: Path) -> None:
+    """There is one for each block of the data."""
+    data, tables = take_apart(path)
+    for checksums in (b"", tables["checksums"][:-1], tables["checksums"] + b"\0", tables["checksums"] * 2):
+        put_together(path, data, tables, checksums=checksums)
+        problem(path)
 
 
 @given(st.sampled_from(["mappings", "guards", "memories", "extents", "metadata"]), st.data())

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -150,6 +151,24 @@ def test_refused_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert after == before
 
 
+def test_the_bytes_are_on_the_disk_before_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut there is the old file or the new one: the file is synced, renamed, and then its directory."""
+    seen = []
+
+    def noted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            is_directory = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+            seen.append("directory" if is_directory else name)
+            return real(*args)
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    save(tmp_path / "a", SPACE, pages())
+    assert seen[-4:] == ["pwrite", "fsync", "replace", "directory"]
+
+
 @forks
 @pytest.mark.parametrize("limit", [0, 100, 65536, 100000, 1 << 20, (1 << 20) + 77900])
 def test_the_disk_is_full(tmp_path: Path, limit: int) -> None:
@@ -180,6 +199,7 @@ def test_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_no_file_can_be(tmp_path: Path) -> None:
     """No directory, a file in its place, a loop of symlinks, a directory or a FIFO at the path: OSError, all stays."""
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_bytes(b"old")
     before = names(tmp_path)
@@ -191,7 +211,7 @@ def test_where_no_file_can_be(tmp_path: Path) -> None:
         ("", errno.EEXIST),
         ("fifo", errno.EEXIST),
         ("n" * 300, errno.ENAMETOOLONG),
-        ("/dev/null", errno.EEXIST),
+        ("link", errno.EEXIST),
     ]:
         with pytest.raises(OSError, match=r"\[Errno") as caught:
             save(tmp_path / name, SPACE, pages())
@@ -241,7 +261,7 @@ def test_who_has_the_old_file_keeps_it(tmp_path: Path) -> None:
 def test_sources_that_fail(tmp_path: Path) -> None:
     """An exception of a source passes; too few or too many bytes are a ValueError; nothing is left."""
 
-    class OwnError(Exception):
+    class OwnError(BaseException):
         pass
 
     def raising(start: int, end: int) -> bytes:

@@ -94,10 +94,13 @@ def take_apart(path: Path) -> tuple[bytes, dict[str, bytes]]:
     return raw[DATA : DATA + lengths[0]], tables
 
 
-def put_together(path: Path, data: bytes, tables: dict[str, bytes], version: int = 1) -> None:
+def put_together(
+    path: Path, data: bytes, tables: dict[str, bytes], version: int = 1, checksums: bytes | None = None
+) -> None:
     """Write a file of data and tables with checksums that are right, whatever the tables say."""
     blocks = [data[at : at + 65536] for at in range(0, len(data), 65536)]
-    tables = {**tables, "checksums": struct.pack(f"<{len(blocks)}I", *map(zlib.crc32, blocks))}
+    right = struct.pack(f"<{len(blocks)}I", *map(zlib.crc32, blocks))
+    tables = {**tables, "checksums": right if checksums is None else checksums}
     parts = [tables[name] for name in TABLES]
     header = b"\x89usmem\r\n" + struct.pack("<I7Q", version, len(data), *map(len, parts))
     header += struct.pack("<6I", *map(zlib.crc32, parts))
