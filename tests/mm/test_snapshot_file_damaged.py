@@ -257,6 +257,8 @@ HOSTILE_META = {
     "text": meta(brk="0"),
     "a list in it": meta(brk=[]),
     "negative": meta(brk=-1),
+    "no base": meta().replace(b'"base": 0, ', b""),
+    "no arch name": meta(arch={"pointer_size": 8, "byte_order": "little", "max_addr": 1 << 47}),
     "unknown name": meta(more=1),
     "no limits": meta(limits=None),
     "a limit below 0": meta(limits={"max_map_count": -1}),
@@ -270,9 +272,10 @@ HOSTILE_META = {
     "an unknown arch field": arch(page_size=1),
     "a huge shift": arch(page_shift=1 << 60),
     "a shift of 10**4000": arch(huge_page_shift=10**4000),
+    "a shift of 64": arch(cache_line_shift=64),
     "a small shift": arch(page_shift=3),
     "a negative shift": arch(cache_line_shift=-1),
-    "pointers": arch(pointer_size=3),
+    "pointers": arch(pointer_size=16),
     "byte order": arch(byte_order="middle"),
     "wide": arch(pointer_size=4),
     "max_addr": arch(max_addr=1 << 65),
@@ -344,6 +347,7 @@ def test_hostile_mappings(path: Path) -> None:
         (74, b"\xff\xff"),
         (78, struct.pack("<I", (1 << 32) - 2)),
         (ROW, b"\xff"),
+        (ROW + 11 + 70, b"\2"),  # the second mapping is shared
     ],
 )
 def test_hostile_mapping_bytes(path: Path, at: int, value: bytes) -> None:
@@ -358,9 +362,12 @@ def test_hostile_tables(path: Path) -> None:
     assert len(data) == 4 * PAGE
     for name, row in (("mappings", ROW), ("guards", 16), ("memories", 8), ("extents", 24)):
         forged(path, **{name: tables[name][:-1]})
+        forged(path, **{name: tables[name] + tables[name][: row - 1]})
         forged(path, **{name: tables[name] + tables[name][-row:]} if name != "memories" else {name: bytes(8)})
         forged(path, **{name: bytes(row * 3)})
         forged(path, **{name: b"\xff" * row * 3})
+    forged(path, mappings=tables["mappings"] + tables["mappings"][-ROW - 9 :][: ROW - 1])
+    forged(path, extents=tables["extents"][48:] + tables["extents"][:48])
     for guard in [(0x10000, 0x10001), (0x16000, 0x17000), (0x15000, 0x17000), (0x11000, 0x10000)]:
         forged(path, guards=struct.pack("<QQ", *guard))
     for extent in [

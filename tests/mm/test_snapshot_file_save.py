@@ -282,7 +282,7 @@ def test_sources_that_fail(tmp_path: Path) -> None:
     assert names(tmp_path) == ["short"]
 
 
-def test_values_that_do_not_fit(tmp_path: Path) -> None:
+def test_values_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be loaded is not saved: extents that overlap, or lie where nothing private is mapped."""
     one = Extent(PRIVATE, 0x10000, 0x12000)
     for extents in ([one, one], [Extent(PRIVATE, 0x14000, 0x15000)], [Extent(3, 0, PAGE)], [Extent(0, 1, PAGE)]):
@@ -290,4 +290,7 @@ def test_values_that_do_not_fit(tmp_path: Path) -> None:
             save(tmp_path / "a", SPACE, pages(extents))
     with pytest.raises(ValueError, match="above"):
         save(tmp_path / "a", evolve(SPACE, arch=evolve(SPACE.arch, min_addr=-1)), pages())
+    monkeypatch.setattr("usermem.mm.snapshot_file._LONGEST_TABLES", 1000)
+    with pytest.raises(ValueError, match="more mappings"):
+        save(tmp_path / "a", SPACE, pages())
     assert not names(tmp_path)

@@ -30,12 +30,14 @@ All numbers are little-endian and unsigned, all tables without gaps. The file ha
                           start, end; ordered by space and start. They begin and end at multiples of 4096.
     then          length  checksums: the CRC-32, 4 bytes each, of the 64 KiB blocks of the data; the last may be shorter
 
-The file ends there. Data is aligned to 4096 bytes, and to 64 KiB where all extents are, so that extents can be mapped
-straight out of the file. CRC-32 (zlib's) finds every error in up to 32 neighbouring bits, and others but for one in
-2**32; it is no protection against forgery, so a reader checks each value as if it were hostile. It is 3 times as
-quick as SHA-256, and 5 times as quick as BLAKE2b.
+The file ends there. All parts but header and data have at most 64 MiB, together. Data is aligned to 4096 bytes, and to
+64 KiB where all extents are, so that extents can be mapped straight out of the file.
 
-A version may add fields with defaults to the metadata. Whatever else it changes makes it another version.
+CRC-32 (zlib's) finds every error in up to 32 neighbouring bits, and others but for one in 2**32. It is 3 times as quick
+as SHA-256, and 5 times as quick as BLAKE2b. It is no protection against forgery, so a reader checks each value as if it
+were hostile.
+
+Whatever is changed here, or in the fields of the metadata, makes another version.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ _PADDING: Final = bytes(DATA - _HEADER.size - _CRC.size)
 _PIECE: Final = 1 << 20  # read and written at a time
 _ZEROS: Final = bytes(PAGE)
 _ZERO_BLOCK: Final = _CRC.pack(zlib.crc32(bytes(BLOCK)))
-_LONGEST_TABLES: Final = 1 << 28  # of a sparse file, which costs its maker nothing
+_LONGEST_TABLES: Final = 1 << 26  # together, in bytes: a sparse file that claims more costs its maker nothing
 _PARTS: Final = ("metadata", "mappings", "guards", "memories", "extents", "checksums")
 _FOREIGN: Final = "give the path of a file that was saved as a snapshot"
 _DAMAGED: Final = "copy it again from where it was saved, or save it anew"
@@ -110,15 +112,17 @@ def save(path: Path, saved: SavedSpace, pages: Iterable[tuple[Extent, Source]]) 
 
     A function as a source is asked for up to 1 MiB at a time; the position of a descriptor may move.
 
-    Raises ValueError if the values contradict each other (see saved_space.check), or a source has fewer bytes than
-    its extent; OSError if the host refuses. Until all is on the disk, the file at ``path`` stays what it was: see
-    usermem.mm.replace_file.replacing.
+    Raises ValueError if the values contradict each other (see saved_space.check) or are too many for the format, or if a
+    source has not as many bytes as its extent; OSError if the host refuses. Until all is on the disk, the file at
+    ``path`` stays what it was: see usermem.mm.replace_file.replacing.
     """
     pages = sorted(pages, key=lambda each: (each[0].space, each[0].start))
     tables = encode(saved, [extent for extent, _ in pages])
     with replacing(path) as fd:
         end = _write_data(fd, pages)
         tables.append(b"".join(_checksums(fd, end)))
+        if sum(map(len, tables)) > _LONGEST_TABLES:
+            raise ValueError("there are more mappings, extents or pages than a file can have")
         header = _HEADER.pack(MAGIC, VERSION, end - DATA, *map(len, tables), *map(zlib.crc32, tables))
         _write(fd, b"".join(tables), end)
         _write(fd, header + _CRC.pack(zlib.crc32(header)), 0)

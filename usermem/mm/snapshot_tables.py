@@ -82,8 +82,6 @@ def decode(tables: Sequence[bytes], data: int) -> tuple[SavedSpace, list[Extent]
     meta = _decoded_meta(raw)
     extents = []
     for space, start, end in _rows(_EXTENT, rows, "extents"):
-        if end <= start:
-            raise ValueError(f"the extent at {start:#x} is empty")
         extents.append(Extent(space, start, end, data))
         data += end - start
     saved = SavedSpace(
