@@ -112,9 +112,9 @@ def save(path: Path, saved: SavedSpace, pages: Iterable[tuple[Extent, Source]]) 
 
     A function as a source is asked for up to 1 MiB at a time; the position of a descriptor may move.
 
-    Raises ValueError if the values contradict each other (see saved_space.check) or are too many for the format, or if a
-    source has not as many bytes as its extent; OSError if the host refuses. Until all is on the disk, the file at
-    ``path`` stays what it was: see usermem.mm.replace_file.replacing.
+    Raises ValueError if the values contradict each other (see saved_space.check) or are too many for the format, or
+    if a source has not as many bytes as its extent; OSError if the host refuses. Until all is on the disk, the file
+    at ``path`` stays what it was: see usermem.mm.replace_file.replacing.
     """
     pages = sorted(pages, key=lambda each: (each[0].space, each[0].start))
     tables = encode(saved, [extent for extent, _ in pages])
