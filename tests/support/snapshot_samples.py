@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from hostarch import AMD64
 from usermem.mm.limits import Limits
 from usermem.mm.saved_space import PRIVATE, Behind, Extent, SavedMapping, SavedSpace
-from usermem.mm.snapshot_file import LoadedSpace, Source, load
+from usermem.mm.snapshot_file import LoadedSpace, SnapshotFileError, Source, load
 
 PAGE = 4096
 DATA = 65536
@@ -74,6 +76,16 @@ def contents(found: LoadedSpace) -> dict[tuple[int, int, int], bytes]:
         (each.space, each.start, each.end): os.pread(found.fd, each.end - each.start, each.offset)
         for each in found.extents
     }
+
+
+def problem(path: Path | str) -> str:
+    """What is wrong with a file, as its error says it."""
+    with pytest.raises(SnapshotFileError) as caught:
+        load(path)
+    assert repr(os.fspath(path)) in str(caught.value)
+    assert caught.value.problem in str(caught.value)
+    assert caught.value.advice in str(caught.value)
+    return caught.value.problem
 
 
 def names(directory: Path) -> list[str]:

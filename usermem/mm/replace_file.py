@@ -24,10 +24,10 @@ def replacing(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Iter
     of the block's the old file is in place and the new one is gone, unless only the directory could not be written to
     disk: then the new file is in place, and a power cut may bring the old one back.
     """
-    target = os.path.realpath(os.fsencode(path))
+    target = os.path.realpath(os.fsdecode(path))
     directory = os.path.dirname(target)  # noqa: PTH120 - pathlib is slow to load
     mode = _mode(target)
-    temporary = os.path.join(directory, b".usermem-%s.tmp" % os.urandom(16).hex().encode())  # noqa: PTH118
+    temporary = os.path.join(directory, f".usermem-{os.urandom(16).hex()}.tmp")  # noqa: PTH118
     folder = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         try:
@@ -46,14 +46,14 @@ def replacing(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Iter
         os.close(folder)
 
 
-def _mode(target: bytes) -> int | None:
+def _mode(target: str) -> int | None:
     """The permission bits of the file that is there; None if there is none. Raises OSError if it is no file."""
     try:
         status = os.stat(target)  # noqa: PTH116
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EEXIST, "this is no regular file, and is not replaced by one", os.fsdecode(target))
+        raise OSError(errno.EEXIST, "this is no regular file, and is not replaced by one", target)
     return stat.S_IMODE(status.st_mode) & 0o777
 
 
