@@ -21,7 +21,7 @@ from attrs import evolve
 from hostarch import AMD64, ANY_ACCESS, READ, AccessType, AddrRangeSeq, Arch, mman
 from safemem import BlockSeq, atomics
 from safemem.buffers import check_int
-from usermem.mm import brk, host_runs, madvise, maps, mincore, mlock, mmap, mprotect, mremap, msync
+from usermem.mm import brk, host_runs, madvise, maps, mincore, mlock, mmap, mprotect, mremap, msync, pins
 from usermem.mm.backing.caller_buffer import CallerBuffer
 from usermem.mm.backing.mapped_object import MappedObject
 from usermem.mm.check import check
@@ -132,16 +132,11 @@ class AddressSpace(MappedIO):
         """The host memory behind all of ars, for hashing, NumPy, an emulator. Raises FaultError if a byte is missing.
 
         Memory that is unmapped meanwhile stays readable through the blocks, and is reused only when the last block,
-        view or array made from them is gone.
+        view or array made from them is gone. As long as one is there that ``access`` lets write, the space is busy:
+        see :class:`usermem.BusyError`.
         """
         self._map.check_open()
-        found, fault = self._resolve_seq(ars, access, ignore_permissions)
-        if fault is not None:
-            try:
-                raise fault
-            finally:
-                del fault
-        return found
+        return pins.blocks(self, ars, access, ignore_permissions)
 
     def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
         """mmap(2): map anonymous memory, or a file by its descriptor, and return its address.
