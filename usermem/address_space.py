@@ -136,7 +136,7 @@ class AddressSpace(MappedIO):
         see :class:`usermem.BusyError`.
         """
         self._map.check_open()
-        return pins.blocks(self, ars, access, ignore_permissions)
+        return pins.blocks(self, ars, access, ignore_permissions=ignore_permissions)
 
     def mmap(self, addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
         """mmap(2): map anonymous memory, or a file by its descriptor, and return its address.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import pickle
 import struct
@@ -17,7 +18,7 @@ import pytest
 
 from each_line import Event, interrupt
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
-from hostarch import READ, WRITE, AddrRange, AddrRangeSeq, mman
+from hostarch import READ, READ_WRITE, WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq, BlockSeqReader, FDReader, fork
 from usermem import (
     AddressSpace,
@@ -158,15 +159,16 @@ def test_a_writer_beside(name: str, space: AddressSpace) -> None:
             run._runs[0].view()[:] = image[at : at + run.length]
             at += run.length
 
-    with thread(work):
+    with thread(work) as worker:
         try:
             for _ in range(20):
                 quietly(space._map, body, timeout=10)
-                time.sleep(0.001)
+                end = time.monotonic() + 10
+                while published[0] <= seen[-1] + 1 and time.monotonic() < end and worker.is_alive():
+                    time.sleep(0.0005)
         finally:
             stop.set()
-    assert len(seen) == 20
-    assert len(set(seen)) > 5, "the writer stood still in between"
+    assert len(set(seen)) == 20, "the writer stood still in between"
     assert published[0] >= seen[-1]
 
 
@@ -293,24 +295,45 @@ def test_who_waits_at_the_lock_is_in_no_access(space: AddressSpace) -> None:
         pass
     assert not busy
 
-    def first() -> None:
-        with thread(lambda: space.copy_out(X, b"later")) as worker:
-            later.append(worker)
-            time.sleep(0.05)
-            assert quiet._others(space._map) is None  # it waits, and has moved nothing
-            assert space.read_bytes(X, 5) == bytes(5)
-            raise KeyError  # the thread ends only when this one no longer holds the lock
+    later = threading.Thread(target=lambda: space.copy_out(X, b"later"))
 
-    later: list[threading.Thread] = []
-    release = threading.Thread.join
-    with pytest.raises((KeyError, AssertionError)):
-        threading.Thread.join = lambda self, timeout=None: None  # type: ignore[method-assign, assignment]
-        try:
-            quietly(space._map, first)
-        finally:
-            threading.Thread.join = release  # type: ignore[method-assign]
-    later[0].join(10)
+    def first() -> None:
+        later.start()
+        time.sleep(0.05)
+        assert quiet._others(space._map) is None  # it waits, and has moved nothing
+        assert space.read_bytes(X, 5) == bytes(5)
+
+    try:
+        quietly(space._map, first)
+    finally:
+        later.join(10)
     assert space.read_bytes(X, 5) == b"later"
+
+
+def test_a_thread_that_has_only_just_been_started(space: AddressSpace) -> None:
+    """It has no frame yet when the function begins, and waits all the same."""
+
+    def stands_still() -> None:
+        before = space.read_bytes(X, 3)
+        time.sleep(0.002)
+        assert space.read_bytes(X, 3) == before
+
+    for _ in range(20):
+        space.copy_out(X, bytes(8))
+        ended = threading.Lock()
+        ended.acquire()
+
+        def work(ended: threading.Lock = ended) -> None:
+            space.copy_out(X, b"new")
+            ended.release()
+
+        _thread.start_new_thread(work, ())
+        try:
+            with suppress(BusyError):
+                quietly(space._map, stands_still)
+        finally:
+            ended.acquire()
+            ended.release()
 
 
 def test_hooks(space: AddressSpace) -> None:
@@ -375,7 +398,7 @@ def test_pins(space: AddressSpace) -> None:
         lambda seq: numpy.frombuffer(seq.views()[0], numpy.uint8)[1:],
     ]
     for make in makers:
-        for access in (WRITE, READ | WRITE):
+        for access in (WRITE, READ_WRITE):
             kept.append(make(space.blocks(where, access)))
             with pytest.raises(BusyError, match="blocks") as caught:
                 quietly(space._map, pytest.fail)
@@ -416,6 +439,8 @@ def test_changes_in_it(space: AddressSpace) -> None:
         told.append((start, str(kind)))
 
     def body() -> int:
+        space.copy_out(X, b"inside")
+        assert space._writable[X >> 12][0] is None  # nothing is cached, or another thread would not wait
         space.mmap(at, PAGE, RW, FIXED)
         space.copy_out(at, b"inside")
         space.mprotect(at, PAGE, mman.PROT_READ)

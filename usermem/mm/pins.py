@@ -14,7 +14,7 @@ from usermem.mm.host_run import kept_view
 from usermem.mm.mapped_io import MappedIO
 
 
-def blocks(io: MappedIO, ars: AddrRangeSeq, access: AccessType, ignore_permissions: bool) -> BlockSeq:
+def blocks(io: MappedIO, ars: AddrRangeSeq, access: AccessType, *, ignore_permissions: bool) -> BlockSeq:
     """See AddressSpace.blocks."""
     found, fault = io._resolve_seq(ars, access, ignore_permissions)
     if fault is not None:
