@@ -55,6 +55,7 @@ from usermem.mm.host_limits import HostLimits, host_limits
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.limits import Limits
 from usermem.mm.listeners import ChangeKind
+from usermem.mm.snapshot_file import SnapshotFileError
 from usermem.mm.vma import VMA
 from usermem.render import render
 from usermem.resolver import ResolvedIO
@@ -87,6 +88,7 @@ __all__ = [
     "SharedMemory",
     "Signal",
     "Snapshot",
+    "SnapshotFileError",
     "WritableObject",
     "arch_of",
     "bytes_io_sequence",

@@ -29,6 +29,8 @@ from usermem.mm.listeners import Listener
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.quiet import quietly
 from usermem.mm.restore import restore
+from usermem.mm.saved_state import load_state, save_state
+from usermem.mm.snapshot_file import Path
 from usermem.mm.state import State, take
 from usermem.mm.system_calls import SystemCalls
 from usermem.mm.vma import VMA
@@ -268,3 +270,27 @@ class Snapshot:
     def diff(self, other: Snapshot) -> AddrRangeSeq:
         """The pages whose bytes are others in another snapshot, or that are mapped in only one of the two."""
         return page_ranges(self._mm.arch, different(self._open(), other._open()))
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, from which any process, on any machine like this, can load it.
+
+        The file at ``path`` stays what it was until the new one is whole on the disk. Private mappings of files and
+        objects are saved with the bytes that they show. Raises ValueError, naming it, if a mapping shares a file, an
+        object or a buffer, which is not the space's; OSError if the host refuses. The format is that of
+        :mod:`usermem.mm.snapshot_file`.
+        """
+        save_state(path, self._open(), self._mm)
+
+    @classmethod
+    def load(cls, path: Path, *, in_memory: bool = False) -> Snapshot:
+        """A snapshot out of a file, all of which is verified first.
+
+        The spaces that it starts map the pages of the file, and so share those that they do not write with all
+        processes that do the same. Somebody might truncate the file: copies then say how far they came, and
+        :meth:`AddressSpace.host_runs` refuses such memory. With ``in_memory`` the pages are read into this process, for
+        emulators that alias memory, and the file is not needed any more.
+
+        Raises SnapshotFileError (a ValueError) if it is no snapshot, damaged, truncated, or of a newer version;
+        OSError if the host refuses; MemoryError if there is no room for it.
+        """
+        return cls(*load_state(path, in_memory=in_memory))

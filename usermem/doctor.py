@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 
 from safemem import HostFaultError, atomics, safecopy
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 
 def doctor() -> str:

@@ -12,7 +12,7 @@ from edge_layouts import BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import AMD64, ANY_ACCESS, I386, READ, READ_WRITE, mman
 from map_rows import rows
 from usermem import AddressSpace, render
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 R = mman.PROT_READ
 

@@ -17,7 +17,7 @@ import pytest
 from hostarch import READ, AddrRange, AddrRangeSeq
 from usermem import AddressSpace
 from usermem.mm.backing import caller_buffer
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 PAGE = mmap.PAGESIZE
 

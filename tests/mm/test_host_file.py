@@ -17,7 +17,7 @@ from hostarch import READ, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, FromIOReader, FromIOWriter
 from usermem import AddressSpace, FaultError, copy_in_vec, copy_string_in, copy_uint32_in, linux_result
 from usermem.errors import FaultReason
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 from usermem.testing.operations import pattern
 
 PAGE = mmap.PAGESIZE

@@ -17,7 +17,7 @@ import pytest
 from edge_layouts import BASE, PAGE, RW, pattern
 from hostarch import mman
 from usermem import AddressSpace
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 ROOT = Path(__file__).resolve().parents[2]
 R = mman.PROT_READ

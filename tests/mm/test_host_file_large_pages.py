@@ -16,7 +16,7 @@ from each_line import Event, interrupt
 from hostarch import ARM64_16K, ARM64_64K, Arch, mman
 from usermem import AddressSpace, FaultError, FaultReason
 from usermem.mm.backing import host_file
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 from usermem.testing.operations import pattern
 
 HOST_PAGE = 4096

@@ -21,7 +21,7 @@ from hostarch import ARM64_64K, mman
 from usermem import AddressSpace
 from usermem.mm import host_calls
 from usermem.mm.backing import host_file
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 pytestmark = pytest.mark.skipif(not can_map(), reason="this host cannot copy memory that may fault")
 

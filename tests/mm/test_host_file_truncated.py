@@ -21,7 +21,7 @@ from hostarch import READ, AddrRange, AddrRangeSeq, mman
 from safemem import FDReader, FDWriter, FromIOReader, FromIOWriter, HostFaultError
 from usermem import AddressSpace, FaultError, copy_in_vec, copy_out_vec, copy_string_in, copy_uint32_in
 from usermem.errors import FaultReason
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 PAGE = mmap.PAGESIZE
 PAGES = 8

@@ -15,8 +15,8 @@ import pytest
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import mman
 from usermem import AddressSpace, FaultError
-from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.faulting import can_map
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.listeners import ChangeKind
 

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 import interrupted_calls
 from safemem.atomics import FORCED
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 COUNT = settings().max_examples * 10
 

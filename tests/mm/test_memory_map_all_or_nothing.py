@@ -21,8 +21,8 @@ from hostarch import AMD64, ARM64_16K, Arch, mman
 from usermem import AddressSpace, FaultError
 from usermem.mm import arena, host_calls, host_mapping, memory_file
 from usermem.mm.backing import private_object
-from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.faulting import can_map
 from usermem.mm.host_limits import host_limits
 from usermem.mm.host_mapping import HostMapping
 

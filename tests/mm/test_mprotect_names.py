@@ -18,7 +18,7 @@ import pytest
 from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject
 from hostarch import mman
 from usermem import AddressSpace
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
 MOVE = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED

@@ -16,7 +16,7 @@ from edge_layouts import ANON, BASE, FIXED, PAGE, RW, GrowingObject, pattern
 from hostarch import AMD64, ARM64, mman
 from map_rows import rows
 from usermem import AddressSpace, FaultError
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 MAYMOVE, MOVE_TO, DONTUNMAP = mman.MREMAP_MAYMOVE, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED, mman.MREMAP_DONTUNMAP
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED

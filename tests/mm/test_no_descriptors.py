@@ -17,7 +17,7 @@ from hostarch import mman
 from safemem import safecopy
 from usermem import AddressSpace, FaultError, copy_string_in
 from usermem.errors import FaultReason
-from usermem.mm.backing.host_file import can_map
+from usermem.mm.faulting import can_map
 
 resource = pytest.importorskip("resource")
 

@@ -16,8 +16,8 @@ from hostarch import READ, WRITE, AccessType, mman
 from safemem import atomics
 from usermem import AddressSpace, FaultError
 from usermem.errors import FaultReason
-from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.faulting import can_map
 from usermem.testing.operations import pattern
 
 PAGE = mmap.PAGESIZE

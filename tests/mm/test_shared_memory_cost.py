@@ -16,8 +16,8 @@ from edge_layouts import BASE, PAGE, RW, pattern
 from hostarch import mman
 from usermem import AddressSpace
 from usermem.mm import memory_file
-from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.faulting import can_map
 
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS
 MIB = 1 << 20

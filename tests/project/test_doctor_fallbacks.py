@@ -13,8 +13,7 @@ from hostarch import mman
 from safemem import atomics, safecopy
 from usermem import AddressSpace
 from usermem.doctor import doctor
-from usermem.mm import arena
-from usermem.mm.backing import host_file
+from usermem.mm import arena, faulting
 
 PAGE = mmap.PAGESIZE
 RW = mman.PROT_READ | mman.PROT_WRITE
@@ -30,10 +29,10 @@ def no_safecopy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise OSError(errno.ENOSYS, name)
 
     monkeypatch.setattr(safecopy, "_process_vm", refuse)
-    host_file.can_map.cache_clear()
+    faulting.can_map.cache_clear()
     yield
     monkeypatch.undo()
-    host_file.can_map.cache_clear()
+    faulting.can_map.cache_clear()
 
 
 @pytest.mark.usefixtures("no_safecopy")

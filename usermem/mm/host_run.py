@@ -96,6 +96,10 @@ class HostRun:
         overlay = self.keeper.overlay
         return overlay is not None and overlay.covers(self.address, self.address + len(self))
 
+    def that_may_fault(self) -> HostRun:
+        """The same memory, which only safecopy may touch: somebody can truncate what will show in it."""
+        return HostRun(None, self.base, self.start, self.end, self.keeper)
+
     def cut(self, start: int, end: int) -> HostRun:
         """The bytes [start, end) of it, counted from its first, not empty. The rest is not kept alive by them."""
         start += self.start

@@ -5,13 +5,20 @@ Source: CRIU's images.
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from typing import Protocol
 
+from safemem.errors import error
 from usermem.mm.memory_file import MemoryRange, memory_file
 
 
 class Image(Protocol):
     """Pages as they were at one moment. Whoever made it fills it; after that nobody writes to it."""
+
+    may_fault: bool
+    """Whether its pages, mapped, may raise a signal: somebody can truncate the file."""
 
     def fill(self, offset: int, src: memoryview) -> None:
         """Put the bytes of src at ``offset``. Raises OSError."""
@@ -29,6 +36,8 @@ class Image(Protocol):
 class _Bytes:
     """An image for hosts that have no memory files. It is never mapped."""
 
+    may_fault = False
+
     def __init__(self, length: int) -> None:
         self._bytes = bytearray(length)
 
@@ -42,6 +51,37 @@ class _Bytes:
         part = self._bytes[offset : offset + len(dst)]
         dst[: len(part)] = part
         return len(part)
+
+
+class FileImage:
+    """Pages of a file that somebody may truncate. What is missing then reads as zeros."""
+
+    may_fault = True
+
+    def __init__(self, fd: int) -> None:
+        """The descriptor becomes its own, and is closed when the last reference to this object is gone."""
+        self._fd = fd
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self._fd)
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """See Image.place."""
+        return self._fd, offset
+
+    def fill(self, offset: int, src: memoryview) -> None:
+        """Raise OSError: it is not written."""
+        raise error(errno.EBADF, "a snapshot's file is not written")
+
+    def read_at(self, offset: int, dst: memoryview) -> int:
+        """See Image.read_at."""
+        done = 0
+        while done < len(dst):
+            count = os.preadv(self._fd, [dst[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        return done
 
 
 def new_image(length: int) -> Image:

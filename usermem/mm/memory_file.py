@@ -111,6 +111,8 @@ def rounded(length: int) -> int:
 class MemoryRange:
     """Some bytes of the memory file, zeros at first, given back when the last reference to this object is gone."""
 
+    may_fault = False
+
     def __init__(self, length: int) -> None:
         """``length`` in bytes; it is rounded up. Raises MemoryError if the host has no memory files, or none left."""
         self.length = rounded(length)

@@ -59,13 +59,14 @@ def _begin(change: Change, tables: Tables, vmas: VMASet, extents: ExtentSet) -> 
     change.vmas, change.guards = vmas, tables.guards
     change.brk_start, change.brk, change.mlock_future = tables.brk_start, tables.brk, tables.mlock_future
     covers: dict[Overlay, list[Extent]] = {}
+    may_fault = any(extent.image.may_fault for extent in extents)
     for whole in extents:
         for vma in vmas.overlapping(whole.start, whole.end):
             if vma.shared:
                 continue
             part = whole.cut(max(whole.start, vma.start), min(whole.end, vma.end))
             while True:
-                pma = change.pmas.find(part.start) or _place(change, vma, part)
+                pma = change.pmas.find(part.start) or _place(change, vma, part, may_fault)
                 stop = min(part.end, pma.end)
                 overlay = pma.run.keeper.overlay
                 if overlay is None:
@@ -79,11 +80,13 @@ def _begin(change: Change, tables: Tables, vmas: VMASet, extents: ExtentSet) -> 
         overlay.cover(shown_there)
 
 
-def _place(change: Change, vma: VMA, part: Extent) -> PMA:
+def _place(change: Change, vma: VMA, part: Extent, may_fault: bool) -> PMA:
     """Memory for the first address of an image's part, as if it were touched there."""
     at, distance = part.start, part.start - vma.offset_at(part.start)
     low, high = (at, part.end) if vma.backing.is_read_ahead else room(change, vma, at)
     offset, run = vma.backing.unread(at - distance, low - distance, high - distance)
+    if may_fault and run.keeper.overlay is not None and run.keeper.overlay.maps:
+        run = run.that_may_fault()
     placed = PMA(offset + distance, run)
     pma = placed.cut(max(low, placed.start), min(high, placed.end))
     change.place(pma)

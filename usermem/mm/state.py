@@ -42,6 +42,8 @@ class State:
     tables: Tables
     parts: dict[Overlay, Part]
     copies: dict[Backing | None, Copy]
+    loaded: ExtentSet | None = None
+    """The images at guest addresses, of a state that was loaded: it has no memory."""
 
     def extents_of(self, pma: PMA) -> list[Extent]:
         """The images that show in private memory, at guest addresses; there are zeros or a file's bytes elsewhere."""
@@ -56,6 +58,8 @@ class State:
     @cached_property
     def extents(self) -> ExtentSet:
         """All images that show, at guest addresses."""
+        if self.loaded is not None:
+            return self.loaded
         found = [extent for pma in self.tables.pmas for extent in self.extents_of(pma)]
         return ExtentSet().exchange([], found)
 

@@ -45,9 +45,9 @@ class Anonymous(Backing):
     def discard(self, run: HostRun) -> bool:
         """Zero the pages where they are: no table changes, so that a guest cannot fragment its memory by it.
 
-        Pages that a snapshot has an image of get another place, once.
+        Pages that a snapshot has an image of, or a file of one, get another place, once.
         """
-        if run.is_imaged:
+        if run.is_imaged or run.may_fault:
             return False
         self.arena.zero(run)
         return True

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 class Copy(Protocol):
     """The bytes of shared anonymous memory as they were at one moment."""
 
+    length: int
+    """How many bytes the memory has."""
+
     data: Ranges
     """The offsets of the bytes that may be other than zero."""
 
@@ -98,6 +101,10 @@ class Backing:
     def accessible(self, page: int) -> int | None:
         """How many bytes can be accessed now, where pages are ``page`` bytes long; None if all that is mapped."""
         return None
+
+    def reach(self, page: int) -> int | None:
+        """As :meth:`accessible`, also where the host finds that out when the memory is touched."""
+        return self.accessible(page)
 
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
         """Host memory in which the byte at ``offset`` lies, and the offset of its first byte.

@@ -18,8 +18,8 @@ from safemem.errors import error
 from safemem.safecopy import address_of, mappings
 from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
-from usermem.mm.backing.host_file import can_map
 from usermem.mm.backing.private_object import PrivateObject
+from usermem.mm.faulting import can_map
 from usermem.mm.host_mapping import Held
 from usermem.mm.host_run import HostRun
 

@@ -18,10 +18,8 @@ import mmap
 import os
 import stat
 import struct
-import sys
 from collections import deque
 from contextlib import suppress
-from functools import cache
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -31,6 +29,7 @@ from safemem.errors import error
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
+from usermem.mm.faulting import can_map
 from usermem.mm.host_calls import READ_WRITE
 from usermem.mm.host_mapping import Held, HostMapping
 from usermem.mm.host_run import HostRun
@@ -261,6 +260,9 @@ class HostFile(Backing):
                 self._file.settled = tail  # not before: what stops the loop leaves the rest to the next access
         return end
 
+    def reach(self, page: int) -> int:
+        return -(-os.fstat(self._file.fd).st_size // page) * page
+
     def _move_zeros(self, mapping: HostMapping, new: tuple[int, int]) -> None:
         """Show the file again where zeros were behind its end, and put them where they belong now.
 
@@ -383,18 +385,4 @@ def _is_noexec(fd: int) -> bool:
         host_calls.try_map(fd, 0, mman.PROT_READ | mman.PROT_EXEC, mman.MAP_PRIVATE)
     except OSError as exc:
         return exc.errno == errno.EPERM
-    return False
-
-
-@cache
-def can_map() -> bool:
-    """Whether this host can copy memory that may fault, which is what file mappings are."""
-    if sys.platform != "linux":
-        return False
-    try:
-        safecopy.copy_in(memoryview(bytearray(1)), 0)
-    except HostFaultError:
-        return True
-    except OSError:
-        pass
     return False

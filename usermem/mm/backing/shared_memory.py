@@ -22,7 +22,7 @@ from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.host_calls import MAP_NORESERVE, READ_WRITE
 from usermem.mm.host_mapping import Held, HostMapping
 from usermem.mm.host_run import HostRun, mmap_address
-from usermem.mm.image import new_image
+from usermem.mm.image import Image, new_image
 from usermem.mm.memory_file import MemoryFile, MemoryRange, memory_file, rounded
 from usermem.mm.ranges import Ranges, differing, joined
 
@@ -93,8 +93,18 @@ class SharedMemory(Backing):
         return self
 
     def copied(self) -> SharedCopy:
-        """A copy of its bytes. Raises MemoryError if the host has no memory left."""
-        return SharedCopy(self)
+        """A copy of its bytes, but for what was never touched. Raises MemoryError if the host has no memory left.
+
+        Who shares it may be in other address spaces, or other processes: nobody keeps track of what they write.
+        """
+        data = self.data()
+        image, at = new_image(sum(end - start for start, end in data)), 0
+        for start, end in data:
+            for low in range(start, end, _CHUNK):
+                part = self.read(low, min(low + _CHUNK, end))
+                image.fill(at, memoryview(part))
+                at += len(part)
+        return SharedCopy(self, data, image)
 
     def data(self) -> Ranges:
         """Where it may have other bytes than zeros, in whole host pages."""
@@ -170,28 +180,19 @@ class SharedMemory(Backing):
 
 
 class SharedCopy:
-    """The bytes of a shared memory as they were at one moment. It keeps the memory alive.
+    """The bytes of a shared memory as they were at one moment. It keeps the memory alive."""
 
-    Who shares it may be in other address spaces, or other processes: nobody keeps track of what they write, so it is
-    copied as a whole, but for what was never touched. Raises MemoryError if the host has no memory left.
-    """
-
-    def __init__(self, memory: SharedMemory) -> None:
+    def __init__(self, memory: SharedMemory, data: Ranges, image: Image, first: int = 0) -> None:
+        """The bytes of ``data``, some ranges of the memory, are in the image in a row, from an offset on."""
         self.memory = memory
-        self.data = memory.data()
-        """The ranges that may be other than zero, in bytes from the memory's start; in the image they are in a row."""
-        self._image = new_image(sum(end - start for start, end in self.data))
-        at = 0
-        for start, end in self.data:
-            for low in range(start, end, _CHUNK):
-                part = memoryview(bytearray(min(_CHUNK, end - low)))
-                memory.read_at(low, part)
-                self._image.fill(at, part)
-                at += len(part)
+        self.length = memory.size()
+        self.data = data
+        self._image = image
+        self._first = first
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes of [start, end) then."""
-        found, at = bytearray(end - start), 0
+        found, at = bytearray(end - start), self._first
         for low, high in self.data:
             first, last = max(low, start), min(high, end)
             if first < last:

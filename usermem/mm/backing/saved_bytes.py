@@ -1,0 +1,71 @@
+"""SavedBytes: what private mappings of a file, or of an object, showed when a snapshot was saved.
+
+It has the name that the file had, and its end. What a mapping of it writes, it writes to pages of its own.
+
+Source: mmap(2), MAP_PRIVATE.
+"""
+
+from __future__ import annotations
+
+from hostarch import mman
+from usermem.mm.arena import Arena
+from usermem.mm.backing.backing import Backing
+from usermem.mm.host_calls import READ_WRITE, can_advise
+from usermem.mm.host_mapping import Held, HostMapping
+from usermem.mm.host_run import HostRun
+from usermem.mm.image import Image
+from usermem.mm.overlay import maps_images
+from usermem.mm.saved_space import SavedMapping
+
+_WINDOW = 1 << 26
+
+_arena = Arena()
+
+
+class SavedBytes(Backing):
+    """Bytes in an image, at the offsets at which mappings showed them; zeros where nothing was saved."""
+
+    def __init__(self, mapping: SavedMapping) -> None:
+        """Of a mapping, and of those beside it that showed more of the same; :meth:`add` says what they showed."""
+        self.label, self.device, self.inode = mapping.label, mapping.device, mapping.inode
+        self.name_format = mapping.name_format
+        self.is_read_ahead = not maps_images()
+        self._accessible = mapping.accessible
+        self._parts: list[tuple[int, int, Image, int]] = []
+
+    def add(self, start: int, end: int, image: Image, at: int) -> None:
+        """Let the bytes of an image, from ``at`` on, be at offsets [start, end). Before anybody maps it."""
+        self._parts.append((start, end, image, at))
+
+    def accessible(self, page: int) -> int | None:
+        return self._accessible
+
+    def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
+        """A host mapping of its own. See Backing.run."""
+        low, high = max(low, offset & -_WINDOW), min(high, (offset & -_WINDOW) + _WINDOW)
+        for start, end, image, at in self._parts:
+            if not start <= offset < end:
+                low, high = (max(low, end), high) if end <= offset else (low, min(high, start))
+                continue
+            low, high = max(low, start), min(high, end)
+            if self.is_read_ahead:
+                run = _arena.allocate(high - low)
+                image.read_at(at + low - start, run.view())
+                return low, run
+            fd, place = image.place(at + low - start)
+            plain = not image.may_fault
+            mapping = HostMapping(fd, place, high - low, READ_WRITE, mman.MAP_PRIVATE, plain=plain)
+            return low, mapping.run(0, high - low, Held(self, mapping))
+        return low, _arena.allocate(high - low)
+
+    def unread(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
+        """Zeros, where the bytes would have to be read. See Backing.unread."""
+        return (low, _arena.allocate(high - low)) if self.is_read_ahead else self.run(offset, low, high)
+
+    def private(self) -> SavedBytes:
+        """Return self: it is private."""
+        return self
+
+    def discard(self, run: HostRun) -> bool:
+        """Forget what private pages hold: the saved bytes are back (MADV_DONTNEED)."""
+        return not run.is_imaged and not self.is_read_ahead and can_advise(run.address, len(run), mman.MADV_DONTNEED)
