@@ -1,0 +1,525 @@
+"""Snapshots, restore, fork and dirty pages of several address spaces, against dicts of pages (snapshot_model).
+
+The machine maps, advises and writes, through the space and through host pointers from before. After each step each
+space has the model's mappings, bytes, guards, heap and locks. Each space has aliases of its memory, kept as an emulator
+would: from host_runs, dropped when on_change tells of their addresses. They always show the model's bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from functools import partial
+
+import pytest
+from attrs import define, evolve, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hostarch import AccessType, AddrRangeSeq, mman
+from simulator_file import SimulatorFile
+from snapshot_model import PAGE, RW, SOURCE_PAGES, Moment, Page, Source, Space, different, moment, written
+from usermem import AddressSpace, ChangeKind, FaultError, FaultReason, SharedMemory, Snapshot
+from usermem.mm.host_runs import GuestRun
+from usermem.mm.vma import locked_bytes
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or mmap.PAGESIZE != PAGE, reason="maps files at offsets of 4 KiB pages"
+)
+
+FIRST, PAGES = 0x400, 10
+WINDOW = range(FIRST, FIRST + PAGES)
+HEAP = range(0x800, 0x804)
+MOST_SPACES, MOST_SNAPSHOTS = 4, 6
+FIXED = mman.MAP_FIXED
+MOVE = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED
+
+picks = st.integers(0, 59)  # of spaces, snapshots and aliases: what there is, modulo how many there are
+runs = st.tuples(st.sampled_from(WINDOW), st.integers(1, 4)).map(lambda run: range(run[0], min(sum(run), WINDOW.stop)))
+prots = st.sampled_from([RW, RW, RW, RW, mman.PROT_READ, mman.PROT_NONE])
+data = st.one_of(st.binary(min_size=1, max_size=9), st.sampled_from([b"x" * PAGE, b"yz" * PAGE]))
+places = st.tuples(st.sampled_from([*WINDOW, *HEAP]), st.sampled_from([0, 1, 8, PAGE // 2, PAGE - 4])).map(
+    lambda at: at[0] * PAGE + at[1]
+)
+booleans = st.booleans()
+
+
+@define(eq=False)
+class Guest:
+    """An address space, its model, and the aliases of its pages."""
+
+    space: AddressSpace
+    model: Space
+    aliases: dict[int, tuple[int, GuestRun]] = field(factory=dict)
+    tracked: Moment | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.space.on_change = self.changed
+
+    def changed(self, start: int, end: int, kind: ChangeKind) -> None:
+        """Drop the aliases that may be wrong now."""
+        if kind is not ChangeKind.PROTECT:
+            for number in [each for each in self.aliases if start < (each + 1) * PAGE and each * PAGE < end]:
+                del self.aliases[number]
+
+    def look(self) -> None:
+        """Alias all that can be aliased. What is aliased already has not moved."""
+        for number in self.model.pages:
+            try:
+                runs = self.space.host_runs(number * PAGE, (number + 1) * PAGE)
+            except ValueError:
+                continue  # memory of a file
+            for run in runs:
+                if number in self.aliases:
+                    assert self.aliases[number][0] == run.address
+                self.aliases[number] = run.address, run
+
+    def check(self, *, contents: bool) -> None:
+        """Compare all there is."""
+        self.space._check()
+        assert self.rows() == {number: expected_row(number, page, self.model) for number, page in self.pages()}
+        assert sum(map(locked_bytes, self.space.mappings())) == PAGE * sum(page.locked for _, page in self.pages())
+        for number, (address, _) in self.aliases.items():
+            page = self.model.pages[number]
+            assert not page.guard
+            assert ctypes.string_at(address, PAGE) == page.bytes, f"the alias of {number:#x}"
+        for number, page in self.pages() if contents else ():
+            if page.guard:
+                with pytest.raises(FaultError) as caught:
+                    self.space.read_bytes(number * PAGE, 1, ignore_permissions=True)
+                assert caught.value.reason is FaultReason.GUARD
+            else:
+                assert self.space.read_bytes(number * PAGE, PAGE, ignore_permissions=True) == page.bytes, f"{number:#x}"
+
+    def pages(self) -> list[tuple[int, Page]]:
+        """The model's, in order."""
+        return sorted(self.model.pages.items())
+
+    def rows(self) -> dict[int, tuple[str, int, str]]:
+        """What maps says of each page: its rights, its offset, its name; and what its inode is, if that is known."""
+        found = {}
+        for line in self.space.maps().splitlines():
+            bounds, rights, offset, _, inode, *name = line.split(maxsplit=5)
+            start, end = (int(bound, 16) // PAGE for bound in bounds.split("-"))
+            for number in range(start, end):
+                model = self.model.pages.get(number)
+                source = model.source if model is not None else None
+                if source is not None and source.inode is not None:
+                    assert int(inode) == source.inode
+                place = int(offset, 16) // PAGE + number - start if source is not None else 0
+                found[number] = (rights, place, name[0].strip() if name else "")
+        return found
+
+
+def expected_row(number: int, page: Page, space: Space) -> tuple[str, int, str]:
+    """What maps is to say of a page."""
+    rights = f"{AccessType(page.prot)}{'s' if page.shared else 'p'}"
+    heap = range(space.brk_start // PAGE, -(-space.brk // PAGE))
+    return rights, page.number, "[heap]" if page.anonymous and number in heap else page.name
+
+
+@define(eq=False)
+class Kept:
+    """A snapshot, its model, and what there was to see of the space when it was made."""
+
+    snapshot: Snapshot
+    moment: Moment
+    guest: Guest | None  # None: its space is closed
+    maps: str
+    aliases: dict[int, int]
+
+
+class Snapshots(RuleBasedStateMachine):
+    """The spaces and their models. One beginning has all contents compared after each step; else pages stay untouched
+    until something touches them, and contents are compared where a rule says so, and at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guests: list[Guest] = []
+        self.kept: list[Kept] = []
+        self.file = os.memfd_create("file")
+        content = [bytes([65 + number]) * PAGE for number in range(SOURCE_PAGES)]
+        os.pwrite(self.file, b"".join(content), 0)
+        self.host_file = Source(False, [*content], inode=os.fstat(self.file).st_ino)
+        self.private_object = Source(False, [*content])
+        self.shared_object = Source(False, [*content])
+        self.memory = Source(True)
+        self.shared_memory = SharedMemory(SOURCE_PAGES * PAGE)
+        self.memory.inode = self.shared_memory.inode
+        self.objects = SimulatorFile(b"".join(content)), SimulatorFile(b"".join(content))
+        self.always = False
+
+    def teardown(self) -> None:
+        """Compare once more, close all."""
+        try:
+            for guest in self.guests:
+                guest.check(contents=True)
+        finally:
+            for guest in self.guests:
+                guest.space.close()
+            for kept in self.kept:
+                kept.snapshot.close()
+            os.close(self.file)
+
+    @initialize(always=booleans)
+    def begin(self, always: bool) -> None:
+        """One space, with a heap and a few pages."""
+        self.always = always
+        self.add(AddressSpace(), Space())
+        self.guests[0].space.set_brk(HEAP.start * PAGE)
+        self.guests[0].model.brk_start = self.guests[0].model.brk = HEAP.start * PAGE
+        self.map_anonymous(0, range(FIRST, FIRST + 6), RW)
+        self.heap(0, 2 * PAGE + 5)
+
+    def add(self, space: AddressSpace, model: Space) -> None:
+        """One more space."""
+        self.guests.append(Guest(space, model))
+
+    def guest(self, pick: int) -> Guest:
+        """One of the spaces."""
+        return self.guests[pick % len(self.guests)]
+
+    def pages(self, pick: int, run: range) -> list[Page]:
+        """The pages of a run in one space; none if not all are mapped."""
+        pages = self.guest(pick).model.pages
+        return [pages[number] for number in run] if all(number in pages for number in run) else []
+
+    # --- mapping
+
+    def mapped(self, pick: int, run: range, pages: list[Page]) -> None:
+        """Tell the model of a new mapping."""
+        self.guest(pick).model.pages.update(zip(run, pages, strict=True))
+
+    @rule(pick=picks, run=runs, prot=prots)
+    def map_anonymous(self, pick: int, run: range, prot: int) -> None:
+        """Private anonymous memory."""
+        flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | FIXED
+        self.guest(pick).space.mmap(run.start * PAGE, len(run) * PAGE, prot, flags)
+        self.mapped(pick, run, [Page(prot) for _ in run])
+
+    @rule(pick=picks, run=runs, prot=prots)
+    def map_shared_anonymous(self, pick: int, run: range, prot: int) -> None:
+        """Shared anonymous memory of its own."""
+        flags = mman.MAP_SHARED | mman.MAP_ANONYMOUS | FIXED
+        self.guest(pick).space.mmap(run.start * PAGE, len(run) * PAGE, prot, flags)
+        source = Source(True)
+        name = "/dev/zero (deleted)"
+        self.mapped(pick, run, [Page(prot, True, source, i, name=name) for i in range(len(run))])
+
+    @rule(pick=picks, run=runs, prot=prots, offset=st.integers(0, 3), shared=booleans)
+    def map_file(self, pick: int, run: range, prot: int, offset: int, shared: bool) -> None:
+        """A file of the host's."""
+        flags = (mman.MAP_SHARED if shared else mman.MAP_PRIVATE) | FIXED
+        self.guest(pick).space.mmap(run.start * PAGE, len(run) * PAGE, prot, flags, self.file, offset * PAGE)
+        name = "/memfd:file (deleted)"
+        self.mapped(pick, run, [Page(prot, shared, self.host_file, offset + i, name=name) for i in range(len(run))])
+
+    @rule(pick=picks, run=runs, prot=prots, offset=st.integers(0, 3), shared=booleans, memory=booleans)
+    def map_object(self, pick: int, run: range, prot: int, offset: int, shared: bool, memory: bool) -> None:
+        """A SharedMemory that all may map, or a simulator's object: one for shared mappings, one for private ones."""
+        source = self.memory if memory else self.shared_object if shared else self.private_object
+        mapped = self.shared_memory if memory else self.objects[shared]
+        flags = (mman.MAP_SHARED if shared else mman.MAP_PRIVATE) | FIXED
+        self.guest(pick).space.map_object(run.start * PAGE, len(run) * PAGE, prot, flags, mapped, offset * PAGE)
+        name = "/dev/zero (deleted)" if memory else ""
+        self.mapped(pick, run, [Page(prot, shared, source, offset + i, name=name) for i in range(len(run))])
+
+    @rule(pick=picks, run=runs)
+    def munmap(self, pick: int, run: range) -> None:
+        """Unmap, mapped or not."""
+        guest = self.guest(pick)
+        guest.space.munmap(run.start * PAGE, len(run) * PAGE)
+        for number in run:
+            guest.model.pages.pop(number, None)
+
+    @rule(pick=picks, run=runs, prot=prots)
+    def mprotect(self, pick: int, run: range, prot: int) -> None:
+        """Other rights."""
+        for page in (pages := self.pages(pick, run)):
+            page.prot = prot
+        if pages:
+            self.guest(pick).space.mprotect(run.start * PAGE, len(run) * PAGE, prot)
+
+    @rule(pick=picks, run=runs, to=st.sampled_from(WINDOW), dont_unmap=booleans)
+    def move(self, pick: int, run: range, to: int, dont_unmap: bool) -> None:
+        """mremap to another place; perhaps leaving private memory empty where it was."""
+        pages, target = self.pages(pick, run), range(to, to + len(run))
+        if not pages or set(run) & set(target) or target.stop > WINDOW.stop:
+            return
+        keeps = dont_unmap and len(run) == 1 and not pages[0].locked
+        guest = self.guest(pick)
+        flags = MOVE | (mman.MREMAP_DONTUNMAP if keeps else 0)
+        guest.space.mremap(run.start * PAGE, len(run) * PAGE, len(run) * PAGE, flags, to * PAGE)
+        for number, page in zip(run, pages, strict=True):
+            if keeps:
+                moved = evolve(page, token=object())
+                page.forget()
+                page.guard = False
+            else:
+                moved = guest.model.pages.pop(number)
+                moved.token = object()
+            guest.model.pages[number + to - run.start] = moved
+
+    @rule(pick=picks, number=st.sampled_from(WINDOW))
+    def grow(self, pick: int, number: int) -> None:
+        """mremap by one page where it is, if the next is free."""
+        guest = self.guest(pick)
+        page = guest.model.pages.get(number)
+        if page is None or number + 1 in guest.model.pages or number + 1 not in WINDOW:
+            return
+        guest.space.mremap(number * PAGE, PAGE, 2 * PAGE)
+        grown = evolve(page, own=None, guard=False, token=object())
+        grown.number += page.source is not None
+        guest.model.pages[number + 1] = grown
+
+    @rule(pick=picks, end=st.integers(0, len(HEAP) * PAGE))
+    def heap(self, pick: int, end: int) -> None:
+        """brk to somewhere in its pages."""
+        guest = self.guest(pick)
+        model = guest.model
+        old, new = -(-model.brk // PAGE), -(-(model.brk_start + end) // PAGE)
+        if new < old and not any(number in model.pages for number in range(new, old)):
+            return
+        for number in range(new, old):
+            model.pages.pop(number, None)
+        for number in range(old, new):
+            model.pages[number] = Page(RW)
+        model.brk = model.brk_start + end
+        assert guest.space.brk(model.brk) == model.brk
+
+    # --- advice, names and locks
+
+    def advise(self, pick: int, run: range, advice: int) -> None:
+        """Advice that succeeds."""
+        assert self.guest(pick).space.madvise(run.start * PAGE, len(run) * PAGE, advice) == 0
+
+    @rule(pick=picks, run=runs, advice=st.sampled_from([mman.MADV_DONTNEED, mman.MADV_GUARD_INSTALL]))
+    def drop(self, pick: int, run: range, advice: int) -> None:
+        """Give private memory up, and guard it perhaps."""
+        pages = self.pages(pick, run)
+        if not any(page.locked for page in pages) and pages:
+            self.advise(pick, run, advice)
+            for page in pages:
+                page.forget()
+                page.guard |= advice == mman.MADV_GUARD_INSTALL
+
+    @rule(pick=picks, run=runs)
+    def unguard(self, pick: int, run: range) -> None:
+        """Take guards away."""
+        if pages := self.pages(pick, run):
+            self.advise(pick, run, mman.MADV_GUARD_REMOVE)
+        for page in pages:
+            page.guard = False
+
+    @rule(pick=picks, run=runs)
+    def punch(self, pick: int, run: range) -> None:
+        """MADV_REMOVE: zeros in shared memory."""
+        pages = self.pages(pick, run)
+        if pages and all(page.shared and page.source and page.source.held and not page.locked for page in pages):
+            self.advise(pick, run, mman.MADV_REMOVE)
+            for page in pages:
+                page.write(0, bytes(PAGE))
+
+    @rule(pick=picks, run=runs, on=booleans)
+    def dont_fork(self, pick: int, run: range, on: bool) -> None:
+        """MADV_DONTFORK and MADV_DOFORK."""
+        if pages := self.pages(pick, run):
+            self.advise(pick, run, mman.MADV_DONTFORK if on else mman.MADV_DOFORK)
+        for page in pages:
+            page.dont_fork = on
+
+    @rule(pick=picks, run=runs, on=booleans)
+    def wipe(self, pick: int, run: range, on: bool) -> None:
+        """MADV_WIPEONFORK and MADV_KEEPONFORK."""
+        pages = self.pages(pick, run)
+        if pages and all(page.anonymous for page in pages):
+            self.advise(pick, run, mman.MADV_WIPEONFORK if on else mman.MADV_KEEPONFORK)
+            for page in pages:
+                page.wipe = on
+
+    @rule(pick=picks, run=runs, name=st.sampled_from(["one", "two", None]))
+    def name(self, pick: int, run: range, name: str | None) -> None:
+        """A name for anonymous memory."""
+        pages = self.pages(pick, run)
+        if pages and all(page.anonymous for page in pages):
+            self.guest(pick).space.set_name(run.start * PAGE, len(run) * PAGE, name)
+            for page in pages:
+                page.name = f"[anon:{name}]" if name else ""
+
+    @rule(pick=picks, run=runs, on=booleans)
+    def lock(self, pick: int, run: range, on: bool) -> None:
+        """mlock2 that touches nothing, and munlock."""
+        if pages := self.pages(pick, run):
+            space = self.guest(pick).space
+            where = run.start * PAGE, len(run) * PAGE
+            assert (space.mlock(*where, mman.MLOCK_ONFAULT) if on else space.munlock(*where)) == 0
+        for page in pages:
+            page.locked = on
+
+    # --- writing
+
+    @rule(pick=picks, addr=places, data=data, ignore=booleans, zero=booleans)
+    def write(self, pick: int, addr: int, data: bytes, ignore: bool, zero: bool) -> None:
+        """copy_out or zero_out, up to the first page that may not be written."""
+        guest = self.guest(pick)
+        n = guest.model.reach(addr, len(data), 0 if ignore else mman.PROT_WRITE)
+        try:
+            if zero:
+                data = bytes(len(data))
+                done = guest.space.zero_out(addr, len(data), ignore_permissions=ignore)
+            else:
+                done = guest.space.copy_out(addr, data, ignore_permissions=ignore)
+        except FaultError as fault:
+            done = fault.transferred
+        assert done == n
+        guest.model.write(addr, data[:n])
+
+    @rule(pick=picks, addr=places, new=st.integers(0, 9))
+    def swap(self, pick: int, addr: int, new: int) -> None:
+        """An atomic operation."""
+        guest = self.guest(pick)
+        addr &= -4
+        if guest.model.reach(addr, 4, mman.PROT_WRITE) == 4:
+            before = guest.model.pages[addr // PAGE].bytes[addr % PAGE :][:4]
+            assert guest.space.swap_uint32(addr, new) == int.from_bytes(before, "little")
+            guest.model.write(addr, new.to_bytes(4, "little"))
+
+    @rule(pick=picks, which=picks, at=st.sampled_from([0, 5, PAGE - 9]), data=st.binary(min_size=1, max_size=9))
+    def write_through_pointer(self, pick: int, which: int, at: int, data: bytes) -> None:
+        """As an emulator does, by a host address from before."""
+        guest = self.guest(pick)
+        if guest.aliases:
+            number = sorted(guest.aliases)[which % len(guest.aliases)]
+            ctypes.memmove(guest.aliases[number][0] + at, data, len(data))
+            guest.model.pages[number].write(at, data)
+
+    @rule(number=st.integers(0, 8), data=st.binary(min_size=1, max_size=9))
+    def write_file(self, number: int, data: bytes) -> None:
+        """The file is written by somebody else."""
+        os.pwrite(self.file, data, number * PAGE)
+        self.host_file.write(number, 0, data)
+
+    @rule(pick=picks)
+    def look(self, pick: int) -> None:
+        """Alias everything."""
+        self.guest(pick).look()
+
+    @rule(pick=picks)
+    def compare(self, pick: int) -> None:
+        """All contents."""
+        self.guest(pick).check(contents=True)
+
+    # --- snapshots
+
+    @precondition(lambda self: len(self.kept) < MOST_SNAPSHOTS)
+    @rule(pick=picks)
+    def snapshot(self, pick: int) -> None:
+        """One more snapshot; what is aliased stays so."""
+        guest = self.guest(pick)
+        aliases = dict(guest.aliases)
+        snapshot = guest.space.snapshot()
+        assert guest.aliases == aliases
+        self.keep(snapshot, moment(guest.model), guest)
+
+    def keep(self, snapshot: Snapshot, moment: Moment, guest: Guest) -> None:
+        """Remember a snapshot."""
+        addresses = {number: address for number, (address, _) in guest.aliases.items()}
+        self.kept.append(Kept(snapshot, moment, guest, guest.space.maps(), addresses))
+
+    @precondition(lambda self: self.kept)
+    @rule(pick=picks)
+    def restore(self, pick: int) -> None:
+        """Any snapshot, in any order. Host addresses are what they were then."""
+        kept = self.kept[pick % len(self.kept)]
+        guest = kept.guest
+        if guest is None:
+            other = self.guest(pick)
+            with pytest.raises(ValueError, match="another address space"):
+                other.space.restore(kept.snapshot)
+            return
+        guest.space.restore(kept.snapshot)
+        kept.moment.restore()
+        assert guest.space.maps() == kept.maps
+        for number, address in kept.aliases.items():
+            assert guest.space.host_runs(number * PAGE, (number + 1) * PAGE)[0].address == address
+        assert guest.space.brk(0) == guest.model.brk
+
+    @precondition(lambda self: self.kept and len(self.guests) < MOST_SPACES)
+    @rule(pick=picks)
+    def spawn(self, pick: int) -> None:
+        """A new space from any snapshot."""
+        kept = self.kept[pick % len(self.kept)]
+        self.add(kept.snapshot.spawn(), kept.moment.spawned())
+
+    @precondition(lambda self: len(self.guests) < MOST_SPACES)
+    @rule(pick=picks)
+    def fork(self, pick: int) -> None:
+        """A forked child."""
+        guest = self.guest(pick)
+        self.add(guest.space.fork(), guest.model.forked())
+
+    @precondition(lambda self: len(self.guests) > 1)
+    @rule(pick=picks)
+    def close_space(self, pick: int) -> None:
+        """A space goes; its snapshots stay."""
+        guest = self.guest(pick)
+        guest.check(contents=True)
+        guest.space.close()
+        self.guests.remove(guest)
+        for kept in self.kept:
+            if kept.guest is guest:
+                kept.guest = None
+
+    @precondition(lambda self: self.kept)
+    @rule(pick=picks)
+    def close_snapshot(self, pick: int) -> None:
+        """A snapshot goes."""
+        self.kept.pop(pick % len(self.kept)).snapshot.close()
+
+    @rule(pick=picks)
+    def start_dirty_tracking(self, pick: int) -> None:
+        """From now on."""
+        guest = self.guest(pick)
+        guest.space.start_dirty_tracking()
+        guest.tracked = moment(guest.model)
+
+    @rule(pick=picks)
+    def dirty_pages(self, pick: int) -> None:
+        """Since each older snapshot of the space, and since start_dirty_tracking."""
+        guest = self.guest(pick)
+        now = moment(guest.model)
+        for kept in self.kept:
+            if kept.guest is guest:
+                check_between(guest.space.dirty_pages(since=kept.snapshot), *written(kept.moment, now))
+        if guest.tracked is not None:
+            check_between(guest.space.dirty_pages(), *written(guest.tracked, now))
+        else:
+            with pytest.raises(ValueError, match="start_dirty_tracking"):
+                guest.space.dirty_pages()
+
+    @precondition(lambda self: self.kept)
+    @rule(pick=picks, other=picks)
+    def diff(self, pick: int, other: int) -> None:
+        """Of two snapshots, of whichever spaces."""
+        one, two = self.kept[pick % len(self.kept)], self.kept[other % len(self.kept)]
+        check_between(one.snapshot.diff(two.snapshot), *different(one.moment, two.moment))
+
+    @invariant()
+    def same(self) -> None:
+        """Every space is its model."""
+        for guest in self.guests:
+            guest.check(contents=self.always)
+
+
+def check_between(found: AddrRangeSeq, must: set[int], may: set[int]) -> None:
+    """All pages that must be there are, and no others than those that may be."""
+    pages = {number for ar in found for number in range(ar.start // PAGE, -(-ar.end // PAGE))}
+    assert must <= pages, f"missing {[hex(number) for number in sorted(must - pages)]}"
+    assert pages <= may, f"too many {[hex(number) for number in sorted(pages - may)]}"
+
+
+TestSnapshots = Snapshots.TestCase
+TestSnapshots.settings = settings(stateful_step_count=50)
