@@ -25,11 +25,13 @@ def fill(old: bytes, at: int, data: bytes) -> bytes:
 
 @define(eq=False)
 class Source:
-    """What many mappings show: shared anonymous memory, which snapshots hold, or a file or object, which they do not."""
+    """What many mappings show: shared anonymous memory, which snapshots hold; a file, an object, which they do not."""
 
     held: bool
     pages: list[bytes] = field(factory=lambda: [ZEROS] * SOURCE_PAGES)
     tokens: list[object] = field(factory=lambda: [object() for _ in range(SOURCE_PAGES)])
+    read_in: bool = False
+    """Whether private pages are copies from the first touch on: what was only read may be dirty."""
     inode: int | None = None
     """None: not known, and so not compared."""
 
@@ -40,7 +42,7 @@ class Source:
 
     def copied(self) -> Source:
         """The same bytes as they are now."""
-        return Source(self.held, [*self.pages], [*self.tokens])
+        return Source(self.held, [*self.pages], [*self.tokens], self.read_in)
 
     def put_back(self, copy: Source) -> None:
         """Have the bytes of a copy."""
@@ -88,6 +90,11 @@ class Page:
         """Be what it was when it was mapped (MADV_DONTNEED)."""
         if not self.shared:
             self.own, self.token = None, object()
+
+    def install_guard(self) -> None:
+        """Let all accesses fault (MADV_GUARD_INSTALL)."""
+        self.forget()
+        self.guard = True
 
 
 @define(eq=False)
@@ -199,7 +206,13 @@ def written(then: Moment, now: Moment) -> tuple[set[int], set[int]]:
             changed = now.bytes(page) != (then.bytes(old) if old is not None else ZEROS)
         if changed and not (page.shared and _is_theirs(page) and old is not None and old.token is page.token):
             must.add(number)
-        if old is None or old.token is not page.token or _source_token(then, old) is not _source_token(now, page):
+        read_in = page.source is not None and page.source.read_in
+        if (
+            read_in
+            or old is None
+            or old.token is not page.token
+            or _source_token(then, old) is not _source_token(now, page)
+        ):
             may.add(number)
     return must, may | must
 
