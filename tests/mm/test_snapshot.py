@@ -133,7 +133,8 @@ def test_blocks_stay_valid() -> None:
     space.copy_out(BASE, b"other")
     assert old.tobytes() == b"other"
     space.restore(snapshot)
-    assert (old.tobytes(), new.tobytes()) == (b"then\0", b"later")
+    assert old.tobytes() == b"then\0"
+    assert new.tobytes() in (b"later", bytes(5))  # zeros if its memory was there then, ahead of a mapping
 
 
 def test_in_any_order() -> None:
@@ -557,8 +558,9 @@ def test_images_give_their_memory_back(way: str) -> None:
         spawned = snapshots[0].spawn()
         assert os.fstat(file.fd).st_blocks >= before + 64 * PAGE // 512
         if way == "close":
-            for each in (space, spawned, *snapshots):
-                each.close()
+            spaces_and_snapshots: list[AddressSpace | Snapshot] = [space, spawned, *snapshots]
+            while spaces_and_snapshots:
+                spaces_and_snapshots.pop().close()
         else:
             del space, spawned, snapshots
         assert os.fstat(file.fd).st_blocks == before

@@ -100,14 +100,16 @@ class Guest:
         for number, (address, _) in self.aliases.items():
             page = self.model.pages[number]
             assert not page.guard
-            assert ctypes.string_at(address, PAGE) == page.bytes, f"the alias of {number:#x}"
+            assert ctypes.string_at(address, PAGE) == page.content, f"the alias of {number:#x}"
         for number, page in self.pages() if contents else ():
             if page.guard:
                 with pytest.raises(FaultError) as caught:
                     self.space.read_bytes(number * PAGE, 1, ignore_permissions=True)
                 assert caught.value.reason is FaultReason.GUARD
             else:
-                assert self.space.read_bytes(number * PAGE, PAGE, ignore_permissions=True) == page.bytes, f"{number:#x}"
+                assert self.space.read_bytes(number * PAGE, PAGE, ignore_permissions=True) == page.content, (
+                    f"{number:#x}"
+                )
 
     def pages(self) -> list[tuple[int, Page]]:
         """The model's, in order."""

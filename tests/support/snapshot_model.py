@@ -66,8 +66,8 @@ class Page:
     name: str = ""
 
     @property
-    def bytes(self) -> bytes:
-        """The bytes of it."""
+    def content(self) -> bytes:
+        """Its bytes."""
         if self.own is not None:
             return self.own
         return self.source.pages[self.number] if self.source is not None else ZEROS
@@ -83,7 +83,7 @@ class Page:
             assert self.source is not None
             self.source.write(self.number, at, data)
         else:
-            self.own = fill(self.bytes, at, data)
+            self.own = fill(self.content, at, data)
             self.token = object()
 
     def forget(self) -> None:
@@ -180,10 +180,10 @@ class Moment:
         """The source of a page as it was then, if its bytes belong to the moment."""
         return self.sources.get(page.source) if page.source is not None else None
 
-    def bytes(self, page: Page) -> bytes:
+    def content(self, page: Page) -> bytes:
         """The bytes of one of its pages then."""
         source = self.held(page)
-        return source.pages[page.number] if source is not None and page.own is None else page.bytes
+        return source.pages[page.number] if source is not None and page.own is None else page.content
 
 
 def moment(space: Space) -> Moment:
@@ -203,7 +203,7 @@ def written(then: Moment, now: Moment) -> tuple[set[int], set[int]]:
         if _is_theirs(page) or (old is not None and _is_theirs(old)):
             changed = old is None or _is_theirs(page) != _is_theirs(old) or page.own != old.own
         else:
-            changed = now.bytes(page) != (then.bytes(old) if old is not None else ZEROS)
+            changed = now.content(page) != (then.content(old) if old is not None else ZEROS)
         if changed and not (page.shared and _is_theirs(page) and old is not None and old.token is page.token):
             must.add(number)
         read_in = page.source is not None and page.source.read_in
@@ -233,7 +233,7 @@ def different(one: Moment, other: Moment) -> tuple[set[int], set[int]]:
     may = set(must)
     for number in one.space.pages.keys() & other.space.pages.keys():
         left, right = one.space.pages[number], other.space.pages[number]
-        if one.bytes(left) != other.bytes(right):
+        if one.content(left) != other.content(right):
             must.add(number)
         if (_is_theirs(left) or _is_theirs(right)) and left.token is not right.token:
             may.add(number)
