@@ -12,6 +12,8 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
+from typing import ClassVar
+from unittest import mock
 
 import pytest
 from attrs import define, evolve, field
@@ -23,6 +25,7 @@ from hostarch import AccessType, AddrRangeSeq, mman
 from simulator_file import SimulatorFile
 from snapshot_model import PAGE, RW, SOURCE_PAGES, Moment, Page, Source, Space, different, moment, written
 from usermem import AddressSpace, ChangeKind, FaultError, FaultReason, SharedMemory, Snapshot
+from usermem.mm import host_pages, overlay
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.vma import locked_bytes
 
@@ -158,8 +161,16 @@ class Snapshots(RuleBasedStateMachine):
     """The spaces and their models. One beginning has all contents compared after each step; else pages stay untouched
     until something touches them, and contents are compared where a rule says so, and at the end."""
 
+    host: ClassVar[tuple[tuple[object, str, object], ...]] = ()
+    """What other hosts have: (where, name, value) to be put there."""
+    exact: ClassVar[bool] = True
+    """Whether pages that were only read are not dirty."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.patches = [mock.patch.object(*each) for each in self.host]
+        for patch in self.patches:
+            patch.start()
         self.guests: list[Guest] = []
         self.kept: list[Kept] = []
         self.file = os.memfd_create("file")
@@ -185,6 +196,8 @@ class Snapshots(RuleBasedStateMachine):
             for kept in self.kept:
                 kept.snapshot.close()
             os.close(self.file)
+            for patch in self.patches:
+                patch.stop()
 
     @initialize(always=booleans)
     def begin(self, always: bool) -> None:
@@ -458,15 +471,14 @@ class Snapshots(RuleBasedStateMachine):
     def dirty_pages(self, pick: int, start: bool) -> None:
         """Since each older snapshot of the space, and since start_dirty_tracking, which may be now."""
         guest = self.guest(pick)
-        now = moment(guest.model)
         for kept in self.kept:
             if kept.guest is guest:
-                check_between(guest.space.dirty_pages(since=kept.snapshot), *written(kept.moment, now))
+                self.check_dirty(guest, guest.space.dirty_pages(since=kept.snapshot), kept.moment)
         if guest.tracked is not None:
-            check_between(guest.space.dirty_pages(), *written(guest.tracked, now))
+            self.check_dirty(guest, guest.space.dirty_pages(), guest.tracked)
         if start:
             guest.space.start_dirty_tracking()
-            guest.tracked = now
+            guest.tracked = moment(guest.model)
             assert guest.space.dirty_pages().num_bytes == 0
 
     @precondition(lambda self: self.kept)
@@ -474,7 +486,18 @@ class Snapshots(RuleBasedStateMachine):
     def diff(self, pick: int, other: int) -> None:
         """Of two snapshots, of whichever spaces."""
         one, two = self.kept[pick % len(self.kept)], self.kept[other % len(self.kept)]
-        check_between(one.snapshot.diff(two.snapshot), *different(one.moment, two.moment))
+        self.check_between(one.snapshot.diff(two.snapshot), *different(one.moment, two.moment))
+
+    def check_between(self, found: AddrRangeSeq, must: set[int], may: set[int]) -> None:
+        """All pages that must be there are, and no others than those that may be."""
+        pages = {number for ar in found for number in range(ar.start // PAGE, -(-ar.end // PAGE))}
+        assert must <= pages, f"missing {[hex(number) for number in sorted(must - pages)]}"
+        assert pages <= may, f"too many {[hex(number) for number in sorted(pages - may)]}"
+
+    def check_dirty(self, guest: Guest, found: AddrRangeSeq, since: Moment) -> None:
+        """The same of dirty pages; where hosts know less, all that is mapped may be."""
+        must, may = written(since, moment(guest.model))
+        self.check_between(found, must, may if self.exact else {*guest.model.pages})
 
     @invariant()
     def same(self) -> None:
@@ -483,12 +506,35 @@ class Snapshots(RuleBasedStateMachine):
             guest.check(contents=self.always)
 
 
-def check_between(found: AddrRangeSeq, must: set[int], may: set[int]) -> None:
-    """All pages that must be there are, and no others than those that may be."""
-    pages = {number for ar in found for number in range(ar.start // PAGE, -(-ar.end // PAGE))}
-    assert must <= pages, f"missing {[hex(number) for number in sorted(must - pages)]}"
-    assert pages <= may, f"too many {[hex(number) for number in sorted(pages - may)]}"
+class WithPagemap(Snapshots):
+    """A host without PAGEMAP_SCAN."""
+
+    host = ((host_pages._Host, "scans", False),)
+    exact = False
 
 
-TestSnapshots = Snapshots.TestCase
+class WithoutPagemap(Snapshots):
+    """A sandbox that refuses /proc/self/pagemap: bytes are compared."""
+
+    host = ((host_pages, "_PAGEMAP", "/proc/self/no such file"),)
+
+
+class ByCopying(Snapshots):
+    """A host that maps no images."""
+
+    host = ((overlay, "maps_images", lambda: False),)
+
+
+class FewExtents(Snapshots):
+    """Images that become one all the time."""
+
+    host = ((overlay, "MAX_EXTENTS", 2),)
+    exact = False
+
+
+TestSnapshots, TestWithPagemap = Snapshots.TestCase, WithPagemap.TestCase
+TestWithoutPagemap, TestByCopying = WithoutPagemap.TestCase, ByCopying.TestCase
+TestFewExtents = FewExtents.TestCase
 TestSnapshots.settings = settings(stateful_step_count=50)
+for each in (TestWithPagemap, TestWithoutPagemap, TestByCopying, TestFewExtents):
+    each.settings = settings(stateful_step_count=50, max_examples=max(settings().max_examples // 5, 10))
