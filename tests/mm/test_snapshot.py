@@ -566,6 +566,6 @@ def test_images_give_their_memory_back(way: str) -> None:
                 spaces_and_snapshots.pop().close()
         else:
             del space, spawned, snapshots
-        assert os.fstat(file.fd).st_blocks == before
+        assert os.fstat(file.fd).st_blocks <= before
     finally:
         gc.enable()
