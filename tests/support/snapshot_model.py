@@ -195,7 +195,7 @@ def written(then: Moment, now: Moment) -> tuple[set[int], set[int]]:
     """The pages mapped now that must be dirty since then, and those that may be.
 
     Must: whose bytes, if they are the space's own, are others; what was not mapped counts as zeros. May: what was
-    written, even with the same bytes, or mapped since.
+    written, even with the same bytes, or mapped since; and what has memory since it was touched, by a read.
     """
     must, may = set(), set()
     for number, page in now.space.pages.items():
