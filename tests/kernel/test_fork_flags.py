@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostarch import AccessType, mman
+from hostarch import mman
 from usermem.mm.change import Tables
 from usermem.mm.fork import inherited
-from usermem.mm.vma import VM_DONTCOPY, VM_WIPEONFORK, VMA
+from usermem.mm.vma import VM_WIPEONFORK
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64" or mmap.PAGESIZE != 4096,
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.skipif(
 )
 if sys.platform == "linux":
     import kernel_memory
-    from kernel_fork import PAGES, ForkedProcess, shown
-    from kernel_memory import BASE, DATA, PAGE, GuestMemory, Memory, Result, Row, new_file
+    from kernel_fork import PAGES, ForkedProcess, guest_row, shown
+    from kernel_memory import BASE, DATA, PAGE, GuestMemory, Memory, Result, new_file
 
 KERNEL = tuple(int(n) for n in platform.release().split("-")[0].split(".")[:2]) if sys.platform == "linux" else (0, 0)
 DONTFORK, DOFORK = mman.MADV_DONTFORK, mman.MADV_DOFORK
@@ -123,14 +123,6 @@ def calls() -> st.SearchStrategy[Call]:
     return st.booleans().flatmap(lambda advises: advising if advises else others)
 
 
-def row(vma: VMA) -> Row:
-    """A mapping with its rights and flags as the kernel shows them."""
-    flags = {"dc": vma.fork_flags & VM_DONTCOPY, "wf": vma.fork_flags & VM_WIPEONFORK, "lo": vma.mlock_mode}
-    words = [f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}", *(name for name, there in flags.items() if there)]
-    what: object = vma.backing.inode or (id(vma.backing) if vma.shared else None)
-    return Row(vma.start, vma.end, " ".join(words), vma.offset if what else 0, what)
-
-
 class Pair:
     """Both sides, of which the guest's is new."""
 
@@ -144,7 +136,7 @@ class Pair:
     def run(self, name: str, args: tuple[int, ...]) -> None:
         """Make a call on both, and compare the answers and the mappings."""
         theirs = self.process.call(name, *args)
-        assert (self.answer(name, args), shown([row(vma) for vma in self.guest.space.mappings()])) == theirs
+        assert (self.answer(name, args), shown([guest_row(vma) for vma in self.guest.space.mappings()])) == theirs
         self.guest.space._check()
 
     def answer(self, name: str, args: tuple[int, ...]) -> Result:
@@ -158,7 +150,7 @@ class Pair:
         """The child of a fork has the mappings, and the bytes, that it is to inherit."""
         rows, pages = self.process.fork()
         tables = inherited(self.guest.space._map.tables)
-        assert shown([row(vma) for vma in tables.vmas]) == rows
+        assert shown([guest_row(vma) for vma in tables.vmas]) == rows
         assert [self.inherited_page(tables, BASE + i * PAGE) for i in range(PAGES)] == pages
 
     def inherited_page(self, tables: Tables, addr: int) -> str:

@@ -17,7 +17,9 @@ from typing import Any
 
 from attrs import evolve
 
+from hostarch import AccessType
 from kernel_memory import BASE, DATA, FILE, PAGE, KernelMemory, Result, Row, join, new_file, without_privileges
+from usermem.mm.vma import VM_DONTCOPY, VM_WIPEONFORK, VMA
 
 PAGES = 16
 """How many pages of the window, from BASE on, are looked at."""
@@ -35,6 +37,14 @@ def shown(rows: Sequence[Row]) -> list[Shown]:
         ((row.start - BASE) // PAGE, (row.end - BASE) // PAGE, row.rights, row.offset)
         for row in join(sorted(rows, key=lambda row: row.start))
     ]
+
+
+def guest_row(vma: VMA) -> Row:
+    """A mapping of a guest's with its rights and flags as the kernel shows them."""
+    flags = {"dc": vma.fork_flags & VM_DONTCOPY, "wf": vma.fork_flags & VM_WIPEONFORK, "lo": vma.mlock_mode}
+    words = [f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}", *(name for name, there in flags.items() if there)]
+    what: object = vma.backing.inode or (id(vma.backing) if vma.shared else None)
+    return Row(vma.start, vma.end, " ".join(words), vma.offset if what else 0, what)
 
 
 class ForkedProcess:
@@ -67,7 +77,8 @@ class ForkedProcess:
         self._process.communicate(timeout=60)
 
 
-def _rows(memory: KernelMemory) -> list[Shown]:
+def flagged_rows(memory: KernelMemory) -> list[Shown]:
+    """The mappings of the window as this process's smaps has them."""
     flags = {}
     for start, words in re.findall(
         r"^([0-9a-f]+)-[0-9a-f]+ .*\n(?:[A-Z].*\n)*?VmFlags: (.*)$", Path("/proc/self/smaps").read_text(), re.MULTILINE
@@ -84,7 +95,7 @@ def _in_child(memory: KernelMemory) -> tuple[list[Shown], list[str]]:
         try:
             memory.reopen()
             pages = [memory.content(at, at + 8).hex() for at in range(BASE, BASE + PAGES * PAGE, PAGE)]
-            os.write(its, json.dumps([_rows(memory), pages]).encode())
+            os.write(its, json.dumps([flagged_rows(memory), pages]).encode())
         finally:
             os._exit(0)
     os.close(its)
@@ -114,7 +125,7 @@ def _serve() -> None:
                 answer = memory.read(source, [tuple(args)], 0)
             else:
                 answer = getattr(memory, name)(*args)
-            print(json.dumps([answer, _rows(memory)]), flush=True)
+            print(json.dumps([answer, flagged_rows(memory)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,12 @@ def different(one: State, other: State) -> Ranges:
     found: Ranges = []
     compared: Ranges = []
     for start, end, old, new in differences(*changed(one.tables.vmas, other.tables.vmas)):
-        if old is None or new is None or not (shows_same(start, old, new) or _zeros(old, new)):
+        # Of the space's own memory images and copies say what is not zero: that is compared below.
+        if old is None or new is None or not (shows_same(start, old, new) or (_is_own(old) and _is_own(new))):
             found.append((start, end))
     for start, end, before, after in _moved(one, other):
         vma = one.tables.vmas.find(start)
-        a_file_shows = vma is not None and not vma.backing.anonymous and vma.backing.shared_memory is None
+        a_file_shows = vma is not None and not _is_own(vma)
         (found if a_file_shows and (before is None or after is None) else compared).append((start, end))
     for state in (one, other):
         for memory, copy in state.copies.items():
@@ -73,6 +74,11 @@ def shows_same(addr: int, old: VMA, new: VMA) -> bool:
 def _zeros(old: VMA | None, new: VMA) -> bool:
     """Whether what is mapped now is zeros but for what images and pages say, and was so before."""
     return new.backing.anonymous and (old is None or old.backing.anonymous)
+
+
+def _is_own(vma: VMA) -> bool:
+    """Whether what is mapped is the space's own: no file, object or buffer."""
+    return vma.backing.anonymous or vma.backing.shared_memory is not None
 
 
 def _moved(one: State, other: State) -> list[tuple[int, int, Extent | None, Extent | None]]:
