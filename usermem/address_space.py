@@ -22,6 +22,7 @@ from hostarch import AMD64, READ, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, atomics
 from usermem.mm import host_runs, maps, pins, spawn
 from usermem.mm.check import check
+from usermem.mm.descriptor import Path
 from usermem.mm.dirty import different, dirty, page_ranges
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.limits import MAX_MAP_COUNT, MEMLOCK_LIMIT, STACK_LIMIT, Limits
@@ -30,7 +31,6 @@ from usermem.mm.memory_map import MemoryMap
 from usermem.mm.quiet import quietly
 from usermem.mm.restore import restore
 from usermem.mm.saved_state import load_state, save_state
-from usermem.mm.snapshot_file import Path
 from usermem.mm.state import State, take
 from usermem.mm.system_calls import SystemCalls
 from usermem.mm.vma import VMA

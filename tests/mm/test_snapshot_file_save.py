@@ -250,12 +250,12 @@ def test_who_has_the_old_file_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "a"
     save(path, SPACE, pages())
     with loaded(path) as old:
-        save(path, OTHER, [(each, (old.fd, each.offset)) for each in old.extents])
+        save(path, OTHER, [(each, (old.file.fd, each.offset)) for each in old.extents])
         for each in old.extents:
-            assert os.pread(old.fd, each.end - each.start, each.offset) == page_bytes(each.start, each.end)
+            assert os.pread(old.file.fd, each.end - each.start, each.offset) == page_bytes(each.start, each.end)
     with loaded(path) as new:
         assert new.saved == OTHER
-        assert os.pread(new.fd, PAGE, new.extents[0].offset) == page_bytes(EXTENTS[0].start, EXTENTS[0].end)
+        assert os.pread(new.file.fd, PAGE, new.extents[0].offset) == page_bytes(EXTENTS[0].start, EXTENTS[0].end)
 
 
 def test_sources_that_fail(tmp_path: Path) -> None:
