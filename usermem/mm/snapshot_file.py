@@ -83,6 +83,7 @@ _PARTS: Final = ("metadata", "mappings", "guards", "memories", "extents", "check
 _FOREIGN: Final = "give the path of a file that was saved as a snapshot"
 _DAMAGED: Final = "copy it again from where it was saved, or save it anew"
 _SEEK_DATA: Final[int | None] = getattr(os, "SEEK_DATA", None)
+_SEEK_HOLE: Final[int | None] = getattr(os, "SEEK_HOLE", None)
 
 
 class SnapshotFileError(ValueError):
@@ -228,13 +229,15 @@ def _checksums(fd: int, end: int) -> Iterator[bytes]:
     """The table of checksums of the data up to ``end``, in parts. Holes are not read."""
     at = DATA
     while at < end:
-        holes = (_next_data(fd, at, end) - at) // BLOCK
+        data = _next_data(fd, at, end)
+        holes = (data - at) // BLOCK
         if holes:
             holes = min(holes, _PIECE // BLOCK << 10)
             yield _ZERO_BLOCK * holes
             at += holes * BLOCK
             continue
-        piece = memoryview(_read_exactly(fd, min(_PIECE, end - at), at))
+        stop = min(_next_hole(fd, data, end), at + _PIECE)
+        piece = memoryview(_read_exactly(fd, stop - at, at))
         yield b"".join(_CRC.pack(zlib.crc32(piece[i : i + BLOCK])) for i in range(0, len(piece), BLOCK))
         at += len(piece)
 
@@ -247,6 +250,17 @@ def _next_data(fd: int, at: int, end: int) -> int:
         return min(os.lseek(fd, at, _SEEK_DATA), end)
     except OSError as exc:
         return end if exc.errno == errno.ENXIO else at  # at: a file system that knows no holes
+
+
+def _next_hole(fd: int, data: int, end: int) -> int:
+    """Where the block ends in which a hole comes after what lies at ``data``; ``end`` if there is none before it."""
+    if _SEEK_HOLE is None:
+        return end
+    try:
+        hole = os.lseek(fd, data, _SEEK_HOLE)
+    except OSError:
+        return end
+    return min((max(hole, data + 1) + BLOCK - 1) & -BLOCK, end)
 
 
 def _read(fd: int, length: int, at: int) -> bytes:
@@ -299,10 +313,11 @@ def _pieces(extent: Extent, source: Source) -> Iterator[tuple[int, memoryview]]:
 def _write_pages(fd: int, piece: memoryview, at: int) -> None:
     """Write what is not zero."""
     starts = range(0, len(piece), PAGE)
-    for is_zero, group in groupby(starts, key=lambda start: piece[start : start + PAGE] == _ZEROS):
+    data = piece.tobytes()  # whose slices are compared 40 times as quickly as a memoryview's
+    for is_zero, group in groupby(starts, key=lambda start: data[start : start + PAGE] == _ZEROS):
         if not is_zero:
             run = list(group)
-            _write(fd, piece[run[0] : run[-1] + PAGE], at + run[0])
+            _write(fd, data[run[0] : run[-1] + PAGE], at + run[0])
 
 
 def _write(fd: int, data: ReadableBuffer, at: int) -> None:
