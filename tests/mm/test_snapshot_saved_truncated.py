@@ -131,7 +131,7 @@ def kept(space: AddressSpace, written: dict[int, bytes], pages: int = LEFT) -> N
 
 
 def test_snapshot_restore_fork_spawn_and_save(path: Path) -> None:
-    """They work on: pages that are a space's own stay, all others are old or fault. To save what is lost is an error."""
+    """They work on: own pages stay, all others are old or fault. To save what is lost is an error."""
     loaded = Snapshot.load(path)
     space, other = loaded.spawn(), loaded.spawn()
     since, before = space.snapshot(), other.snapshot()
@@ -160,7 +160,7 @@ def test_snapshot_restore_fork_spawn_and_save(path: Path) -> None:
         assert caught.value.errno == errno.EIO
     with pytest.raises(SnapshotFileError, match="truncated"):
         Snapshot.load(path)
-    assert os.listdir(path.parent) == ["a"]
+    assert [each.name for each in path.parent.iterdir()] == ["a"]
     space.munmap(BASE, PAGES * PAGE)
     space.restore(later)
     kept(space, {1: b"x"})

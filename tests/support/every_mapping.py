@@ -1,4 +1,4 @@
-"""A space that has mappings of every kind that a snapshot can hold, on any machine, and all there is to see of a space."""
+"""A space that has mappings of every kind that a snapshot can hold, and all there is to see of a space."""
 
 from __future__ import annotations
 
