@@ -61,8 +61,8 @@ def wanted_in(pages: dict[int, Page], number: int, wanted: Callable[[Page], obje
 class MappingMachine(RuleBasedStateMachine):
     """The spaces and their models.
 
-    One beginning has all contents compared after each step. Else pages stay untouched until something touches them, and
-    contents are compared where a rule says so, and at the end.
+    One beginning has all contents compared, and all aliased, after each step. Else pages stay untouched until something
+    touches them, and contents are compared where a rule says so, and at the end.
     """
 
     host: ClassVar[tuple[tuple[object, str, object], ...]] = ()
@@ -304,3 +304,5 @@ class MappingMachine(RuleBasedStateMachine):
         """Every space is its model."""
         for guest in self.guests:
             guest.check(contents=self.always)
+            if self.always:
+                guest.look()
