@@ -122,8 +122,10 @@ def revert(ranges: Ranges) -> None:
 
     If few pages are mapped, all of them are given up at once; if many are, those that were written.
     """
-    mapped = _mapped()
-    if mapped - _Host.others > _MANY:
+    if sum(end - start for start, end in ranges) <= _MANY * mmap.PAGESIZE:  # spares 4 us of the 20 of a small guest
+        drop(ranges)
+        return
+    if _mapped() - _Host.others > _MANY:
         own = [written(start, end) for start, end in ranges]
         if None not in own:
             drop([found for each in own if each is not None for found in each])
@@ -159,16 +161,13 @@ def drop(ranges: Ranges) -> None:
 
 def _drop_many(ranges: Ranges) -> bool:
     """process_madvise(2) of this process itself (Linux 6.13); False if the host refuses: some may have been dropped."""
-    import ctypes
-
     pid = -1
     try:
         pid = os.pidfd_open(os.getpid())
         for at in range(0, len(ranges), _IOV_MAX):
             part = ranges[at : at + _IOV_MAX]
             words = [word for start, end in part for word in (start, end - start)]
-            table = (ctypes.c_uint64 * len(words))(*words)
-            done = host_calls.process_madvise(pid, ctypes.addressof(table), len(part))
+            done = host_calls.process_madvise(pid, struct.pack(f"@{len(words)}N", *words), len(part))
             if done != sum(words[1::2]):
                 return False
         return True
