@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -68,6 +69,11 @@ class _Atom:
             self._owns, left._owns, right._owns = False, True, True
         return left, right
 
+    def all_used(self) -> tuple[_Atom, ...]:
+        """Say that all of it was used, and return its parts, of which that must be said too."""
+        self.used = self.start, self.end
+        return self._parts or ()
+
     def __del__(self) -> None:
         if getattr(self, "_owns", False):  # not if its making was interrupted
             self._arena.give_back(self._chunk, self.start, self.end, self.used)
@@ -87,6 +93,12 @@ class _Lease:
         if len(self._atoms) == 1:
             self._atoms[0].used = start, end
 
+    def forget_used(self) -> None:
+        """See Keeper.forget_used. What holds the memory may hold it in parts too."""
+        todo = self._atoms.copy()
+        while todo:
+            todo += todo.pop().all_used()
+
     def part(self, start: int, end: int) -> _Lease:
         """The lease of [start, end) alone: atoms that reach over a bound are cut there, for good."""
         todo = self._atoms[::-1]
@@ -102,6 +114,8 @@ class _Lease:
 
 class Arena:
     """A source of zeroed, page-aligned host memory. Safe to use from any thread, and in a child after a fork."""
+
+    _is_finalizing = staticmethod(sys.is_finalizing)
 
     def __init__(self) -> None:
         self.chunks: dict[int, tuple[mmap.mmap, int]] = {}
@@ -159,6 +173,8 @@ class Arena:
 
     def give_back(self, chunk: int, start: int, end: int, used: tuple[int, int]) -> None:
         """Take back a range that nothing refers to any more: zero what was used, and let the host have its pages."""
+        if self._is_finalizing():  # modules may be gone
+            return
         at, stop = chunk << _CHUNK_SHIFT | start, chunk << _CHUNK_SHIFT | end
         first, last = used
         memory, address = self.chunks[chunk]

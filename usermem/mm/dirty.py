@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from hostarch import AddrRange, AddrRangeSeq, Arch
 from usermem.mm.backing.backing import Backing
 from usermem.mm.change import Tables
-from usermem.mm.overlay import Extent
+from usermem.mm.overlay import Extent, same_page
 from usermem.mm.pma import PMASet
 from usermem.mm.ranges import Ranges, differing, joined
 from usermem.mm.segment_diff import changed, differences
@@ -82,13 +82,7 @@ def _moved(one: State, other: State) -> list[tuple[int, int, Extent | None, Exte
     ):
         return []
     both = differences(list(one.extents), list(other.extents))
-    return [each for each in both if not _same_page(each[2], each[3])]
-
-
-def _same_page(old: Extent | None, new: Extent | None) -> bool:
-    if old is None or new is None:
-        return old is new
-    return old.image is new.image and old.offset - old.start == new.offset - new.start
+    return [each for each in both if not same_page(each[2], each[3])]
 
 
 def _written(pmas: PMASet) -> Ranges:

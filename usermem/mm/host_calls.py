@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import repeat
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from hostarch import mman
 from safemem.errors import error
@@ -37,10 +38,15 @@ PAGES_ASKED: Final = 1 << 16
 _live: set[int] = set()
 
 
-def check_mappings() -> None:
-    """Raise MemoryError if guests hold all mappings of the host's that they may."""
-    if len(_live) >= host_limits.max_map_count:
-        raise MemoryError(f"guests hold {len(_live)} mappings of the host's; it has to keep some for itself")
+images: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+"""How many images are mapped over the memory of each owner: each takes up to two mappings."""
+
+
+def check_mappings(more: int = 1) -> None:
+    """Raise MemoryError if guests may not hold so many ``more`` mappings of the host's."""
+    held = len(_live) + 2 * sum(images.values())
+    if held + more > host_limits.max_map_count:
+        raise MemoryError(f"guests hold {held} mappings of the host's; it has to keep some for itself")
 
 
 def reserve(size: int) -> host_mmap.mmap:

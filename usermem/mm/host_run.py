@@ -34,6 +34,10 @@ class Keeper(Protocol):
         """Take note that all bytes outside [start, end) are still zero, and that nobody will write them."""
         ...
 
+    def forget_used(self) -> None:
+        """Take back all that was noted of the memory, for it is mapped again."""
+        ...
+
 
 class Whole:
     """A keeper that cannot be parted: all of its memory lives as long as any part is in use."""
@@ -51,6 +55,9 @@ class Whole:
 
     def note_used(self, start: int, end: int) -> None:
         """Do nothing: such memory is not used again."""
+
+    def forget_used(self) -> None:
+        """Do nothing: nothing was noted."""
 
 
 class HostRun:

@@ -14,6 +14,7 @@ Source: mmap(2), MAP_PRIVATE; madvise(2), MADV_DONTNEED.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Callable
@@ -28,13 +29,14 @@ from usermem.mm import host_calls, host_pages
 from usermem.mm.image import Image, new_image
 from usermem.mm.ranges import Ranges, differing, joined
 from usermem.mm.segment import SegmentSet
-from usermem.mm.segment_diff import changed
+from usermem.mm.segment_diff import differences
 
 MAX_EXTENTS: Final = 1 << 10
 """How many extents the memory of one space may be covered by. Each is up to two of the host's 65,530 mappings. Beyond
 it those that are near each other become one, whose pages are copied."""
 
 _CHUNK: Final = 1 << 16  # compared at a time
+_SMALLEST_PAGE: Final = 4096
 
 
 class Extent:
@@ -74,9 +76,16 @@ class Overlay:
     def __init__(self, fd: int = -1, origin: int = 0) -> None:
         """The base is zeros; or the file of a descriptor, of which host address ``a`` shows the byte at origin + a."""
         self.extents = ExtentSet()
+        self.copies = False
+        """Whether bytes are compared and copied back, though images could be mapped."""
         self._fd = fd
         self._origin = origin
         self._lock = fork_safe_lock()
+
+    @property
+    def maps(self) -> bool:
+        """Whether images are mapped."""
+        return maps_images() and not self.copies
 
     def covers(self, start: int, end: int) -> bool:
         """Whether an image shows in [start, end)."""
@@ -87,7 +96,7 @@ class Overlay:
         own = [found for start, end in spans for found in self.written(start, end)]
         if own:
             extents = self._pictured(own, spans)
-            if maps_images():
+            if self.maps:
                 self.cover(extents)
             else:  # the bytes are there
                 self._swap(lambda now: _with(now, [(each.start, each.end) for each in extents], extents))
@@ -108,29 +117,24 @@ class Overlay:
             last = start
             while last < end:
                 first, last = next(part)
-                image.fill(offset + first - start, view_at(first, last - first))
+                _fill(image, offset + first - start, first, last)
             offset += end - start
         return extents
 
     def written(self, start: int, end: int) -> Ranges:
         """Where in [start, end) somebody has written since."""
-        found = host_pages.written(start, end) if maps_images() else None
+        found = host_pages.written(start, end) if self.maps else None
         return self._compared(start, end) if found is None else found
 
     def become(self, then: ExtentSet, spans: Ranges) -> None:
         """Show in some host ranges, in order, what they showed ``then``, clean. Raises OSError, MemoryError."""
-        now = self.extents
-        if now is not then:
-            gone, wanted = (ExtentSet().exchange([], each) for each in changed(now, then))
-            elsewhere = gone.count + wanted.count
+        if self.extents is not then:
             for start, end in spans:
-                parts = gone.within(start, end)
-                self._put([(part.start, part.end) for part in parts], [])
-                self.cover(shown := wanted.within(start, end))
-                elsewhere -= len(parts) + len(shown)
-            if not elsewhere:
-                self._swap(lambda _: then)  # the very same: then the next time costs nothing
-        if maps_images():
+                both = differences(self.extents.within(start, end), then.within(start, end))
+                others = [(low, high, new) for low, high, old, new in both if not same_page(old, new)]
+                self._put([(low, high) for low, high, new in others if new is None], [])
+                self.cover([new.cut(low, high) for low, high, new in others if new is not None])
+        if self.maps:
             host_pages.revert(spans)
         else:
             for start, end in spans:
@@ -149,7 +153,7 @@ class Overlay:
         """Show ``extents`` at ``places``, or the base if there are none."""
         if not places:
             return
-        if not maps_images():
+        if not self.maps:
             self._swap(lambda now: _with(now, places, extents))
             for start, end in places:
                 self._copy_back(start, end)
@@ -160,10 +164,14 @@ class Overlay:
         todo = host_calls.mappings_to_be(places, files)
         made: list[int] = []
         while not made:
-            old, new = self.extents, _with(self.extents, places, extents)
+            old = self.extents
+            new = _with(old, places, extents)
+            if new.count > old.count:
+                host_calls.check_mappings(2 * (new.count - old.count))
             with self._lock:
                 # In one line: what is noted is mapped, before a handler can run.
                 if self.extents is old: self.extents = new; made = list(todo)  # fmt: skip # noqa: E701, E702
+        host_calls.images[self] = self.extents.count
         failed = [place for place, at in zip(places, made, strict=True) if at == host_calls.FAILED]
         if failed:  # what is there is as it was
             self._swap(lambda now: _with(now, failed, [part for place in failed for part in old.within(*place)]))
@@ -200,6 +208,24 @@ class Overlay:
         for extent in self.extents.within(start, end):
             extent.image.read_at(extent.offset, memoryview(clean)[extent.start - start : extent.end - start])
         return bytes(clean)
+
+
+def same_page(old: Extent | None, new: Extent | None) -> bool:
+    """Whether two extents show the same at the addresses that they have in common."""
+    if old is None or new is None:
+        return old is new
+    return old.image is new.image and old.offset - old.start == new.offset - new.start
+
+
+def _fill(image: Image, offset: int, start: int, end: int) -> None:
+    """Put the bytes at host addresses into an image. What a truncated file has taken away meanwhile is zeros."""
+    try:
+        image.fill(offset, view_at(start, end - start))
+    except OSError as exc:
+        if exc.errno != errno.EFAULT:
+            raise MemoryError(f"the host has no memory left for the pages of a snapshot: {exc}") from exc
+        for at in range(start, end, mmap.PAGESIZE):
+            image.fill(offset + at - start, memoryview(_read(at, at + mmap.PAGESIZE)))
 
 
 def _with(now: ExtentSet, places: Ranges, extents: list[Extent]) -> ExtentSet:
@@ -249,7 +275,12 @@ def _read(start: int, end: int) -> bytes:
 
 @cache
 def maps_images() -> bool:
-    """Whether images can be mapped here: a memory file over private pages, which MADV_DONTNEED shows again."""
+    """Whether images can be mapped here: a memory file over private pages, which MADV_DONTNEED shows again.
+
+    No page of the host's may be larger than a guest's: it could belong to two mappings.
+    """
+    if mmap.PAGESIZE > _SMALLEST_PAGE:
+        return False
     size = mmap.PAGESIZE
     try:
         fd = os.memfd_create("usermem-probe", os.MFD_CLOEXEC)

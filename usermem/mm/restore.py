@@ -11,9 +11,11 @@ from usermem.mm.change import Change, Tables
 from usermem.mm.dirty import dirty, shows_same
 from usermem.mm.listeners import ChangeKind
 from usermem.mm.memory_map import MemoryMap
+from usermem.mm.overlay import ExtentSet
+from usermem.mm.pma import PMA
 from usermem.mm.ranges import Ranges, joined
 from usermem.mm.segment_diff import changed, differences
-from usermem.mm.state import State
+from usermem.mm.state import State, private_spans
 from usermem.mm.vma import VMA
 
 
@@ -31,14 +33,39 @@ def restore(mm: MemoryMap, state: State, held: AbstractContextManager[object]) -
             overlay.become(extents, spans)
         for copy in state.copies.values():
             copy.put_back()
-        _return_to(change, state.tables, written)
+        later = _placed_later(change, state.tables)
+        for overlay, spans in private_spans(later).items():
+            overlay.become(ExtentSet(), spans)
+        _return_to(change, state.tables, later, written)
 
     mm.change(build, held)
 
 
-def _return_to(change: Change, then: Tables, written: Ranges) -> None:
-    """Have a change bring old tables back; ``written`` is what listeners are told to have other bytes."""
-    other = written
+def _placed_later(now: Tables, then: Tables) -> list[PMA]:
+    """The memory of mappings that had none yet, and are as they were: it stays where it is, and becomes clean."""
+    if now.pmas is then.pmas:
+        return []
+    found = []
+    for pma in changed(now.pmas, then.pmas)[0]:
+        vmas = now.vmas.overlapping(pma.start, pma.end)
+        if (
+            then.pmas.is_free(pma.start, pma.end)
+            and then.guards.is_free(pma.start, pma.end)
+            and vmas == then.vmas.overlapping(pma.start, pma.end)  # by identity
+            and not any(vma.backing.is_read_ahead for vma in vmas)
+        ):
+            found.append(pma)
+    return found
+
+
+def _return_to(change: Change, then: Tables, later: list[PMA], written: Ranges) -> None:
+    """Have a change bring old tables back, with the memory that was placed ``later``.
+
+    ``written`` is what listeners are told to have other bytes.
+    """
+    pmas, other = then.pmas, written
+    for pma in later:
+        pmas = pmas.exchange([], [pma])
     if change.vmas is not then.vmas:
         for start, end, old, new in differences(*changed(change.vmas, then.vmas)):
             kind = _kind(start, old, new)
@@ -47,11 +74,11 @@ def _return_to(change: Change, then: Tables, written: Ranges) -> None:
             if old is not None and old.shared and kind in (ChangeKind.UNMAP, ChangeKind.MAP):
                 change.dropped.append((old.backing, old.offset_at(start), old.offset_at(end)))
             change.gone += change.pmas.overlapping(start, end)  # which may stay, but what is cached of it is wrong
-    if change.pmas is not then.pmas:
-        gone, back = changed(change.pmas, then.pmas)
+    if change.pmas is not pmas:
+        gone, back = changed(change.pmas, pmas)
         change.gone += gone
         for pma in back:
-            pma.run.keeper.note_used(pma.run.start, pma.run.end)  # it was noted for memory that would not come back
+            pma.run.keeper.forget_used()
         other = [*other, *((pma.start, pma.end) for pma in [*gone, *back])]
     if change.guards is not then.guards:
         other = [*other, *((start, end) for start, end, *_ in differences(*changed(change.guards, then.guards)))]
@@ -59,7 +86,7 @@ def _return_to(change: Change, then: Tables, written: Ranges) -> None:
         vmas = then.vmas.overlapping(start, end)
         if vmas:
             change.told.append((max(start, vmas[0].start), min(end, vmas[-1].end), ChangeKind.MEMORY))
-    change.vmas, change.pmas, change.guards = then.vmas, then.pmas, then.guards
+    change.vmas, change.pmas, change.guards = then.vmas, pmas, then.guards
     change.brk_start, change.brk, change.mlock_future = then.brk_start, then.brk, then.mlock_future
 
 

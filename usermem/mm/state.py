@@ -12,6 +12,7 @@ Source: fork(2), whose copy of a process is of the same parts; CRIU's images.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,13 +22,13 @@ from usermem.mm.backing.backing import Backing, Copy
 from usermem.mm.change import Tables
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.overlay import Extent, ExtentSet, Overlay
-from usermem.mm.pma import PMA, PMASet
+from usermem.mm.pma import PMA
 from usermem.mm.ranges import Ranges, joined
 from usermem.mm.vma import VMA, VMASet
 
 
 class Part(NamedTuple):
-    """What private memory of one owner showed: its overlay, all images in it, and the host ranges of the space's."""
+    """What private memory of one owner showed: its overlay, and the images in the host ranges that are the space's."""
 
     overlay: Overlay
     extents: ExtentSet
@@ -85,10 +86,19 @@ def take(mm: MemoryMap) -> State:
 def seen(tables: Tables, copies: dict[Backing | None, Copy]) -> State:
     """A state of what has images already: what was written since is not in it."""
     spans = private_spans(tables.pmas)
-    return State(tables, {overlay: Part(overlay, overlay.extents, spans[overlay]) for overlay in spans}, copies)
+    return State(
+        tables, {overlay: Part(overlay, _images(overlay, spans[overlay]), spans[overlay]) for overlay in spans}, copies
+    )
 
 
-def private_spans(pmas: PMASet) -> dict[Overlay, Ranges]:
+def _images(overlay: Overlay, spans: Ranges) -> ExtentSet:
+    """The images in some host ranges: the overlay's own set, if it has no others."""
+    extents = overlay.extents
+    own = [extent for start, end in spans for extent in extents.within(start, end)] if extents.count else []
+    return extents if len(own) == extents.count else ExtentSet().exchange([], own)
+
+
+def private_spans(pmas: Iterable[PMA]) -> dict[Overlay, Ranges]:
     """The host ranges of private memory, by whose they are."""
     found: dict[Overlay, Ranges] = {}
     for pma in pmas:

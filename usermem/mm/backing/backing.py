@@ -55,6 +55,9 @@ class Backing:
     steady = True
     """Whether only calls to us change which of its bytes can be accessed, so that its pages may be cached."""
 
+    is_read_ahead = False
+    """Whether private memory has to be read before it is there: then it is not zeros, nor what the host shows."""
+
     is_synced = False
     """Whether :meth:`sync` does anything."""
 

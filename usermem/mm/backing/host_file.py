@@ -188,7 +188,6 @@ class HostFile(Backing):
             return ""
 
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
-        """The window around ``offset``. See Backing.run."""
         start = offset & -_WINDOW
         if self._shared and self._file.regular:
             mapping = self._file.windows.get((start, self._page))
@@ -208,6 +207,8 @@ class HostFile(Backing):
                 prot, flags = self._file.host_prot, mman.MAP_SHARED
             mapping = HostMapping(self._file.fd, start, end - start, prot, flags)
         if self._page:
+            if mapping.overlay is not None:
+                mapping.overlay.copies = True  # what is behind the file's end is not always the file's
             with self._file.lock:
                 self._file.tails.setdefault(mapping, (0, 0))
                 self._move_zeros(mapping, self._file.tail)

@@ -26,6 +26,7 @@ class PrivateObject(Backing):
     """The bytes of an object as they were when they were first touched, in memory of the mapping's own."""
 
     steady = False  # the object may shrink at any time
+    is_read_ahead = True
 
     def __init__(self, mapped: MappedObject) -> None:
         self._mapped = mapped
