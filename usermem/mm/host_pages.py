@@ -73,12 +73,20 @@ def written(start: int, end: int) -> Ranges | None:
         os.close(fd)
 
 
-def way() -> str:
-    """How this host tells which pages were written, for people."""
+def way() -> tuple[str, str]:
+    """How this host tells which pages were written, in a word, and why, for people."""
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
         if written(address_of(view), address_of(view) + mmap.PAGESIZE) is None:
-            return "comparing bytes: this host does not tell which pages were written (no /proc/self/pagemap)"
-    return "PAGEMAP_SCAN" if _Host.scans else "/proc/self/pagemap: this host has no PAGEMAP_SCAN (Linux 6.7)"
+            return "comparing", f"this host does not tell which pages were written (no {_PAGEMAP}): bytes are compared"
+    if _Host.scans:
+        return "PAGEMAP_SCAN", "tells the ranges that were written"
+    return "pagemap", f"a word a page of {_PAGEMAP}: this host has no PAGEMAP_SCAN (Linux 6.7)"
+
+
+def drops_many() -> bool:
+    """Whether one process_madvise gives many ranges up here: tried."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
+        return _Host.advises_many and _drop_many([(address_of(view), address_of(view) + mmap.PAGESIZE)])
 
 
 def _scan(fd: int, start: int, end: int) -> Ranges:
