@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,7 +186,7 @@ def _cycles() -> Iterator[MappingRow]:
 
 
 def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def _host_mappings() -> int:

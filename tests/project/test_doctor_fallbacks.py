@@ -160,6 +160,17 @@ def test_without_images_that_are_mapped(lacks: str, why: str, host: pytest.Monke
 def test_the_report_names_each_tier() -> None:
     """A line for each, with the reason."""
     report = doctor()
-    for name in ("python", "atomics", "safecopy", "files", "dirty", "snapshots", "restore", "datagrams", "segments", "AEAD"):
+    for name in (
+        "python",
+        "atomics",
+        "safecopy",
+        "files",
+        "dirty",
+        "snapshots",
+        "restore",
+        "datagrams",
+        "segments",
+        "AEAD",
+    ):
         assert any(line.startswith(name) for line in report.splitlines())
     assert atomics.reason() in report
