@@ -1,6 +1,7 @@
 """A new map that begins as another one was: a forked child's, or one that a snapshot starts.
 
-Private memory is shared copy-on-write: the new map shows the images at host addresses of its own.
+Private memory is shared copy-on-write: the new map shows the same images at host addresses of its own. What has none
+gets its memory when it is touched.
 
 Source: fork(2); Linux mm/mmap.c (dup_mmap), mm/memory.c (copy_page_range).
 """
@@ -13,10 +14,11 @@ from usermem.mm.backing.backing import Backing
 from usermem.mm.change import Change, Tables
 from usermem.mm.fork import inherited
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import Extent, Overlay
-from usermem.mm.pma import PMA, PMASet
+from usermem.mm.overlay import Extent, ExtentSet, Overlay
+from usermem.mm.pma import PMA
+from usermem.mm.room import room
 from usermem.mm.state import State
-from usermem.mm.vma import VMA, VMASet
+from usermem.mm.vma import VM_WIPEONFORK, VMA, VMASet
 
 
 def spawn(mm: MemoryMap, state: State) -> None:
@@ -25,17 +27,14 @@ def spawn(mm: MemoryMap, state: State) -> None:
     Raises MemoryError, or OSError if the host refuses.
     """
     twins: dict[Backing | None, Backing] = {memory: copy.twin() for memory, copy in state.copies.items()}
-
-    def build(change: Change) -> None:
-        _begin_as(mm, change, state, state.tables)
-        if twins:
-            vmas = [_over(vma, twins) for vma in change.vmas]
-            change.vmas = VMASet().exchange([], vmas)
-
-    mm.change(build)
+    vmas = state.tables.vmas
+    if twins:
+        vmas = VMASet().exchange([], [_over(vma, twins) for vma in vmas])
+    mm.change(lambda change: _begin(change, state.tables, vmas, state.extents))
 
 
 def _over(vma: VMA, twins: dict[Backing | None, Backing]) -> VMA:
+    """The mapping, of the new memory if it shows shared anonymous memory."""
     twin = twins.get(vma.backing.shared_memory)
     if twin is None:
         return vma
@@ -47,35 +46,45 @@ def fork(mm: MemoryMap, state: State) -> None:
 
     Raises as :func:`spawn`.
     """
-    mm.change(lambda change: _begin_as(mm, change, state, inherited(state.tables)))
+    tables = inherited(state.tables)
+    extents = state.extents
+    for vma in state.tables.vmas:
+        if vma.fork_flags & VM_WIPEONFORK:
+            extents = extents.replace(vma.start, vma.end, [])
+    mm.change(lambda change: _begin(change, tables, tables.vmas, extents))
 
 
-def _begin_as(mm: MemoryMap, change: Change, state: State, tables: Tables) -> None:
-    """Have some tables, and the private memory of a state where they map what it maps."""
-    change.vmas, change.guards = tables.vmas, tables.guards
+def _begin(change: Change, tables: Tables, vmas: VMASet, extents: ExtentSet) -> None:
+    """Have some tables, with these mappings, and show images where they are mapped."""
+    change.vmas, change.guards = vmas, tables.guards
     change.brk_start, change.brk, change.mlock_future = tables.brk_start, tables.brk, tables.mlock_future
-    pmas = state.tables.pmas
-    if tables is not state.tables:
-        for vma in state.tables.vmas:
-            if vma.fork_flags:
-                pmas = pmas.replace(vma.start, vma.end, [])
     covers: dict[Overlay, list[Extent]] = {}
-    twins = [pma for old in pmas if (pma := _twin(mm, old, state, covers)) is not None]
-    for overlay, extents in covers.items():
-        overlay.cover(extents)
-    change.pmas = PMASet().exchange([], twins)
+    for whole in extents:
+        for vma in vmas.overlapping(whole.start, whole.end):
+            if vma.shared:
+                continue
+            part = whole.cut(max(whole.start, vma.start), min(whole.end, vma.end))
+            while True:
+                pma = change.pmas.find(part.start) or _place(change, vma, part)
+                stop = min(part.end, pma.end)
+                overlay = pma.run.keeper.overlay
+                if overlay is None:
+                    raise MemoryError(f"the host has no private memory for the mapping at {part.start:#x}")
+                shown = part.cut(part.start, stop).moved(pma.run.address - pma.start)
+                covers.setdefault(overlay, []).append(shown)
+                if stop == part.end:
+                    break
+                part = part.cut(stop, part.end)
+    for overlay, shown_there in covers.items():
+        overlay.cover(shown_there)
 
 
-def _twin(mm: MemoryMap, old: PMA, state: State, covers: dict[Overlay, list[Extent]]) -> PMA | None:
-    """Memory of its own that will show the same images, by ``covers``; None if it has none: it is had when touched."""
-    extents = state.extents_of(old)
-    if not extents:
-        return None
-    vmas = state.tables.vmas.overlapping(old.start, old.end)
-    backing, offset = (vmas[0].backing, vmas[0].offset_at(old.start)) if vmas else (mm.anonymous, old.start)
-    run = backing.fresh(offset, old.end - old.start)
-    overlay = run.keeper.overlay
-    if overlay is None or len(run) != old.end - old.start:
-        raise MemoryError(f"the host has no memory like that at {old.start:#x}")
-    covers.setdefault(overlay, []).extend(extent.moved(run.address - old.start) for extent in extents)
-    return PMA(old.start, run)
+def _place(change: Change, vma: VMA, part: Extent) -> PMA:
+    """Memory for the first address of an image's part, as if it were touched there."""
+    at, distance = part.start, part.start - vma.offset_at(part.start)
+    low, high = (at, part.end) if vma.backing.is_read_ahead else room(change, vma, at)
+    offset, run = vma.backing.unread(at - distance, low - distance, high - distance)
+    placed = PMA(offset + distance, run)
+    pma = placed.cut(max(low, placed.start), min(high, placed.end))
+    change.place(pma)
+    return pma

@@ -52,10 +52,6 @@ class Anonymous(Backing):
         self.arena.zero(run)
         return True
 
-    def fresh(self, offset: int, length: int) -> HostRun:
-        """Zeros. See Backing.fresh."""
-        return self.arena.allocate(length)
-
     def private(self) -> Anonymous:
         """Return self: it is private."""
         return self

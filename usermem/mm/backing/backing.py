@@ -108,13 +108,9 @@ class Backing:
         """
         raise NotImplementedError
 
-    def fresh(self, offset: int, length: int) -> HostRun:
-        """Host memory of its own for ``length`` private bytes at ``offset``, page-aligned, that nobody has written.
-
-        What has to be read to be there may be left out: an image will show it. Raises as :meth:`run`.
-        """
-        _, run = self.run(offset, offset, offset + length)
-        return run
+    def unread(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
+        """As :meth:`run`, for pages that an image will show: what has to be read to be there is left out."""
+        return self.run(offset, low, high)
 
     def private(self) -> Backing:
         """What a MAP_PRIVATE mapping shows: the same bytes, but its own once they are written."""

@@ -57,9 +57,9 @@ class PrivateObject(Backing):
         self._mapped.read_at(start, run.view())
         return start, run
 
-    def fresh(self, offset: int, length: int) -> HostRun:
-        """Zeros. See Backing.fresh."""
-        return _arena.allocate(length)
+    def unread(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
+        """Zeros. See Backing.unread."""
+        return low, _arena.allocate(high - low)
 
     def private(self) -> PrivateObject:
         """Return self: it is private."""
