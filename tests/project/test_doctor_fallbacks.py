@@ -110,7 +110,7 @@ def a_restore_is_right() -> None:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A host that is found out anew."""
-    for name in ("scans", "advises_many"):
+    for name in ("scans", "advises_many", "others", "looks_left"):
         monkeypatch.setattr(host_pages._Host, name, getattr(host_pages._Host, name))
     overlay.maps_images.cache_clear()
     yield monkeypatch
@@ -134,6 +134,7 @@ def test_ways_to_tell_dirty_pages(host: pytest.MonkeyPatch) -> None:
 def test_without_process_madvise(host: pytest.MonkeyPatch) -> None:
     """Ranges are given up one by one."""
     host.setattr(host_pages, "_MANY", -1 << 40)  # no guest is too small to be looked at
+    host.setattr(host_pages._Host, "looks_left", 1000)
     assert "process_madvise" in line("restore")
     a_restore_is_right()
     host.setattr(host_calls, "process_madvise", lambda *args: -1)

@@ -39,6 +39,7 @@ _IOV_MAX: Final = 1024
 # If so many pages of files are mapped, to look for those that were written (12 ns for each that is mapped) is quicker
 # than to give all of them up (50 ns, and a fault when they are read again).
 _MANY: Final = 1 << 11
+_LOOKS: Final = 1 << 8  # after so many times all are given up once, since the many may be others' by now
 
 
 class _Host:
@@ -48,6 +49,7 @@ class _Host:
     advises_many = hasattr(os, "pidfd_open")
     others = 0
     """The pages of files that were mapped when those of images had just been given up."""
+    looks_left = 0
 
 
 def written(start: int, end: int) -> Ranges | None:
@@ -133,13 +135,19 @@ def revert(ranges: Ranges) -> None:
     if sum(end - start for start, end in ranges) <= _MANY * mmap.PAGESIZE:  # spares 4 us of the 20 of a small guest
         drop(ranges)
         return
-    if _mapped() - _Host.others > _MANY:
+    mapped = _mapped()
+    many = mapped - _Host.others > _MANY
+    if many and _Host.looks_left:
         own = [written(start, end) for start, end in ranges]
         if None not in own:
+            _Host.looks_left -= 1
             drop([found for each in own if each is not None for found in each])
             return
     drop(ranges)
-    _Host.others = _mapped()
+    if many:
+        _Host.others, _Host.looks_left = _mapped(), _LOOKS
+    elif mapped < _Host.others:
+        _Host.others = mapped
 
 
 def _mapped() -> int:
