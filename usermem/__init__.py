@@ -26,7 +26,15 @@ from usermem.cstruct import (
     copy_uint64_in,
     copy_uint64_out,
 )
-from usermem.errors import FaultError, FaultReason, InvalidIntegerError, NameTooLongError, Signal, linux_result
+from usermem.errors import (
+    BusyError,
+    FaultError,
+    FaultReason,
+    InvalidIntegerError,
+    NameTooLongError,
+    Signal,
+    linux_result,
+)
 from usermem.faults import FaultPlan, FaultyIO
 from usermem.fd import pread_fd, pwrite_fd, read_fd, readv_fd, write_fd, writev_fd
 from usermem.hexdump import hexdump
@@ -59,6 +67,7 @@ __all__ = [
     "UIO_MAXIOV",
     "VMA",
     "AddressSpace",
+    "BusyError",
     "BytesIO",
     "ChangeKind",
     "FaultError",

@@ -13,21 +13,21 @@ Source: gVisor pkg/sentry/mm; Linux mm/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import NoReturn, Self
 
 from attrs import evolve
 
 from hostarch import AMD64, READ, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, atomics
-from usermem.mm import host_runs, maps, spawn
+from usermem.mm import host_runs, maps, pins, spawn
 from usermem.mm.check import check
 from usermem.mm.dirty import different, dirty, page_ranges
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.limits import MAX_MAP_COUNT, MEMLOCK_LIMIT, STACK_LIMIT, Limits
 from usermem.mm.listeners import Listener
 from usermem.mm.memory_map import MemoryMap
+from usermem.mm.quiet import quietly
 from usermem.mm.restore import restore
 from usermem.mm.state import State, take
 from usermem.mm.system_calls import SystemCalls
@@ -131,16 +131,11 @@ class AddressSpace(SystemCalls):
         """The host memory behind all of ars, for hashing, NumPy, an emulator. Raises FaultError if a byte is missing.
 
         Memory that is unmapped meanwhile stays readable through the blocks, and is reused only when the last block,
-        view or array made from them is gone.
+        view or array made from them is gone. As long as one is there that ``access`` lets write, the space is busy:
+        see :class:`usermem.BusyError`.
         """
         self._map.check_open()
-        found, fault = self._resolve_seq(ars, access, ignore_permissions)
-        if fault is not None:
-            try:
-                raise fault
-            finally:
-                del fault
-        return found
+        return pins.blocks(self, ars, access, ignore_permissions=ignore_permissions)
 
     def snapshot(self, *, timeout: float | None = 0) -> Snapshot:
         """What the space is now, to be restored or to start others from, as often as one likes.
@@ -148,11 +143,15 @@ class AddressSpace(SystemCalls):
         It costs a copy of the pages that were written since the last one, which the guest shares copy-on-write from
         then on. Mappings, rights, names, the heap's end, locked pages and all private memory belong to it, and shared
         anonymous memory. Files of the host's, objects of the simulator's and attached buffers do not: what shared
-        mappings of them show is theirs. Raises MemoryError if the host has none left; then nothing has changed.
+        mappings of them show is theirs.
+
+        Raises BusyError while another thread is in the middle of an access or a hook, or blocks that can be written are
+        referred to, after ``timeout`` seconds (None waits for ever), and at once if this thread itself is in the middle
+        of one. Raises ValueError if the space is closed, MemoryError if the host has no memory left. Nothing has
+        changed then.
         """
-        with self._quiet(timeout):
-            self._map.check_open()
-            return Snapshot(self._map, take(self._map))
+        self._map.check_open()
+        return Snapshot(self._map, quietly(self._map, lambda: take(self._map), timeout=timeout))
 
     def restore(self, snapshot: Snapshot, *, timeout: float | None = 0) -> None:
         """Be again what the space was when its ``snapshot`` was made, at a cost that follows the pages written since.
@@ -161,53 +160,50 @@ class AddressSpace(SystemCalls):
         :attr:`on_change` is told of everything else, and of memory that has other bytes, at the end. Shared anonymous
         memory is put back in place, for all who share it; limits and hooks are left alone.
 
-        Raises ValueError if the snapshot is of another space (use :meth:`Snapshot.spawn`), or one of the two is closed;
-        MemoryError or OSError if the host refuses. Only then, and after an interrupt, contents may be partly restored
+        Raises BusyError as :meth:`snapshot`; ValueError if the snapshot is of another space (use
+        :meth:`Snapshot.spawn`), or one of the two is closed. Nothing has changed then. Raises MemoryError or OSError if
+        the host refuses. Only then, and after an interrupt, contents may be partly restored
         while the mappings are not: restore again.
         """
-        restore(self._map, snapshot._of(self._map), self._quiet(timeout))
+        state = snapshot._of(self._map)
+        self._map.check_open()
+        quietly(self._map, lambda: restore(self._map, state), timeout=timeout)
 
     def fork(self, *, timeout: float | None = 0) -> AddressSpace:
         """The space of a forked child (fork(2)): private memory is shared copy-on-write, shared memory is shared.
 
         What MADV_DONTFORK was said of is not mapped there, and what MADV_WIPEONFORK was said of is zeros. Memory that
-        is locked here is not there. The limits are the same at first; hooks and listeners are not inherited. Raises
-        ValueError if the space is closed, MemoryError if the host has no memory left; then nothing has changed.
+        is locked here is not there. The limits are the same at first; hooks and listeners are not inherited. Raises as
+        :meth:`snapshot`; then nothing has changed.
         """
-        with self._quiet(timeout):
-            self._map.check_open()
-            state = take(self._map)
-            child = AddressSpace._like(self._map)
-            spawn.fork(child._map, state)
-            return child
+        self._map.check_open()
+        state = quietly(self._map, lambda: take(self._map), timeout=timeout)
+        child = AddressSpace._like(self._map)
+        spawn.fork(child._map, state)
+        return child
 
-    def dirty_pages(self, since: Snapshot | None = None) -> AddrRangeSeq:
+    def dirty_pages(self, since: Snapshot | None = None, *, timeout: float | None = 0) -> AddrRangeSeq:
         """The pages that are mapped and were written since a snapshot of this space, whoever wrote them.
 
         Pages that have other memory than then belong to it, and what shared anonymous memory has other bytes; a page
         that was only read does not. None is for since :meth:`start_dirty_tracking`. Shared mappings of files, objects
-        and attached buffers are not looked at. Raises ValueError if there is no such snapshot, or it is of another
-        space.
+        and attached buffers are not looked at. Raises BusyError as :meth:`snapshot`, ValueError if there is no such
+        snapshot, or it is of another space, or one of the two is closed.
         """
         since = self._tracked if since is None else since
         if since is None:
             raise ValueError("dirty_pages needs a snapshot, or start_dirty_tracking() before it")
         state = since._of(self._map)
-        with self._quiet(0):
-            self._map.check_open()
-            return page_ranges(self.arch, dirty(self._map.tables, state))
+        self._map.check_open()
+        found = quietly(self._map, lambda: dirty(self._map.tables, state), timeout=timeout)
+        return page_ranges(self.arch, found)
 
-    def start_dirty_tracking(self) -> None:
+    def start_dirty_tracking(self, *, timeout: float | None = 0) -> None:
         """Let :meth:`dirty_pages` tell what is written from now on, for code caches or to move a guest while it runs.
 
-        It makes a snapshot of its own, in the place of the one before.
+        It makes a snapshot of its own, in the place of the one before. Raises as :meth:`snapshot`.
         """
-        self._tracked = self.snapshot()
-
-    @contextmanager
-    def _quiet(self, timeout: float | None) -> Iterator[None]:
-        with self._map._lock:
-            yield
+        self._tracked = self.snapshot(timeout=timeout)
 
     @classmethod
     def _like(cls, parent: MemoryMap) -> AddressSpace:

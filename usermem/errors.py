@@ -126,6 +126,21 @@ class InvalidIntegerError(OSError):
         return (type(self), (self.consumed, self.values), self.__dict__)
 
 
+class BusyError(OSError):
+    """The address space is in use, so that it cannot be had quiet: EBUSY. Nothing has changed.
+
+    ``thread`` is the ident of the thread that is in the middle of something; None if blocks are still referred to.
+    """
+
+    def __init__(self, reason: str, thread: int | None = None) -> None:
+        super().__init__(errno.EBUSY, f"{os.strerror(errno.EBUSY)}: {reason}")
+        self.reason = reason
+        self.thread = thread
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.reason, self.thread), self.__dict__)
+
+
 def linux_result(outcome: int | BaseException) -> int:
     """What a Linux system call returns for a count or an error: the count if anything moved, else ``-errno``.
 

@@ -124,9 +124,8 @@ class HostRun:
                 if whole.readonly:  # a caller's: it keeps itself alive
                     self._view = whole[self.start : self.end]
                     return self._view
-                array = _array_type(self.end - self.start).from_buffer(self.memory, self.start)
-                array.run = HostRun(self.memory, self.base, self.start, self.end, self.keeper)  # not self: no cycle
-                self._view = memoryview(array).cast("B")
+                run = HostRun(self.memory, self.base, self.start, self.end, self.keeper)  # not self: no cycle
+                self._view = kept_view(self.memory, self.start, self.end - self.start, run)
         return self._view
 
     def block(self, offset: int, length: int) -> Block:
@@ -137,6 +136,13 @@ class HostRun:
 
     def __repr__(self) -> str:
         return f"<HostRun [{self.address:#x}-{self.address + len(self):#x}){'*' if self.may_fault else ''}>"
+
+
+def kept_view(memory: mmap.mmap | memoryview, start: int, length: int, kept: object) -> memoryview:
+    """A flat view of writable memory that keeps an object alive, as all that is made from it does."""
+    array = _array_type(length).from_buffer(memory, start)
+    array.kept = kept
+    return memoryview(array).cast("B")
 
 
 @lru_cache(64)

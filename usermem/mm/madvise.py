@@ -14,8 +14,9 @@ from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.errors import FaultReason
 from usermem.mm.change import Change
-from usermem.mm.memory_map import MemoryMap, page_range
+from usermem.mm.memory_map import MemoryMap
 from usermem.mm.mincore import mincore
+from usermem.mm.page_range import page_range
 from usermem.mm.vma import VM_DONTCOPY, VM_WIPEONFORK, VMA
 
 _HINTS: Final = frozenset(

@@ -20,11 +20,13 @@ Source: gVisor pkg/sentry/mm (MemoryManager).
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import partial
 from mmap import mmap
 from typing import Final, TypeVar
+from weakref import WeakSet
 
 from attrs import evolve
 
@@ -51,7 +53,7 @@ _GUARD_PAGES: Final = 256
 _STACK_GAP: Final = 128 << 20
 
 # How often an access whose mapping others change begins anew, before it goes where it was going.
-_ATTEMPTS: Final = range(8)
+_ATTEMPTS: Final = range(7, -1, -1)
 
 CACHED: Final = (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_READ | mman.PROT_WRITE)
 """The accesses whose pages are cached: the cache knows what can be read, and what can be written and so read."""
@@ -63,6 +65,8 @@ _CROWDED: Final = 128
 
 T = TypeVar("T")
 Made = tuple[list[Dropped], list[Event]]
+Held = tuple[int, list[Dropped], list[Event]]
+"""The process that holds the map quiet, and what its changes leave to be done when it no longer does."""
 Found = tuple[Tables, VMA, PMA, int]
 """Tables, the mapping and the memory that an address lies in, and where what can be accessed there ends."""
 
@@ -90,6 +94,10 @@ class MemoryMap:
             self.base -= bits << arch.page_shift
         self.listeners = Listeners()
         self.failed_write_back: Exception | None = None
+        self.pins: WeakSet[object] = WeakSet()
+        """What the blocks keep alive that were handed out and can be written: see :mod:`usermem.mm.pins`."""
+        self.held: Held | None = None
+        """Set while the map is quiet: see :mod:`usermem.mm.quiet`."""
         self._cache = cache
         self._lock = fork_safe_lock()
 
@@ -104,22 +112,26 @@ class MemoryMap:
         if self.tables.closed:
             raise _ClosedError("the address space is closed")
 
-    def change(self, build: Callable[[Change], T], held: AbstractContextManager[object] | None = None) -> T:
+    def change(self, build: Callable[[Change], T]) -> T:
         """Publish the tables that ``build`` makes, tell the listener, and return what ``build`` returned.
 
         ``build`` may run more than once, and must change nothing but the Change. What it raises passes through, and
-        nothing has changed. ``held`` has the lock while it is entered, if it must keep out more than other changes.
-        Raises ValueError if the space is closed.
+        nothing has changed. Raises ValueError if the space is closed.
         """
         made: list[Made] = []
         try:
             # In one line: a trace function that raises at the line of a ``with`` that ends would leave it locked.
-            with held or self._lock: result = self._publish(build, made)  # fmt: skip # noqa: E701
+            with self._lock: result = self._publish(build, made)  # fmt: skip # noqa: E701
         finally:
             while made:
                 self._finish(*made.pop())
-        write_back_released()
+        if not self._is_quiet():
+            write_back_released()
         return result
+
+    def _is_quiet(self) -> bool:
+        """Whether this thread holds the map quiet, and so the lock."""
+        return self.held is not None and bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def _publish(self, build: Callable[[Change], T], made: list[Made]) -> T:
         """Build and publish under the lock; again where a signal handler, say, has published in the meantime."""
@@ -133,6 +145,7 @@ class MemoryMap:
             if pieces > self.limits.max_pma_count and pieces > old.pmas.count and change.told:
                 raise error(errno.ENOMEM, f"the memory of the mappings would be in {pieces} pieces")
             used = change.used
+            held = self.held is not None and self.held[0] == os.getpid()  # else another thread held it, before a fork
             try:
                 if change.touched or change.gone:
                     self._cache.frozen = True
@@ -148,7 +161,7 @@ class MemoryMap:
                 # One line without a call: no handler can run between the look and the store.
                 self.tables = outcome = change if self.tables is old else self.tables
             finally:
-                self._cache.frozen = False
+                self._cache.frozen = held
             if outcome is change:
                 try:
                     for pma, start, end in used:
@@ -160,7 +173,11 @@ class MemoryMap:
                 self.listeners.withdraw(made.pop()[1])
 
     def _finish(self, dropped: list[Dropped], events: list[Event]) -> None:
-        """Write back what is unmapped now, and tell the listener: without the lock."""
+        """Write back what is unmapped now, and tell the listener: without the lock, so not while it is held."""
+        if self.held is not None and self._is_quiet():
+            self.held[1][:0] = dropped
+            self.held[2].extend(events)
+            return
         try:
             self._write_back(dropped)
         finally:
@@ -187,27 +204,27 @@ class MemoryMap:
         What the code of a mapped object changes while it is asked counts; so does what other threads change meanwhile,
         up to a point, lest they hold the access up for ever. Raises what that code raises.
         """
-        for _ in _ATTEMPTS:
+        for left in _ATTEMPTS:
             found = self._look(addr, access, ignore_permissions)
             if not isinstance(found, tuple):
                 return found
-            tables, vma, pma, end = found
+            _, vma, pma, end = found
             if end > pma.end:
                 end = pma.end
             stretch = pma.stretch(end)
-            if access in CACHED and vma.backing.steady and isinstance(stretch[0], mmap) and not ignore_permissions:
-                writable = access & mman.PROT_WRITE != 0
-                with self._lock: current = self._remember(addr, found, stretch, writable)  # fmt: skip # noqa: E701
-                if len(pma.cached) > _CROWDED:
-                    self._thin(pma)
-            else:
-                current = self.tables is tables or self.tables.vmas.find(addr) is vma
+            cached = access in CACHED and vma.backing.steady and isinstance(stretch[0], mmap) and not ignore_permissions
+            fresh = stretch if cached else None
+            # What is not cached takes the lock too: while the map is quiet, every access waits here. By ``current``
+            # usermem.mm.quiet sees that this one goes on to its bytes.
+            with self._lock: current = self._remember(addr, found, fresh, access) or not left  # fmt: skip # noqa: E701
+            if len(pma.cached) > _CROWDED:
+                self._thin(pma)
             if current:
                 break
         return stretch
 
-    def _remember(self, addr: int, found: Found, fresh: Stretch, writable: bool) -> bool:
-        """Cache addr's page, and return whether the tables are still the ones in which it was found.
+    def _remember(self, addr: int, found: Found, fresh: Stretch | None, access: int) -> bool:
+        """Cache addr's page if it is given, and return whether the tables are still the ones in which it was found.
 
         Call it under the lock.
         """
@@ -215,7 +232,8 @@ class MemoryMap:
         now = self.tables
         if now is not tables and (now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma):
             return False
-        if not self._cache.frozen:
+        if fresh is not None and not self._cache.frozen:
+            writable = access & mman.PROT_WRITE != 0
             start = vma.start if vma.start > pma.start else pma.start
             stretch = self._cache.stretch(pma.cached, start, fresh, writable)
             if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
@@ -375,15 +393,3 @@ class MemoryMap:
                 raise failed
             finally:
                 del failed
-
-
-def page_range(arch: Arch, addr: int, length: int, name: str, overflow: int) -> tuple[int, int]:
-    """[addr, end) in whole pages. Raises OSError: EINVAL if addr is not page-aligned, ``overflow`` for too much."""
-    addr = arch.untagged(check_int(addr, "addr"))
-    length = check_int(length, "length")
-    if not arch.is_page_aligned(addr):
-        raise error(errno.EINVAL, f"{name} at {addr:#x}")
-    end = arch.checked_page_round_up(addr + length)
-    if addr < 0 or length < 0 or end is None:
-        raise error(overflow, f"{name} of {length:#x} bytes at {addr:#x}")
-    return addr, end

@@ -10,7 +10,8 @@ import errno
 from safemem.errors import error
 from usermem.mm import host_calls
 from usermem.mm.host_run import HostRun
-from usermem.mm.memory_map import MemoryMap, page_range
+from usermem.mm.memory_map import MemoryMap
+from usermem.mm.page_range import page_range
 
 
 def mincore(mm: MemoryMap, addr: int, length: int) -> bytes:

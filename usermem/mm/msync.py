@@ -11,7 +11,8 @@ from hostarch import mman
 from safemem.buffers import check_int
 from safemem.errors import error
 from usermem.mm.change import Tables
-from usermem.mm.memory_map import MemoryMap, page_range
+from usermem.mm.memory_map import MemoryMap
+from usermem.mm.page_range import page_range
 from usermem.mm.vma import VMA
 
 

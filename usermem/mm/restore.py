@@ -5,8 +5,6 @@ Host addresses stay what they are where the same memory is mapped then and now; 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 from usermem.mm.change import Change, Tables
 from usermem.mm.dirty import dirty, shows_same
 from usermem.mm.listeners import ChangeKind
@@ -19,8 +17,8 @@ from usermem.mm.state import State, private_spans
 from usermem.mm.vma import VMA
 
 
-def restore(mm: MemoryMap, state: State, held: AbstractContextManager[object]) -> None:
-    """Make a map what it was; ``held`` keeps others out meanwhile. Listeners are told after it.
+def restore(mm: MemoryMap, state: State) -> None:
+    """Make a map what it was, where nobody is in the middle of an access.
 
     Raises MemoryError or OSError if the host refuses: the mappings are as before then, and the contents partly those of
     then. So it is after an interrupt. To restore once more puts everything right.
@@ -38,7 +36,7 @@ def restore(mm: MemoryMap, state: State, held: AbstractContextManager[object]) -
             overlay.become(ExtentSet(), spans)
         _return_to(change, state.tables, later, written)
 
-    mm.change(build, held)
+    mm.change(build)
 
 
 def _placed_later(now: Tables, then: Tables) -> list[PMA]:
