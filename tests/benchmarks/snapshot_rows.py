@@ -26,7 +26,7 @@ _BASE = 0x10_0000_0000
 _SIZE = 64 << 20
 _PIECES = 64
 _DIRTY = 64
-_ROUNDS = 40
+_ROUNDS = 400
 _CYCLES = 10_000
 
 
@@ -80,7 +80,7 @@ def _copy() -> float:
     def copy() -> None:
         memory[:] = saved
 
-    return _best(copy, lambda: run)
+    return _best(copy, lambda: run, 40)
 
 
 def _faster(name: str, what: str, ns: float, than: float, bar: float) -> MappingRow:
@@ -93,7 +93,7 @@ def _restores() -> Iterator[MappingRow]:
     snapshot = space.snapshot()
     restore = _best(lambda: space.restore(snapshot), lambda: _touch(space))
     yield _faster("restore, 64 of 16,384 pages", "a copy", restore, copy, 200)
-    read = _best(lambda: space.restore(snapshot), lambda: _read(space))
+    read = _best(lambda: space.restore(snapshot), lambda: _read(space), 100)
     yield _faster("restore, every page read since", "a copy", read, copy, 40)
     ql = qiling(_BASE, bytes(_SIZE))
     if ql is None:
@@ -158,7 +158,7 @@ def _forks() -> Iterator[MappingRow]:
         _touch(child, count=count)
         each = (_resident() - before) / (count * _PAGE)
         yield MappingRow(f"memory of {count} touched pages", "grown by, against their size", each, 2)
-    taken = _best(space.snapshot, lambda: _touch(space))
+    taken = _best(space.snapshot, lambda: _touch(space), 100)
     yield _faster("snapshot, 64 pages written", "a copy", taken, copy, 4)
 
 

@@ -110,7 +110,7 @@ def a_restore_is_right() -> None:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A host that is found out anew."""
-    for name in ("scans", "advises_many", "others", "looks_left"):
+    for name in ("scans", "advises_many", "others", "looks_left", "faults"):
         monkeypatch.setattr(host_pages._Host, name, getattr(host_pages._Host, name))
     overlay.maps_images.cache_clear()
     yield monkeypatch
