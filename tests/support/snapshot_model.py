@@ -206,13 +206,10 @@ def written(then: Moment, now: Moment) -> tuple[set[int], set[int]]:
             changed = now.content(page) != (then.content(old) if old is not None else ZEROS)
         if changed and not (page.shared and _is_theirs(page) and old is not None and old.token is page.token):
             must.add(number)
-        read_in = page.source is not None and page.source.read_in
-        if (
-            read_in
-            or old is None
-            or old.token is not page.token
-            or _source_token(then, old) is not _source_token(now, page)
-        ):
+        # An object's pages are read in when touched; memory that was used before and given back is zeroed then.
+        filled = page.source.read_in if page.source is not None else page.own is None
+        token = _source_token(then, old) if old is not None else None
+        if filled or old is None or old.token is not page.token or token is not _source_token(now, page):
             may.add(number)
     return must, may | must
 
@@ -228,13 +225,13 @@ def _source_token(of: Moment, page: Page) -> object:
 
 
 def different(one: Moment, other: Moment) -> tuple[set[int], set[int]]:
-    """The pages that must be in a diff of two moments, and those that may be: of files, what has one token is not."""
+    """The pages that must be in a diff of two moments, and those that may be: of files and objects, any."""
     must = one.space.pages.keys() ^ other.space.pages.keys()
     may = set(must)
     for number in one.space.pages.keys() & other.space.pages.keys():
         left, right = one.space.pages[number], other.space.pages[number]
         if one.content(left) != other.content(right):
             must.add(number)
-        if (_is_theirs(left) or _is_theirs(right)) and left.token is not right.token:
+        if _is_theirs(left) or _is_theirs(right):
             may.add(number)
     return must, may | must
