@@ -277,9 +277,10 @@ def test_a_file_that_was_loaded_is_no_snapshot_of_a_space(tmp_path: Path) -> Non
     space.copy_out(BASE + PAGE, b"else")
     assert [(each.start, each.end) for each in loaded.diff(space.snapshot())] == [(BASE + PAGE, BASE + 2 * PAGE)]
     loaded.close()
-    for call in (loaded.spawn, lambda: loaded.save(tmp_path / "b")):
-        with pytest.raises(ValueError, match="the snapshot is closed"):
-            call()
+    with pytest.raises(ValueError, match="the snapshot is closed"):
+        loaded.spawn()
+    with pytest.raises(ValueError, match="the snapshot is closed"):
+        loaded.save(tmp_path / "b")
 
 
 def test_dirty_pages_of_a_loaded_space(tmp_path: Path, one: EveryMapping) -> None:

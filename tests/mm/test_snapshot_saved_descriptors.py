@@ -121,14 +121,14 @@ def test_none_after_errors(path: Path) -> None:
                 Snapshot.load(path, in_memory=in_memory)
             assert descriptors() == before, caught
     for other in (path.parent, path.parent / "nothing"):
-        with pytest.raises((ValueError, OSError)) as caught:
+        with pytest.raises((ValueError, OSError)) as refused:
             Snapshot.load(other)
-        assert descriptors() == before, caught
+        assert descriptors() == before, refused
     with small() as space:
         snapshot, before = space.snapshot(), descriptors()
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError) as not_saved:
             snapshot.save(path.parent)
-        assert descriptors() == before, caught
+        assert descriptors() == before, not_saved
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from usermem import (
     copy_out_vec,
     copy_string_in,
 )
+from usermem.mm import saved_state, snapshot_file
 from usermem.mm.faulting import can_map
 from usermem.mm.overlay import maps_images
 
@@ -242,14 +243,13 @@ def test_overwritten(path: Path) -> None:
 
 def test_truncated_in_the_middle_of_reading_it_into_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That is an error, not zeros."""
-    from usermem.mm import saved_state
 
     def verified(path: Path) -> object:
         found = load(path)
         os.truncate(path, DATA + PAGE)
         return found
 
-    load = saved_state.load
+    load = snapshot_file.load
     monkeypatch.setattr(saved_state, "load", verified)
     with pytest.raises(OSError, match="truncated"):
         Snapshot.load(path, in_memory=True)
