@@ -76,7 +76,7 @@ def test_killed_before_any_system_call(tmp_path: Path, monkeypatch: pytest.Monke
     """A save that is killed at any step leaves the old file, and from the renaming on the new one."""
     path = tmp_path / "a"
     seen = []
-    for step in range(1, 100):
+    for step in range(1, 200):
         save(path, SPACE, pages())
         with monkeypatch.context() as patch:
             on_calls(patch, partial(kill_at, step))
@@ -129,7 +129,7 @@ def test_refused_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     for old in (False, True):
         outcomes = []
-        for step in range(1, 100):
+        for step in range(1, 200):
             path.unlink(missing_ok=True)
             if old:
                 save(path, SPACE, pages())

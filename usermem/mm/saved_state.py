@@ -134,7 +134,7 @@ def load_state(path: Path, *, in_memory: bool) -> tuple[MemoryMap, State]:
     image: Image = _copied(loaded) if in_memory or not maps_images() else loaded.file
     saved = loaded.saved
     mm = MemoryMap(saved.arch, saved.limits, PageCache())
-    mm.base = saved.base
+    mm.base = saved.arch.page_round_down(saved.base)
     copies = [_copy(loaded, number, image) for number in range(len(saved.memories))]
     private = [Extent(each.start, each.end, image, each.offset) for each in loaded.extents if each.space == PRIVATE]
     shown = ExtentSet().exchange([], private)
@@ -151,11 +151,24 @@ def load_state(path: Path, *, in_memory: bool) -> tuple[MemoryMap, State]:
             shown = shown.replace(mapping.start, mapping.end, [])
         vmas.append(_vma(mapping, backing))
         last = mapping, backing
-    tables = Tables(VMASet().exchange([], vmas), PMASet())
+    tables = Tables(VMASet().put(0, 1 << 64, vmas, []), PMASet())  # of which those that could be one are
     for start, end in saved.guards:
         tables.guards = tables.guards.with_guard(start, end)
+    shown = _accessible(mm, tables, shown)
     tables.brk_start, tables.brk, tables.mlock_future = saved.brk_start, saved.brk, saved.mlock_future
     return mm, State(tables, {}, {copy.memory: copy for copy in copies}, shown)
+
+
+def _accessible(mm: MemoryMap, tables: Tables, shown: ExtentSet) -> ExtentSet:
+    """The images that can be accessed: none in guards and behind the end of shared memory, whatever the file says."""
+    hidden = [(guard.start, guard.end) for guard in tables.guards]
+    for vma in tables.vmas:
+        if vma.backing.shared_memory is not None:
+            hidden.append((max(mm.accessible_end(vma), vma.start), vma.end))
+    for start, end in hidden:
+        if start < end and not shown.is_free(start, end):
+            shown = shown.replace(start, end, [])
+    return shown
 
 
 def _copy(loaded: LoadedSpace, number: int, image: Image) -> SharedCopy:
