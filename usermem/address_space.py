@@ -22,6 +22,7 @@ from hostarch import AMD64, READ, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, atomics
 from usermem.mm import host_runs, maps, pins, spawn
 from usermem.mm.check import check
+from usermem.mm.descriptor import Path
 from usermem.mm.dirty import different, dirty, page_ranges
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.limits import MAX_MAP_COUNT, MEMLOCK_LIMIT, STACK_LIMIT, Limits
@@ -30,7 +31,6 @@ from usermem.mm.memory_map import MemoryMap
 from usermem.mm.quiet import quietly
 from usermem.mm.restore import restore
 from usermem.mm.saved_state import load_state, save_state
-from usermem.mm.snapshot_file import Path
 from usermem.mm.state import State, take
 from usermem.mm.system_calls import SystemCalls
 from usermem.mm.vma import VMA
@@ -261,7 +261,8 @@ class Snapshot:
         """A new address space that begins as the old one was, on its own.
 
         Private memory is shared copy-on-write; shared anonymous memory is new, with the bytes of then. Limits are those
-        that the old space has; it has neither hooks nor listeners. Raises MemoryError if the host has none left.
+        that the old space has; it has neither hooks nor listeners. Raises MemoryError if the host has none left, and
+        OSError (EIO) if shared memory was loaded from a file that has been truncated since.
         """
         state = self._open()
         space = AddressSpace._like(self._mm)
@@ -281,7 +282,8 @@ class Snapshot:
 
         The file at ``path`` stays what it was until the new one is whole on the disk. Private mappings of files and
         objects are saved with the bytes that they show. Raises ValueError, naming it, if a mapping shares a file, an
-        object or a buffer, which is not the space's; OSError if the host refuses. The format is that of
+        object or a buffer, which is not the space's; OSError if the host refuses, and EIO if pages are lost with a file
+        that was truncated after it was loaded; and what an object raises. The format is that of
         :mod:`usermem.mm.snapshot_file`.
         """
         save_state(path, self._open(), self._mm)

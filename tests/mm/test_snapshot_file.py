@@ -50,9 +50,9 @@ def test_a_space_comes_back(tmp_path: Path) -> None:
         assert places(found.extents) == places(EXTENTS)
         for each in found.extents:
             assert each.offset % PAGE == 0
-            with mmap.mmap(found.fd, each.end - each.start, mmap.MAP_PRIVATE, offset=each.offset) as memory:
+            with mmap.mmap(found.file.fd, each.end - each.start, mmap.MAP_PRIVATE, offset=each.offset) as memory:
                 assert memory[:] == page_bytes(each.start, each.end)
-        assert not os.get_inheritable(found.fd)
+        assert not os.get_inheritable(found.file.fd)
 
 
 def test_a_recorded_file_is_read(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_any_space_comes_back(tmp_path: Path, drawn: tuple[SavedSpace, list[Exte
     save(tmp_path / "a", space, list(reversed(pages(extents))))
     with loaded(tmp_path / "a") as found:
         if from_file:
-            save(tmp_path / "b", found.saved, [(each, (found.fd, each.offset)) for each in found.extents])
+            save(tmp_path / "b", found.saved, [(each, (found.file.fd, each.offset)) for each in found.extents])
             assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
         assert found.saved == space
         assert contents(found) == {place: page_bytes(*place[1:]) for place in places(tuple(extents))}
@@ -185,13 +185,13 @@ def test_holes_cost_nothing(tmp_path: Path) -> None:
         save(tmp_path / "a", space, [(Extent(0, 0, 1 << 34), (fd, 0))])
         with loaded(tmp_path / "a") as found:
             used = time.process_time() - began
-            status = os.fstat(found.fd)
+            status = os.fstat(found.file.fd)
             assert status.st_size > 1 << 34
-            if os.lseek(found.fd, DATA, os.SEEK_DATA) == DATA:
+            if os.lseek(found.file.fd, DATA, os.SEEK_DATA) == DATA:
                 pytest.skip("this file system knows no holes")
             assert status.st_blocks * 512 < 64 * 2 * PAGE + (3 << 20)
             assert used < 3
-            assert os.pread(found.fd, 3 * PAGE, DATA + (63 << 24) + 4 * PAGE).strip(b"\0") == b"x" * 100
+            assert os.pread(found.file.fd, 3 * PAGE, DATA + (63 << 24) + 4 * PAGE).strip(b"\0") == b"x" * 100
     finally:
         os.close(fd)
 

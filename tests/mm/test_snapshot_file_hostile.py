@@ -264,6 +264,6 @@ def test_any_tables(tmp_path: Path, name: str, data: st.DataObject) -> None:
     put_together(path, raw, {**tables, name: bytes(table)})
     try:
         with loaded(path) as found:
-            save(tmp_path / "b", found.saved, [(each, (found.fd, each.offset)) for each in found.extents])
+            save(tmp_path / "b", found.saved, [(each, (found.file.fd, each.offset)) for each in found.extents])
     except SnapshotFileError:
         pass

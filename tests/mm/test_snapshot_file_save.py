@@ -76,7 +76,7 @@ def test_killed_before_any_system_call(tmp_path: Path, monkeypatch: pytest.Monke
     """A save that is killed at any step leaves the old file, and from the renaming on the new one."""
     path = tmp_path / "a"
     seen = []
-    for step in range(1, 100):
+    for step in range(1, 200):
         save(path, SPACE, pages())
         with monkeypatch.context() as patch:
             on_calls(patch, partial(kill_at, step))
@@ -129,7 +129,7 @@ def test_refused_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     for old in (False, True):
         outcomes = []
-        for step in range(1, 100):
+        for step in range(1, 200):
             path.unlink(missing_ok=True)
             if old:
                 save(path, SPACE, pages())
@@ -250,12 +250,12 @@ def test_who_has_the_old_file_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "a"
     save(path, SPACE, pages())
     with loaded(path) as old:
-        save(path, OTHER, [(each, (old.fd, each.offset)) for each in old.extents])
+        save(path, OTHER, [(each, (old.file.fd, each.offset)) for each in old.extents])
         for each in old.extents:
-            assert os.pread(old.fd, each.end - each.start, each.offset) == page_bytes(each.start, each.end)
+            assert os.pread(old.file.fd, each.end - each.start, each.offset) == page_bytes(each.start, each.end)
     with loaded(path) as new:
         assert new.saved == OTHER
-        assert os.pread(new.fd, PAGE, new.extents[0].offset) == page_bytes(EXTENTS[0].start, EXTENTS[0].end)
+        assert os.pread(new.file.fd, PAGE, new.extents[0].offset) == page_bytes(EXTENTS[0].start, EXTENTS[0].end)
 
 
 def test_sources_that_fail(tmp_path: Path) -> None:

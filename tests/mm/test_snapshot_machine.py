@@ -1,13 +1,14 @@
 """Snapshots, restore, fork and dirty pages of several address spaces, against dicts of pages (snapshot_model).
 
-Any snapshot is restored in any order, starts spaces, and outlives its own, while all of them map and write
-(:mod:`mapping_machine`). Host addresses and maps are then what they were.
+Any snapshot is restored in any order, starts spaces, is saved and loaded, and outlives its own, while all of them map
+and write (:mod:`mapping_machine`). Host addresses and maps are then what they were.
 """
 
 from __future__ import annotations
 
 import mmap
 import sys
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import pytest
@@ -20,7 +21,8 @@ from mapping_machine import MappingMachine, booleans, picks
 from snapshot_guest import Guest
 from snapshot_model import PAGE, Moment, different, moment, written
 from usermem import Snapshot
-from usermem.mm import host_pages, overlay
+from usermem.mm import host_pages, overlay, saved_state
+from usermem.mm.backing import saved_bytes
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or mmap.PAGESIZE != PAGE, reason="maps files at offsets of 4 KiB pages"
@@ -34,7 +36,7 @@ class Kept:
 
     snapshot: Snapshot
     moment: Moment
-    guest: Guest | None  # None: its space is closed
+    guest: Guest | None  # None: its space is closed, or it was loaded
     maps: str
     aliases: dict[int, int]
 
@@ -48,12 +50,14 @@ class Snapshots(MappingMachine):
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[Kept] = []
+        self.directory = TemporaryDirectory()
 
     def teardown(self) -> None:
         """Close all."""
         super().teardown()
         for kept in self.kept:
             kept.snapshot.close()
+        self.directory.cleanup()
 
     @precondition(lambda self: len(self.kept) < MOST_SNAPSHOTS)
     @rule(pick=picks)
@@ -94,6 +98,27 @@ class Snapshots(MappingMachine):
         """A new space from any snapshot."""
         kept = self.kept[pick % len(self.kept)]
         self.add(kept.snapshot.spawn(), kept.moment.spawned())
+
+    @precondition(lambda self: self.kept)
+    @rule(pick=picks, in_memory=booleans)
+    def save_and_load(self, pick: int, in_memory: bool) -> None:
+        """Any snapshot, into the file that was loaded last; the loaded one takes its place if there are many."""
+        kept = self.kept[pick % len(self.kept)]
+        path, pages = f"{self.directory.name}/a", kept.moment.space.pages.values()
+        if any(page.shared and kept.moment.held(page) is None for page in pages):
+            with pytest.raises(ValueError, match="which is not the space's"):
+                kept.snapshot.save(path)
+            return
+        kept.snapshot.save(path)
+        loaded = Kept(
+            Snapshot.load(path, in_memory=in_memory),
+            kept.moment.loaded(read_in=not overlay.maps_images()),
+            *(None, kept.maps, {}),
+        )
+        self.check_between(loaded.snapshot.diff(kept.snapshot), *different(loaded.moment, kept.moment))
+        if len(self.kept) == MOST_SNAPSHOTS:
+            self.kept.remove(kept)
+        self.kept.append(loaded)
 
     @precondition(lambda self: len(self.guests) < MOST_SPACES)
     @rule(pick=picks)
@@ -169,7 +194,7 @@ class WithoutPagemap(Snapshots):
 class ByCopying(Snapshots):
     """A host that maps no images."""
 
-    host = ((overlay, "maps_images", lambda: False),)
+    host = tuple((module, "maps_images", lambda: False) for module in (overlay, saved_state, saved_bytes))
 
 
 class FewExtents(Snapshots):

@@ -176,6 +176,24 @@ class Moment:
         space.over({source: copy.copied() for source, copy in self.sources.items()})
         return space
 
+    def loaded(self, *, read_in: bool) -> Moment:
+        """The same saved and loaded: shared memory is another; private pages of all else have their bytes of now.
+
+        Pages of a file in a row in both are of one source, which has nothing else.
+        """
+        space = self.spawned()
+        before: object = None
+        for number, page in sorted(space.pages.items()):
+            old, content = page.source, page.content
+            if old is None or old.held:
+                continue
+            if before != (number, old, page.number):
+                last = Source(False, read_in=read_in, inode=old.inode)
+            last.pages[page.number] = content
+            page.source, page.own, page.token = last, None, object()
+            before = number + 1, old, page.number + 1
+        return moment(space)
+
     def held(self, page: Page) -> Source | None:
         """The source of a page as it was then, if its bytes belong to the moment."""
         return self.sources.get(page.source) if page.source is not None else None

@@ -63,17 +63,13 @@ def pages(
 @contextmanager
 def loaded(path: str | bytes | os.PathLike[str]) -> Iterator[LoadedSpace]:
     """A file while it is loaded."""
-    found = load(path)
-    try:
-        yield found
-    finally:
-        os.close(found.fd)
+    yield load(path)
 
 
 def contents(found: LoadedSpace) -> dict[tuple[int, int, int], bytes]:
     """The bytes of each extent."""
     return {
-        (each.space, each.start, each.end): os.pread(found.fd, each.end - each.start, each.offset)
+        (each.space, each.start, each.end): os.pread(found.file.fd, each.end - each.start, each.offset)
         for each in found.extents
     }
 

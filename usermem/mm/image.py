@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from typing import Protocol
 
 from safemem.errors import error
+from usermem.mm.descriptor import Descriptor
 from usermem.mm.memory_file import MemoryRange, memory_file
 
 
@@ -29,7 +29,7 @@ class Image(Protocol):
         ...
 
     def read_at(self, offset: int, dst: memoryview) -> int:
-        """Fill dst with the bytes at ``offset`` and return how many there were."""
+        """Fill dst with the bytes at ``offset`` and return how many there were: fewer if the file was truncated."""
         ...
 
 
@@ -53,21 +53,14 @@ class _Bytes:
         return len(part)
 
 
-class FileImage:
-    """Pages of a file that somebody may truncate. What is missing then reads as zeros."""
+class FileImage(Descriptor):
+    """Pages of a file that somebody may truncate. The file is open as long as something refers to the image."""
 
     may_fault = True
 
-    def __init__(self, fd: int) -> None:
-        """The descriptor becomes its own, and is closed when the last reference to this object is gone."""
-        self._fd = fd
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self._fd)
-
     def place(self, offset: int) -> tuple[int, int]:
         """See Image.place."""
-        return self._fd, offset
+        return self.fd, offset
 
     def fill(self, offset: int, src: memoryview) -> None:
         """Raise OSError: it is not written."""
@@ -77,11 +70,20 @@ class FileImage:
         """See Image.read_at."""
         done = 0
         while done < len(dst):
-            count = os.preadv(self._fd, [dst[done:]], offset + done)
+            count = os.preadv(self.fd, [dst[done:]], offset + done)
             if not count:
                 break
             done += count
         return done
+
+
+def read_whole(image: Image, offset: int, length: int) -> bytearray:
+    """The ``length`` bytes of an image at ``offset``. Raises OSError (EIO) if the file has become shorter."""
+    found = bytearray(length)
+    count = image.read_at(offset, memoryview(found))
+    if count < length:
+        raise error(errno.EIO, "the snapshot's file was truncated after it was loaded")
+    return found
 
 
 def new_image(length: int) -> Image:

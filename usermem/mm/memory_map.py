@@ -90,8 +90,9 @@ class MemoryMap:
         if seed is not None:
             from random import Random  # 2 ms at import
 
-            bits = Random(check_int(seed, "seed")).getrandbits(28 if arch.pointer_size == 8 else 8)
-            self.base -= bits << arch.page_shift
+            bits = 28 if arch.pointer_size == 8 else 8
+            most = arch.max_addr.bit_length() - arch.page_shift - 3  # 24 on RISC-V, as in Linux
+            self.base -= Random(check_int(seed, "seed")).getrandbits(max(min(bits, most), 0)) << arch.page_shift
         self.listeners = Listeners()
         self.failed_write_back: Exception | None = None
         self.pins: WeakSet[object] = WeakSet()

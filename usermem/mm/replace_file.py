@@ -11,9 +11,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from usermem.mm.descriptor import Descriptor, Path
+
 
 @contextmanager
-def replacing(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Iterator[int]:
+def replacing(path: Path) -> Iterator[int]:
     """Lend the descriptor of a new, empty file that takes the place of ``path`` when the ``with`` block ends.
 
     The file is written beside its target, as ``.usermem-*.tmp``, and reaches the disk before it is renamed. So ``path``
@@ -28,22 +30,22 @@ def replacing(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Iter
     directory = os.path.dirname(target)  # noqa: PTH120 - pathlib is slow to load
     mode = _mode(target)
     temporary = os.path.join(directory, f".usermem-{os.urandom(16).hex()}.tmp")  # noqa: PTH118
-    folder = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    folder = Descriptor(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    file: Descriptor | None = None
     try:
-        try:
-            with open(temporary, "x+b", buffering=0) as file:  # noqa: PTH123
-                if mode is not None:
-                    os.fchmod(file.fileno(), mode)
-                yield file.fileno()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)  # noqa: PTH105
-        except BaseException:
-            with suppress(OSError):  # there may be none yet; the error that counts is the first
-                os.unlink(temporary)  # noqa: PTH108
-            raise
-        _sync_directory(folder)
+        file = Descriptor(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        if mode is not None:
+            os.fchmod(file.fd, mode)
+        yield file.fd
+        os.fsync(file.fd)
+        os.replace(temporary, target)  # noqa: PTH105
+        _sync_directory(folder.fd)
+    except BaseException:
+        with suppress(OSError):  # there is none before it was made, and once it was renamed
+            os.unlink(temporary)  # noqa: PTH108
+        raise
     finally:
-        os.close(folder)
+        del file, folder  # which the traceback of an error would keep open
 
 
 def _mode(target: str) -> int | None:

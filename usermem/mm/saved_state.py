@@ -13,19 +13,21 @@ from __future__ import annotations
 from functools import partial
 
 from safemem import HostFaultError, safecopy
+from usermem.mm import host_calls
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.saved_bytes import SavedBytes
 from usermem.mm.backing.shared_memory import SharedCopy, SharedMemory
 from usermem.mm.change import Tables
-from usermem.mm.image import FileImage, Image, new_image
+from usermem.mm.descriptor import Path
+from usermem.mm.image import Image, new_image, read_whole
 from usermem.mm.maps import printable
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import Extent, ExtentSet
+from usermem.mm.overlay import Extent, ExtentSet, maps_images
 from usermem.mm.page_cache import PageCache
 from usermem.mm.pma import PMASet
 from usermem.mm.saved_space import PRIVATE, Behind, SavedMapping, SavedSpace
 from usermem.mm.saved_space import Extent as SavedExtent
-from usermem.mm.snapshot_file import LoadedSpace, Path, Source, load, save
+from usermem.mm.snapshot_file import DATA, LoadedSpace, Source, load, save
 from usermem.mm.state import State
 from usermem.mm.vma import VMA, VMASet
 
@@ -35,7 +37,8 @@ _Pages = list[tuple[SavedExtent, Source]]
 
 
 def save_state(path: Path, state: State, mm: MemoryMap) -> None:
-    """Write a state of a map to a file. Raises ValueError, naming the mapping, if one cannot be saved; and OSError.
+    """Write a state of a map to a file. Raises ValueError, naming the mapping, if one cannot be saved; and OSError,
+    with EIO if the file that the state was loaded from has been truncated.
 
     Until all is on the disk, the file at ``path`` stays what it was. What private mappings of files and objects show
     where they were not written is read now.
@@ -91,9 +94,7 @@ def _pages_written(state: State, vma: VMA) -> _Pages:
 
 
 def _read(extent: Extent, start: int, end: int) -> bytearray:
-    found = bytearray(end - start)
-    extent.image.read_at(extent.offset + start - extent.start, memoryview(found))
-    return found
+    return read_whole(extent.image, extent.offset + start - extent.start, end - start)
 
 
 def _pages_shown(state: State, vma: VMA, mapping: SavedMapping) -> _Pages:
@@ -119,22 +120,21 @@ def _shown(state: State, vma: VMA, start: int, end: int) -> bytearray:
             raise ValueError(f"the file behind the mapping at {vma.start:#x} has become shorter: save again") from exc
         at += len(part)
     for extent in state.extents.within(start, end):
-        extent.image.read_at(extent.offset, memoryview(found)[extent.start - start : extent.end - start])
+        found[extent.start - start : extent.end - start] = _read(extent, extent.start, extent.end)
     return found
 
 
 def load_state(path: Path, *, in_memory: bool) -> tuple[MemoryMap, State]:
     """A state out of a file, and an empty map with its machine and limits. Raises SnapshotFileError, and OSError.
 
-    Its pages are the file's; or, ``in_memory``, copies of them in this process. Raises MemoryError if it has no room.
+    Its pages are the file's; or, ``in_memory`` and where images cannot be mapped, copies of them in this process.
+    Raises MemoryError if it has no room.
     """
     loaded = load(path)
-    image: Image = FileImage(loaded.fd)
-    if in_memory:
-        image = _copied(image, loaded)
+    image: Image = _copied(loaded) if in_memory or not maps_images() else loaded.file
     saved = loaded.saved
     mm = MemoryMap(saved.arch, saved.limits, PageCache())
-    mm.base = saved.base
+    mm.base = saved.arch.page_round_down(saved.base)
     copies = [_copy(loaded, number, image) for number in range(len(saved.memories))]
     private = [Extent(each.start, each.end, image, each.offset) for each in loaded.extents if each.space == PRIVATE]
     shown = ExtentSet().exchange([], private)
@@ -151,11 +151,24 @@ def load_state(path: Path, *, in_memory: bool) -> tuple[MemoryMap, State]:
             shown = shown.replace(mapping.start, mapping.end, [])
         vmas.append(_vma(mapping, backing))
         last = mapping, backing
-    tables = Tables(VMASet().exchange([], vmas), PMASet())
+    tables = Tables(VMASet().put(0, 1 << 64, vmas, []), PMASet())  # of which those that could be one are
     for start, end in saved.guards:
         tables.guards = tables.guards.with_guard(start, end)
+    shown = _accessible(mm, tables, shown)
     tables.brk_start, tables.brk, tables.mlock_future = saved.brk_start, saved.brk, saved.mlock_future
     return mm, State(tables, {}, {copy.memory: copy for copy in copies}, shown)
+
+
+def _accessible(mm: MemoryMap, tables: Tables, shown: ExtentSet) -> ExtentSet:
+    """The images that can be accessed: none in guards and behind the end of shared memory, whatever the file says."""
+    hidden = [(guard.start, guard.end) for guard in tables.guards]
+    for vma in tables.vmas:
+        if vma.backing.shared_memory is not None:
+            hidden.append((max(mm.accessible_end(vma), vma.start), vma.end))
+    for start, end in hidden:
+        if start < end and not shown.is_free(start, end):
+            shown = shown.replace(start, end, [])
+    return shown
 
 
 def _copy(loaded: LoadedSpace, number: int, image: Image) -> SharedCopy:
@@ -176,20 +189,18 @@ def _saved_bytes(mapping: SavedMapping, shown: ExtentSet, last: tuple[SavedMappi
             backing = last[1]
     for extent in shown.within(mapping.start, mapping.end):
         start = mapping.offset + extent.start - mapping.start
-        backing.add(start, start + extent.end - extent.start, extent.image, extent.offset)
+        backing.add(extent.moved(start - extent.start))
     return backing
 
 
-def _copied(image: Image, loaded: LoadedSpace) -> Image:
-    """The pages of a file in memory, at the same offsets."""
+def _copied(loaded: LoadedSpace) -> Image:
+    """The pages of a file in memory, at the same offsets. Raises OSError (EIO) if the file is truncated meanwhile."""
     end = max((extent.offset + extent.end - extent.start for extent in loaded.extents), default=0)
     copy = new_image(end)
-    for extent in loaded.extents:
-        for at in range(0, extent.end - extent.start, _PIECE):
-            part = bytearray(min(_PIECE, extent.end - extent.start - at))
-            image.read_at(extent.offset + at, memoryview(part))
-            if any(part):
-                copy.fill(extent.offset + at, memoryview(part))
+    for start, stop in host_calls.data(loaded.file.fd, DATA, end):
+        for at in range(start, stop, _PIECE):
+            copy.fill(at, memoryview(read_whole(loaded.file, at, min(_PIECE, stop - at))))
+    read_whole(loaded.file, max(end - 1, 0), 1)  # what was cut off looked like a hole
     return copy
 
 

@@ -54,14 +54,14 @@ from typing import TYPE_CHECKING, Final
 from attrs import frozen
 
 from safemem.buffers import readable_view
+from usermem.mm.descriptor import Path
+from usermem.mm.image import FileImage
 from usermem.mm.replace_file import replacing
 from usermem.mm.saved_space import PAGE, Extent, SavedSpace
 from usermem.mm.snapshot_tables import decode, encode
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 Source = Callable[[int, int], "ReadableBuffer"] | tuple[int, int]
 """Where the bytes of an extent come from: a function of [start, end) in the extent's space, or (descriptor, offset)."""
@@ -83,6 +83,7 @@ _PARTS: Final = ("metadata", "mappings", "guards", "memories", "extents", "check
 _FOREIGN: Final = "give the path of a file that was saved as a snapshot"
 _DAMAGED: Final = "copy it again from where it was saved, or save it anew"
 _SEEK_DATA: Final[int | None] = getattr(os, "SEEK_DATA", None)
+_SEEK_HOLE: Final[int | None] = getattr(os, "SEEK_HOLE", None)
 
 
 class SnapshotFileError(ValueError):
@@ -100,11 +101,11 @@ class SnapshotFileError(ValueError):
 
 @frozen
 class LoadedSpace:
-    """What :func:`load` found. ``fd`` is the open file, the caller's to close; extents have their offsets in it."""
+    """What :func:`load` found. Extents have their offsets in the ``file``, which is open."""
 
     saved: SavedSpace
     extents: tuple[Extent, ...]
-    fd: int
+    file: FileImage
 
 
 def save(path: Path, saved: SavedSpace, pages: Iterable[tuple[Extent, Source]]) -> None:
@@ -135,15 +136,14 @@ def load(path: Path) -> LoadedSpace:
     be, and OSError if the host refuses; nothing stays open then. Memory and time are limited by the file's size.
     Whoever may change the file can do so later, too: :func:`save` never changes one, but replaces it.
     """
-    fd = _open(path)
+    file = _open(path)
     try:
-        return _verified(path, fd)
-    except BaseException:
-        os.close(fd)
-        raise
+        return LoadedSpace(*_verified(path, file.fd), file)
+    finally:
+        del file  # which the traceback of an error would keep open
 
 
-def _open(path: Path) -> int:
+def _open(path: Path) -> FileImage:
     """A regular file, open for reading. Nothing else is opened: that may wait, or set a device going."""
     try:
         _check_regular(path, os.stat(os.fspath(path)))  # noqa: PTH116 - pathlib is slow to load; no descriptors
@@ -151,13 +151,12 @@ def _open(path: Path) -> int:
         if exc.errno == errno.ELOOP:
             raise SnapshotFileError(path, "its symlinks form a loop", _FOREIGN) from exc
         raise
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    file = FileImage(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
     try:
-        _check_regular(path, os.fstat(fd))  # another may have taken its place
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        _check_regular(path, os.fstat(file.fd))  # another may have taken its place
+        return file
+    finally:
+        del file
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
@@ -165,7 +164,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
         raise SnapshotFileError(path, "this is no regular file", _FOREIGN)
 
 
-def _verified(path: Path, fd: int) -> LoadedSpace:
+def _verified(path: Path, fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
     start = _read(fd, 12, 0)
     if not start or start[:8] != MAGIC[: len(start)]:
         raise SnapshotFileError(path, "this is no snapshot file" if start else "the file is empty", _FOREIGN)
@@ -179,7 +178,7 @@ def _verified(path: Path, fd: int) -> LoadedSpace:
         raise SnapshotFileError(path, str(exc), _DAMAGED) from exc
 
 
-def _read_all(fd: int) -> LoadedSpace:
+def _read_all(fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
     """Verify everything in the order in which one thing limits the next. Raises ValueError for what is wrong."""
     raw = _read_exactly(fd, _HEADER.size + _CRC.size, 0)
     if _CRC.pack(zlib.crc32(raw[: -_CRC.size])) != raw[-_CRC.size :]:
@@ -205,7 +204,7 @@ def _read_all(fd: int) -> LoadedSpace:
         raise ValueError("the extents are not as long as the data")
     _verify_data(fd, DATA + data, tables[-1])
     _check_size(fd, end)  # what was cut off meanwhile looked like a hole
-    return LoadedSpace(saved, tuple(extents), fd)
+    return saved, tuple(extents)
 
 
 def _check_size(fd: int, end: int) -> None:
@@ -230,13 +229,15 @@ def _checksums(fd: int, end: int) -> Iterator[bytes]:
     """The table of checksums of the data up to ``end``, in parts. Holes are not read."""
     at = DATA
     while at < end:
-        holes = (_next_data(fd, at, end) - at) // BLOCK
+        data = _next_data(fd, at, end)
+        holes = (data - at) // BLOCK
         if holes:
             holes = min(holes, _PIECE // BLOCK << 10)
             yield _ZERO_BLOCK * holes
             at += holes * BLOCK
             continue
-        piece = memoryview(_read_exactly(fd, min(_PIECE, end - at), at))
+        stop = min(_next_hole(fd, data, end), at + _PIECE)
+        piece = memoryview(_read_exactly(fd, stop - at, at))
         yield b"".join(_CRC.pack(zlib.crc32(piece[i : i + BLOCK])) for i in range(0, len(piece), BLOCK))
         at += len(piece)
 
@@ -249,6 +250,17 @@ def _next_data(fd: int, at: int, end: int) -> int:
         return min(os.lseek(fd, at, _SEEK_DATA), end)
     except OSError as exc:
         return end if exc.errno == errno.ENXIO else at  # at: a file system that knows no holes
+
+
+def _next_hole(fd: int, data: int, end: int) -> int:
+    """Where the block ends in which a hole comes after what lies at ``data``; ``end`` if there is none before it."""
+    if _SEEK_HOLE is None:
+        return end
+    try:
+        hole = os.lseek(fd, data, _SEEK_HOLE)
+    except OSError:
+        return end
+    return min((max(hole, data + 1) + BLOCK - 1) & -BLOCK, end)
 
 
 def _read(fd: int, length: int, at: int) -> bytes:
@@ -301,10 +313,11 @@ def _pieces(extent: Extent, source: Source) -> Iterator[tuple[int, memoryview]]:
 def _write_pages(fd: int, piece: memoryview, at: int) -> None:
     """Write what is not zero."""
     starts = range(0, len(piece), PAGE)
-    for is_zero, group in groupby(starts, key=lambda start: piece[start : start + PAGE] == _ZEROS):
+    data = piece.tobytes()  # whose slices are compared 40 times as quickly as a memoryview's
+    for is_zero, group in groupby(starts, key=lambda start: data[start : start + PAGE] == _ZEROS):
         if not is_zero:
             run = list(group)
-            _write(fd, piece[run[0] : run[-1] + PAGE], at + run[0])
+            _write(fd, data[run[0] : run[-1] + PAGE], at + run[0])
 
 
 def _write(fd: int, data: ReadableBuffer, at: int) -> None:

@@ -45,6 +45,9 @@ class CallerBuffer(Backing):
         self._memory = None if _may_fault(self._view) else memory
         self.max_prot = mman.PROT_READ | mman.PROT_EXEC | mman.PROT_WRITE * (not self._view.readonly)
 
+    def __repr__(self) -> str:
+        return f"<attached {type(self._view.obj).__name__} of {self._view.nbytes} bytes>"
+
     def size(self) -> int:
         """How many bytes it has, always."""
         return len(self._view)

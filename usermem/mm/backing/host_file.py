@@ -261,7 +261,8 @@ class HostFile(Backing):
         return end
 
     def reach(self, page: int) -> int:
-        return -(-os.fstat(self._file.fd).st_size // page) * page
+        end = self.accessible(page)  # which puts zeros behind the file's end
+        return -(-os.fstat(self._file.fd).st_size // page) * page if end is None else end
 
     def _move_zeros(self, mapping: HostMapping, new: tuple[int, int]) -> None:
         """Show the file again where zeros were behind its end, and put them where they belong now.

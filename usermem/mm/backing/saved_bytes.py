@@ -13,8 +13,7 @@ from usermem.mm.backing.backing import Backing
 from usermem.mm.host_calls import READ_WRITE, can_advise
 from usermem.mm.host_mapping import Held, HostMapping
 from usermem.mm.host_run import HostRun
-from usermem.mm.image import Image
-from usermem.mm.overlay import maps_images
+from usermem.mm.overlay import Extent, ExtentSet, maps_images
 from usermem.mm.saved_space import SavedMapping
 
 _WINDOW = 1 << 26
@@ -31,32 +30,31 @@ class SavedBytes(Backing):
         self.name_format = mapping.name_format
         self.is_read_ahead = not maps_images()
         self._accessible = mapping.accessible
-        self._parts: list[tuple[int, int, Image, int]] = []
+        self._parts = ExtentSet()
 
-    def add(self, start: int, end: int, image: Image, at: int) -> None:
-        """Let the bytes of an image, from ``at`` on, be at offsets [start, end). Before anybody maps it."""
-        self._parts.append((start, end, image, at))
+    def add(self, part: Extent) -> None:
+        """Let the bytes of an image be at the offsets [start, end) of an extent. Before anybody maps it."""
+        self._parts = self._parts.exchange([], [part])
 
     def accessible(self, page: int) -> int | None:
-        return self._accessible
+        return None if self._accessible is None else -(-self._accessible // page) * page
 
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
         """A host mapping of its own. See Backing.run."""
         low, high = max(low, offset & -_WINDOW), min(high, (offset & -_WINDOW) + _WINDOW)
-        for start, end, image, at in self._parts:
-            if not start <= offset < end:
-                low, high = (max(low, end), high) if end <= offset else (low, min(high, start))
-                continue
-            low, high = max(low, start), min(high, end)
-            if self.is_read_ahead:
-                run = _arena.allocate(high - low)
-                image.read_at(at + low - start, run.view())
-                return low, run
-            fd, place = image.place(at + low - start)
-            plain = not image.may_fault
-            mapping = HostMapping(fd, place, high - low, READ_WRITE, mman.MAP_PRIVATE, plain=plain)
-            return low, mapping.run(0, high - low, Held(self, mapping))
-        return low, _arena.allocate(high - low)
+        part = self._parts.find(offset)
+        if part is None:
+            low, high = self._parts.gap(offset, low, high)
+            return low, _arena.allocate(high - low)
+        part = part.cut(max(low, part.start), min(high, part.end))
+        length = part.end - part.start
+        if self.is_read_ahead:
+            run = _arena.allocate(length)
+            part.image.read_at(part.offset, run.view())
+            return part.start, run
+        fd, place = part.image.place(part.offset)
+        mapping = HostMapping(fd, place, length, READ_WRITE, mman.MAP_PRIVATE, plain=not part.image.may_fault)
+        return part.start, mapping.run(0, length, Held(self, mapping))
 
     def unread(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
         """Zeros, where the bytes would have to be read. See Backing.unread."""

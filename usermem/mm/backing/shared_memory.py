@@ -12,6 +12,8 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+from bisect import bisect_left, bisect_right
+from operator import itemgetter
 from typing import Final
 
 from hostarch import mman
@@ -22,7 +24,7 @@ from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.host_calls import MAP_NORESERVE, READ_WRITE
 from usermem.mm.host_mapping import Held, HostMapping
 from usermem.mm.host_run import HostRun, mmap_address
-from usermem.mm.image import Image, new_image
+from usermem.mm.image import Image, new_image, read_whole
 from usermem.mm.memory_file import MemoryFile, MemoryRange, memory_file, rounded
 from usermem.mm.ranges import Ranges, differing, joined
 
@@ -188,16 +190,17 @@ class SharedCopy:
         self.length = memory.size()
         self.data = data
         self._image = image
-        self._first = first
+        before = itertools.accumulate((end - start for start, end in data), initial=first)
+        self._distances = [at - start for at, (start, _) in zip(before, data, strict=False)]
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes of [start, end) then."""
-        found, at = bytearray(end - start), self._first
-        for low, high in self.data:
-            first, last = max(low, start), min(high, end)
-            if first < last:
-                self._image.read_at(at + first - low, memoryview(found)[first - start : last - start])
-            at += high - low
+        """The bytes of [start, end) then. Raises OSError (EIO) if they are in a file that was truncated."""
+        found = bytearray(end - start)
+        first = bisect_right(self.data, start, key=itemgetter(1))
+        stop = bisect_left(self.data, end, key=itemgetter(0))
+        for (low, high), distance in zip(self.data[first:stop], self._distances[first:stop], strict=True):
+            low, high = max(low, start), min(high, end)
+            found[low - start : high - start] = read_whole(self._image, low + distance, high - low)
         return bytes(found)
 
     def written(self) -> Ranges:

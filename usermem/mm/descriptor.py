@@ -1,0 +1,28 @@
+"""Descriptor: an open file that is closed when the last reference to the object is gone.
+
+Source: open(2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+class Descriptor:
+    """An open file. No interrupt comes between the opening and the object that closes it."""
+
+    fd = -1
+    """The descriptor."""
+
+    def __init__(self, path: Path, flags: int, mode: int = 0o666) -> None:
+        """open(2). Raises OSError."""
+        (self.fd,) = map(os.open, [path], [flags], [mode])  # see host_calls.Unmapping
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self.fd >= 0:
+            with suppress(OSError):  # a sandbox that refuses even that
+                close(self.fd)
