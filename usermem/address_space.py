@@ -188,9 +188,10 @@ class AddressSpace(SystemCalls):
         """The pages that are mapped and were written since a snapshot of this space, whoever wrote them.
 
         Pages that have other memory than then belong to it, and what shared anonymous memory has other bytes; a page
-        that was only read does not. None is for since :meth:`start_dirty_tracking`. Shared mappings of files, objects
-        and attached buffers are not looked at. Raises BusyError as :meth:`snapshot`, ValueError if there is no such
-        snapshot, or it is of another space, or one of the two is closed.
+        that was only read does not, unless its memory had to be filled for it: with an object's bytes, or with zeros
+        over old ones. None is for since :meth:`start_dirty_tracking`. Shared mappings of files, objects and attached
+        buffers are not looked at. Raises BusyError as :meth:`snapshot`, ValueError if there is no such snapshot, or it
+        is of another space, or one of the two is closed.
         """
         since = self._tracked if since is None else since
         if since is None:

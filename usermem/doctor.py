@@ -7,7 +7,10 @@ import platform
 from collections.abc import Iterator
 
 from safemem import HostFaultError, atomics, safecopy
+from usermem.mm import host_pages
 from usermem.mm.faulting import can_map
+from usermem.mm.memory_file import memory_file
+from usermem.mm.overlay import maps_images
 
 
 def doctor() -> str:
@@ -17,6 +20,9 @@ def doctor() -> str:
         ("atomics", *_atomics()),
         ("safecopy", *_safecopy()),
         ("files", *_files()),
+        ("dirty", *host_pages.way()),
+        ("snapshots", *_snapshots()),
+        ("restore", *_restore()),
         *_tls(),
         ("datagrams", *_datagrams()),
         ("segments", *_segments()),
@@ -51,6 +57,25 @@ def _files() -> tuple[str, str]:
     if can_map():
         return "mmap", "mapped, and copied by safecopy, so that a file that is cut is a fault and no signal"
     return "none", "mmap of a descriptor is ENODEV: what may fault cannot be copied here"
+
+
+def _snapshots() -> tuple[str, str]:
+    """Whether the pages of snapshots are mapped over a guest's memory, or copied back."""
+    if maps_images():
+        return "mapped", "pages of snapshots are mapped copy-on-write: a restore costs the pages written since"
+    missing = "has no memory files (memfd_create)"
+    if memory_file() is not None:
+        missing = "does not bring a mapped file's pages back (mmap with MAP_FIXED, MADV_DONTNEED)"
+    return "copied", f"this host {missing}: a restore compares and copies all that is resident"
+
+
+def _restore() -> tuple[str, str]:
+    """How pages that were written are given up."""
+    if not maps_images():
+        return "none", "nothing is given up: bytes are copied back"
+    if host_pages.drops_many():
+        return "one call", "process_madvise gives up many ranges at once"
+    return "many calls", "a madvise for each range: this host has no process_madvise for MADV_DONTNEED (Linux 6.13)"
 
 
 def _segments() -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 ``copy``: each copy against a raw slice. ``walk``: long sequences against short ones. ``tls``: against Python's ssl.
 ``datagram``: against a loop of socket calls. ``mapping``: many mappings against few. ``syscall``: whole system calls
-against what one writes by hand.
+against what one writes by hand. ``snapshot``: snapshots, restores and forks against copies.
 """
 
 from __future__ import annotations
@@ -140,10 +140,20 @@ def _datagram(only: str) -> Iterator[dict[str, Any]]:
 def _mapping(only: str) -> Iterator[dict[str, Any]]:
     import mapping_rows
 
-    print(f"{'row':32}{'ratio':>8}{'bar':>8}")
-    for row in mapping_rows.rows(only):
+    return _ratios(mapping_rows.rows(only))
+
+
+def _snapshot(only: str) -> Iterator[dict[str, Any]]:
+    import snapshot_rows
+
+    return _ratios(snapshot_rows.rows(only))
+
+
+def _ratios(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    print(f"{'row':32}{'ratio':>10}{'bar':>8}")
+    for row in rows:
         bar = f"{'>=' if row.more else '<='}{row.bar:g}"
-        print(f"{row.name:32}{row.ratio:8.2f}{bar:>8}{'  MISSED' if row.missed else ''}   {row.what}")
+        print(f"{row.name:32}{row.ratio:10.2f}{bar:>8}{'  MISSED' if row.missed else ''}   {row.what}")
         yield {"row": row.name, "ratio": row.ratio, "bar": row.bar, "missed": row.missed}
 
 
@@ -172,6 +182,7 @@ _SUITES = {
     "datagram": _datagram,
     "mapping": _mapping,
     "syscall": _syscall,
+    "snapshot": _snapshot,
 }
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hostarch import mman
 from safemem import atomics, safecopy
 from usermem import AddressSpace
 from usermem.doctor import doctor
-from usermem.mm import arena, faulting
+from usermem.mm import arena, faulting, host_calls, host_pages, overlay
 
 PAGE = mmap.PAGESIZE
 RW = mman.PROT_READ | mman.PROT_WRITE
@@ -85,9 +85,92 @@ def test_without_mapping_flags(monkeypatch: pytest.MonkeyPatch) -> None:
             assert space.read_bytes(addr + 10, 5) == b"plain"
 
 
+def line(name: str) -> str:
+    """The line of the report that begins with a name."""
+    (found,) = [found for found in doctor().splitlines() if found.startswith(name)]
+    return found
+
+
+def a_restore_is_right() -> None:
+    """Pages that were written, in pieces, are what they were; and only they are dirty."""
+    with AddressSpace() as space:
+        addr = space.mmap(0, 16 * PAGE, RW, PRIVATE)
+        space.copy_out(addr, b"before.." * 2 * PAGE)
+        for count in (1, 6):
+            with space.snapshot() as snapshot:
+                then = space.read_bytes(addr, 16 * PAGE)
+                for page in range(addr, addr + 2 * count * PAGE, 2 * PAGE):
+                    space.copy_out(page, b"after")
+                assert space.dirty_pages(snapshot).num_bytes == count * PAGE
+                space.restore(snapshot)
+                assert space.read_bytes(addr, 16 * PAGE) == then
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A host that is found out anew."""
+    for name in ("scans", "advises_many", "others", "looks_left", "faults"):
+        monkeypatch.setattr(host_pages._Host, name, getattr(host_pages._Host, name))
+    overlay.maps_images.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    overlay.maps_images.cache_clear()
+
+
+@pytest.mark.skipif(not host_pages._Host.scans, reason="this host has no pagemap")
+def test_ways_to_tell_dirty_pages(host: pytest.MonkeyPatch) -> None:
+    """PAGEMAP_SCAN, the words of pagemap, or bytes that are compared."""
+    assert host_pages.way()[0] in line("dirty")
+    a_restore_is_right()
+    host.setattr(host_pages._Host, "scans", False)
+    assert "no PAGEMAP_SCAN" in line("dirty")
+    a_restore_is_right()
+    host.setattr(host_pages, "_PAGEMAP", "/nowhere/pagemap")
+    assert "comparing" in line("dirty")
+    a_restore_is_right()
+
+
+def test_without_process_madvise(host: pytest.MonkeyPatch) -> None:
+    """Ranges are given up one by one."""
+    host.setattr(host_pages, "_MANY", -1 << 40)  # no guest is too small to be looked at
+    host.setattr(host_pages._Host, "looks_left", 1000)
+    assert "process_madvise" in line("restore")
+    a_restore_is_right()
+    host.setattr(host_calls, "process_madvise", lambda *args: -1)
+    assert "Linux 6.13" in line("restore")
+    a_restore_is_right()
+
+
+@pytest.mark.parametrize(
+    ("lacks", "why"), [("memfd_create", "has no memory files"), ("drop", "does not bring a mapped file's pages back")]
+)
+def test_without_images_that_are_mapped(lacks: str, why: str, host: pytest.MonkeyPatch) -> None:
+    """Where there are no memory files, or MADV_DONTNEED does nothing: pages are copied, and doctor tells why."""
+    if lacks == "drop":
+        host.setattr(host_calls, "drop", lambda addresses, lengths: None)
+    else:
+        host.delattr(os, "memfd_create")
+        host.setattr("usermem.mm.memory_file._current", None)
+    assert "copied" in line("snapshots")
+    assert why in line("snapshots")
+    assert line("restore").split()[1] == "none"
+    a_restore_is_right()
+
+
 def test_the_report_names_each_tier() -> None:
     """A line for each, with the reason."""
     report = doctor()
-    for name in ("python", "atomics", "safecopy", "files", "datagrams", "segments", "AEAD"):
+    for name in (
+        "python",
+        "atomics",
+        "safecopy",
+        "files",
+        "dirty",
+        "snapshots",
+        "restore",
+        "datagrams",
+        "segments",
+        "AEAD",
+    ):
         assert any(line.startswith(name) for line in report.splitlines())
     assert atomics.reason() in report

@@ -13,9 +13,9 @@ import pytest
 import usermem.tour
 from hostarch import AddrRangeSeq
 from safemem import Reader
-from usermem import AddressSpace
+from usermem import AddressSpace, Snapshot
 from usermem.__main__ import main
-from usermem.tour import tour
+from usermem.tour import fuzz, tour
 
 
 def file_of(size: int, tmp_path: Path) -> Path:
@@ -94,6 +94,52 @@ def test_broken_memory_is_told(
 ) -> None:
     """A byte that comes out otherwise, or a count that is lost, makes the result 1 and is said."""
     monkeypatch.setattr(usermem.tour, "AddressSpace", broken)
+    said: list[str] = []
+    assert tour(file_of(20, tmp_path), said.append) == 1
+    assert word in "\n".join(said)
+
+
+def fuzzed() -> tuple[bool, str]:
+    """What the last stage returns and says, without its speed."""
+    said: list[str] = []
+    ok = fuzz.fuzz_program(said.append)
+    return ok, re.sub(r"[\d,]+ runs a second", "", "\n".join(said))
+
+
+def test_the_fuzzer_finds_the_bug() -> None:
+    """It finds the same each time: the fault at the heap's end, and what the run wrote in a fork."""
+    ok, text = fuzzed()
+    assert ok
+    assert (ok, text) == fuzzed()
+    count, shortest = re.search(r"(\d+) of them fault; the shortest input is ([0-9a-f ]+)", text).groups()  # type: ignore[union-attr]
+    assert 1 < int(count) < 500
+    data = bytes.fromhex(shortest)
+    heap = bytearray(b"." * 100)
+    for command, times, value in zip(data[::3], data[1::3], data[2::3], strict=False):  # the program, on a bytearray
+        if command % 8 == 1 and len(heap) + 16 * times <= 4 * 4096:
+            heap += bytes([value]) * 16 * times
+        heap += bytes(heap) if command % 8 == 3 else b""
+    assert len(heap) > 4 * 4096
+    assert "in a fork: [Errno 14] Bad address: 0x10004000 (-w-, unmapped)" in text
+    assert "its parent nothing" in text
+
+
+class RestoresNothing(AddressSpace):
+    """Memory that stays as it is."""
+
+    def restore(self, snapshot: Snapshot, *, timeout: float | None = 0) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "word"),
+    [("AddressSpace", RestoresNothing, "NOT WHAT IT WAS"), ("_program", lambda memory: None, "NOT FOUND")],
+)
+def test_broken_snapshots_are_told(
+    name: str, broken: object, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that leaves something, or a bug that is not found, makes the tour's result 1 and is said."""
+    monkeypatch.setattr(fuzz, name, broken)
     said: list[str] = []
     assert tour(file_of(20, tmp_path), said.append) == 1
     assert word in "\n".join(said)

@@ -206,13 +206,10 @@ def written(then: Moment, now: Moment) -> tuple[set[int], set[int]]:
             changed = now.content(page) != (then.content(old) if old is not None else ZEROS)
         if changed and not (page.shared and _is_theirs(page) and old is not None and old.token is page.token):
             must.add(number)
-        read_in = page.source is not None and page.source.read_in
-        if (
-            read_in
-            or old is None
-            or old.token is not page.token
-            or _source_token(then, old) is not _source_token(now, page)
-        ):
+        # An object's pages are read in when touched; memory that was used before and given back is zeroed then.
+        filled = page.source.read_in if page.source is not None else page.own is None
+        token = _source_token(then, old) if old is not None else None
+        if filled or old is None or old.token is not page.token or token is not _source_token(now, page):
             may.add(number)
     return must, may | must
 

@@ -168,7 +168,7 @@ def drop(addresses: list[int], lengths: list[int]) -> None:
         raise _error("MADV_DONTNEED")
 
 
-def process_madvise(pidfd: int, table: int, count: int) -> int:
+def process_madvise(pidfd: int, table: bytes, count: int) -> int:
     """process_madvise(2), MADV_DONTNEED, of the ranges in an iovec table, and how many bytes it did; -1 if none."""
     done: int = _libc().syscall(_SYS_PROCESS_MADVISE, pidfd, table, count, mman.MADV_DONTNEED, 0)
     return done

@@ -32,7 +32,7 @@ def restore(mm: MemoryMap, state: State) -> None:
         for copy in state.copies.values():
             copy.put_back()
         later = _placed_later(change, state.tables)
-        for overlay, spans in private_spans(later).items():
+        for overlay, spans in private_spans(later).items() if later else ():
             overlay.become(ExtentSet(), spans)
         _return_to(change, state.tables, later, written)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from usermem.address_space import AddressSpace
 from usermem.render import render
+from usermem.tour.fuzz import fuzz_program
 from usermem.tour.guest import Say, build_guest
 from usermem.tour.memory import read_argv, read_file, read_path, swap_futex_word, write_to_pipe
 
@@ -37,9 +38,10 @@ def tour(file: Path, say: Say = print) -> int:
         from usermem.tour.udp import receive_datagrams
 
         arrived = receive_datagrams(space, data, say)
+    restored = fuzz_program(say)
     same = set(digests) == {expected}
     say(f"\nAfter {len(digests)} ways the bytes are {'the same' if same else 'NOT THE SAME'}")
-    return 0 if same and counted and arrived else 1
+    return 0 if same and counted and arrived and restored else 1
 
 
 def ssl_is_there() -> bool:
