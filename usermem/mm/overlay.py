@@ -220,14 +220,27 @@ class Overlay:
     def _copy_back(self, start: int, end: int) -> None:
         """Put the bytes back that were there before somebody wrote, where they are others."""
         for low, high in self._compared(start, end):
-            view_at(low, high - low)[:] = self._clean(low, high)
+            if self._is_plain(low, high):
+                view_at(low, high - low)[:] = self._clean(low, high)
+                continue
+            for at in range(low, high, _PAGE):
+                with suppress(HostFaultError):  # the file has been truncated
+                    safecopy.copy_out(at, memoryview(self._clean(at, at + _PAGE)))
+
+    def _is_plain(self, start: int, end: int) -> bool:
+        """Whether nothing in [start, end) can fault: no file that somebody can truncate."""
+        return self._fd < 0 and not any(extent.image.may_fault for extent in self.extents.within(start, end))
+
+    def _read(self, start: int, end: int) -> bytes:
+        """The bytes of [start, end) now: what cannot be read is zeros."""
+        return bytes(view_at(start, end - start)) if self._is_plain(start, end) else _read(start, end)
 
     def _compared(self, start: int, end: int) -> Ranges:
         """Where the bytes are others than those of the images and the base: for hosts that do not tell."""
         touched = [(extent.start, extent.end) for extent in self.extents.within(start, end)]
         for at in range(start, end, _CHUNK):
             touched += host_pages.touched(at, min(at + _CHUNK, end))
-        return differing(joined(touched), _read, self._clean)
+        return differing(joined(touched), self._read, self._clean)
 
     def _clean(self, start: int, end: int) -> bytes:
         """The bytes of [start, end) as they were before somebody wrote."""
