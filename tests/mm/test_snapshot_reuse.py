@@ -33,7 +33,7 @@ def new_space(arena: Arena | None = None) -> AddressSpace:
 def check_zeros(arena: Arena, pieces: int = 12) -> None:
     """All that the arena hands out in pieces of many sizes holds nothing; it is given back unwritten."""
     check_free(arena)
-    held = [arena.allocate(length) for length in [PAGE] * 2 + [WINDOW] * 2 + [PAGE * n for n in range(1, pieces)]]
+    held = [arena.allocate(length) for length in [WINDOW] * 2 + [PAGE] * 2 + [PAGE * n for n in range(1, pieces)]]
     for piece in held:
         length = min(len(piece), 64 * PAGE)
         assert piece.view()[:length].tobytes() == bytes(length)
