@@ -19,33 +19,26 @@ import pytest
 
 from edge_layouts import FIXED, PAGE, RW
 from hostarch import ARM64_16K, mman
-from usermem import AddressSpace, FaultError
+from usermem import AddressSpace, FaultError, Snapshot
 from usermem.mm import host_calls, host_pages, overlay
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or mmap.PAGESIZE != PAGE, reason="of Linux's pages of 4 KiB")
 
 BASE, PAGES = 0x4000_0000, 64
 PRIVATE_FILE = mman.MAP_PRIVATE | mman.MAP_FIXED
-Patch = Callable[[pytest.MonkeyPatch], None]
+NO_PROC = (host_pages, "_PAGEMAP", "/nowhere/pagemap")
+COPYING = (overlay, "maps_images", lambda: False)
+Patch = tuple[object, str, object]
 
-WAYS: dict[str, Patch] = {
-    "as it is": lambda patch: None,
-    "pagemap": lambda patch: patch.setattr(host_pages._Host, "scans", False),
-    "no /proc": lambda patch: patch.setattr(host_pages, "_PAGEMAP", "/nowhere/pagemap"),
-    "swap and no /proc": lambda patch: (
-        patch.setattr(host_pages, "_PAGEMAP", "/nowhere/pagemap"),
-        patch.setattr(host_calls, "swaps", lambda: True),
-    ),
-    "one by one": lambda patch: patch.setattr(host_pages._Host, "advises_many", False),
-    "always asked": lambda patch: (
-        patch.setattr(host_pages, "_MANY", -(1 << 40)),
-        patch.setattr(host_pages._Host, "looks_left", 1 << 20),
-    ),
-    "copying": lambda patch: patch.setattr(overlay, "maps_images", lambda: False),
-    "copying, no mincore": lambda patch: (
-        patch.setattr(overlay, "maps_images", lambda: False),
-        patch.setattr(host_calls, "resident", lambda *args: None),
-    ),
+WAYS: dict[str, list[Patch]] = {
+    "as it is": [],
+    "pagemap": [(host_pages._Host, "scans", False)],
+    "no /proc": [NO_PROC],
+    "swap and no /proc": [NO_PROC, (host_calls, "swaps", lambda: True)],
+    "one by one": [(host_pages._Host, "advises_many", False)],
+    "always asked": [(host_pages, "_MANY", -(1 << 40)), (host_pages._Host, "looks_left", 1 << 20)],
+    "copying": [COPYING],
+    "copying, no mincore": [COPYING, (host_calls, "resident", lambda *args: None)],
 }
 
 
@@ -54,7 +47,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """One way after the other."""
     for name in ("scans", "advises_many", "looks_left"):
         monkeypatch.setattr(host_pages._Host, name, getattr(host_pages._Host, name))
-    WAYS[request.param](monkeypatch)
+    for patch in WAYS[request.param]:
+        monkeypatch.setattr(*patch)
     yield request.param
 
 
@@ -73,9 +67,9 @@ def content(space: AddressSpace) -> bytes:
     return space.read_bytes(BASE, PAGES * PAGE)
 
 
-def dirty(space: AddressSpace, since: object) -> list[int]:
+def dirty(space: AddressSpace, since: Snapshot) -> list[int]:
     """The numbers of dirty pages."""
-    return [at // PAGE for ar in space.dirty_pages(since) for at in range(ar.start - BASE, ar.end - BASE, PAGE)]  # type: ignore[arg-type]
+    return [at // PAGE for ar in space.dirty_pages(since) for at in range(ar.start - BASE, ar.end - BASE, PAGE)]
 
 
 @pytest.mark.parametrize("kind", ["zeros", "file"])
@@ -86,7 +80,7 @@ def test_contents_and_dirty_pages(kind: str, way: str, file: int) -> None:
         space.mmap(BASE, PAGES * PAGE, RW, FIXED)
     else:
         space.mmap(BASE, PAGES * PAGE, RW, PRIVATE_FILE, file)
-    moments = []
+    moments: list[tuple[Snapshot, bytes]] = []
     for n in range(1, 6):
         written = range(0, PAGES, n)
         for page in written:
@@ -238,7 +232,9 @@ late = sys.argv[1] == "late"
 def seccomp():
     # struct sock_filter: load the number of the call; EPERM for each of those of the arguments; allow the rest.
     refused = [int(number) for number in sys.argv[2:]]
-    program = [(0x20, 0, 0, 0)] + [each for n in refused for each in ((0x15, 0, 1, n), (6, 0, 0, 0x50000 | errno.EPERM))]
+    program = [(0x20, 0, 0, 0)]
+    for number in refused:
+        program += (0x15, 0, 1, number), (6, 0, 0, 0x50000 | errno.EPERM)
     program.append((6, 0, 0, 0x7FFF0000))
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
     head = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code)))

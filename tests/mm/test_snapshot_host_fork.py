@@ -77,6 +77,11 @@ class Family:
                 other.snapshot()
                 other.copy_out(BASE, os.urandom(64 * PAGE))
 
+    def live(self) -> None:
+        """Both."""
+        self.check()
+        self.end()
+
 
 def forked(act: Callable[[], object]) -> int:
     """A child process that does something and ends, well if it went well."""
@@ -130,7 +135,7 @@ def test_grandchildren() -> None:
         family.space.copy_out(BASE, b"child")
         family.now = family.content(family.space)
         family.kept.append((family.space.snapshot(), family.now))
-        pid = forked(lambda: (family.check(), family.end()))
+        pid = forked(family.live)
         family.check()
         wait(pid)
         family.end()
@@ -227,7 +232,7 @@ def test_forks_beside_snapshots() -> None:
     thread.start()
     try:
         for _ in range(times(8, 200)):
-            wait(forked(lambda: (family.check(), family.end())))
+            wait(forked(family.live))
     finally:
         done.set()
         thread.join()

@@ -85,6 +85,12 @@ def restore_first(space: AddressSpace, kept: list[tuple[Snapshot, Pages]]) -> No
     space.restore(kept[0][0])
 
 
+def close_all(space: AddressSpace, kept: list[tuple[Snapshot, Pages]]) -> None:
+    """A snapshot goes, then the space."""
+    kept.pop()[0].close()
+    space.close()
+
+
 CALLS: dict[str, Callable[[AddressSpace, list[tuple[Snapshot, Pages]]], object]] = {
     "snapshot": lambda space, kept: space.snapshot(),
     "restore": restore_first,
@@ -92,7 +98,7 @@ CALLS: dict[str, Callable[[AddressSpace, list[tuple[Snapshot, Pages]]], object]]
     "fork": lambda space, kept: space.fork(),
     "spawn": lambda space, kept: kept[0][0].spawn(),
     "dirty_pages": lambda space, kept: space.dirty_pages(kept[0][0]),
-    "close": lambda space, kept: (kept.pop()[0].close(), space.close()),
+    "close": close_all,
 }
 
 

@@ -152,11 +152,11 @@ def test_a_restore_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         at += 1
         space, snapshot, then = sample()
         later = space.snapshot()
-        with refusing(monkeypatch, name, at, failed(errno.EPERM) if name == "madvise" else None) as host:
-            with suppress(MemoryError) if name == "mmap" else monkeypatch.context():
-                space.restore(snapshot)
-                assert content(space) == then
-                done = host.calls < at
+        answer = failed(errno.EPERM) if name == "madvise" else None
+        with refusing(monkeypatch, name, at, answer) as host, suppress(*[MemoryError] * (name == "mmap")):
+            space.restore(snapshot)
+            assert content(space) == then
+            done = host.calls < at
         space.restore(snapshot)
         assert content(space) == then
         space.restore(later)

@@ -105,7 +105,7 @@ class Overlay:
         """Have images of all that was written in some host ranges, in order. Raises MemoryError.
 
         The images have the bytes of the moment in which they are mapped: what a signal handler writes in the middle of
-        this call is not lost, unless so many extents become one that what lies between them has to be covered.
+        this call is not lost, but for where extents that are too many (MAX_EXTENTS) become one.
         """
         own = [found for start, end in spans for found in self.written(start, end)]
         if not own:
@@ -194,7 +194,7 @@ class Overlay:
             with _mapping:
                 # In one line: what is noted is mapped, before a handler can run.
                 if self.extents is old: self.extents = new; made = list(todo)  # fmt: skip # noqa: E701, E702
-        host_calls.count_images(self, self.extents.count)
+                host_calls.count_images(self, self.extents.count)
         failed = [
             (start + (max(count, 0) & -_PAGE if at != host_calls.FAILED else 0), end)
             for (start, end), (count, at) in zip(places, made, strict=True)
@@ -202,11 +202,15 @@ class Overlay:
         ]
         if failed:  # what is there is as it was
             self._swap(lambda now: _with(now, failed, [part for place in failed for part in old.within(*place)]))
-            for start, end in failed if copying else []:
-                part = new.within(start, end)[0]
-                _fill(part.image, part.offset, start, start + _PAGE)  # which says why
-            if not copying or any(self.written(*place) for place in failed):  # else it was in a file that is truncated
-                raise MemoryError("the host has no mapping left for the pages of an image (vm.max_map_count)")
+            self._raise_why([new.within(*place)[0] for place in failed] if copying else [])
+
+    def _raise_why(self, not_copied: list[Extent]) -> None:
+        """Raise MemoryError for what the host has refused to copy, or to map if that is nothing."""
+        for each in not_copied:
+            _fill(each.image, each.offset, each.start, each.start + _PAGE)
+        # What a file has lost that was truncated meanwhile, nobody has written.
+        if not not_copied or any(self.written(each.start, each.end) for each in not_copied):
+            raise MemoryError("the host has no mapping left for the pages of an image (vm.max_map_count)")
 
     def _swap(self, build: Callable[[ExtentSet], ExtentSet]) -> None:
         while True:
