@@ -269,7 +269,11 @@ class Snapshot:
         return space
 
     def diff(self, other: Snapshot) -> AddrRangeSeq:
-        """The pages whose bytes are others in another snapshot, or that are mapped in only one of the two."""
+        """The pages whose bytes are others in another snapshot, or that are mapped in only one of the two.
+
+        A page of a private mapping of a file or an object counts, too, if only one of the two had a copy of it.
+        Raises ValueError if one of the two is closed.
+        """
         return page_ranges(self._mm.arch, different(self._open(), other._open()))
 
     def save(self, path: Path) -> None:

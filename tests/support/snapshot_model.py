@@ -225,13 +225,13 @@ def _source_token(of: Moment, page: Page) -> object:
 
 
 def different(one: Moment, other: Moment) -> tuple[set[int], set[int]]:
-    """The pages that must be in a diff of two moments, and those that may be: of files, what has one token is not."""
+    """The pages that must be in a diff of two moments, and those that may be: of files and objects, any."""
     must = one.space.pages.keys() ^ other.space.pages.keys()
     may = set(must)
     for number in one.space.pages.keys() & other.space.pages.keys():
         left, right = one.space.pages[number], other.space.pages[number]
         if one.content(left) != other.content(right):
             must.add(number)
-        if (_is_theirs(left) or _is_theirs(right)) and left.token is not right.token:
+        if _is_theirs(left) or _is_theirs(right):
             may.add(number)
     return must, may | must
