@@ -21,6 +21,7 @@ from edge_layouts import FIXED, PAGE, RW
 from hostarch import mman
 from usermem import AddressSpace, Snapshot
 from usermem.mm import host_calls, host_pages, memory_file, overlay
+from usermem.mm.image import Image
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not overlay.maps_images(), reason="needs a host that maps images"
@@ -248,6 +249,30 @@ def test_a_file_that_is_truncated_while_it_is_copied(monkeypatch: pytest.MonkeyP
     assert space.read_bytes(BASE, 2 * PAGE) == (b"own" * 4 * PAGE)[: 2 * PAGE]
     os.ftruncate(fd, PAGES * PAGE)
     space.copy_out(BASE + PAGE, b"later")
+    space.restore(snapshot)
+    assert content(space) == (b"own" * 4 * PAGE)[: 2 * PAGE] + bytes((PAGES - 2) * PAGE)
+    os.close(fd)
+
+
+def test_a_file_that_is_truncated_where_there_are_no_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the comparison and the copy: no signal kills the process, what is gone is zeros."""
+    monkeypatch.setattr(overlay, "maps_images", lambda: False)
+    monkeypatch.setattr("usermem.mm.image.memory_file", lambda: None)
+    fd = os.memfd_create("file")
+    os.ftruncate(fd, PAGES * PAGE)
+    space = AddressSpace()
+    space.mmap(BASE, PAGES * PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED, fd)
+    space.copy_out(BASE, b"own" * 4 * PAGE)
+    new_image = overlay.new_image
+
+    def truncate(length: int) -> Image:
+        os.ftruncate(fd, 2 * PAGE)
+        return new_image(length)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(overlay, "new_image", truncate)
+        snapshot = space.snapshot()
+    os.ftruncate(fd, PAGES * PAGE)
     space.restore(snapshot)
     assert content(space) == (b"own" * 4 * PAGE)[: 2 * PAGE] + bytes((PAGES - 2) * PAGE)
     os.close(fd)
