@@ -21,7 +21,7 @@ from edge_layouts import FIXED, PAGE, RW
 from hostarch import mman
 from usermem import AddressSpace, Snapshot
 from usermem.mm import host_calls, host_pages, memory_file, overlay
-from usermem.mm.image import Image
+from usermem.mm.image import Image, new_image
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not overlay.maps_images(), reason="needs a host that maps images"
@@ -263,14 +263,13 @@ def test_a_file_that_is_truncated_where_there_are_no_memory_files(monkeypatch: p
     space = AddressSpace()
     space.mmap(BASE, PAGES * PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED, fd)
     space.copy_out(BASE, b"own" * 4 * PAGE)
-    new_image = overlay.new_image
 
     def truncate(length: int) -> Image:
         os.ftruncate(fd, 2 * PAGE)
         return new_image(length)
 
     with monkeypatch.context() as patch:
-        patch.setattr(overlay, "new_image", truncate)
+        patch.setattr("usermem.mm.overlay.new_image", truncate)
         snapshot = space.snapshot()
     os.ftruncate(fd, PAGES * PAGE)
     space.restore(snapshot)
