@@ -7,7 +7,10 @@ or as after it, but for a restore, whose contents may be partly those of then: a
 from __future__ import annotations
 
 import gc
+import itertools
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -257,3 +260,30 @@ def test_a_handler_cannot_snapshot(name: str) -> None:
         check_all(space, kept, event.where)
         space.close()
     assert refused > 10
+
+
+def test_signals_beside_snapshots() -> None:
+    """A timer's handler writes all the time, into pages that are written, too: nothing of it is lost."""
+    space, numbers = AddressSpace(), itertools.count(1)
+    space.mmap(BASE, 64 * PAGE, RW, FIXED)
+    written = [0] * 64
+
+    def handle(*args: object) -> None:
+        number = next(numbers)
+        space.copy_out(BASE + number % 64 * PAGE, number.to_bytes(8, "little"))
+        written[number % 64] = number
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.00023)
+        end = time.monotonic() + times(1, 20)
+        while time.monotonic() < end:
+            for page in range(0, 64, 3):
+                space.copy_out(BASE + page * PAGE + 64, b"main")
+            space.snapshot()
+            space.fork().close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sum(written) > 100
+    assert [int.from_bytes(space.read_bytes(BASE + page * PAGE, 8), "little") for page in range(64)] == written
