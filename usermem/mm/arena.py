@@ -128,6 +128,7 @@ class Arena:
         # Pieces come back from __del__, which may run in any thread at any moment: an append is atomic.
         self._returned: deque[tuple[int, int]] = deque()
         self._warm: deque[tuple[int, int]] = deque()  # the last small piece that came back: zero, not given up
+        self._stuck: deque[tuple[int, int]] = deque()  # pieces in which an image still shows, for the host refused
         self._next_chunk = _FIRST_CHUNK
         self._madvise_zeroes = _MADV_ZEROES
 
@@ -141,6 +142,9 @@ class Arena:
             if end - start == length:
                 return self._run(start, length)
             self._give_up(start, end)
+        if self._stuck:
+            with suppress(IndexError):  # another thread has it
+                self._give_up(*self._stuck.popleft())
         with self._lock: at = self._take(length)  # fmt: skip # noqa: E701 - see MemoryMap.change
         if at is None:
             raise MemoryError(f"the host has no {length:#x} bytes of address space left")
@@ -193,7 +197,8 @@ class Arena:
         if self.overlay.covers(address + start, address + start + stop - at):
             try:
                 self.overlay.uncover(address + start, address + start + stop - at)
-            except MemoryError:  # it would show the image to whoever gets it: it is not used again
+            except MemoryError:  # it would show the image to whoever gets it: perhaps the host can later
+                self._stuck.append((at, stop))
                 return
         self._zero(memory, start, start + stop - at)
         self._returned.append((at, stop))

@@ -10,11 +10,11 @@ import mmap as host_mmap
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import repeat
+from operator import and_
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from hostarch import mman
 from safemem.errors import error
@@ -32,19 +32,28 @@ FAILED: Final = 2 * sys.maxsize + 1  # MAP_FAILED, as an unsigned pointer
 _SYS_PROCESS_MADVISE: Final = 440  # on all machines
 _PUNCH_HOLE: Final = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
+_LOWEST_BIT: Final = bytes(byte & 1 for byte in range(256))
+
 PAGES_ASKED: Final = 1 << 16
 """How many pages the host is asked for at a time."""
 
 _live: set[int] = set()
 
 
-images: WeakKeyDictionary[object, int] = WeakKeyDictionary()
-"""How many images are mapped over the memory of each owner: each takes up to two mappings."""
+_images: dict[int, int] = {}
+
+
+def count_images(owner: object, count: int = 0) -> None:
+    """Note how many images are mapped over the memory of an owner, by its identity: each takes up to two mappings."""
+    if count:
+        _images[id(owner)] = count
+    else:
+        _images.pop(id(owner), None)
 
 
 def check_mappings(more: int = 1) -> None:
     """Raise MemoryError if guests may not hold so many ``more`` mappings of the host's."""
-    held = len(_live) + 2 * sum(images.values())
+    held = len(_live) + 2 * sum(_images.values())
     if held + more > host_limits.max_map_count:
         raise MemoryError(f"guests hold {held} mappings of the host's; it has to keep some for itself")
 
@@ -132,16 +141,25 @@ def map_zeros(address: int, length: int, prot: int) -> None:
         raise _error(f"mmap of {length:#x} bytes of zeros")
 
 
-def mappings_to_be(places: list[tuple[int, int]], files: list[tuple[int, int]]) -> Iterator[int]:
-    """mmap(2) of private pages of files, each a descriptor and an offset, over [start, end) of our own host pages.
+def mappings_to_be(
+    places: list[tuple[int, int]], lengths: Iterable[int], files: list[tuple[int, int]]
+) -> Iterator[int]:
+    """mmap(2) of private pages of files, each a descriptor and an offset, over our own host pages from each start on.
 
-    A descriptor of -1 is for zeros. The calls are made when the iterator is asked: it gives where each is, or FAILED.
-    It is C code: ``list`` asks without a point in between at which a signal handler could run.
+    A descriptor of -1 is for zeros. The calls are made when the iterator is asked: it gives where each is, or FAILED,
+    as with a length below a page. It is C code: ``list`` asks without a point in between at which a signal handler
+    could run.
     """
     kinds = [mman.MAP_PRIVATE | mman.MAP_FIXED | MAP_NORESERVE | mman.MAP_ANONYMOUS * (fd < 0) for fd, _ in files]
-    starts, lengths = [start for start, _ in places], [end - start for start, end in places]
+    whole = map(and_, lengths, repeat(-host_mmap.PAGESIZE))
     fds, offsets = [fd for fd, _ in files], [offset for _, offset in files]
-    return map(_libc().mmap, starts, lengths, repeat(READ_WRITE), kinds, fds, offsets)
+    return map(_libc().mmap, [start for start, _ in places], whole, repeat(READ_WRITE), kinds, fds, offsets)
+
+
+def copies_to_be(places: list[tuple[int, int]], files: list[tuple[int, int]]) -> Iterator[int]:
+    """pwrite(2) of host memory into files, each as in :func:`mappings_to_be`: how many bytes of each, or -1."""
+    starts, lengths = [start for start, _ in places], [end - start for start, end in places]
+    return map(_libc().pwrite, [fd for fd, _ in files], starts, lengths, [offset for _, offset in files])
 
 
 def drop(addresses: list[int], lengths: list[int]) -> None:
@@ -212,11 +230,22 @@ def resident(address: int, length: int, page: int) -> bytes | None:
     mincore = _mincore()
     if mincore is None or mincore(low, address + length - low, vector):
         return None
-    bits = bytes(byte & 1 for byte in vector.raw)
+    bits = vector.raw.translate(_LOWEST_BIT)
     if page == size and low == address:
         return bits
     ends = range(address + page, address + length + page, page)
     return bytes(any(bits[(at - page - low) // size : -(-(at - low) // size)]) for at in ends)
+
+
+def swaps() -> bool:
+    """Whether the host has swap space, and so may have pages of ours there (sysinfo(2))."""
+    import ctypes
+
+    words = (ctypes.c_ulong * 64)()
+    try:
+        return _libc().sysinfo(words) != 0 or words[8] > 0
+    except AttributeError:
+        return True
 
 
 def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False) -> bytes:
@@ -289,6 +318,8 @@ def _libc() -> Any:
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
     libc.mmap.restype = pointer
     libc.mmap.argtypes = (pointer, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+    libc.pwrite.restype = ctypes.c_ssize_t
+    libc.pwrite.argtypes = (ctypes.c_int, pointer, size, ctypes.c_int64)
     libc.munmap.argtypes = (pointer, size)
     libc.mremap.restype = pointer
     libc.mremap.argtypes = (pointer, size, size, ctypes.c_int)

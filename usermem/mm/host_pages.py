@@ -120,14 +120,29 @@ def _read_pagemap(fd: int, start: int, end: int) -> Ranges:
         if len(words) < 8 * count:
             raise OSError(f"{_PAGEMAP} ends at {first:#x}")
         own = words[7::8] if sys.byteorder == "little" else words[::8]
-        own = own.translate(_OWN_COPY)
-        at = own.find(1)
-        while at >= 0:
-            stop = own.find(0, at)
-            stop = stop if stop >= 0 else count
-            found.append((first + at * size, first + stop * size))
-            at = own.find(1, stop)
+        found += _marked(own.translate(_OWN_COPY), first)
     return found
+
+
+def _marked(pages: bytes, first: int) -> Ranges:
+    """The ranges of pages, the first at an address, whose bytes are 1 and not 0."""
+    found: Ranges = []
+    at = pages.find(1)
+    while at >= 0:
+        stop = pages.find(0, at)
+        stop = stop if stop >= 0 else len(pages)
+        found.append((first + at * mmap.PAGESIZE, first + stop * mmap.PAGESIZE))
+        at = pages.find(1, stop)
+    return found
+
+
+def touched(start: int, end: int) -> Ranges:
+    """Where in [start, end) there may be other bytes than zeros, or than those of the file below (mincore(2)).
+
+    It does not tell pages that were swapped out from those that nobody has touched.
+    """
+    known = None if host_calls.swaps() else host_calls.resident(start, end - start, mmap.PAGESIZE)
+    return [(start, end)] if known is None else _marked(known, start)
 
 
 def revert(ranges: Ranges) -> None:

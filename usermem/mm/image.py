@@ -9,8 +9,11 @@ import errno
 import os
 from typing import Protocol
 
+from safemem import safecopy
 from safemem.errors import error
+from safemem.safecopy import address_of
 from usermem.mm.descriptor import Descriptor
+from usermem.mm.faulting import can_map
 from usermem.mm.memory_file import MemoryRange, memory_file
 
 
@@ -42,10 +45,13 @@ class _Bytes:
         self._bytes = bytearray(length)
 
     def place(self, offset: int) -> tuple[int, int]:
-        raise MemoryError("this host has no memory files (memfd_create(2))")
+        raise MemoryError("the host has no memory file (memfd_create(2)) now: is a descriptor left?")
 
     def fill(self, offset: int, src: memoryview) -> None:
-        self._bytes[offset : offset + len(src)] = src
+        if can_map():  # then src may be of a file that somebody truncates
+            safecopy.copy_in(memoryview(self._bytes)[offset : offset + len(src)], address_of(src))
+        else:
+            self._bytes[offset : offset + len(src)] = src
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         part = self._bytes[offset : offset + len(dst)]

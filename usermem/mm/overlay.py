@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from itertools import tee
 from typing import Final
 
 from safemem import HostFaultError, safecopy
@@ -35,8 +36,15 @@ MAX_EXTENTS: Final = 1 << 10
 """How many extents the memory of one space may be covered by. Each is up to two of the host's 65,530 mappings. Beyond
 it those that are near each other become one, whose pages are copied."""
 
-_CHUNK: Final = 1 << 16  # compared at a time
+_CHUNK: Final = 1 << 28  # bytes that the host is asked of at a time
+_MOST_COPIED: Final = 1 << 30  # by one pwrite(2)
 _SMALLEST_PAGE: Final = 4096
+_PAGE: Final = mmap.PAGESIZE
+
+# A process that is forked off has the extents and the mappings of one moment: nobody maps while it is made.
+_mapping: Final = fork_safe_lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_mapping.acquire, after_in_parent=_mapping.release, after_in_child=_mapping.release)
 
 
 class Extent:
@@ -80,7 +88,9 @@ class Overlay:
         """Whether bytes are compared and copied back, though images could be mapped."""
         self._fd = fd
         self._origin = origin
-        self._lock = fork_safe_lock()
+
+    def __del__(self, forget: Callable[[object], None] = host_calls.count_images) -> None:
+        forget(self)
 
     @property
     def maps(self) -> bool:
@@ -92,33 +102,40 @@ class Overlay:
         return self.extents.count > 0 and not self.extents.is_free(start, end)
 
     def capture(self, spans: Ranges) -> None:
-        """Have images of all that was written in some host ranges, in order. Raises MemoryError."""
-        own = [found for start, end in spans for found in self.written(start, end)]
-        if own:
-            extents = self._pictured(own, spans)
-            if self.maps:
-                self.cover(extents)
-            else:  # the bytes are there
-                self._swap(lambda now: _with(now, [(each.start, each.end) for each in extents], extents))
+        """Have images of all that was written in some host ranges, in order. Raises MemoryError.
 
-    def _pictured(self, own: Ranges, spans: Ranges) -> list[Extent]:
-        """Extents of a new image with what some ranges hold now; joined with what is near if there were too many."""
-        parts = own
+        The images have the bytes of the moment in which they are mapped: what a signal handler writes in the middle of
+        this call is not lost, but for where extents that are too many (MAX_EXTENTS) become one.
+        """
+        own = [found for start, end in spans for found in self.written(start, end)]
+        if not own:
+            return
         there = [extent for start, end in spans for extent in self.extents.within(start, end)]
         if len(there) + 2 * len(own) > MAX_EXTENTS:
             parts = joined([*own, *((each.start, each.end) for each in there)])
-            own = _near(parts, spans)
-            if self._fd >= 0:  # zeros need not be copied: the image has holes there
-                parts = own
-        image = new_image(sum(end - start for start, end in own))
-        extents, offset, part = [], 0, iter(parts)
-        for start, end in own:
-            extents.append(Extent(start, end, image, offset))
-            last = start
-            while last < end:
-                first, last = next(part)
-                _fill(image, offset + first - start, first, last)
-            offset += end - start
+            extents = self._flattened(parts, spans)
+        else:
+            own = [(at, min(at + _MOST_COPIED, end)) for start, end in own for at in range(start, end, _MOST_COPIED)]
+            extents = _pictured(own)
+            if self.maps:
+                self._put(own, extents, copying=True)
+                return
+            for each in extents:
+                _fill(each.image, each.offset, each.start, each.end)
+        if self.maps:
+            self.cover(extents)
+        else:  # the bytes are there
+            self._swap(lambda now: _with(now, [(each.start, each.end) for each in extents], extents))
+
+    def _flattened(self, parts: Ranges, spans: Ranges) -> list[Extent]:
+        """Few extents of a new image with what some ranges hold now: those that are near each other become one."""
+        extents = _pictured(_near(parts, spans))
+        left = iter(parts)
+        for each in extents:
+            last = each.start
+            while last < each.end:
+                first, last = next(left) if self._fd < 0 else (each.start, each.end)  # zeros are holes of the image
+                _fill(each.image, each.offset + first - each.start, first, last)
         return extents
 
     def written(self, start: int, end: int) -> Ranges:
@@ -135,7 +152,11 @@ class Overlay:
                 self._put([(low, high) for low, high, new in others if new is None], [])
                 self.cover([new.cut(low, high) for low, high, new in others if new is not None])
         if self.maps:
-            host_pages.revert(spans)
+            try:
+                host_pages.revert(spans)
+            except OSError:  # a sandbox since then: all of it is mapped anew
+                self._put(spans, [])
+                self.cover([extent for start, end in spans for extent in then.within(start, end)])
         else:
             for start, end in spans:
                 self._copy_back(start, end)
@@ -149,8 +170,8 @@ class Overlay:
         """Show the base in [start, end), clean. Raises MemoryError."""
         self._put([(start, end)], [])
 
-    def _put(self, places: Ranges, extents: list[Extent]) -> None:
-        """Show ``extents`` at ``places``, or the base if there are none."""
+    def _put(self, places: Ranges, extents: list[Extent], *, copying: bool = False) -> None:
+        """Show ``extents`` at ``places``, or the base if there are none; with ``copying``, with the bytes of there."""
         if not places:
             return
         if not self.maps:
@@ -161,27 +182,41 @@ class Overlay:
         files = [each.image.place(each.offset) for each in extents]
         if not extents:
             files = [(self._fd, self._origin + start if self._fd >= 0 else 0) for start, _ in places]
-        todo = host_calls.mappings_to_be(places, files)
-        made: list[int] = []
+        # Of what the host does not copy, nothing is mapped.
+        copied, lengths = tee(host_calls.copies_to_be(places, files) if copying else [end - at for at, end in places])
+        todo = zip(copied, host_calls.mappings_to_be(places, lengths, files), strict=False)
+        made: list[tuple[int, int]] = []
         while not made:
             old = self.extents
             new = _with(old, places, extents)
             if new.count > old.count:
                 host_calls.check_mappings(2 * (new.count - old.count))
-            with self._lock:
+            with _mapping:
                 # In one line: what is noted is mapped, before a handler can run.
                 if self.extents is old: self.extents = new; made = list(todo)  # fmt: skip # noqa: E701, E702
-        host_calls.images[self] = self.extents.count
-        failed = [place for place, at in zip(places, made, strict=True) if at == host_calls.FAILED]
+                host_calls.count_images(self, self.extents.count)
+        failed = [
+            (start + (max(count, 0) & -_PAGE if at != host_calls.FAILED else 0), end)
+            for (start, end), (count, at) in zip(places, made, strict=True)
+            if at == host_calls.FAILED or count < end - start
+        ]
         if failed:  # what is there is as it was
             self._swap(lambda now: _with(now, failed, [part for place in failed for part in old.within(*place)]))
+            self._raise_why([new.within(*place)[0] for place in failed] if copying else [])
+
+    def _raise_why(self, not_copied: list[Extent]) -> None:
+        """Raise MemoryError for what the host has refused to copy, or to map if that is nothing."""
+        for each in not_copied:
+            _fill(each.image, each.offset, each.start, each.start + _PAGE)
+        # What a file has lost that was truncated meanwhile, nobody has written.
+        if not not_copied or any(self.written(each.start, each.end) for each in not_copied):
             raise MemoryError("the host has no mapping left for the pages of an image (vm.max_map_count)")
 
     def _swap(self, build: Callable[[ExtentSet], ExtentSet]) -> None:
         while True:
             old = self.extents
             new = build(old)
-            with self._lock:
+            with _mapping:
                 self.extents = done = new if self.extents is old else self.extents
             if done is new:
                 return
@@ -189,17 +224,27 @@ class Overlay:
     def _copy_back(self, start: int, end: int) -> None:
         """Put the bytes back that were there before somebody wrote, where they are others."""
         for low, high in self._compared(start, end):
-            view_at(low, high - low)[:] = self._clean(low, high)
+            if self._is_plain(low, high):
+                view_at(low, high - low)[:] = self._clean(low, high)
+                continue
+            for at in range(low, high, _PAGE):
+                with suppress(HostFaultError):  # the file has been truncated
+                    safecopy.copy_out(at, memoryview(self._clean(at, at + _PAGE)))
+
+    def _is_plain(self, start: int, end: int) -> bool:
+        """Whether nothing in [start, end) can fault: no file that somebody can truncate."""
+        return self._fd < 0 and not any(extent.image.may_fault for extent in self.extents.within(start, end))
+
+    def _read(self, start: int, end: int) -> bytes:
+        """The bytes of [start, end) now: what cannot be read is zeros."""
+        return bytes(view_at(start, end - start)) if self._is_plain(start, end) else _read(start, end)
 
     def _compared(self, start: int, end: int) -> Ranges:
         """Where the bytes are others than those of the images and the base: for hosts that do not tell."""
-        found: Ranges = []
+        touched = [(extent.start, extent.end) for extent in self.extents.within(start, end)]
         for at in range(start, end, _CHUNK):
-            stop = min(at + _CHUNK, end)
-            known = host_calls.resident(at, stop - at, mmap.PAGESIZE) or b"\1"
-            if 1 in known or self.covers(at, stop):
-                found += differing([(at, stop)], _read, self._clean)
-        return joined(found)
+            touched += host_pages.touched(at, min(at + _CHUNK, end))
+        return differing(joined(touched), self._read, self._clean)
 
     def _clean(self, start: int, end: int) -> bytes:
         """The bytes of [start, end) as they were before somebody wrote."""
@@ -217,6 +262,16 @@ def same_page(old: Extent | None, new: Extent | None) -> bool:
     return old.image is new.image and old.offset - old.start == new.offset - new.start
 
 
+def _pictured(ranges: Ranges) -> list[Extent]:
+    """Extents of a new image, which is yet to be filled, one for each range. Raises MemoryError."""
+    image, offset = new_image(sum(end - start for start, end in ranges)), 0
+    extents = []
+    for start, end in ranges:
+        extents.append(Extent(start, end, image, offset))
+        offset += end - start
+    return extents
+
+
 def _fill(image: Image, offset: int, start: int, end: int) -> None:
     """Put the bytes at host addresses into an image. What a truncated file has taken away meanwhile is zeros."""
     try:
@@ -224,8 +279,8 @@ def _fill(image: Image, offset: int, start: int, end: int) -> None:
     except OSError as exc:
         if exc.errno != errno.EFAULT:
             raise MemoryError(f"the host has no memory left for the pages of a snapshot: {exc}") from exc
-        for at in range(start, end, mmap.PAGESIZE):
-            image.fill(offset + at - start, memoryview(_read(at, at + mmap.PAGESIZE)))
+        for at in range(start, end, _PAGE):
+            image.fill(offset + at - start, memoryview(_read(at, at + _PAGE)))
 
 
 def _with(now: ExtentSet, places: Ranges, extents: list[Extent]) -> ExtentSet:
@@ -249,7 +304,7 @@ def _with(now: ExtentSet, places: Ranges, extents: list[Extent]) -> ExtentSet:
 
 def _near(ranges: Ranges, spans: Ranges) -> Ranges:
     """Ranges that are near each other in one span as one, so that few enough are left."""
-    distance = mmap.PAGESIZE
+    distance = _PAGE
     while True:
         found: Ranges = []
         ends, limit = iter(spans), 0
@@ -277,20 +332,25 @@ def _read(start: int, end: int) -> bytes:
 def maps_images() -> bool:
     """Whether images can be mapped here: a memory file over private pages, which MADV_DONTNEED shows again.
 
-    No page of the host's may be larger than a guest's: it could belong to two mappings.
+    No page of the host's may be larger than a guest's: it could belong to two mappings. Raises MemoryError if the host
+    is out of descriptors or memory, and so cannot say.
     """
-    if mmap.PAGESIZE > _SMALLEST_PAGE:
+    if _PAGE > _SMALLEST_PAGE:
         return False
-    size = mmap.PAGESIZE
+    size = _PAGE
     try:
         fd = os.memfd_create("usermem-probe", os.MFD_CLOEXEC)
-    except (AttributeError, OSError):
+    except AttributeError:
         return False
+    except OSError as exc:
+        if exc.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            return False
+        raise MemoryError(f"the host has no memory file for the pages of a snapshot now: {exc}") from exc
     try:
         os.pwrite(fd, b"\1" * size, 0)
         with host_calls.reserve(size) as memory, memoryview(memory) as view:
             address = address_of(view)
-            if list(host_calls.mappings_to_be([(address, address + size)], [(fd, 0)])) != [address]:
+            if list(host_calls.mappings_to_be([(address, address + size)], [size], [(fd, 0)])) != [address]:
                 return False
             memory[0] = 2
             host_calls.drop([address], [size])

@@ -1,0 +1,289 @@
+"""Something happens in the middle of snapshot, restore, fork and spawn: Ctrl-C, or a handler that goes on.
+
+At each line, and at each instruction at which CPython lets a handler run. After Ctrl-C the space is as before the call
+or as after it, but for a restore, whose contents may be partly those of then: a second one puts everything right.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from campaign import times
+from each_line import Event, interrupt
+from edge_layouts import FIXED, PAGE, RW
+from hostarch import mman
+from safemem import fork
+from small_arena import check_free
+from usermem import AddressSpace, BusyError, Snapshot
+from usermem.mm import (
+    arena,
+    change,
+    free_list,
+    host_calls,
+    host_pages,
+    image,
+    memory_file,
+    memory_map,
+    overlay,
+    quiet,
+    restore,
+    segment,
+    segment_diff,
+    spawn,
+    state,
+)
+
+MODULES = [
+    *(arena, change, free_list, host_calls, host_pages, image, memory_file, memory_map, overlay),
+    *(quiet, restore, segment, segment_diff, spawn, state),
+]
+BASE, PAGES = 0x4000_0000, 12
+SHARED_AT = BASE + 0x100_0000
+LATER = BASE + 0x200_0000
+SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
+OFTEN = 1  # of a line that a call runs several times, the first
+
+Pages = dict[int, bytes]
+
+
+def sample() -> tuple[AddressSpace, list[tuple[Snapshot, Pages]]]:
+    """A space with two snapshots that differ in pages and mappings, and with changes since; and what they hold."""
+    space = AddressSpace()
+    space.mmap(BASE, PAGES * PAGE, RW, FIXED)
+    space.mmap(SHARED_AT, PAGE, RW, SHARED)
+    kept = []
+    for content in (b"first", b"second"):
+        for page in (0, 2, 3) if content == b"first" else (2, 5):
+            space.copy_out(BASE + page * PAGE, content * 100)
+        space.copy_out(SHARED_AT, content)
+        kept.append((space.snapshot(), contents(space)))
+        space.munmap(BASE + 8 * PAGE, 2 * PAGE)
+    space.mmap(LATER, PAGE, RW, FIXED)
+    for addr in (BASE, BASE + PAGE, BASE + 3 * PAGE, BASE + 5 * PAGE, BASE + 10 * PAGE, SHARED_AT, LATER):
+        space.copy_out(addr, b"now")
+    return space, kept
+
+
+def contents(space: AddressSpace) -> Pages:
+    """All pages that are mapped."""
+    space._check()
+    return {
+        addr: space.read_bytes(addr, PAGE)
+        for vma in space.mappings()
+        for addr in range(vma.start, vma.end, PAGE)
+        if vma.start >= BASE
+    }
+
+
+def restore_first(space: AddressSpace, kept: list[tuple[Snapshot, Pages]]) -> None:
+    """Back to the older snapshot."""
+    space.restore(kept[0][0])
+
+
+def close_all(space: AddressSpace, kept: list[tuple[Snapshot, Pages]]) -> None:
+    """A snapshot goes, then the space."""
+    kept.pop()[0].close()
+    space.close()
+
+
+CALLS: dict[str, Callable[[AddressSpace, list[tuple[Snapshot, Pages]]], object]] = {
+    "snapshot": lambda space, kept: space.snapshot(),
+    "restore": restore_first,
+    "restore the last": lambda space, kept: space.restore(kept[1][0]),
+    "fork": lambda space, kept: space.fork(),
+    "spawn": lambda space, kept: kept[0][0].spawn(),
+    "dirty_pages": lambda space, kept: space.dirty_pages(kept[0][0]),
+    "close": close_all,
+}
+
+
+@pytest.fixture(autouse=True)
+def determined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No collector that runs destructors anywhere; an interrupt in a destructor goes nowhere, as Python has it."""
+    monkeypatch.setattr(sys, "unraisablehook", bool)
+    monkeypatch.setattr(memory_file, "_current", None)
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def check_all(space: AddressSpace, kept: list[tuple[Snapshot, Pages]], where: str) -> None:
+    """Every snapshot restores exactly, in this space and in a new one; memory that is handed out anew is zero."""
+    for snapshot, pages in [*kept, *kept[::-1]]:
+        if not space._map.tables.closed:
+            space.restore(snapshot)
+            assert contents(space) == pages, where
+        with snapshot.spawn() as other:
+            assert contents(other) == pages, where
+    if not space._map.tables.closed:
+        check_zeros(space, where)
+
+
+def check_zeros(space: AddressSpace, where: str) -> None:
+    """What the arena hands out holds nothing, in as many pieces as its first chunk has windows."""
+    memory = space._map.anonymous.arena
+    check_free(memory)
+    pieces = [memory.allocate(1 << 26) for _ in range(3)] + [memory.allocate(PAGE) for _ in range(8)]
+    for piece in pieces:
+        for at in range(0, min(len(piece), 64 * PAGE), PAGE):
+            assert not any(piece.view()[at : at + PAGE]), where
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["lines", "instructions"])
+@pytest.mark.parametrize("name", CALLS)
+def test_an_interrupt_at_each_place(name: str, between: bool) -> None:
+    """No lock is held; contents are those of before or after; all snapshots restore.
+
+    By day at every sixth place, which ones differs by the call.
+    """
+    call, (space, kept) = CALLS[name], sample()
+    before = contents(space)
+    step, fired = times(6, 1), True
+    at = -((list(CALLS).index(name) * 2 + between) % step)
+    while fired:
+        at += step
+        space, kept = sample()
+        event = Event(MODULES, at, interrupt, OFTEN, between)
+        with suppress(KeyboardInterrupt):
+            event.during(lambda space=space, kept=kept: call(space, kept))  # type: ignore[misc]
+        fired = bool(event.where)
+        assert not any(lock._is_owned() for lock in fork._locks), event.where  # type: ignore[attr-defined]
+        assert space._map.held is None
+        if name in ("snapshot", "fork", "spawn", "dirty_pages") or (name == "close" and not space._map.tables.closed):
+            assert contents(space) == before, event.where
+        elif not space._map.tables.closed:
+            assert contents(space).keys() in (before.keys(), kept[0][1].keys(), kept[1][1].keys()), event.where
+        check_all(space, kept, event.where)
+        space.close()
+    assert at > 20
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["lines", "instructions"])
+@pytest.mark.parametrize("name", ["snapshot", "fork", "restore", "spawn"])
+def test_a_handler_that_writes(name: str, between: bool) -> None:
+    """What a handler writes in the middle of a snapshot, a fork and a spawn is not lost: into a page that was written,
+    one that was not, one that the snapshot before has. In the middle of a restore it is undone, or stays.
+    """
+    call, step, fired = CALLS[name], times(2, 1), True
+    at = -(between % step)
+    targets = (BASE + 8, BASE + 3 * PAGE + 8, BASE + 6 * PAGE + 8, BASE + 2 * PAGE + 8)
+
+    def handle() -> None:
+        for addr in targets:
+            space.copy_out(addr, b"handler")
+        with pytest.raises(BusyError):
+            space.snapshot() if busy else refuse()
+
+    def refuse() -> None:
+        raise BusyError("not asked")
+
+    while fired:
+        at += step
+        space, kept = sample()
+        busy = False
+        then = contents(space)
+        event = Event(MODULES, at, handle, OFTEN, between)
+        event.during(lambda space=space, kept=kept: call(space, kept))  # type: ignore[misc]
+        fired = bool(event.where)
+        now = contents(space)
+        for addr in targets if fired else ():
+            page, offset = addr // PAGE * PAGE, addr % PAGE
+            there = now[page][offset : offset + 7]
+            assert there == b"handler" or (name == "restore" and there == kept[0][1][page][offset : offset + 7]), (
+                event.where
+            )
+            if name != "restore":
+                assert now[page][:offset] == then[page][:offset], event.where
+        check_all(space, kept, event.where)
+        space.close()
+    assert at > 20
+
+
+def map_elsewhere(space: AddressSpace) -> None:
+    """Map, write, unmap what the call is about."""
+    space.mmap(LATER + 8 * PAGE, PAGE, RW, FIXED)
+    space.copy_out(LATER + 8 * PAGE, b"handler")
+    space.munmap(BASE + 3 * PAGE, PAGE)
+
+
+@pytest.mark.parametrize("name", ["snapshot", "fork", "restore", "spawn"])
+def test_a_handler_that_maps(name: str) -> None:
+    """Its changes came before or after: they are there, or a restore has undone them, both of them."""
+    call, step, fired = CALLS[name], times(3, 1), True
+    at = -(list(CALLS).index(name) % step)
+    while fired:
+        at += step
+        space, kept = sample()
+        event = Event(MODULES, at, lambda space=space: map_elsewhere(space), OFTEN)  # type: ignore[misc]
+        event.during(lambda space=space, kept=kept: call(space, kept))  # type: ignore[misc]
+        fired = bool(event.where)
+        if fired:
+            now = contents(space)
+            if name == "restore" and LATER + 8 * PAGE not in now:
+                assert now.keys() == kept[0][1].keys(), event.where
+            else:
+                assert now[LATER + 8 * PAGE][:8] == b"handler\0", event.where
+                assert BASE + 3 * PAGE not in now, event.where
+        check_all(space, kept, event.where)
+        space.close()
+    assert at > 20
+
+
+@pytest.mark.parametrize("name", ["snapshot", "fork", "restore"])
+def test_a_handler_cannot_snapshot(name: str) -> None:
+    """In the middle of one it is told that the space is busy; before and after, it can."""
+    call, step, fired, refused = CALLS[name], times(5, 1), True, 0
+
+    def handle() -> None:
+        nonlocal refused
+        try:
+            kept.append((space.snapshot(), contents(space)))
+            space.fork().close()
+        except BusyError:
+            refused += 1
+
+    at = 0
+    while fired:
+        at += step
+        space, kept = sample()
+        event = Event(MODULES, at, handle, OFTEN)
+        event.during(lambda space=space, kept=kept: call(space, kept[:2]))  # type: ignore[misc]
+        fired = bool(event.where)
+        check_all(space, kept, event.where)
+        space.close()
+    assert refused > 10
+
+
+def test_signals_beside_snapshots() -> None:
+    """A timer's handler writes all the time, into pages that are written, too: nothing of it is lost."""
+    space, numbers = AddressSpace(), itertools.count(1)
+    space.mmap(BASE, 64 * PAGE, RW, FIXED)
+    written = [0] * 64
+
+    def handle(*args: object) -> None:
+        number = next(numbers)
+        space.copy_out(BASE + number % 64 * PAGE, number.to_bytes(8, "little"))
+        written[number % 64] = number
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.00023)
+        end = time.monotonic() + times(1, 20)
+        while time.monotonic() < end:
+            for page in range(0, 64, 3):
+                space.copy_out(BASE + page * PAGE + 64, b"main")
+            space.snapshot()
+            space.fork().close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sum(written) > 100
+    assert [int.from_bytes(space.read_bytes(BASE + page * PAGE, 8), "little") for page in range(64)] == written
