@@ -42,19 +42,23 @@ def figures():
         if line.startswith("RssAnon"):
             found["own"] = int(line.split()[1])
     print(json.dumps(found), flush=True)
-    sys.stdin.readline()
 
+sys.stdin.readline()
 buffer = bytearray(size)  # and all that is used later on
 Snapshot.load(path).spawn().copy_in(base, buffer)
 figures()
+sys.stdin.readline()
 snapshot = Snapshot.load(path)
 space = snapshot.spawn()
 figures()
+sys.stdin.readline()
 space.copy_in(base, buffer)
 figures()
+sys.stdin.readline()
 for page in range(16):
     space.copy_out(base + page * 4096 * 7, b"x")
 figures()
+sys.stdin.readline()
 """
 
 
@@ -90,12 +94,12 @@ def test_processes_share_clean_pages(tmp_path: Path) -> None:
 
 
 def asked(process: subprocess.Popen[str]) -> dict[str, int]:
-    """What a process says at its next step; it goes on."""
+    """What a process says when it has made its next step."""
     assert process.stdin is not None
     assert process.stdout is not None
-    found: dict[str, int] = json.loads(process.stdout.readline())
     process.stdin.write("\n")
     process.stdin.flush()
+    found: dict[str, int] = json.loads(process.stdout.readline())
     return found
 
 
