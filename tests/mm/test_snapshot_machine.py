@@ -195,6 +195,7 @@ class ByCopying(Snapshots):
     """A host that maps no images."""
 
     host = tuple((module, "maps_images", lambda: False) for module in (overlay, saved_state, saved_bytes))
+    follows_files = False  # what was copied back is the space's own
 
 
 class FewExtents(Snapshots):

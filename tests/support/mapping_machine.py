@@ -66,6 +66,8 @@ class MappingMachine(RuleBasedStateMachine):
     """
 
     host: ClassVar[tuple[tuple[object, str, object], ...]] = ()
+    follows_files: ClassVar[bool] = True
+    """Whether private pages that nobody wrote show what others write to the file; mmap(2) leaves that open."""
     """What other hosts have: (where, name, value) to be put there."""
 
     def __init__(self) -> None:
@@ -184,7 +186,8 @@ class MappingMachine(RuleBasedStateMachine):
         """mremap to another place, perhaps leaving a private page empty where it was; by one page more if it can."""
         run, pages = self.found(pick, run, lambda page: True)
         target, guest = range(to, to + len(run)), self.guest(pick)
-        if pages and to == run.stop and to not in guest.model.pages:
+        ends = bool(pages) and pages[-1].source is not None and pages[-1].source.held  # shared memory: it has an end
+        if pages and not ends and to == run.stop and to not in guest.model.pages:
             self.grow(guest, run.stop - 1)
         if not pages or set(run) & set(target) or target.stop > WINDOW.stop:
             return
@@ -288,6 +291,8 @@ class MappingMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 8), data=st.binary(min_size=1, max_size=9))
     def write_file(self, number: int, data: bytes) -> None:
         """The file is written by somebody else."""
+        if not self.follows_files:
+            return
         os.pwrite(self.file, data, number * PAGE)
         self.host_file.write(number, 0, data)
 
