@@ -13,7 +13,7 @@ import pytest
 from host_figures import host_mappings, resident
 from hostarch import mman
 from usermem import AddressSpace
-from usermem.mm.overlay import maps_images
+from usermem.mm.image import maps_images
 
 PAGE = mmap.PAGESIZE
 RW = mman.PROT_READ | mman.PROT_WRITE

@@ -225,7 +225,7 @@ def _time(act: Callable[[], object]) -> float:
 IN_A_SANDBOX = """
 import ctypes, errno, os, struct, sys
 from usermem import AddressSpace
-from usermem.mm import host_pages, overlay
+from usermem.mm import host_pages, image
 from usermem.mm.backing.anonymous import WINDOW
 late = sys.argv[1] == "late"
 
@@ -270,7 +270,7 @@ space.mmap(0x40000000, 64 << 12, 3, 0x32)
 assert not any(space.read_bytes(0x40000000, 64 << 12))
 space.restore(first)
 assert space.read_bytes(0x40000000, 64 << 12) == then
-print("mapped" if overlay.maps_images() else "copied", host_pages.way()[0])
+print("mapped" if image.maps_images() else "copied", host_pages.way()[0])
 """
 _CALLS = {"madvise": 28, "memfd_create": 319, "process_madvise": 440, "ioctl": 16, "mincore": 27, "fallocate": 285}
 

@@ -17,7 +17,7 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshot_samples import DATA, PAGE, SPACE, loaded, pages, problem, put_together, take_apart
+from snapshot_samples import DATA, PAGE, SPACE, loaded, loaded_pages, pages, problem, put_together, take_apart
 from usermem.mm.saved_space import PRIVATE, Behind
 from usermem.mm.snapshot_file import SnapshotFileError, save
 
@@ -264,6 +264,6 @@ def test_any_tables(tmp_path: Path, name: str, data: st.DataObject) -> None:
     put_together(path, raw, {**tables, name: bytes(table)})
     try:
         with loaded(path) as found:
-            save(tmp_path / "b", found.saved, [(each, (found.file.fd, each.offset)) for each in found.extents])
+            save(tmp_path / "b", found.saved, loaded_pages(found))
     except SnapshotFileError:
         pass

@@ -15,12 +15,12 @@ import pytest
 from campaign import times
 from edge_layouts import FIXED, PAGE, RW
 from usermem import AddressSpace, Snapshot, host_limits
-from usermem.mm import host_calls, overlay
+from usermem.mm import host_calls, image
 from usermem.mm.memory_file import memory_file
 from usermem.mm.overlay import MAX_EXTENTS
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not overlay.maps_images(), reason="needs a host that maps images"
+    sys.platform != "linux" or not image.maps_images(), reason="needs a host that maps images"
 )
 
 BASE = 0x4000_0000

@@ -33,7 +33,7 @@ from usermem import (
 )
 from usermem.mm import saved_state, snapshot_file
 from usermem.mm.faulting import can_map
-from usermem.mm.overlay import maps_images
+from usermem.mm.image import maps_images
 
 pytestmark = pytest.mark.skipif(
     not (can_map() and maps_images()), reason="this host maps no files whose pages may be lost"

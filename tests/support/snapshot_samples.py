@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hostarch import AMD64
+from usermem.mm.image import read_whole
 from usermem.mm.limits import Limits
 from usermem.mm.saved_space import PRIVATE, Behind, Extent, SavedMapping, SavedSpace
 from usermem.mm.snapshot_file import LoadedSpace, SnapshotFileError, Source, load
@@ -64,6 +65,15 @@ def pages(
 def loaded(path: str | bytes | os.PathLike[str]) -> Iterator[LoadedSpace]:
     """A file while it is loaded."""
     yield load(path)
+
+
+def loaded_pages(found: LoadedSpace) -> list[tuple[Extent, Source]]:
+    """The extents of a loaded file with their bytes, to be saved again."""
+
+    def source(extent: Extent) -> Source:
+        return lambda start, end: read_whole(found.file, extent.offset + start - extent.start, end - start)
+
+    return [(extent, source(extent)) for extent in found.extents]
 
 
 def contents(found: LoadedSpace) -> dict[tuple[int, int, int], bytes]:

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from hostarch import AddrRange, AddrRangeSeq, Arch
 from usermem.mm.backing.backing import Backing
 from usermem.mm.change import Tables
-from usermem.mm.overlay import Extent, same_page
+from usermem.mm.extent import Extent, same_page
 from usermem.mm.pma import PMASet
 from usermem.mm.ranges import Ranges, differing, joined
 from usermem.mm.segment_diff import changed, differences

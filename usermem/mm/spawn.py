@@ -12,9 +12,10 @@ from attrs import evolve
 
 from usermem.mm.backing.backing import Backing
 from usermem.mm.change import Change, Tables
+from usermem.mm.extent import Extent, ExtentSet
 from usermem.mm.fork import inherited
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import Extent, ExtentSet, Overlay
+from usermem.mm.overlay import Overlay
 from usermem.mm.pma import PMA
 from usermem.mm.room import room
 from usermem.mm.state import State

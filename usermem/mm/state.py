@@ -20,8 +20,9 @@ from attrs import frozen
 
 from usermem.mm.backing.backing import Backing, Copy
 from usermem.mm.change import Tables
+from usermem.mm.extent import Extent, ExtentSet
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import Extent, ExtentSet, Overlay
+from usermem.mm.overlay import Overlay
 from usermem.mm.pma import PMA
 from usermem.mm.ranges import Ranges, joined
 from usermem.mm.vma import VMA, VMASet
