@@ -33,13 +33,13 @@ from snapshot_samples import (
     take_apart,
 )
 from usermem.mm.limits import Limits
-from usermem.mm.saved_space import PRIVATE, Behind, Extent, SavedMapping, SavedSpace
+from usermem.mm.saved_space import PRIVATE, Behind, SavedExtent, SavedMapping, SavedSpace
 from usermem.mm.snapshot_file import save
 
 RECORDED = Path(__file__).parents[1] / "vectors" / "snapshot_1.gz"
 
 
-def places(extents: tuple[Extent, ...]) -> list[tuple[int, int, int]]:
+def places(extents: tuple[SavedExtent, ...]) -> list[tuple[int, int, int]]:
     return [(each.space, each.start, each.end) for each in extents]
 
 
@@ -95,7 +95,7 @@ NAME = st.text(max_size=20) | st.text(st.characters(categories=("Cs", "Cc", "L")
 
 
 @st.composite
-def spaces(draw: st.DrawFn) -> tuple[SavedSpace, list[Extent]]:
+def spaces(draw: st.DrawFn) -> tuple[SavedSpace, list[SavedExtent]]:
     """A space with any values that fit each other, and extents of it."""
     arch = draw(st.sampled_from([*ARCHES, evolve(AMD64, name="own", max_addr=1 << 21, min_addr=0)]))
     memories = tuple(draw(st.lists(st.integers(1, 1 << 40), max_size=3)))
@@ -125,11 +125,11 @@ def spaces(draw: st.DrawFn) -> tuple[SavedSpace, list[Extent]]:
         if draw(st.booleans()):
             guards.append((start, start + arch.page_size))
         if not shared and draw(st.booleans()):
-            extents.append(Extent(PRIVATE, start, start + draw(st.integers(1, (end - start) // PAGE)) * PAGE))
+            extents.append(SavedExtent(PRIVATE, start, start + draw(st.integers(1, (end - start) // PAGE)) * PAGE))
     for number, length in enumerate(memories):
         if draw(st.booleans()):
             last = draw(st.integers(1, min(-(-length // 65536) * 16, 300)))
-            extents.append(Extent(number, draw(st.integers(0, last - 1)) * PAGE, last * PAGE))
+            extents.append(SavedExtent(number, draw(st.integers(0, last - 1)) * PAGE, last * PAGE))
     brk_start, brk = sorted(draw(st.tuples(*[st.integers(0, arch.max_addr)] * 2)))
     limits = Limits(address_limit=draw(st.none() | NUMBER), stack_limit=draw(NUMBER))
     tables = tuple(mappings), tuple(guards), memories
@@ -138,8 +138,11 @@ def spaces(draw: st.DrawFn) -> tuple[SavedSpace, list[Extent]]:
 
 
 @given(spaces(), st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_space_comes_back(tmp_path: Path, drawn: tuple[SavedSpace, list[Extent]], from_file: bool) -> None:
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=settings().max_examples // 2,
+)
+def test_any_space_comes_back(tmp_path: Path, drawn: tuple[SavedSpace, list[SavedExtent]], from_file: bool) -> None:
     """Whatever fits together comes back, and what was loaded can be saved again out of the file."""
     space, extents = drawn
     save(tmp_path / "a", space, list(reversed(pages(extents))))
@@ -154,7 +157,7 @@ def test_any_space_comes_back(tmp_path: Path, drawn: tuple[SavedSpace, list[Exte
 def test_a_large_extent_in_pieces(tmp_path: Path) -> None:
     """A source is asked for a MiB at most, in order."""
     space = evolve(SPACE, memories=(5 << 20,))
-    extent = Extent(0, 3 * PAGE, (5 << 20) - PAGE)
+    extent = SavedExtent(0, 3 * PAGE, (5 << 20) - PAGE)
     asked = []
 
     def source(start: int, end: int) -> bytes:
@@ -176,7 +179,7 @@ def test_holes_cost_nothing(tmp_path: Path) -> None:
     save(
         tmp_path / "a",
         evolve(SPACE, memories=(size,)),
-        [(Extent(0, 0, size), lambda start, _: zeros if start % step else written)],
+        [(SavedExtent(0, 0, size), lambda start, _: zeros if start % step else written)],
     )
     began = time.process_time()
     with loaded(tmp_path / "a") as found:

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from campaign import times
 from snapshot_samples import EXTENTS, PAGE, SPACE, loaded, loaded_pages, names, page_bytes, pages
-from usermem.mm.saved_space import PRIVATE, Extent
+from usermem.mm.saved_space import PRIVATE, SavedExtent
 from usermem.mm.snapshot_file import save
 
 OTHER = evolve(SPACE, brk=0x10456, memories=(1 << 20,))
-MUCH = [*EXTENTS[:2], Extent(0, 0, 1 << 20)]
+MUCH = [*EXTENTS[:2], SavedExtent(0, 0, 1 << 20)]
 CALLS = ("ftruncate", "pwrite", "lseek", "pread", "fsync", "replace")
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork(2)")
@@ -112,7 +113,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert {each.suffix for each in tmp_path.iterdir()} <= {"", ".tmp"}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT][: times(1, 3)])
 def test_refused_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """A host that refuses any step of a save: OSError, the old file is there and nothing else; or there is none."""
     path = tmp_path / "a"
@@ -279,8 +280,13 @@ def test_sources_that_fail(tmp_path: Path) -> None:
 
 def test_values_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be loaded is not saved: extents that overlap, or lie where nothing private is mapped."""
-    one = Extent(PRIVATE, 0x10000, 0x12000)
-    for extents in ([one, one], [Extent(PRIVATE, 0x14000, 0x15000)], [Extent(3, 0, PAGE)], [Extent(0, 1, PAGE)]):
+    one = SavedExtent(PRIVATE, 0x10000, 0x12000)
+    for extents in (
+        [one, one],
+        [SavedExtent(PRIVATE, 0x14000, 0x15000)],
+        [SavedExtent(3, 0, PAGE)],
+        [SavedExtent(0, 1, PAGE)],
+    ):
         with pytest.raises(ValueError, match="extent"):
             save(tmp_path / "a", SPACE, pages(extents))
     with pytest.raises(ValueError, match="above"):

@@ -26,6 +26,7 @@ from usermem import AddressSpace, BusyError, Snapshot
 from usermem.mm import (
     arena,
     change,
+    extent,
     free_list,
     host_calls,
     host_pages,
@@ -42,7 +43,7 @@ from usermem.mm import (
 )
 
 MODULES = [
-    *(arena, change, free_list, host_calls, host_pages, image, memory_file, memory_map, overlay),
+    *(arena, change, extent, free_list, host_calls, host_pages, image, memory_file, memory_map, overlay),
     *(quiet, restore, segment, segment_diff, spawn, state),
 ]
 BASE, PAGES = 0x4000_0000, 12
@@ -117,7 +118,7 @@ def determined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def check_all(space: AddressSpace, kept: list[tuple[Snapshot, Pages]], where: str) -> None:
     """Every snapshot restores exactly, in this space and in a new one; memory that is handed out anew is zero."""
-    for snapshot, pages in [*kept, *kept[::-1]]:
+    for snapshot, pages in [*kept, kept[0]]:
         if not space._map.tables.closed:
             space.restore(snapshot)
             assert contents(space) == pages, where
@@ -133,8 +134,7 @@ def check_zeros(space: AddressSpace, where: str) -> None:
     check_free(memory)
     pieces = [memory.allocate(1 << 26) for _ in range(3)] + [memory.allocate(PAGE) for _ in range(8)]
     for piece in pieces:
-        for at in range(0, min(len(piece), 64 * PAGE), PAGE):
-            assert not any(piece.view()[at : at + PAGE]), where
+        assert not piece.view()[: 64 * PAGE].tobytes().strip(b"\0"), where
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["lines", "instructions"])
@@ -142,11 +142,11 @@ def check_zeros(space: AddressSpace, where: str) -> None:
 def test_an_interrupt_at_each_place(name: str, between: bool) -> None:
     """No lock is held; contents are those of before or after; all snapshots restore.
 
-    By day at every sixth place, which ones differs by the call.
+    By day at every twelfth place, which ones differs by the call.
     """
     call, (space, kept) = CALLS[name], sample()
     before = contents(space)
-    step, fired = times(6, 1), True
+    step, fired = times(12, 1), True
     at = -((list(CALLS).index(name) * 2 + between) % step)
     while fired:
         at += step
@@ -172,8 +172,8 @@ def test_a_handler_that_writes(name: str, between: bool) -> None:
     """What a handler writes in the middle of a snapshot, a fork and a spawn is not lost: into a page that was written,
     one that was not, one that the snapshot before has. In the middle of a restore it is undone, or stays.
     """
-    call, step, fired = CALLS[name], times(2, 1), True
-    at = -(between % step)
+    call, step, fired = CALLS[name], times(6, 1), True
+    at = -((list(CALLS).index(name) * 2 + between) % step)
     targets = (BASE + 8, BASE + 3 * PAGE + 8, BASE + 6 * PAGE + 8, BASE + 2 * PAGE + 8)
 
     def handle() -> None:
@@ -217,7 +217,7 @@ def map_elsewhere(space: AddressSpace) -> None:
 @pytest.mark.parametrize("name", ["snapshot", "fork", "restore", "spawn"])
 def test_a_handler_that_maps(name: str) -> None:
     """Its changes came before or after: they are there, or a restore has undone them, both of them."""
-    call, step, fired = CALLS[name], times(3, 1), True
+    call, step, fired = CALLS[name], times(7, 1), True
     at = -(list(CALLS).index(name) % step)
     while fired:
         at += step
@@ -240,7 +240,7 @@ def test_a_handler_that_maps(name: str) -> None:
 @pytest.mark.parametrize("name", ["snapshot", "fork", "restore"])
 def test_a_handler_cannot_snapshot(name: str) -> None:
     """In the middle of one it is told that the space is busy; before and after, it can."""
-    call, step, fired, refused = CALLS[name], times(5, 1), True, 0
+    call, step, fired, refused = CALLS[name], times(11, 1), True, 0
 
     def handle() -> None:
         nonlocal refused
@@ -259,7 +259,7 @@ def test_a_handler_cannot_snapshot(name: str) -> None:
         fired = bool(event.where)
         check_all(space, kept, event.where)
         space.close()
-    assert refused > 10
+    assert refused > 5
 
 
 def test_signals_beside_snapshots() -> None:
@@ -276,7 +276,7 @@ def test_signals_beside_snapshots() -> None:
     before = signal.signal(signal.SIGALRM, handle)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.00023)
-        end = time.monotonic() + times(1, 20)
+        end = time.monotonic() + times(4, 200) / 10
         while time.monotonic() < end:
             for page in range(0, 64, 3):
                 space.copy_out(BASE + page * PAGE + 64, b"main")

@@ -207,6 +207,6 @@ class FewExtents(Snapshots):
 TestSnapshots, TestWithPagemap = Snapshots.TestCase, WithPagemap.TestCase
 TestWithoutPagemap, TestByCopying = WithoutPagemap.TestCase, ByCopying.TestCase
 TestFewExtents = FewExtents.TestCase
-TestSnapshots.settings = settings(stateful_step_count=50)
+TestSnapshots.settings = settings(stateful_step_count=50, max_examples=settings().max_examples // 2)
 _FEWER = settings(stateful_step_count=50, max_examples=max(settings().max_examples // 5, 10))
 TestWithPagemap.settings = TestWithoutPagemap.settings = TestByCopying.settings = TestFewExtents.settings = _FEWER

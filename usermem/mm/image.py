@@ -15,7 +15,7 @@ from safemem import safecopy
 from safemem.errors import error
 from safemem.safecopy import address_of
 from usermem.mm import host_calls
-from usermem.mm.descriptor import Descriptor
+from usermem.mm.descriptor import Descriptor, read_into
 from usermem.mm.faulting import can_map
 from usermem.mm.memory_file import MemoryRange, memory_file
 
@@ -79,13 +79,7 @@ class FileImage(Descriptor):
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """See Image.read_at."""
-        done = 0
-        while done < len(dst):
-            count = os.preadv(self.fd, [dst[done:]], offset + done)
-            if not count:
-                break
-            done += count
-        return done
+        return read_into(self.fd, offset, dst)
 
 
 def read_whole(image: Image, offset: int, length: int) -> bytearray:

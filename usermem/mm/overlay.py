@@ -27,6 +27,7 @@ from usermem.mm import host_calls, host_pages
 from usermem.mm.contents import Contents, bytes_at
 from usermem.mm.extent import Extent, ExtentSet, same_page
 from usermem.mm.image import Image, maps_images, new_image
+from usermem.mm.memory_file import MOST_WRITTEN
 from usermem.mm.ranges import Ranges, joined, joined_near
 from usermem.mm.segment_diff import differences
 
@@ -34,7 +35,6 @@ MAX_EXTENTS: Final = 1 << 10
 """How many extents the memory of one space may be covered by. Each is up to two of the host's 65,530 mappings. Beyond
 it those that are near each other become one, whose pages are copied."""
 
-_MOST_COPIED: Final = 1 << 30  # by one pwrite(2)
 _PAGE: Final = mmap.PAGESIZE
 
 # A process that is forked off has the extents and the mappings of one moment: nobody maps while it is made.
@@ -74,7 +74,7 @@ class Overlay(Contents):
         if len(there) + 2 * len(own) > MAX_EXTENTS:
             self.cover(self._flattened(joined([*own, *((each.start, each.end) for each in there)]), spans))
         elif self.maps:
-            own = [(at, min(at + _MOST_COPIED, end)) for start, end in own for at in range(start, end, _MOST_COPIED)]
+            own = [(at, min(at + MOST_WRITTEN, end)) for start, end in own for at in range(start, end, MOST_WRITTEN)]
             self._map(own, _pictured(own), copying=True)
         else:
             extents = _pictured(own)

@@ -25,8 +25,7 @@ from usermem.mm.maps import printable
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.page_cache import PageCache
 from usermem.mm.pma import PMASet
-from usermem.mm.saved_space import PRIVATE, Behind, SavedMapping, SavedSpace
-from usermem.mm.saved_space import Extent as SavedExtent
+from usermem.mm.saved_space import PRIVATE, Behind, SavedExtent, SavedMapping, SavedSpace
 from usermem.mm.snapshot_file import DATA, LoadedSpace, Source, load, save
 from usermem.mm.state import State
 from usermem.mm.vma import VMA, VMASet

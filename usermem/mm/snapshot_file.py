@@ -58,7 +58,7 @@ from usermem.mm.descriptor import Path
 from usermem.mm.holes import next_data, next_hole
 from usermem.mm.image import FileImage
 from usermem.mm.replace_file import replacing
-from usermem.mm.saved_space import PAGE, Extent, SavedSpace
+from usermem.mm.saved_space import PAGE, SavedExtent, SavedSpace
 from usermem.mm.snapshot_tables import decode, encode
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ class LoadedSpace:
     """What :func:`load` found. Extents have their offsets in the ``file``, which is open."""
 
     saved: SavedSpace
-    extents: tuple[Extent, ...]
+    extents: tuple[SavedExtent, ...]
     file: FileImage
 
 
-def save(path: Path, saved: SavedSpace, pages: Iterable[tuple[Extent, Source]]) -> None:
+def save(path: Path, saved: SavedSpace, pages: Iterable[tuple[SavedExtent, Source]]) -> None:
     """Write a snapshot file. Pages of zeros become holes. A source is asked for up to 1 MiB at a time.
 
     Raises ValueError if the values contradict each other (see saved_space.check) or are too many for the format, or
@@ -161,7 +161,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
         raise SnapshotFileError(path, "this is no regular file", _FOREIGN)
 
 
-def _verified(path: Path, fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
+def _verified(path: Path, fd: int) -> tuple[SavedSpace, tuple[SavedExtent, ...]]:
     start = _read(fd, 12, 0)
     if not start or start[:8] != MAGIC[: len(start)]:
         raise SnapshotFileError(path, "this is no snapshot file" if start else "the file is empty", _FOREIGN)
@@ -175,7 +175,7 @@ def _verified(path: Path, fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
         raise SnapshotFileError(path, str(exc), _DAMAGED) from exc
 
 
-def _read_all(fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
+def _read_all(fd: int) -> tuple[SavedSpace, tuple[SavedExtent, ...]]:
     """Verify everything in the order in which one thing limits the next. Raises ValueError for what is wrong."""
     raw = _read_exactly(fd, _HEADER.size + _CRC.size, 0)
     if _CRC.pack(zlib.crc32(raw[: -_CRC.size])) != raw[-_CRC.size :]:
@@ -255,7 +255,7 @@ def _read_exactly(fd: int, length: int, at: int) -> bytes:
     return data
 
 
-def _write_data(fd: int, pages: Sequence[tuple[Extent, Source]]) -> int:
+def _write_data(fd: int, pages: Sequence[tuple[SavedExtent, Source]]) -> int:
     """Write the bytes of the extents, and return where they end."""
     at = DATA
     end = at + sum(extent.end - extent.start for extent, _ in pages)
