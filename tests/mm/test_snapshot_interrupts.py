@@ -142,11 +142,11 @@ def check_zeros(space: AddressSpace, where: str) -> None:
 def test_an_interrupt_at_each_place(name: str, between: bool) -> None:
     """No lock is held; contents are those of before or after; all snapshots restore.
 
-    By day at every twelfth place, which ones differs by the call.
+    By day at every sixteenth place, which ones differs by the call.
     """
     call, (space, kept) = CALLS[name], sample()
     before = contents(space)
-    step, fired = times(12, 1), True
+    step, fired = times(16, 1), True
     at = -((list(CALLS).index(name) * 2 + between) % step)
     while fired:
         at += step
@@ -172,7 +172,7 @@ def test_a_handler_that_writes(name: str, between: bool) -> None:
     """What a handler writes in the middle of a snapshot, a fork and a spawn is not lost: into a page that was written,
     one that was not, one that the snapshot before has. In the middle of a restore it is undone, or stays.
     """
-    call, step, fired = CALLS[name], times(6, 1), True
+    call, step, fired = CALLS[name], times(10, 1), True
     at = -((list(CALLS).index(name) * 2 + between) % step)
     targets = (BASE + 8, BASE + 3 * PAGE + 8, BASE + 6 * PAGE + 8, BASE + 2 * PAGE + 8)
 
@@ -217,7 +217,7 @@ def map_elsewhere(space: AddressSpace) -> None:
 @pytest.mark.parametrize("name", ["snapshot", "fork", "restore", "spawn"])
 def test_a_handler_that_maps(name: str) -> None:
     """Its changes came before or after: they are there, or a restore has undone them, both of them."""
-    call, step, fired = CALLS[name], times(7, 1), True
+    call, step, fired = CALLS[name], times(10, 1), True
     at = -(list(CALLS).index(name) % step)
     while fired:
         at += step

@@ -58,8 +58,8 @@ def extents(space: AddressSpace) -> int:
 
 
 def test_every_other_page() -> None:
-    """Of 64 MiB: few extents, right contents, whichever snapshot comes back."""
-    pages = 1 << 14
+    """Of 16 MiB: few extents, right contents, whichever snapshot comes back."""
+    pages = 1 << 12
     space, before = new_space(pages), maps()
     kept: list[tuple[Snapshot, bytes]] = []
     for n in range(3):
