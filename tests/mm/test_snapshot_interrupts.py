@@ -144,9 +144,9 @@ def places(
 ) -> Iterator[tuple[Event, AddressSpace, Kept]]:
     """Events in which a space is acted on, each at another place of a call, with a space of its own, which is checked.
 
-    By day at every sixteenth place, which ones differs by the call, and every third of those where images are mapped.
+    By day at every twentieth place, which ones differs by the call, and at all where images are mapped.
     """
-    for modules, step in [(MODULES, times(16, 1)), ([overlay], times(3, 1))]:
+    for modules, step in [(MODULES, times(20, 1)), ([overlay], 1)]:
         at = -((list(CALLS).index(name) * 2 + between) % step)
         while True:
             at += step
