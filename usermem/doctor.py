@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from safemem import HostFaultError, atomics, safecopy
 from usermem.mm import host_pages
 from usermem.mm.faulting import can_map
+from usermem.mm.image import maps_images
 from usermem.mm.memory_file import memory_file
-from usermem.mm.overlay import maps_images
 
 
 def doctor() -> str:

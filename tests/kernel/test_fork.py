@@ -250,6 +250,7 @@ def test_fixed_calls(family: Family, name: str) -> None:
 @given(st.lists(calls(), min_size=10, max_size=30))
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    max_examples=settings().max_examples // 2,
 )
 def test_random_calls(family: Family, sequence: list[Call]) -> None:
     """Maps, writes, advice and locks among forks."""

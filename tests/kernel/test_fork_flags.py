@@ -223,6 +223,7 @@ def test_too_many_mappings() -> None:
 @given(st.lists(calls(), min_size=8, max_size=25))
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    max_examples=settings().max_examples // 2,
 )
 def test_random_calls(process: ForkedProcess, sequence: list[Call]) -> None:
     """Advice among maps, moves, rights and locks, then a fork."""

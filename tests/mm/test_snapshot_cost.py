@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import gc
 import mmap
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from campaign import times
 from host_figures import host_mappings, resident
 from hostarch import mman
 from usermem import AddressSpace
-from usermem.mm.overlay import maps_images
+from usermem.mm.image import maps_images
 
 PAGE = mmap.PAGESIZE
 RW = mman.PROT_READ | mman.PROT_WRITE
 PRIVATE = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS
 SIZE = 64 * PAGE
-CYCLES = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1_000
+CYCLES = times(400, 10_000)
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="measures by /proc/self"),

@@ -17,7 +17,8 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshot_samples import DATA, PAGE, SPACE, loaded, pages, problem, put_together, take_apart
+from campaign import times
+from snapshot_samples import DATA, PAGE, SPACE, loaded, loaded_pages, pages, problem, put_together, take_apart
 from usermem.mm.saved_space import PRIVATE, Behind
 from usermem.mm.snapshot_file import SnapshotFileError, save
 
@@ -250,7 +251,7 @@ def test_a_hostile_number_of_checksums(path: Path) -> None:
 
 
 @given(st.sampled_from(["mappings", "guards", "memories", "extents", "metadata"]), st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=times(120, 5000))
 def test_any_tables(tmp_path: Path, name: str, data: st.DataObject) -> None:
     """Tables with any bytes in them, and right checksums, are refused, or hold a space that can be saved again."""
     path = tmp_path / "a"
@@ -264,6 +265,6 @@ def test_any_tables(tmp_path: Path, name: str, data: st.DataObject) -> None:
     put_together(path, raw, {**tables, name: bytes(table)})
     try:
         with loaded(path) as found:
-            save(tmp_path / "b", found.saved, [(each, (found.file.fd, each.offset)) for each in found.extents])
+            save(tmp_path / "b", found.saved, loaded_pages(found))
     except SnapshotFileError:
         pass

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from snapshot_samples import EXTENTS, PAGE, SPACE, loaded, names, page_bytes, pages
-from usermem.mm.saved_space import PRIVATE, Extent
+from campaign import times
+from snapshot_samples import EXTENTS, PAGE, SPACE, loaded, loaded_pages, names, page_bytes, pages
+from usermem.mm.saved_space import PRIVATE, SavedExtent
 from usermem.mm.snapshot_file import save
 
 OTHER = evolve(SPACE, brk=0x10456, memories=(1 << 20,))
-MUCH = [*EXTENTS[:2], Extent(0, 0, 1 << 20)]
+MUCH = [*EXTENTS[:2], SavedExtent(0, 0, 1 << 20)]
 CALLS = ("ftruncate", "pwrite", "lseek", "pread", "fsync", "replace")
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork(2)")
@@ -112,7 +113,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert {each.suffix for each in tmp_path.iterdir()} <= {"", ".tmp"}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT][: times(1, 3)])
 def test_refused_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """A host that refuses any step of a save: OSError, the old file is there and nothing else; or there is none."""
     path = tmp_path / "a"
@@ -250,7 +251,7 @@ def test_who_has_the_old_file_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "a"
     save(path, SPACE, pages())
     with loaded(path) as old:
-        save(path, OTHER, [(each, (old.file.fd, each.offset)) for each in old.extents])
+        save(path, OTHER, loaded_pages(old))
         for each in old.extents:
             assert os.pread(old.file.fd, each.end - each.start, each.offset) == page_bytes(each.start, each.end)
     with loaded(path) as new:
@@ -274,18 +275,18 @@ def test_sources_that_fail(tmp_path: Path) -> None:
             save(tmp_path / "a", SPACE, pages(source=lambda start, end, extra=extra: bytes(end - start + extra)))  # type: ignore[misc]
     with pytest.raises(TypeError):
         save(tmp_path / "a", SPACE, pages(source=lambda start, end: "text"))  # type: ignore[arg-type, return-value]
-    (tmp_path / "short").write_bytes(b"x" * (PAGE - 1))
-    with (tmp_path / "short").open("rb") as short, pytest.raises(ValueError, match="the source of"):
-        save(tmp_path / "a", SPACE, [(EXTENTS[0], (short.fileno(), 0))])
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        save(tmp_path / "a", SPACE, [(EXTENTS[0], (-1, 0))])
-    assert names(tmp_path) == ["short"]
+    assert not names(tmp_path)
 
 
 def test_values_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be loaded is not saved: extents that overlap, or lie where nothing private is mapped."""
-    one = Extent(PRIVATE, 0x10000, 0x12000)
-    for extents in ([one, one], [Extent(PRIVATE, 0x14000, 0x15000)], [Extent(3, 0, PAGE)], [Extent(0, 1, PAGE)]):
+    one = SavedExtent(PRIVATE, 0x10000, 0x12000)
+    for extents in (
+        [one, one],
+        [SavedExtent(PRIVATE, 0x14000, 0x15000)],
+        [SavedExtent(3, 0, PAGE)],
+        [SavedExtent(0, 1, PAGE)],
+    ):
         with pytest.raises(ValueError, match="extent"):
             save(tmp_path / "a", SPACE, pages(extents))
     with pytest.raises(ValueError, match="above"):

@@ -16,7 +16,7 @@ from campaign import times
 from edge_layouts import FIXED, PAGE, RW
 from hostarch import mman
 from usermem import AddressSpace, Snapshot
-from usermem.mm import host_calls, overlay
+from usermem.mm import host_calls, image
 from usermem.mm.memory_file import MemoryRange
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork(2)")
@@ -162,7 +162,7 @@ def test_images_of_before_are_not_given_back() -> None:
     assert all(image.file.retired for image in images if isinstance(image, MemoryRange))
 
 
-@pytest.mark.skipif(not overlay.maps_images(), reason="needs a host that maps images")
+@pytest.mark.skipif(not image.maps_images(), reason="needs a host that maps images")
 def test_a_fork_in_the_middle_of_a_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child of another thread's fork has what is noted: pages are mapped before it is forked off, or after."""
     family = Family()

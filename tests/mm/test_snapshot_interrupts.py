@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -26,6 +27,7 @@ from usermem import AddressSpace, BusyError, Snapshot
 from usermem.mm import (
     arena,
     change,
+    extent,
     free_list,
     host_calls,
     host_pages,
@@ -42,7 +44,7 @@ from usermem.mm import (
 )
 
 MODULES = [
-    *(arena, change, free_list, host_calls, host_pages, image, memory_file, memory_map, overlay),
+    *(arena, change, extent, free_list, host_calls, host_pages, image, memory_file, memory_map, overlay),
     *(quiet, restore, segment, segment_diff, spawn, state),
 ]
 BASE, PAGES = 0x4000_0000, 12
@@ -52,9 +54,10 @@ SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
 OFTEN = 1  # of a line that a call runs several times, the first
 
 Pages = dict[int, bytes]
+Kept = list[tuple[Snapshot, Pages]]
 
 
-def sample() -> tuple[AddressSpace, list[tuple[Snapshot, Pages]]]:
+def sample() -> tuple[AddressSpace, Kept]:
     """A space with two snapshots that differ in pages and mappings, and with changes since; and what they hold."""
     space = AddressSpace()
     space.mmap(BASE, PAGES * PAGE, RW, FIXED)
@@ -83,18 +86,18 @@ def contents(space: AddressSpace) -> Pages:
     }
 
 
-def restore_first(space: AddressSpace, kept: list[tuple[Snapshot, Pages]]) -> None:
+def restore_first(space: AddressSpace, kept: Kept) -> None:
     """Back to the older snapshot."""
     space.restore(kept[0][0])
 
 
-def close_all(space: AddressSpace, kept: list[tuple[Snapshot, Pages]]) -> None:
+def close_all(space: AddressSpace, kept: Kept) -> None:
     """A snapshot goes, then the space."""
     kept.pop()[0].close()
     space.close()
 
 
-CALLS: dict[str, Callable[[AddressSpace, list[tuple[Snapshot, Pages]]], object]] = {
+CALLS: dict[str, Callable[[AddressSpace, Kept], object]] = {
     "snapshot": lambda space, kept: space.snapshot(),
     "restore": restore_first,
     "restore the last": lambda space, kept: space.restore(kept[1][0]),
@@ -115,9 +118,9 @@ def determined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.enable()
 
 
-def check_all(space: AddressSpace, kept: list[tuple[Snapshot, Pages]], where: str) -> None:
+def check_all(space: AddressSpace, kept: Kept, where: str) -> None:
     """Every snapshot restores exactly, in this space and in a new one; memory that is handed out anew is zero."""
-    for snapshot, pages in [*kept, *kept[::-1]]:
+    for snapshot, pages in [*kept, kept[0]]:
         if not space._map.tables.closed:
             space.restore(snapshot)
             assert contents(space) == pages, where
@@ -133,37 +136,44 @@ def check_zeros(space: AddressSpace, where: str) -> None:
     check_free(memory)
     pieces = [memory.allocate(1 << 26) for _ in range(3)] + [memory.allocate(PAGE) for _ in range(8)]
     for piece in pieces:
-        for at in range(0, min(len(piece), 64 * PAGE), PAGE):
-            assert not any(piece.view()[at : at + PAGE]), where
+        assert not piece.view()[: 64 * PAGE].tobytes().strip(b"\0"), where
+
+
+def places(
+    name: str, act: Callable[[AddressSpace, Kept], object], *, between: bool = False
+) -> Iterator[tuple[Event, AddressSpace, Kept]]:
+    """Events in which a space is acted on, each at another place of a call, with a space of its own, which is checked.
+
+    By day at every twentieth place, which ones differs by the call, and at all where images are mapped.
+    """
+    for modules, step in [(MODULES, times(20, 1)), ([overlay], 1)]:
+        at = -((list(CALLS).index(name) * 2 + between) % step)
+        while True:
+            at += step
+            space, kept = sample()
+            event = Event(modules, at, partial(act, space, kept), OFTEN, between)
+            yield event, space, kept
+            check_all(space, kept, event.where)
+            space.close()
+            if not event.where:
+                break
+        assert at > 20 or modules is not MODULES
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["lines", "instructions"])
 @pytest.mark.parametrize("name", CALLS)
 def test_an_interrupt_at_each_place(name: str, between: bool) -> None:
-    """No lock is held; contents are those of before or after; all snapshots restore.
-
-    By day at every sixth place, which ones differs by the call.
-    """
-    call, (space, kept) = CALLS[name], sample()
-    before = contents(space)
-    step, fired = times(6, 1), True
-    at = -((list(CALLS).index(name) * 2 + between) % step)
-    while fired:
-        at += step
-        space, kept = sample()
-        event = Event(MODULES, at, interrupt, OFTEN, between)
+    """No lock is held; contents are those of before or after; all snapshots restore."""
+    for event, space, kept in places(name, lambda space, kept: interrupt(), between=between):
+        before = contents(space)
         with suppress(KeyboardInterrupt):
-            event.during(lambda space=space, kept=kept: call(space, kept))  # type: ignore[misc]
-        fired = bool(event.where)
+            event.during(partial(CALLS[name], space, kept))
         assert not any(lock._is_owned() for lock in fork._locks), event.where  # type: ignore[attr-defined]
         assert space._map.held is None
         if name in ("snapshot", "fork", "spawn", "dirty_pages") or (name == "close" and not space._map.tables.closed):
             assert contents(space) == before, event.where
         elif not space._map.tables.closed:
             assert contents(space).keys() in (before.keys(), kept[0][1].keys(), kept[1][1].keys()), event.where
-        check_all(space, kept, event.where)
-        space.close()
-    assert at > 20
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["lines", "instructions"])
@@ -172,42 +182,25 @@ def test_a_handler_that_writes(name: str, between: bool) -> None:
     """What a handler writes in the middle of a snapshot, a fork and a spawn is not lost: into a page that was written,
     one that was not, one that the snapshot before has. In the middle of a restore it is undone, or stays.
     """
-    call, step, fired = CALLS[name], times(2, 1), True
-    at = -(between % step)
     targets = (BASE + 8, BASE + 3 * PAGE + 8, BASE + 6 * PAGE + 8, BASE + 2 * PAGE + 8)
 
-    def handle() -> None:
+    def handle(space: AddressSpace, kept: Kept) -> None:
         for addr in targets:
             space.copy_out(addr, b"handler")
-        with pytest.raises(BusyError):
-            space.snapshot() if busy else refuse()
 
-    def refuse() -> None:
-        raise BusyError("not asked")
-
-    while fired:
-        at += step
-        space, kept = sample()
-        busy = False
+    for event, space, kept in places(name, handle, between=between):
         then = contents(space)
-        event = Event(MODULES, at, handle, OFTEN, between)
-        event.during(lambda space=space, kept=kept: call(space, kept))  # type: ignore[misc]
-        fired = bool(event.where)
+        event.during(partial(CALLS[name], space, kept))
         now = contents(space)
-        for addr in targets if fired else ():
+        for addr in targets if event.where else ():
             page, offset = addr // PAGE * PAGE, addr % PAGE
             there = now[page][offset : offset + 7]
-            assert there == b"handler" or (name == "restore" and there == kept[0][1][page][offset : offset + 7]), (
-                event.where
-            )
-            if name != "restore":
-                assert now[page][:offset] == then[page][:offset], event.where
-        check_all(space, kept, event.where)
-        space.close()
-    assert at > 20
+            undone = name == "restore" and there == kept[0][1][page][offset : offset + 7]
+            assert there == b"handler" or undone, event.where
+            assert name == "restore" or now[page][:offset] == then[page][:offset], event.where
 
 
-def map_elsewhere(space: AddressSpace) -> None:
+def map_elsewhere(space: AddressSpace, kept: Kept) -> None:
     """Map, write, unmap what the call is about."""
     space.mmap(LATER + 8 * PAGE, PAGE, RW, FIXED)
     space.copy_out(LATER + 8 * PAGE, b"handler")
@@ -217,32 +210,23 @@ def map_elsewhere(space: AddressSpace) -> None:
 @pytest.mark.parametrize("name", ["snapshot", "fork", "restore", "spawn"])
 def test_a_handler_that_maps(name: str) -> None:
     """Its changes came before or after: they are there, or a restore has undone them, both of them."""
-    call, step, fired = CALLS[name], times(3, 1), True
-    at = -(list(CALLS).index(name) % step)
-    while fired:
-        at += step
-        space, kept = sample()
-        event = Event(MODULES, at, lambda space=space: map_elsewhere(space), OFTEN)  # type: ignore[misc]
-        event.during(lambda space=space, kept=kept: call(space, kept))  # type: ignore[misc]
-        fired = bool(event.where)
-        if fired:
+    for event, space, kept in places(name, map_elsewhere):
+        event.during(partial(CALLS[name], space, kept))
+        if event.where:
             now = contents(space)
             if name == "restore" and LATER + 8 * PAGE not in now:
                 assert now.keys() == kept[0][1].keys(), event.where
             else:
                 assert now[LATER + 8 * PAGE][:8] == b"handler\0", event.where
                 assert BASE + 3 * PAGE not in now, event.where
-        check_all(space, kept, event.where)
-        space.close()
-    assert at > 20
 
 
 @pytest.mark.parametrize("name", ["snapshot", "fork", "restore"])
 def test_a_handler_cannot_snapshot(name: str) -> None:
     """In the middle of one it is told that the space is busy; before and after, it can."""
-    call, step, fired, refused = CALLS[name], times(5, 1), True, 0
+    refused = 0
 
-    def handle() -> None:
+    def handle(space: AddressSpace, kept: Kept) -> None:
         nonlocal refused
         try:
             kept.append((space.snapshot(), contents(space)))
@@ -250,15 +234,8 @@ def test_a_handler_cannot_snapshot(name: str) -> None:
         except BusyError:
             refused += 1
 
-    at = 0
-    while fired:
-        at += step
-        space, kept = sample()
-        event = Event(MODULES, at, handle, OFTEN)
-        event.during(lambda space=space, kept=kept: call(space, kept[:2]))  # type: ignore[misc]
-        fired = bool(event.where)
-        check_all(space, kept, event.where)
-        space.close()
+    for event, space, kept in places(name, handle):
+        event.during(partial(CALLS[name], space, kept[:2]))
     assert refused > 10
 
 
@@ -276,7 +253,7 @@ def test_signals_beside_snapshots() -> None:
     before = signal.signal(signal.SIGALRM, handle)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.00023)
-        end = time.monotonic() + times(1, 20)
+        end = time.monotonic() + times(4, 200) / 10
         while time.monotonic() < end:
             for page in range(0, 64, 3):
                 space.copy_out(BASE + page * PAGE + 64, b"main")

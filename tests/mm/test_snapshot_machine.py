@@ -21,7 +21,7 @@ from mapping_machine import MappingMachine, booleans, picks
 from snapshot_guest import Guest
 from snapshot_model import PAGE, Moment, different, moment, written
 from usermem import Snapshot
-from usermem.mm import host_pages, overlay, saved_state
+from usermem.mm import host_pages, image, overlay, saved_state
 from usermem.mm.backing import saved_bytes
 
 pytestmark = pytest.mark.skipif(
@@ -112,7 +112,7 @@ class Snapshots(MappingMachine):
         kept.snapshot.save(path)
         loaded = Kept(
             Snapshot.load(path, in_memory=in_memory),
-            kept.moment.loaded(read_in=not overlay.maps_images()),
+            kept.moment.loaded(read_in=not image.maps_images()),
             *(None, kept.maps, {}),
         )
         self.check_between(loaded.snapshot.diff(kept.snapshot), *different(loaded.moment, kept.moment))
@@ -208,6 +208,6 @@ class FewExtents(Snapshots):
 TestSnapshots, TestWithPagemap = Snapshots.TestCase, WithPagemap.TestCase
 TestWithoutPagemap, TestByCopying = WithoutPagemap.TestCase, ByCopying.TestCase
 TestFewExtents = FewExtents.TestCase
-TestSnapshots.settings = settings(stateful_step_count=50)
-for each in (TestWithPagemap, TestWithoutPagemap, TestByCopying, TestFewExtents):
-    each.settings = settings(stateful_step_count=50, max_examples=max(settings().max_examples // 5, 10))
+TestSnapshots.settings = settings(stateful_step_count=50, max_examples=settings().max_examples // 2)
+_FEWER = settings(stateful_step_count=50, max_examples=max(settings().max_examples // 5, 10))
+TestWithPagemap.settings = TestWithoutPagemap.settings = TestByCopying.settings = TestFewExtents.settings = _FEWER

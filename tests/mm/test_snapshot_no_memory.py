@@ -20,11 +20,11 @@ import pytest
 from edge_layouts import FIXED, PAGE, RW
 from hostarch import mman
 from usermem import AddressSpace, Snapshot
-from usermem.mm import host_calls, host_pages, memory_file, overlay
+from usermem.mm import host_calls, host_pages, image, memory_file, overlay
 from usermem.mm.image import Image, new_image
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not overlay.maps_images(), reason="needs a host that maps images"
+    sys.platform != "linux" or not image.maps_images(), reason="needs a host that maps images"
 )
 
 BASE, PAGES = 0x4000_0000, 16
@@ -209,11 +209,11 @@ def test_no_descriptor_left_at_the_first_snapshot(monkeypatch: pytest.MonkeyPatc
         space.mmap(BASE, PAGES * PAGE, RW, FIXED)
         space.copy_out(BASE, b"x" * PAGE)
         if not probed:
-            overlay.maps_images.cache_clear()
+            image.maps_images.cache_clear()
         with no_descriptor_left(), pytest.raises(MemoryError, match="memory file"):
             space.snapshot()
         snapshot = space.snapshot()
-        assert overlay.maps_images()
+        assert image.maps_images()
         check(space, snapshot, content(space))
         monkeypatch.setattr(memory_file, "_current", None)
 

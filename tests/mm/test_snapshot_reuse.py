@@ -68,7 +68,7 @@ def _munmap(space: object) -> None:
 def test_every_order_of_ends() -> None:
     """Snapshots, spaces, children, blocks: whatever goes first, all is zero for the next one."""
     orders = [order for order in itertools.permutations(ENDS) if order[-1] != "restore"]
-    for order in random.Random(5).sample(orders, times(120, 2000)):
+    for order in random.Random(5).sample(orders, times(60, 2000)):
         arena = Arena()
         space = new_space(arena)
         space.mmap(BASE, PAGES * PAGE, RW, FIXED)

@@ -15,7 +15,7 @@ from campaign import times
 from edge_layouts import FIXED, PAGE
 from every_mapping import BASE, RW
 from usermem import AddressSpace, Snapshot
-from usermem.mm.overlay import maps_images
+from usermem.mm.image import maps_images
 
 pytestmark = pytest.mark.skipif(
     not (maps_images() and Path("/proc/self/smaps").exists()), reason="this host does not tell, or maps no images"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from campaign import times
 from each_line import Event, interrupt
 from edge_layouts import FIXED, PAGE
 from every_mapping import BASE, RW, EveryMapping, assert_same, contents
@@ -175,7 +176,7 @@ def test_no_descriptors_left(path: Path, name: str) -> None:
 
 
 def interrupted(call: Callable[[], object], between: bool) -> Iterator[str]:
-    """Make a call, with an interrupt before each line in turn, and say after each where."""
+    """Make a call, with an interrupt before each line in turn, by day every fourth, and say after each where."""
     at = 1
     while True:
         event = Event(MODULES, at, interrupt, often=1, between=between)
@@ -184,7 +185,7 @@ def interrupted(call: Callable[[], object], between: bool) -> Iterator[str]:
         if event.lines < at:
             break
         yield event.where
-        at += 1
+        at += times(4, 1)
     assert at > 100
 
 

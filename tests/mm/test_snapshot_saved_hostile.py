@@ -11,7 +11,7 @@ from hostarch import AMD64, ARM64_16K, mman
 from map_rows import rows
 from usermem import AddressSpace, Snapshot
 from usermem.mm.limits import Limits
-from usermem.mm.saved_space import PRIVATE, Behind, Extent, SavedMapping, SavedSpace
+from usermem.mm.saved_space import PRIVATE, Behind, SavedExtent, SavedMapping, SavedSpace
 from usermem.mm.snapshot_file import Source, save
 
 PAGE = 4096
@@ -24,7 +24,9 @@ def filled(start: int, end: int) -> bytes:
 
 def space_of(path: Path, saved: SavedSpace, *extents: tuple[int, int, int]) -> AddressSpace:
     """The space that begins as a file with these tables says; extents as (space, first page, page after the last)."""
-    pages: list[tuple[Extent, Source]] = [(Extent(n, low * PAGE, high * PAGE), filled) for n, low, high in extents]
+    pages: list[tuple[SavedExtent, Source]] = [
+        (SavedExtent(n, low * PAGE, high * PAGE), filled) for n, low, high in extents
+    ]
     save(path / "a", saved, pages)
     space = Snapshot.load(path / "a").spawn()
     space._check()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from campaign import times
 from edge_layouts import FIXED, PAGE, one
 from every_mapping import BASE, RW, EveryMapping, contents
 from hostarch import AMD64, ARM64_16K, WRITE, AddrRange, AddrRangeSeq, mman
@@ -33,7 +34,7 @@ from usermem import (
 )
 from usermem.mm import saved_state, snapshot_file
 from usermem.mm.faulting import can_map
-from usermem.mm.overlay import maps_images
+from usermem.mm.image import maps_images
 
 pytestmark = pytest.mark.skipif(
     not (can_map() and maps_images()), reason="this host maps no files whose pages may be lost"
@@ -270,7 +271,7 @@ def test_over_and_over(tmp_path: Path) -> None:
     loop += f"    os.truncate(sys.argv[1], {DATA} + n * {PAGE})"
     other = subprocess.Popen([sys.executable, "-c", loop, str(tmp_path / "a"), str(os.getpid())])
     try:
-        for _ in range(50):
+        for _ in range(times(20, 500)):
             space = loaded.spawn()
             since = space.snapshot()
             for page in range(64):

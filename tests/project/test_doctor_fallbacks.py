@@ -13,7 +13,7 @@ from hostarch import mman
 from safemem import atomics, safecopy
 from usermem import AddressSpace
 from usermem.doctor import doctor
-from usermem.mm import arena, faulting, host_calls, host_pages, overlay
+from usermem.mm import arena, faulting, host_calls, host_pages, image
 
 PAGE = mmap.PAGESIZE
 RW = mman.PROT_READ | mman.PROT_WRITE
@@ -111,10 +111,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A host that is found out anew."""
     for name in ("scans", "advises_many", "others", "looks_left", "faults"):
         monkeypatch.setattr(host_pages._Host, name, getattr(host_pages._Host, name))
-    overlay.maps_images.cache_clear()
+    image.maps_images.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    overlay.maps_images.cache_clear()
+    image.maps_images.cache_clear()
 
 
 @pytest.mark.skipif(not host_pages._Host.scans, reason="this host has no pagemap")

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from hostarch import AMD64
+from usermem.mm.image import read_whole
 from usermem.mm.limits import Limits
-from usermem.mm.saved_space import PRIVATE, Behind, Extent, SavedMapping, SavedSpace
+from usermem.mm.saved_space import PRIVATE, Behind, SavedExtent, SavedMapping, SavedSpace
 from usermem.mm.snapshot_file import LoadedSpace, SnapshotFileError, Source, load
 
 PAGE = 4096
@@ -41,9 +42,9 @@ SPACE = SavedSpace(
 )
 
 EXTENTS = (
-    Extent(PRIVATE, 0x10000, 0x11000),
-    Extent(PRIVATE, 0x20000, 0x22000),
-    Extent(0, PAGE, 2 * PAGE),
+    SavedExtent(PRIVATE, 0x10000, 0x11000),
+    SavedExtent(PRIVATE, 0x20000, 0x22000),
+    SavedExtent(0, PAGE, 2 * PAGE),
 )
 
 
@@ -54,8 +55,8 @@ def page_bytes(start: int, end: int) -> bytes:
 
 
 def pages(
-    extents: Sequence[Extent] = EXTENTS, source: Callable[[int, int], bytes] = page_bytes
-) -> list[tuple[Extent, Source]]:
+    extents: Sequence[SavedExtent] = EXTENTS, source: Callable[[int, int], bytes] = page_bytes
+) -> list[tuple[SavedExtent, Source]]:
     """The extents with a source."""
     return [(extent, source) for extent in extents]
 
@@ -64,6 +65,15 @@ def pages(
 def loaded(path: str | bytes | os.PathLike[str]) -> Iterator[LoadedSpace]:
     """A file while it is loaded."""
     yield load(path)
+
+
+def loaded_pages(found: LoadedSpace) -> list[tuple[SavedExtent, Source]]:
+    """The extents of a loaded file with their bytes, to be saved again."""
+
+    def source(extent: SavedExtent) -> Source:
+        return lambda start, end: read_whole(found.file, extent.offset + start - extent.start, end - start)
+
+    return [(extent, source(extent)) for extent in found.extents]
 
 
 def contents(found: LoadedSpace) -> dict[tuple[int, int, int], bytes]:

@@ -1,6 +1,6 @@
 """Descriptor: an open file that is closed when the last reference to the object is gone.
 
-Source: open(2).
+Source: open(2), preadv(2).
 """
 
 from __future__ import annotations
@@ -26,3 +26,11 @@ class Descriptor:
         if self.fd >= 0:
             with suppress(OSError):  # a sandbox that refuses even that
                 close(self.fd)
+
+
+def read_into(fd: int, at: int, dst: memoryview) -> int:
+    """Fill dst with the bytes of a file at ``at``, and return how many there were: fewer where it ends."""
+    done = 0
+    while done < len(dst) and (count := os.preadv(fd, [dst[done:]], at + done)):
+        done += count
+    return done

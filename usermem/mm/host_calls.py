@@ -5,9 +5,7 @@ Source: mmap(2), madvise(2), msync(2), mincore(2), fallocate(2).
 
 from __future__ import annotations
 
-import errno
 import mmap as host_mmap
-import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +16,7 @@ from typing import Any, Final
 
 from hostarch import mman
 from safemem.errors import error
+from usermem.mm.holes import next_data
 from usermem.mm.host_limits import host_limits
 
 # Not in the mmap module before Python 3.13. Other systems reserve nothing by default, or refuse what is too much.
@@ -256,7 +255,7 @@ def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False
     found: list[bytes] = []
     at = start
     while at < end:
-        data = _next_data(fd, at, end, page) if sparse else at
+        data = at + (next_data(fd, at, end) - at) // page * page if sparse else at
         found.append(bytes((data - at) // page))
         length = min(PAGES_ASKED * page, end - data)
         at = data + length
@@ -266,30 +265,6 @@ def file_resident(fd: int, start: int, end: int, page: int, sparse: bool = False
             found.append(resident(address, length, page) or bytes(length // page))
             pages.unmap()
     return b"".join(found)
-
-
-def data(fd: int, start: int, end: int) -> list[tuple[int, int]]:
-    """The parts of [start, end) of a file that are no holes; all of it if the host cannot tell."""
-    found: list[tuple[int, int]] = []
-    while start < end:
-        try:
-            low = os.lseek(fd, start, os.SEEK_DATA)
-            high = os.lseek(fd, low, os.SEEK_HOLE)
-        except OSError as exc:
-            return found if exc.errno == errno.ENXIO else [*found, (start, end)]
-        if low < end:
-            found.append((low, min(high, end)))
-        start = high
-    return found
-
-
-def _next_data(fd: int, at: int, end: int, page: int) -> int:
-    """Where the first page from ``at`` on that is no hole begins; ``end`` if there is none before it."""
-    try:
-        data = os.lseek(fd, at, os.SEEK_DATA)
-    except OSError as exc:
-        return end if exc.errno == errno.ENXIO else at
-    return min(at + (data - at) // page * page, end)
 
 
 def _error(what: str) -> OSError:

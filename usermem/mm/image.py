@@ -6,15 +6,20 @@ Source: CRIU's images.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
-from typing import Protocol
+from functools import cache
+from typing import Final, Protocol
 
 from safemem import safecopy
 from safemem.errors import error
 from safemem.safecopy import address_of
-from usermem.mm.descriptor import Descriptor
+from usermem.mm import host_calls
+from usermem.mm.descriptor import Descriptor, read_into
 from usermem.mm.faulting import can_map
 from usermem.mm.memory_file import MemoryRange, memory_file
+
+_SMALLEST_PAGE: Final = 4096
 
 
 class Image(Protocol):
@@ -74,13 +79,7 @@ class FileImage(Descriptor):
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """See Image.read_at."""
-        done = 0
-        while done < len(dst):
-            count = os.preadv(self.fd, [dst[done:]], offset + done)
-            if not count:
-                break
-            done += count
-        return done
+        return read_into(self.fd, offset, dst)
 
 
 def read_whole(image: Image, offset: int, length: int) -> bytearray:
@@ -95,3 +94,36 @@ def read_whole(image: Image, offset: int, length: int) -> bytearray:
 def new_image(length: int) -> Image:
     """An image of zeros, to be filled before anybody sees it. Raises MemoryError."""
     return MemoryRange(length) if length and memory_file() is not None else _Bytes(length)
+
+
+@cache
+def maps_images() -> bool:
+    """Whether images can be mapped here: a memory file over private pages, which MADV_DONTNEED shows again.
+
+    No page of the host's may be larger than a guest's: it could belong to two mappings. Raises MemoryError if the host
+    is out of descriptors or memory, and so cannot say.
+    """
+    size = mmap.PAGESIZE
+    if size > _SMALLEST_PAGE:
+        return False
+    try:
+        fd = os.memfd_create("usermem-probe", os.MFD_CLOEXEC)
+    except AttributeError:
+        return False
+    except OSError as exc:
+        if exc.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            return False
+        raise MemoryError(f"the host has no memory file for the pages of a snapshot now: {exc}") from exc
+    try:
+        os.pwrite(fd, b"\1" * size, 0)
+        with host_calls.reserve(size) as memory, memoryview(memory) as view:
+            address = address_of(view)
+            if list(host_calls.mappings_to_be([(address, address + size)], [size], [(fd, 0)])) != [address]:
+                return False
+            memory[0] = 2
+            host_calls.drop([address], [size])
+            return memory[0] == 1
+    except (AttributeError, OSError):
+        return False
+    finally:
+        os.close(fd)

@@ -19,9 +19,9 @@ from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from safemem.buffers import check_count
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
+from usermem.mm.descriptor import read_into
 from usermem.mm.free_list import FreeList
 
 _GRAIN: Final = 1 << 16  # no smaller than the largest page
@@ -29,7 +29,8 @@ _SIZE: Final = 1 << 62  # a memory file is sparse: only what is touched costs an
 _SLOT: Final = 1 << 47
 _F_ADD_SEALS: Final = 1033
 _F_SEAL_SHRINK: Final = 2
-_MOST_WRITTEN: Final = 1 << 30  # in one call
+MOST_WRITTEN: Final = 1 << 30
+"""How many bytes one pwrite(2) is asked for."""
 
 
 class MemoryFile:
@@ -133,16 +134,12 @@ class MemoryRange:
 
     def fill(self, offset: int, src: memoryview) -> None:
         """Put the bytes of src at ``offset``, which lie inside. Raises OSError: EFAULT if src is memory that faults."""
+        fd, at = self.place(offset)
         done = 0
         while done < len(src):
-            fd, at = self.place(offset + done)
-            done += os.pwrite(fd, src[done : done + _MOST_WRITTEN], at)
+            done += os.pwrite(fd, src[done : done + MOST_WRITTEN], at + done)
 
     def read_at(self, offset: int, dst: memoryview) -> int:
         """Fill dst with the bytes at ``offset``, up to the end, and return how many there were."""
-        dst = dst[: max(self.length - check_count(offset, "offset"), 0)]
-        done = 0
-        while done < len(dst):
-            fd, at = self.place(offset + done)
-            done += os.preadv(fd, [dst[done:]], at)
-        return done
+        fd, at = self.place(offset)
+        return read_into(fd, at, dst[: max(self.length - offset, 0)])

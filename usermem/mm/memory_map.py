@@ -65,7 +65,7 @@ _CROWDED: Final = 128
 
 T = TypeVar("T")
 Made = tuple[list[Dropped], list[Event]]
-Held = tuple[int, list[Dropped], list[Event]]
+Quiet = tuple[int, list[Dropped], list[Event]]
 """The process that holds the map quiet, and what its changes leave to be done when it no longer does."""
 Found = tuple[Tables, VMA, PMA, int]
 """Tables, the mapping and the memory that an address lies in, and where what can be accessed there ends."""
@@ -97,7 +97,7 @@ class MemoryMap:
         self.failed_write_back: Exception | None = None
         self.pins: WeakSet[object] = WeakSet()
         """What the blocks keep alive that were handed out and can be written: see :mod:`usermem.mm.pins`."""
-        self.held: Held | None = None
+        self.held: Quiet | None = None
         """Set while the map is quiet: see :mod:`usermem.mm.quiet`."""
         self._cache = cache
         self._lock = fork_safe_lock()

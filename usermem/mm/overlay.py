@@ -7,7 +7,7 @@ bytes of the image back, at a cost that follows the pages written and not the me
 zeros of an arena, or a file that is mapped privately.
 
 Images can be mapped where the host has memory files, takes MAP_FIXED, and forgets own copies by MADV_DONTNEED.
-Elsewhere the bytes are copied back instead, and compared.
+Elsewhere the bytes are copied back instead, and compared (:mod:`usermem.mm.contents`).
 
 Source: mmap(2), MAP_PRIVATE; madvise(2), MADV_DONTNEED.
 """
@@ -18,27 +18,23 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
 from itertools import tee
 from typing import Final
 
-from safemem import HostFaultError, safecopy
 from safemem.fork import fork_safe_lock
-from safemem.safecopy import address_of, view_at
+from safemem.safecopy import view_at
 from usermem.mm import host_calls, host_pages
-from usermem.mm.image import Image, new_image
-from usermem.mm.ranges import Ranges, differing, joined
-from usermem.mm.segment import SegmentSet
+from usermem.mm.contents import Contents, bytes_at
+from usermem.mm.extent import Extent, ExtentSet, same_page
+from usermem.mm.image import Image, maps_images, new_image
+from usermem.mm.memory_file import MOST_WRITTEN
+from usermem.mm.ranges import Ranges, joined, joined_near
 from usermem.mm.segment_diff import differences
 
 MAX_EXTENTS: Final = 1 << 10
 """How many extents the memory of one space may be covered by. Each is up to two of the host's 65,530 mappings. Beyond
 it those that are near each other become one, whose pages are copied."""
 
-_CHUNK: Final = 1 << 28  # bytes that the host is asked of at a time
-_MOST_COPIED: Final = 1 << 30  # by one pwrite(2)
-_SMALLEST_PAGE: Final = 4096
 _PAGE: Final = mmap.PAGESIZE
 
 # A process that is forked off has the extents and the mappings of one moment: nobody maps while it is made.
@@ -47,47 +43,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_mapping.acquire, after_in_parent=_mapping.release, after_in_child=_mapping.release)
 
 
-class Extent:
-    """Host addresses [start, end) show the bytes of an image from ``offset`` on. A value."""
-
-    __slots__ = ("end", "image", "offset", "start")
-
-    def __init__(self, start: int, end: int, image: Image, offset: int) -> None:
-        self.start = start
-        self.end = end
-        self.image = image
-        self.offset = offset
-
-    @property
-    def floor(self) -> int:
-        """See Segment.floor."""
-        return self.start
-
-    def cut(self, start: int, end: int) -> Extent:
-        """The part in [start, end)."""
-        return Extent(start, end, self.image, self.offset + start - self.start)
-
-    def moved(self, distance: int) -> Extent:
-        """The same bytes, ``distance`` addresses further up."""
-        return Extent(self.start + distance, self.end + distance, self.image, self.offset)
-
-
-class ExtentSet(SegmentSet[Extent]):
-    """What an overlay shows, in the order of host addresses. Immutable."""
-
-    __slots__ = ()
-
-
-class Overlay:
+class Overlay(Contents):
     """What private host memory of one owner shows where nobody has written since. Many spaces may have parts of it."""
 
-    def __init__(self, fd: int = -1, origin: int = 0) -> None:
-        """The base is zeros; or the file of a descriptor, of which host address ``a`` shows the byte at origin + a."""
-        self.extents = ExtentSet()
-        self.copies = False
-        """Whether bytes are compared and copied back, though images could be mapped."""
-        self._fd = fd
-        self._origin = origin
+    copies = False
+    """Whether bytes are compared and copied back, though images could be mapped."""
 
     def __del__(self, forget: Callable[[object], None] = host_calls.count_images) -> None:
         forget(self)
@@ -112,24 +72,19 @@ class Overlay:
             return
         there = [extent for start, end in spans for extent in self.extents.within(start, end)]
         if len(there) + 2 * len(own) > MAX_EXTENTS:
-            parts = joined([*own, *((each.start, each.end) for each in there)])
-            extents = self._flattened(parts, spans)
+            self.cover(self._flattened(joined([*own, *((each.start, each.end) for each in there)]), spans))
+        elif self.maps:
+            own = [(at, min(at + MOST_WRITTEN, end)) for start, end in own for at in range(start, end, MOST_WRITTEN)]
+            self._map(own, _pictured(own), copying=True)
         else:
-            own = [(at, min(at + _MOST_COPIED, end)) for start, end in own for at in range(start, end, _MOST_COPIED)]
             extents = _pictured(own)
-            if self.maps:
-                self._put(own, extents, copying=True)
-                return
             for each in extents:
                 _fill(each.image, each.offset, each.start, each.end)
-        if self.maps:
-            self.cover(extents)
-        else:  # the bytes are there
-            self._swap(lambda now: _with(now, [(each.start, each.end) for each in extents], extents))
+            self._swap(lambda now: now.replace_all(own, extents))  # the bytes are there
 
     def _flattened(self, parts: Ranges, spans: Ranges) -> list[Extent]:
         """Few extents of a new image with what some ranges hold now: those that are near each other become one."""
-        extents = _pictured(_near(parts, spans))
+        extents = _pictured(joined_near(parts, spans, MAX_EXTENTS // 2))
         left = iter(parts)
         for each in extents:
             last = each.start
@@ -141,7 +96,7 @@ class Overlay:
     def written(self, start: int, end: int) -> Ranges:
         """Where in [start, end) somebody has written since."""
         found = host_pages.written(start, end) if self.maps else None
-        return self._compared(start, end) if found is None else found
+        return self.compared(start, end) if found is None else found
 
     def become(self, then: ExtentSet, spans: Ranges) -> None:
         """Show in some host ranges, in order, what they showed ``then``, clean. Raises OSError, MemoryError."""
@@ -149,36 +104,38 @@ class Overlay:
             for start, end in spans:
                 both = differences(self.extents.within(start, end), then.within(start, end))
                 others = [(low, high, new) for low, high, old, new in both if not same_page(old, new)]
-                self._put([(low, high) for low, high, new in others if new is None], [])
+                self._show([(low, high) for low, high, new in others if new is None], [])
                 self.cover([new.cut(low, high) for low, high, new in others if new is not None])
-        if self.maps:
-            try:
-                host_pages.revert(spans)
-            except OSError:  # a sandbox since then: all of it is mapped anew
-                self._put(spans, [])
-                self.cover([extent for start, end in spans for extent in then.within(start, end)])
-        else:
+        if not self.maps:
             for start, end in spans:
-                self._copy_back(start, end)
+                self.copy_back(start, end)
+            return
+        try:
+            host_pages.revert(spans)
+        except OSError:  # a sandbox since then: all of it is mapped anew
+            self._map(spans, [])
+            self.cover([extent for start, end in spans for extent in then.within(start, end)])
 
     def cover(self, extents: list[Extent]) -> None:
         """Show images at some host addresses, which are this owner's, clean. Raises MemoryError."""
         extents = sorted(extents, key=lambda extent: extent.start)
-        self._put([(extent.start, extent.end) for extent in extents], extents)
+        self._show([(extent.start, extent.end) for extent in extents], extents)
 
     def uncover(self, start: int, end: int) -> None:
         """Show the base in [start, end), clean. Raises MemoryError."""
-        self._put([(start, end)], [])
+        self._show([(start, end)], [])
 
-    def _put(self, places: Ranges, extents: list[Extent], *, copying: bool = False) -> None:
-        """Show ``extents`` at ``places``, or the base if there are none; with ``copying``, with the bytes of there."""
-        if not places:
-            return
-        if not self.maps:
-            self._swap(lambda now: _with(now, places, extents))
+    def _show(self, places: Ranges, extents: list[Extent]) -> None:
+        """Show ``extents`` at ``places``, in order, or the base if there are none; clean."""
+        if self.maps and places:
+            self._map(places, extents)
+        elif places:
+            self._swap(lambda now: now.replace_all(places, extents))
             for start, end in places:
-                self._copy_back(start, end)
-            return
+                self.copy_back(start, end)
+
+    def _map(self, places: Ranges, extents: list[Extent], *, copying: bool = False) -> None:
+        """:meth:`_show` where images are mapped; with ``copying``, with the bytes of there."""
         files = [each.image.place(each.offset) for each in extents]
         if not extents:
             files = [(self._fd, self._origin + start if self._fd >= 0 else 0) for start, _ in places]
@@ -188,7 +145,7 @@ class Overlay:
         made: list[tuple[int, int]] = []
         while not made:
             old = self.extents
-            new = _with(old, places, extents)
+            new = old.replace_all(places, extents)
             if new.count > old.count:
                 host_calls.check_mappings(2 * (new.count - old.count))
             with _mapping:
@@ -201,7 +158,7 @@ class Overlay:
             if at == host_calls.FAILED or count < end - start
         ]
         if failed:  # what is there is as it was
-            self._swap(lambda now: _with(now, failed, [part for place in failed for part in old.within(*place)]))
+            self._swap(lambda now: now.replace_all(failed, [part for place in failed for part in old.within(*place)]))
             self._raise_why([new.within(*place)[0] for place in failed] if copying else [])
 
     def _raise_why(self, not_copied: list[Extent]) -> None:
@@ -220,46 +177,6 @@ class Overlay:
                 self.extents = done = new if self.extents is old else self.extents
             if done is new:
                 return
-
-    def _copy_back(self, start: int, end: int) -> None:
-        """Put the bytes back that were there before somebody wrote, where they are others."""
-        for low, high in self._compared(start, end):
-            if self._is_plain(low, high):
-                view_at(low, high - low)[:] = self._clean(low, high)
-                continue
-            for at in range(low, high, _PAGE):
-                with suppress(HostFaultError):  # the file has been truncated
-                    safecopy.copy_out(at, memoryview(self._clean(at, at + _PAGE)))
-
-    def _is_plain(self, start: int, end: int) -> bool:
-        """Whether nothing in [start, end) can fault: no file that somebody can truncate."""
-        return self._fd < 0 and not any(extent.image.may_fault for extent in self.extents.within(start, end))
-
-    def _read(self, start: int, end: int) -> bytes:
-        """The bytes of [start, end) now: what cannot be read is zeros."""
-        return bytes(view_at(start, end - start)) if self._is_plain(start, end) else _read(start, end)
-
-    def _compared(self, start: int, end: int) -> Ranges:
-        """Where the bytes are others than those of the images and the base: for hosts that do not tell."""
-        touched = [(extent.start, extent.end) for extent in self.extents.within(start, end)]
-        for at in range(start, end, _CHUNK):
-            touched += host_pages.touched(at, min(at + _CHUNK, end))
-        return differing(joined(touched), self._read, self._clean)
-
-    def _clean(self, start: int, end: int) -> bytes:
-        """The bytes of [start, end) as they were before somebody wrote."""
-        base = os.pread(self._fd, end - start, self._origin + start) if self._fd >= 0 else b""
-        clean = bytearray(base.ljust(end - start, b"\0"))
-        for extent in self.extents.within(start, end):
-            extent.image.read_at(extent.offset, memoryview(clean)[extent.start - start : extent.end - start])
-        return bytes(clean)
-
-
-def same_page(old: Extent | None, new: Extent | None) -> bool:
-    """Whether two extents show the same at the addresses that they have in common."""
-    if old is None or new is None:
-        return old is new
-    return old.image is new.image and old.offset - old.start == new.offset - new.start
 
 
 def _pictured(ranges: Ranges) -> list[Extent]:
@@ -280,82 +197,4 @@ def _fill(image: Image, offset: int, start: int, end: int) -> None:
         if exc.errno != errno.EFAULT:
             raise MemoryError(f"the host has no memory left for the pages of a snapshot: {exc}") from exc
         for at in range(start, end, _PAGE):
-            image.fill(offset + at - start, memoryview(_read(at, at + _PAGE)))
-
-
-def _with(now: ExtentSet, places: Ranges, extents: list[Extent]) -> ExtentSet:
-    """The set with some extents, which lie in ``places``, and nothing else there. Both are in order.
-
-    Places with nothing between take one step: a fork of 256 extents 0.5 ms instead of 5.
-    """
-    i = j = 0
-    while i < len(places):
-        start, end = places[i]
-        i += 1
-        while i < len(places) and now.is_free(end, places[i][0]):
-            end = places[i][1]
-            i += 1
-        first = j
-        while j < len(extents) and extents[j].start < end:
-            j += 1
-        now = now.replace(start, end, extents[first:j])
-    return now
-
-
-def _near(ranges: Ranges, spans: Ranges) -> Ranges:
-    """Ranges that are near each other in one span as one, so that few enough are left."""
-    distance = _PAGE
-    while True:
-        found: Ranges = []
-        ends, limit = iter(spans), 0
-        for start, end in ranges:
-            if end <= limit and start <= found[-1][1] + distance:
-                found[-1] = found[-1][0], end
-                continue
-            while limit < end:
-                _, limit = next(ends)
-            found.append((start, end))
-        if len(found) <= max(MAX_EXTENTS // 2, len(spans)):
-            return found
-        distance *= 2
-
-
-def _read(start: int, end: int) -> bytes:
-    """The bytes at host addresses, which may fault: what cannot be read is zeros."""
-    read = bytearray(end - start)
-    with suppress(HostFaultError):
-        safecopy.copy_in(memoryview(read), start)
-    return bytes(read)
-
-
-@cache
-def maps_images() -> bool:
-    """Whether images can be mapped here: a memory file over private pages, which MADV_DONTNEED shows again.
-
-    No page of the host's may be larger than a guest's: it could belong to two mappings. Raises MemoryError if the host
-    is out of descriptors or memory, and so cannot say.
-    """
-    if _PAGE > _SMALLEST_PAGE:
-        return False
-    size = _PAGE
-    try:
-        fd = os.memfd_create("usermem-probe", os.MFD_CLOEXEC)
-    except AttributeError:
-        return False
-    except OSError as exc:
-        if exc.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            return False
-        raise MemoryError(f"the host has no memory file for the pages of a snapshot now: {exc}") from exc
-    try:
-        os.pwrite(fd, b"\1" * size, 0)
-        with host_calls.reserve(size) as memory, memoryview(memory) as view:
-            address = address_of(view)
-            if list(host_calls.mappings_to_be([(address, address + size)], [size], [(fd, 0)])) != [address]:
-                return False
-            memory[0] = 2
-            host_calls.drop([address], [size])
-            return memory[0] == 1
-    except (AttributeError, OSError):
-        return False
-    finally:
-        os.close(fd)
+            image.fill(offset + at - start, memoryview(bytes_at(at, at + _PAGE)))

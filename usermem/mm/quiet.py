@@ -32,7 +32,7 @@ from typing import Final, TypeVar
 from usermem.errors import BusyError
 from usermem.mm.change import Change
 from usermem.mm.mapped_io import MappedIO
-from usermem.mm.memory_map import Held, MemoryMap
+from usermem.mm.memory_map import MemoryMap, Quiet
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def _attempt(mm: MemoryMap, act: Callable[[], T], done: list[T], shut: float) ->
 
 def _hold(mm: MemoryMap, act: Callable[[], T]) -> T:
     """Call ``act`` with the lock held and no page cached, so that whoever begins an access waits."""
-    held: Held = os.getpid(), [], []
+    held: Quiet = os.getpid(), [], []
     try:
         # In one line, as in MemoryMap.change.
         with mm._lock: result = _frozen(mm, act, held)  # fmt: skip # noqa: E701
@@ -127,7 +127,7 @@ def _hold(mm: MemoryMap, act: Callable[[], T]) -> T:
     return result
 
 
-def _frozen(mm: MemoryMap, act: Callable[[], T], held: Held) -> T:
+def _frozen(mm: MemoryMap, act: Callable[[], T], held: Quiet) -> T:
     """See _hold. Call it under the lock."""
     cache = mm._cache
     try:

@@ -23,6 +23,24 @@ def joined(ranges: Ranges) -> Ranges:
     return found
 
 
+def joined_near(ranges: Ranges, spans: Ranges, most: int) -> Ranges:
+    """Ranges that are near each other in one span as one: ``most`` are left, or one for each span if these are more."""
+    distance = PAGESIZE
+    while True:
+        found: Ranges = []
+        ends, limit = iter(spans), 0
+        for start, end in ranges:
+            if end <= limit and start <= found[-1][1] + distance:
+                found[-1] = found[-1][0], end
+                continue
+            while limit < end:
+                _, limit = next(ends)
+            found.append((start, end))
+        if len(found) <= max(most, len(spans)):
+            return found
+        distance *= 2
+
+
 Read = Callable[[int, int], bytes]
 """The bytes of [start, end)."""
 

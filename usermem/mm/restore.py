@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from usermem.mm.change import Change, Tables
 from usermem.mm.dirty import dirty, shows_same
+from usermem.mm.extent import ExtentSet
 from usermem.mm.listeners import ChangeKind
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import ExtentSet
 from usermem.mm.pma import PMA
 from usermem.mm.ranges import Ranges, joined
 from usermem.mm.segment_diff import changed, differences

@@ -1,7 +1,7 @@
 """SavedSpace: an address space as plain values, which say nothing about the process that saved it.
 
-The bytes are not among the values. An :class:`Extent` names pages whose bytes are kept; all other pages are as they
-were when they were mapped. :func:`check` holds for every SavedSpace that a file is written of or read from.
+The bytes are not among the values. A :class:`SavedExtent` names pages whose bytes are kept; all other pages are as
+they were when they were mapped. :func:`check` holds for every SavedSpace that a file is written of or read from.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from operator import itemgetter
 from typing import Final
 
 from attrs import frozen
 
 from hostarch import ANY_ACCESS, Arch
 from usermem.mm.limits import Limits
+from usermem.mm.ranges import joined
 from usermem.mm.vma import MLOCK_LAZY, MLOCK_NONE
 
 PAGE: Final = 4096
 """Extents begin and end at multiples of this, in bytes: the smallest page of any machine."""
 
 PRIVATE: Final = -1
-"""Extent.space of private memory, whose places are guest addresses."""
+"""SavedExtent.space of private memory, whose places are guest addresses."""
 
 _GRAIN: Final = 1 << 16  # the last page of shared memory, on any machine
 _LONGEST: Final = 1 << 62  # no memory is longer
@@ -87,7 +89,7 @@ class SavedSpace:
 
 
 @frozen
-class Extent:
+class SavedExtent:
     """Pages [start, end) of which the bytes are kept: guest addresses where ``space`` is PRIVATE, else offsets into
     the shared memory of that number. ``offset`` is where its bytes begin in the file it was loaded from.
     """
@@ -98,7 +100,7 @@ class Extent:
     offset: int = 0
 
 
-def check(saved: SavedSpace, extents: Sequence[Extent]) -> None:
+def check(saved: SavedSpace, extents: Sequence[SavedExtent]) -> None:
     """Raise ValueError, naming it, if a value contradicts the others or is none that an address space has.
 
     Mappings, guards and extents must be in order and not overlap; guards lie in mappings, and private extents in
@@ -135,7 +137,7 @@ def _check_mapping(mapping: SavedMapping, memories: int, page: int) -> None:
         raise ValueError(f"the mapping at {mapping.start:#x} has the name_format {mapping.name_format[:80]!r}")
 
 
-def _check_extents(saved: SavedSpace, extents: Sequence[Extent]) -> None:
+def _check_extents(saved: SavedSpace, extents: Sequence[SavedExtent]) -> None:
     spaces = [PRIVATE, *range(len(saved.memories))]
     tops = [saved.arch.max_addr, *(-(-length // _GRAIN) * _GRAIN for length in saved.memories)]
     by_space: dict[int, list[tuple[int, int]]] = {space: [] for space in spaces}
@@ -160,15 +162,8 @@ def _check_order(name: str, ranges: Iterable[tuple[int, int]], page: int, top: i
 
 def _check_inside(name: str, ranges: Iterable[tuple[int, int]], mappings: Iterable[SavedMapping]) -> None:
     """Raise ValueError if one of the ranges is not covered by mappings."""
-    starts: list[int] = []
-    ends: list[int] = []
-    for each in mappings:
-        if ends and ends[-1] == each.start:
-            ends[-1] = each.end
-        else:
-            starts.append(each.start)
-            ends.append(each.end)
+    mapped = joined([(each.start, each.end) for each in mappings])
     for start, end in ranges:
-        i = bisect_right(starts, start) - 1
-        if i < 0 or end > ends[i]:
+        i = bisect_right(mapped, start, key=itemgetter(0)) - 1
+        if i < 0 or end > mapped[i][1]:
             raise ValueError(f"the {name} [{start:#x}, {end:#x}) is not all mapped")

@@ -13,20 +13,19 @@ from __future__ import annotations
 from functools import partial
 
 from safemem import HostFaultError, safecopy
-from usermem.mm import host_calls
+from usermem.mm import holes
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.saved_bytes import SavedBytes
 from usermem.mm.backing.shared_memory import SharedCopy, SharedMemory
 from usermem.mm.change import Tables
 from usermem.mm.descriptor import Path
-from usermem.mm.image import Image, new_image, read_whole
+from usermem.mm.extent import Extent, ExtentSet
+from usermem.mm.image import Image, maps_images, new_image, read_whole
 from usermem.mm.maps import printable
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import Extent, ExtentSet, maps_images
 from usermem.mm.page_cache import PageCache
 from usermem.mm.pma import PMASet
-from usermem.mm.saved_space import PRIVATE, Behind, SavedMapping, SavedSpace
-from usermem.mm.saved_space import Extent as SavedExtent
+from usermem.mm.saved_space import PRIVATE, Behind, SavedExtent, SavedMapping, SavedSpace
 from usermem.mm.snapshot_file import DATA, LoadedSpace, Source, load, save
 from usermem.mm.state import State
 from usermem.mm.vma import VMA, VMASet
@@ -197,7 +196,7 @@ def _copied(loaded: LoadedSpace) -> Image:
     """The pages of a file in memory, at the same offsets. Raises OSError (EIO) if the file is truncated meanwhile."""
     end = max((extent.offset + extent.end - extent.start for extent in loaded.extents), default=0)
     copy = new_image(end)
-    for start, stop in host_calls.data(loaded.file.fd, DATA, end):
+    for start, stop in holes.data(loaded.file.fd, DATA, end):
         for at in range(start, stop, _PIECE):
             copy.fill(at, memoryview(read_whole(loaded.file, at, min(_PIECE, stop - at))))
     read_whole(loaded.file, max(end - 1, 0), 1)  # what was cut off looked like a hole

@@ -55,16 +55,17 @@ from attrs import frozen
 
 from safemem.buffers import readable_view
 from usermem.mm.descriptor import Path
+from usermem.mm.holes import next_data, next_hole
 from usermem.mm.image import FileImage
 from usermem.mm.replace_file import replacing
-from usermem.mm.saved_space import PAGE, Extent, SavedSpace
+from usermem.mm.saved_space import PAGE, SavedExtent, SavedSpace
 from usermem.mm.snapshot_tables import decode, encode
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-Source = Callable[[int, int], "ReadableBuffer"] | tuple[int, int]
-"""Where the bytes of an extent come from: a function of [start, end) in the extent's space, or (descriptor, offset)."""
+Source = Callable[[int, int], "ReadableBuffer"]
+"""The bytes of [start, end), which lies in an extent: addresses or offsets in the extent's space."""
 
 MAGIC: Final = b"\x89usmem\r\n"
 VERSION: Final = 1
@@ -82,8 +83,6 @@ _LONGEST_TABLES: Final = 1 << 26  # together, in bytes: a sparse file that claim
 _PARTS: Final = ("metadata", "mappings", "guards", "memories", "extents", "checksums")
 _FOREIGN: Final = "give the path of a file that was saved as a snapshot"
 _DAMAGED: Final = "copy it again from where it was saved, or save it anew"
-_SEEK_DATA: Final[int | None] = getattr(os, "SEEK_DATA", None)
-_SEEK_HOLE: Final[int | None] = getattr(os, "SEEK_HOLE", None)
 
 
 class SnapshotFileError(ValueError):
@@ -104,14 +103,12 @@ class LoadedSpace:
     """What :func:`load` found. Extents have their offsets in the ``file``, which is open."""
 
     saved: SavedSpace
-    extents: tuple[Extent, ...]
+    extents: tuple[SavedExtent, ...]
     file: FileImage
 
 
-def save(path: Path, saved: SavedSpace, pages: Iterable[tuple[Extent, Source]]) -> None:
-    """Write a snapshot file. Pages of zeros become holes, and holes of a source's file are not read.
-
-    A function as a source is asked for up to 1 MiB at a time; the position of a descriptor may move.
+def save(path: Path, saved: SavedSpace, pages: Iterable[tuple[SavedExtent, Source]]) -> None:
+    """Write a snapshot file. Pages of zeros become holes. A source is asked for up to 1 MiB at a time.
 
     Raises ValueError if the values contradict each other (see saved_space.check) or are too many for the format, or
     if a source has not as many bytes as its extent; OSError if the host refuses. Until all is on the disk, the file
@@ -164,7 +161,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
         raise SnapshotFileError(path, "this is no regular file", _FOREIGN)
 
 
-def _verified(path: Path, fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
+def _verified(path: Path, fd: int) -> tuple[SavedSpace, tuple[SavedExtent, ...]]:
     start = _read(fd, 12, 0)
     if not start or start[:8] != MAGIC[: len(start)]:
         raise SnapshotFileError(path, "this is no snapshot file" if start else "the file is empty", _FOREIGN)
@@ -178,7 +175,7 @@ def _verified(path: Path, fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
         raise SnapshotFileError(path, str(exc), _DAMAGED) from exc
 
 
-def _read_all(fd: int) -> tuple[SavedSpace, tuple[Extent, ...]]:
+def _read_all(fd: int) -> tuple[SavedSpace, tuple[SavedExtent, ...]]:
     """Verify everything in the order in which one thing limits the next. Raises ValueError for what is wrong."""
     raw = _read_exactly(fd, _HEADER.size + _CRC.size, 0)
     if _CRC.pack(zlib.crc32(raw[: -_CRC.size])) != raw[-_CRC.size :]:
@@ -229,38 +226,18 @@ def _checksums(fd: int, end: int) -> Iterator[bytes]:
     """The table of checksums of the data up to ``end``, in parts. Holes are not read."""
     at = DATA
     while at < end:
-        data = _next_data(fd, at, end)
+        data = next_data(fd, at, end)
         holes = (data - at) // BLOCK
         if holes:
             holes = min(holes, _PIECE // BLOCK << 10)
             yield _ZERO_BLOCK * holes
             at += holes * BLOCK
             continue
-        stop = min(_next_hole(fd, data, end), at + _PIECE)
+        hole = max(next_hole(fd, data, end), data + 1)  # more than data, if it is a hole by now
+        stop = min(-(-hole // BLOCK) * BLOCK, at + _PIECE, end)
         piece = memoryview(_read_exactly(fd, stop - at, at))
         yield b"".join(_CRC.pack(zlib.crc32(piece[i : i + BLOCK])) for i in range(0, len(piece), BLOCK))
         at += len(piece)
-
-
-def _next_data(fd: int, at: int, end: int) -> int:
-    """Where the next bytes are that are no hole, from ``at`` on; ``end`` if there are none before it."""
-    if _SEEK_DATA is None:
-        return at
-    try:
-        return min(os.lseek(fd, at, _SEEK_DATA), end)
-    except OSError as exc:
-        return end if exc.errno == errno.ENXIO else at  # at: a file system that knows no holes
-
-
-def _next_hole(fd: int, data: int, end: int) -> int:
-    """Where the block ends in which a hole comes after what lies at ``data``; ``end`` if there is none before it."""
-    if _SEEK_HOLE is None:
-        return end
-    try:
-        hole = os.lseek(fd, data, _SEEK_HOLE)
-    except OSError:
-        return end
-    return min((max(hole, data + 1) + BLOCK - 1) & -BLOCK, end)
 
 
 def _read(fd: int, length: int, at: int) -> bytes:
@@ -278,36 +255,20 @@ def _read_exactly(fd: int, length: int, at: int) -> bytes:
     return data
 
 
-def _write_data(fd: int, pages: Sequence[tuple[Extent, Source]]) -> int:
+def _write_data(fd: int, pages: Sequence[tuple[SavedExtent, Source]]) -> int:
     """Write the bytes of the extents, and return where they end."""
     at = DATA
     end = at + sum(extent.end - extent.start for extent, _ in pages)
     os.ftruncate(fd, end)
     for extent, source in pages:
-        for start, piece in _pieces(extent, source):
+        for start in range(extent.start, extent.end, _PIECE):
+            stop = min(start + _PIECE, extent.end)
+            piece = readable_view(source(start, stop), "pages")
+            if len(piece) != stop - start:
+                raise ValueError(f"the source of [{start:#x}, {stop:#x}) gave {len(piece):#x} bytes")
             _write_pages(fd, piece, at + start - extent.start)
         at += extent.end - extent.start
     return end
-
-
-def _pieces(extent: Extent, source: Source) -> Iterator[tuple[int, memoryview]]:
-    """The bytes of an extent, each piece with the place it begins at; holes of a file are left out."""
-    at = extent.start
-    while at < extent.end:
-        stop = min(at + _PIECE, extent.end)
-        if callable(source):
-            piece = readable_view(source(at, stop), "pages")
-        else:
-            fd, offset = source[0], source[1] - extent.start
-            found = (_next_data(fd, offset + at, offset + extent.end) - offset) & -PAGE
-            if found > at:
-                at = found
-                continue
-            piece = memoryview(_read(fd, stop - at, offset + at))
-        if len(piece) != stop - at:
-            raise ValueError(f"the source of [{at:#x}, {stop:#x}) gave {len(piece):#x} bytes")
-        yield at, piece
-        at = stop
 
 
 def _write_pages(fd: int, piece: memoryview, at: int) -> None:

@@ -14,7 +14,7 @@ from attrs import NOTHING, AttrsInstance, asdict, fields, frozen
 from hostarch import Arch
 from hostarch.mman import MapFlags
 from usermem.mm.limits import Limits
-from usermem.mm.saved_space import Behind, Extent, SavedMapping, SavedSpace, check
+from usermem.mm.saved_space import Behind, SavedExtent, SavedMapping, SavedSpace, check
 
 LONGEST_META: Final = 1 << 16
 """How long the metadata may be, in bytes."""
@@ -50,7 +50,7 @@ class _Meta:
     mlock_future: int
 
 
-def encode(saved: SavedSpace, extents: Sequence[Extent]) -> list[bytes]:
+def encode(saved: SavedSpace, extents: Sequence[SavedExtent]) -> list[bytes]:
     """The metadata, and the tables of mappings, guards, memories and extents.
 
     Raises ValueError if :func:`decode` would refuse them.
@@ -73,7 +73,7 @@ def encode(saved: SavedSpace, extents: Sequence[Extent]) -> list[bytes]:
     return tables
 
 
-def decode(tables: Sequence[bytes], data: int) -> tuple[SavedSpace, list[Extent]]:
+def decode(tables: Sequence[bytes], data: int) -> tuple[SavedSpace, list[SavedExtent]]:
     """The values that :func:`encode` was given; the pages' bytes lie one after another from the offset ``data`` on.
 
     Raises ValueError if the tables are not what encode makes.
@@ -82,7 +82,7 @@ def decode(tables: Sequence[bytes], data: int) -> tuple[SavedSpace, list[Extent]
     meta = _decoded_meta(raw)
     extents = []
     for space, start, end in _rows(_EXTENT, rows, "extents"):
-        extents.append(Extent(space, start, end, data))
+        extents.append(SavedExtent(space, start, end, data))
         data += end - start
     saved = SavedSpace(
         **meta,

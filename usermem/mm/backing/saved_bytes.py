@@ -10,10 +10,11 @@ from __future__ import annotations
 from hostarch import mman
 from usermem.mm.arena import Arena
 from usermem.mm.backing.backing import Backing
+from usermem.mm.extent import Extent, ExtentSet
 from usermem.mm.host_calls import READ_WRITE, can_advise
 from usermem.mm.host_mapping import Held, HostMapping
 from usermem.mm.host_run import HostRun
-from usermem.mm.overlay import Extent, ExtentSet, maps_images
+from usermem.mm.image import maps_images
 from usermem.mm.saved_space import SavedMapping
 
 _WINDOW = 1 << 26

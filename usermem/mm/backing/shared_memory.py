@@ -18,7 +18,7 @@ from typing import Final
 
 from hostarch import mman
 from safemem.buffers import check_count, check_positive
-from usermem.mm import host_calls
+from usermem.mm import holes, host_calls
 from usermem.mm.backing.backing import Backing
 from usermem.mm.backing.private_object import PrivateObject
 from usermem.mm.host_calls import MAP_NORESERVE, READ_WRITE
@@ -113,7 +113,7 @@ class SharedMemory(Backing):
         if self._range is None:
             return [(0, self._room)]
         fd, first = self._range.place(0)
-        return [(start - first, end - first) for start, end in host_calls.data(fd, first, first + self._room)]
+        return [(start - first, end - first) for start, end in holes.data(fd, first, first + self._room)]
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes of [start, end)."""
