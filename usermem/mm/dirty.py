@@ -6,8 +6,6 @@ the host knows; the bytes of shared anonymous memory are compared.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-
 from hostarch import AddrRange, AddrRangeSeq, Arch
 from usermem.mm.backing.backing import Backing
 from usermem.mm.change import Tables
@@ -15,7 +13,7 @@ from usermem.mm.overlay import Extent, same_page
 from usermem.mm.pma import PMASet
 from usermem.mm.ranges import Ranges, differing, joined
 from usermem.mm.segment_diff import changed, differences
-from usermem.mm.state import State, private_spans, seen, shared_memories
+from usermem.mm.state import State, seen, shared_memories
 from usermem.mm.vma import VMA, VMASet
 
 
@@ -93,20 +91,8 @@ def _moved(one: State, other: State) -> list[tuple[int, int, Extent | None, Exte
 
 def _written(pmas: PMASet) -> Ranges:
     """The guest addresses of private memory that somebody has written since the last image of it was made."""
-    spans = private_spans(pmas)
-    own = joined([found for overlay in spans for span in spans[overlay] for found in overlay.written(*span)])
-    if not own:
-        return []
-    found: Ranges = []
-    starts = [start for start, _ in own]
-    for pma in pmas:
-        first = pma.run.address
-        last = first + len(pma.run)
-        for i in range(max(bisect_right(starts, first) - 1, 0), bisect_left(starts, last)):
-            low, high = max(own[i][0], first), min(own[i][1], last)
-            if low < high:
-                found.append((pma.start + low - first, pma.start + high - first))
-    return found
+    private = pmas.private
+    return private.guest_ranges([found for overlay, spans in private.spans.items() for found in overlay.written(spans)])
 
 
 def _where_mapped(vmas: VMASet, memory: Backing | None, parts: Ranges) -> Ranges:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from itertools import tee
-from typing import Final
+from typing import Final, NamedTuple
 
 from safemem import HostFaultError, safecopy
 from safemem.fork import fork_safe_lock
@@ -78,6 +78,14 @@ class ExtentSet(SegmentSet[Extent]):
     __slots__ = ()
 
 
+class Part(NamedTuple):
+    """What private memory of one owner showed: its overlay, and the images in the host ranges that are the space's."""
+
+    overlay: Overlay
+    extents: ExtentSet
+    spans: Ranges
+
+
 class Overlay:
     """What private host memory of one owner shows where nobody has written since. Many spaces may have parts of it."""
 
@@ -107,7 +115,7 @@ class Overlay:
         The images have the bytes of the moment in which they are mapped: what a signal handler writes in the middle of
         this call is not lost, but for where extents that are too many (MAX_EXTENTS) become one.
         """
-        own = [found for start, end in spans for found in self.written(start, end)]
+        own = self.written(spans)
         if not own:
             return
         there = [extent for start, end in spans for extent in self.extents.within(start, end)]
@@ -138,25 +146,26 @@ class Overlay:
                 _fill(each.image, each.offset + first - each.start, first, last)
         return extents
 
-    def written(self, start: int, end: int) -> Ranges:
-        """Where in [start, end) somebody has written since."""
-        found = host_pages.written(start, end) if self.maps else None
-        return self._compared(start, end) if found is None else found
+    def written(self, spans: Ranges) -> Ranges:
+        """Where in some host ranges, in order, somebody has written since."""
+        found = host_pages.written(spans) if self.maps else None
+        return [each for span in spans for each in self._compared(*span)] if found is None else found
 
-    def become(self, then: ExtentSet, spans: Ranges) -> None:
-        """Show in some host ranges, in order, what they showed ``then``, clean. Raises OSError, MemoryError."""
-        if self.extents is not then:
-            for start, end in spans:
-                both = differences(self.extents.within(start, end), then.within(start, end))
-                others = [(low, high, new) for low, high, old, new in both if not same_page(old, new)]
-                self._put([(low, high) for low, high, new in others if new is None], [])
-                self.cover([new.cut(low, high) for low, high, new in others if new is not None])
+    def show(self, then: ExtentSet, spans: Ranges) -> None:
+        """Show in some host ranges, in order, the images that they showed ``then``. Raises MemoryError."""
+        if self.extents is then:
+            return
+        for start, end in spans:
+            both = differences(self.extents.within(start, end), then.within(start, end))
+            others = [(low, high, new) for low, high, old, new in both if not same_page(old, new)]
+            self._put([(low, high) for low, high, new in others if new is None], [])
+            self.cover([new.cut(low, high) for low, high, new in others if new is not None])
+
+    def show_anew(self, then: ExtentSet, spans: Ranges) -> None:
+        """As :meth:`show`, clean: all of it is mapped again, or copied back where it is others' bytes."""
         if self.maps:
-            try:
-                host_pages.revert(spans)
-            except OSError:  # a sandbox since then: all of it is mapped anew
-                self._put(spans, [])
-                self.cover([extent for start, end in spans for extent in then.within(start, end)])
+            self._put(spans, [])
+            self.cover([extent for start, end in spans for extent in then.within(start, end)])
         else:
             for start, end in spans:
                 self._copy_back(start, end)
@@ -209,7 +218,7 @@ class Overlay:
         for each in not_copied:
             _fill(each.image, each.offset, each.start, each.start + _PAGE)
         # What a file has lost that was truncated meanwhile, nobody has written.
-        if not not_copied or any(self.written(each.start, each.end) for each in not_copied):
+        if not not_copied or self.written([(each.start, each.end) for each in not_copied]):
             raise MemoryError("the host has no mapping left for the pages of an image (vm.max_map_count)")
 
     def _swap(self, build: Callable[[ExtentSet], ExtentSet]) -> None:
@@ -253,6 +262,23 @@ class Overlay:
         for extent in self.extents.within(start, end):
             extent.image.read_at(extent.offset, memoryview(clean)[extent.start - start : extent.end - start])
         return bytes(clean)
+
+
+def become(parts: list[Part]) -> None:
+    """Show in the host ranges of some parts what they showed then, clean. Raises OSError, MemoryError.
+
+    The host is asked once for all of them: a guest may have many mappings of files, and each is a part.
+    """
+    for part in parts:
+        part.overlay.show(part.extents, part.spans)
+    anew = [part for part in parts if not part.overlay.maps]
+    if len(anew) < len(parts):
+        try:
+            host_pages.revert([span for part in parts if part.overlay.maps for span in part.spans])
+        except OSError:  # a sandbox since then
+            anew = parts
+    for part in anew:
+        part.overlay.show_anew(part.extents, part.spans)
 
 
 def same_page(old: Extent | None, new: Extent | None) -> bool:

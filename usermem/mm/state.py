@@ -12,27 +12,16 @@ Source: fork(2), whose copy of a process is of the same parts; CRIU's images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
-
 from attrs import frozen
 
 from usermem.mm.backing.backing import Backing, Copy
 from usermem.mm.change import Tables
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import Extent, ExtentSet, Overlay
+from usermem.mm.overlay import Extent, ExtentSet, Overlay, Part
 from usermem.mm.pma import PMA
-from usermem.mm.ranges import Ranges, joined
+from usermem.mm.ranges import Ranges
 from usermem.mm.vma import VMA, VMASet
-
-
-class Part(NamedTuple):
-    """What private memory of one owner showed: its overlay, and the images in the host ranges that are the space's."""
-
-    overlay: Overlay
-    extents: ExtentSet
-    spans: Ranges
 
 
 @frozen(eq=False, slots=False)
@@ -82,14 +71,14 @@ def take(mm: MemoryMap) -> State:
     What was written has images from now on, at the same host addresses.
     """
     tables = mm.tables
-    for overlay, spans in private_spans(tables.pmas).items():
+    for overlay, spans in tables.pmas.private.spans.items():
         overlay.capture(spans)
     return seen(tables, {memory: memory.copied() for memory in shared_memories(tables.vmas)})
 
 
 def seen(tables: Tables, copies: dict[Backing | None, Copy]) -> State:
     """A state of what has images already: what was written since is not in it."""
-    spans = private_spans(tables.pmas)
+    spans = tables.pmas.private.spans
     return State(
         tables, {overlay: Part(overlay, _images(overlay, spans[overlay]), spans[overlay]) for overlay in spans}, copies
     )
@@ -100,16 +89,6 @@ def _images(overlay: Overlay, spans: Ranges) -> ExtentSet:
     extents = overlay.extents
     own = [extent for start, end in spans for extent in extents.within(start, end)] if extents.count else []
     return extents if len(own) == extents.count else ExtentSet().exchange([], own)
-
-
-def private_spans(pmas: Iterable[PMA]) -> dict[Overlay, Ranges]:
-    """The host ranges of private memory, by whose they are."""
-    found: dict[Overlay, Ranges] = {}
-    for pma in pmas:
-        overlay = pma.run.keeper.overlay
-        if overlay is not None:
-            found.setdefault(overlay, []).append((pma.run.address, pma.run.address + len(pma.run)))
-    return {overlay: joined(spans) for overlay, spans in found.items()}
 
 
 def shared_bytes(vma: VMA) -> int:
