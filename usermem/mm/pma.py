@@ -72,6 +72,8 @@ class PMASet(SegmentSet[PMA]):
 
     __slots__ = ("_private",)
 
+    _private: Private
+
     @property
     def private(self) -> Private:
         """The private memory among it, found once: snapshots ask for it again and again."""

@@ -13,6 +13,7 @@ Source: fork(2), whose copy of a process is of the same parts; CRIU's images.
 from __future__ import annotations
 
 from functools import cached_property
+
 from attrs import frozen
 
 from usermem.mm.backing.backing import Backing, Copy
@@ -73,7 +74,7 @@ def take(mm: MemoryMap) -> State:
     tables = mm.tables
     for overlay, spans in tables.pmas.private.spans.items():
         overlay.capture(spans)
-    return seen(tables, {memory: memory.copied() for memory in shared_memories(tables.vmas)})
+    return seen(tables, {memory: memory.copied() for memory in shared_mappings(tables.vmas)})
 
 
 def seen(tables: Tables, copies: dict[Backing | None, Copy]) -> State:
@@ -96,9 +97,10 @@ def shared_bytes(vma: VMA) -> int:
     return vma.end - vma.start if vma.backing.shared_memory is not None else 0
 
 
-def shared_memories(vmas: VMASet) -> list[Backing]:
-    """The shared anonymous memories that are mapped, each once."""
-    if not vmas.total(shared_bytes):
-        return []
-    memories = [vma.backing.shared_memory for vma in vmas]
-    return list(dict.fromkeys(memory for memory in memories if memory is not None))
+def shared_mappings(vmas: VMASet) -> dict[Backing, list[VMA]]:
+    """The shared anonymous memories that are mapped, and the mappings of each."""
+    found: dict[Backing, list[VMA]] = {}
+    for vma in vmas if vmas.total(shared_bytes) else ():
+        if vma.backing.shared_memory is not None:
+            found.setdefault(vma.backing.shared_memory, []).append(vma)
+    return found
