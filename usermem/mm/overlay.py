@@ -28,7 +28,7 @@ from safemem.fork import fork_safe_lock
 from safemem.safecopy import address_of, view_at
 from usermem.mm import host_calls, host_pages
 from usermem.mm.image import Image, new_image
-from usermem.mm.ranges import Ranges, differing, joined
+from usermem.mm.ranges import Ranges, differing, joined, near
 from usermem.mm.segment import SegmentSet
 from usermem.mm.segment_diff import differences
 
@@ -66,6 +66,15 @@ class Extent:
     def cut(self, start: int, end: int) -> Extent:
         """The part in [start, end)."""
         return Extent(start, end, self.image, self.offset + start - self.start)
+
+    def data(self) -> Ranges:
+        """Where in it an image that is mapped has bytes, in whole pages: elsewhere it has a hole, of zeros."""
+        fd, offset = self.image.place(self.offset)
+        found = host_calls.data(fd, offset, offset + self.end - self.start)
+        return [
+            (self.start + (low - offset & -_PAGE), min(self.start - (offset - high & -_PAGE), self.end))
+            for low, high in found
+        ]
 
     def moved(self, distance: int) -> Extent:
         """The same bytes, ``distance`` addresses further up."""
@@ -120,16 +129,15 @@ class Overlay:
             return
         there = [extent for start, end in spans for extent in self.extents.within(start, end)]
         if len(there) + 2 * len(own) > MAX_EXTENTS:
-            parts = joined([*own, *((each.start, each.end) for each in there)])
-            extents = self._flattened(parts, spans)
+            parts = [part for each in there for part in (each.data() if self.maps else [(each.start, each.end)])]
+            extents = self._flattened(joined([*own, *parts]), spans)
         else:
             own = [(at, min(at + _MOST_COPIED, end)) for start, end in own for at in range(start, end, _MOST_COPIED)]
             extents = _pictured(own)
             if self.maps:
                 self._put(own, extents, copying=True)
                 return
-            for each in extents:
-                _fill(each.image, each.offset, each.start, each.end)
+            self._fill_all(extents)
         if self.maps:
             self.cover(extents)
         else:  # the bytes are there
@@ -137,14 +145,24 @@ class Overlay:
 
     def _flattened(self, parts: Ranges, spans: Ranges) -> list[Extent]:
         """Few extents of a new image with what some ranges hold now: those that are near each other become one."""
-        extents = _pictured(_near(parts, spans))
-        left = iter(parts)
+        extents = _pictured(near(parts, spans, MAX_EXTENTS // 2, _PAGE))
+        todo, left = [], parts[::-1]
         for each in extents:
-            last = each.start
-            while last < each.end:
-                first, last = next(left) if self._fd < 0 else (each.start, each.end)  # zeros are holes of the image
-                _fill(each.image, each.offset + first - each.start, first, last)
+            if self._fd >= 0:
+                todo.append(each)
+            while self._fd < 0 and left and left[-1][0] < each.end:  # zeros are holes of the image
+                todo.append(each.cut(*left.pop()))
+        self._fill_all(todo)
         return extents
+
+    def _fill_all(self, extents: list[Extent]) -> None:
+        """Put the bytes at the host addresses of extents into their images."""
+        if self.maps:  # 3 us each, not 10
+            places = [(each.start, min(each.end, each.start + _MOST_COPIED)) for each in extents]
+            copied = host_calls.copies_to_be(places, [each.image.place(each.offset) for each in extents])
+            extents = [each for each, count in zip(extents, copied, strict=True) if count < each.end - each.start]
+        for each in extents:
+            _fill(each.image, each.offset, each.start, each.end)
 
     def written(self, spans: Ranges) -> Ranges:
         """Where in some host ranges, in order, somebody has written since."""
@@ -326,24 +344,6 @@ def _with(now: ExtentSet, places: Ranges, extents: list[Extent]) -> ExtentSet:
             j += 1
         now = now.replace(start, end, extents[first:j])
     return now
-
-
-def _near(ranges: Ranges, spans: Ranges) -> Ranges:
-    """Ranges that are near each other in one span as one, so that few enough are left."""
-    distance = _PAGE
-    while True:
-        found: Ranges = []
-        ends, limit = iter(spans), 0
-        for start, end in ranges:
-            if end <= limit and start <= found[-1][1] + distance:
-                found[-1] = found[-1][0], end
-                continue
-            while limit < end:
-                _, limit = next(ends)
-            found.append((start, end))
-        if len(found) <= max(MAX_EXTENTS // 2, len(spans)):
-            return found
-        distance *= 2
 
 
 def _read(start: int, end: int) -> bytes:

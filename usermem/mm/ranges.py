@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from mmap import PAGESIZE
 from typing import Final
 
@@ -21,6 +22,28 @@ def joined(ranges: Ranges) -> Ranges:
         else:
             found.append((start, end))
     return found
+
+
+def near(ranges: Ranges, spans: Ranges, most: int, step: int) -> Ranges:
+    """Ranges that are near each other in one span as one: at most so many, or one a span.
+
+    ``step`` is the least distance. All are in order.
+    """
+    gaps = sorted(after[0] - before[1] for before, after in pairwise(ranges))
+    distance = max(step, gaps[len(ranges) - most - 1] if len(ranges) > most else 0)
+    while True:
+        found: Ranges = []
+        ends, limit = iter(spans), 0
+        for start, end in ranges:
+            if end <= limit and start <= found[-1][1] + distance:
+                found[-1] = found[-1][0], end
+                continue
+            while limit < end:
+                _, limit = next(ends)
+            found.append((start, end))
+        if len(found) <= max(most, len(spans)):
+            return found
+        distance *= 2
 
 
 Read = Callable[[int, int], bytes]
