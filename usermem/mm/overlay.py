@@ -129,8 +129,7 @@ class Overlay:
             return
         there = [extent for start, end in spans for extent in self.extents.within(start, end)]
         if len(there) + 2 * len(own) > MAX_EXTENTS:
-            parts = [part for each in there for part in (each.data() if self.maps else [(each.start, each.end)])]
-            extents = self._flattened(joined([*own, *parts]), spans)
+            extents = self._flattened(own, there, spans)
         else:
             own = [(at, min(at + _MOST_COPIED, end)) for start, end in own for at in range(start, end, _MOST_COPIED)]
             extents = _pictured(own)
@@ -143,9 +142,14 @@ class Overlay:
         else:  # the bytes are there
             self._swap(lambda now: _with(now, [(each.start, each.end) for each in extents], extents))
 
-    def _flattened(self, parts: Ranges, spans: Ranges) -> list[Extent]:
-        """Few extents of a new image with what some ranges hold now: those that are near each other become one."""
-        extents = _pictured(near(parts, spans, MAX_EXTENTS // 2, _PAGE))
+    def _flattened(self, own: Ranges, there: list[Extent], spans: Ranges) -> list[Extent]:
+        """Few extents of a new image with what some ranges and extents hold now: those near each other become one.
+
+        They cover all of the old extents, which else kept their images; but holes stay holes.
+        """
+        whole = [(each.start, each.end) for each in there]
+        extents = _pictured(near(joined([*own, *whole]), spans, MAX_EXTENTS // 2, _PAGE))
+        parts = joined([*own, *([part for each in there for part in each.data()] if self.maps else whole)])
         todo, left = [], parts[::-1]
         for each in extents:
             if self._fd >= 0:
