@@ -29,6 +29,7 @@ from usermem.mm.limits import MAX_MAP_COUNT, MEMLOCK_LIMIT, STACK_LIMIT, Limits
 from usermem.mm.listeners import Listener
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.quiet import quietly
+from usermem.mm.ranges import Ranges
 from usermem.mm.restore import restore
 from usermem.mm.saved_state import load_state, save_state
 from usermem.mm.state import State, take
@@ -201,12 +202,23 @@ class AddressSpace(SystemCalls):
         found = quietly(self._map, lambda: dirty(self._map.tables, state), timeout=timeout)
         return page_ranges(self.arch, found)
 
-    def start_dirty_tracking(self, *, timeout: float | None = 0) -> None:
+    def start_dirty_tracking(self, *, timeout: float | None = 0) -> AddrRangeSeq:
         """Let :meth:`dirty_pages` tell what is written from now on, for code caches or to move a guest while it runs.
 
-        It makes a snapshot of its own, in the place of the one before. Raises as :meth:`snapshot`.
+        Returns the pages written since the last call, none at the first; no write falls between the two. So who moves
+        a guest copies all of it after the first call, and after each of the next what that call returned. Each call
+        makes a snapshot of its own, in the place of the one before. Raises as :meth:`snapshot`; then the old one stays.
         """
-        self._tracked = self.snapshot(timeout=timeout)
+        self._map.check_open()
+        before = self._tracked
+
+        def act() -> tuple[Ranges, State]:
+            found = dirty(self._map.tables, before._of(self._map)) if before is not None else []
+            return found, take(self._map)
+
+        found, state = quietly(self._map, act, timeout=timeout)
+        self._tracked = Snapshot(self._map, state)
+        return page_ranges(self.arch, found)
 
     @classmethod
     def _like(cls, parent: MemoryMap) -> AddressSpace:

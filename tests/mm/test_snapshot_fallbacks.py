@@ -185,8 +185,8 @@ def test_swapped_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pagemap.write_bytes(b"".join(word.to_bytes(8, sys.byteorder) for word in words))
     monkeypatch.setattr(host_pages._Host, "scans", False)
     monkeypatch.setattr(host_pages, "_PAGEMAP", os.fspath(pagemap))
-    assert host_pages.written(0, len(words) * PAGE) == [(0, 2 * PAGE), (5 * PAGE, 6 * PAGE)]
-    assert host_pages.written(0, 99 * PAGE) is None  # it ends too early
+    assert host_pages.written([(0, len(words) * PAGE)]) == [(0, 2 * PAGE), (5 * PAGE, 6 * PAGE)]
+    assert host_pages.written([(0, 99 * PAGE)]) is None  # it ends too early
     monkeypatch.setattr(host_calls, "resident", lambda at, length, page: bytes(length // page))
     for swaps in (True, False):
         monkeypatch.setattr(host_calls, "swaps", lambda swaps=swaps: swaps)

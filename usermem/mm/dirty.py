@@ -6,16 +6,13 @@ the host knows; the bytes of shared anonymous memory are compared.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-
 from hostarch import AddrRange, AddrRangeSeq, Arch
-from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.change import Tables
 from usermem.mm.extent import Extent, same_page
 from usermem.mm.pma import PMASet
 from usermem.mm.ranges import Ranges, differing, joined
 from usermem.mm.segment_diff import changed, differences
-from usermem.mm.state import State, private_spans, seen, shared_memories
+from usermem.mm.state import State, seen, shared_mappings
 from usermem.mm.vma import VMA, VMASet
 
 
@@ -24,13 +21,13 @@ def dirty(tables: Tables, since: State) -> Ranges:
 
     Nobody may be in the middle of an access.
     """
-    found = _written(tables.pmas) + [(start, end) for start, end, *_ in _moved(since, seen(tables, {}))]
+    found = _written(tables.pmas) + _moved_since(since, tables)
     for start, end, old, new in differences(*changed(since.tables.vmas, tables.vmas)):
         if new is not None and not (old is not None and shows_same(start, old, new)) and not _zeros(old, new):
             found.append((start, end))
-    for memory in shared_memories(tables.vmas):
+    for memory, vmas in shared_mappings(tables.vmas).items():
         copy = since.copies.get(memory)
-        found += _where_mapped(tables.vmas, memory, copy.written() if copy is not None else memory.copied().data)
+        found += _where_mapped(vmas, copy.written() if copy is not None else memory.copied().data)
     return _mapped(tables.vmas, found)
 
 
@@ -46,10 +43,11 @@ def different(one: State, other: State) -> Ranges:
         vma = one.tables.vmas.find(start)
         a_file_shows = vma is not None and not _is_own(vma)
         (found if a_file_shows and (before is None or after is None) else compared).append((start, end))
-    for state in (one, other):
-        for memory, copy in state.copies.items():
-            for each in (one, other):
-                compared += _where_mapped(each.tables.vmas, memory, copy.data)
+    for each in (one, other):
+        for memory, vmas in shared_mappings(each.tables.vmas).items():
+            for state in (one, other):
+                if memory in state.copies:
+                    compared += _where_mapped(vmas, state.copies[memory].data)
     both = _mapped(other.tables.vmas, _mapped(one.tables.vmas, compared))
     return _mapped_in_either(one, other, found + differing(both, one.read, other.read))
 
@@ -91,31 +89,31 @@ def _moved(one: State, other: State) -> list[tuple[int, int, Extent | None, Exte
     return [each for each in both if not same_page(each[2], each[3])]
 
 
+def _moved_since(since: State, tables: Tables) -> Ranges:
+    """Where a space shows other pages of images than a state of it did, or only one of the two shows any."""
+    if tables.pmas is not since.tables.pmas:
+        return [(start, end) for start, end, *_ in _moved(since, seen(tables, {}))]
+    found: Ranges = []
+    for overlay, extents, spans in since.parts.values():
+        if overlay.extents is not extents:
+            now = [extent for span in spans for extent in overlay.extents.within(*span)]
+            both = differences(list(extents), now)
+            found += [(start, end) for start, end, old, new in both if not same_page(old, new)]
+    return tables.pmas.private.guest_ranges(found)
+
+
 def _written(pmas: PMASet) -> Ranges:
     """The guest addresses of private memory that somebody has written since the last image of it was made."""
-    spans = private_spans(pmas)
-    own = joined([found for overlay in spans for span in spans[overlay] for found in overlay.written(*span)])
-    if not own:
-        return []
-    found: Ranges = []
-    starts = [start for start, _ in own]
-    for pma in pmas:
-        first = pma.run.address
-        last = first + len(pma.run)
-        for i in range(max(bisect_right(starts, first) - 1, 0), bisect_left(starts, last)):
-            low, high = max(own[i][0], first), min(own[i][1], last)
-            if low < high:
-                found.append((pma.start + low - first, pma.start + high - first))
-    return found
+    private = pmas.private
+    return private.guest_ranges([found for overlay, spans in private.spans.items() for found in overlay.written(spans)])
 
 
-def _where_mapped(vmas: VMASet, memory: SharedMemory | None, parts: Ranges) -> Ranges:
-    """The guest addresses that show some parts of a shared anonymous memory."""
+def _where_mapped(vmas: list[VMA], parts: Ranges) -> Ranges:
+    """The guest addresses at which mappings of a shared anonymous memory show some parts of it."""
     found: Ranges = []
     for vma in vmas:
-        if vma.backing.shared_memory is memory:
-            distance = vma.start - vma.offset
-            found += [(max(low + distance, vma.start), min(high + distance, vma.end)) for low, high in parts]
+        distance = vma.start - vma.offset
+        found += [(max(low + distance, vma.start), min(high + distance, vma.end)) for low, high in parts]
     return [(start, end) for start, end in found if start < end]
 
 

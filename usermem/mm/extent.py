@@ -1,10 +1,13 @@
 """Extent: host or guest addresses that show the bytes of an image, and sets of extents.
 
-Values: nothing here maps or reads anything.
+Values: nothing here maps or changes anything.
 """
 
 from __future__ import annotations
 
+from mmap import PAGESIZE
+
+from usermem.mm import holes
 from usermem.mm.image import Image
 from usermem.mm.ranges import Ranges
 from usermem.mm.segment import SegmentSet
@@ -29,6 +32,15 @@ class Extent:
     def cut(self, start: int, end: int) -> Extent:
         """The part in [start, end)."""
         return Extent(start, end, self.image, self.offset + start - self.start)
+
+    def data(self) -> Ranges:
+        """Where in it an image that is mapped has bytes, in whole pages: elsewhere it has a hole, of zeros."""
+        fd, offset = self.image.place(self.offset)
+        found = holes.data(fd, offset, offset + self.end - self.start)
+        return [
+            (self.start + (low - offset & -PAGESIZE), min(self.start - (offset - high & -PAGESIZE), self.end))
+            for low, high in found
+        ]
 
     def moved(self, distance: int) -> Extent:
         """The same bytes, ``distance`` addresses further up."""

@@ -55,8 +55,8 @@ class _Host:
     """How many page faults the process had had then."""
 
 
-def written(start: int, end: int) -> Ranges | None:
-    """Where in [start, end), in whole pages of private mappings, the process has copies of its own.
+def written(ranges: Ranges) -> Ranges | None:
+    """Where in some ranges, in whole pages of private mappings, the process has copies of its own.
 
     Pages that were swapped out count. None if the host does not tell. Where there is no PAGEMAP_SCAN, anonymous pages
     that were only read count too.
@@ -68,10 +68,10 @@ def written(start: int, end: int) -> Ranges | None:
     try:
         if _Host.scans:
             try:
-                return _scan(fd, start, end)
+                return [found for start, end in ranges for found in _scan(fd, start, end)]
             except (ImportError, OSError):
                 _Host.scans = False  # an older kernel, or a sandbox
-        return _read_pagemap(fd, start, end)
+        return [found for start, end in ranges for found in _read_pagemap(fd, start, end)]
     except OSError:
         return None
     finally:
@@ -81,7 +81,7 @@ def written(start: int, end: int) -> Ranges | None:
 def way() -> tuple[str, str]:
     """How this host tells which pages were written, in a word, and why, for people."""
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
-        if written(address_of(view), address_of(view) + mmap.PAGESIZE) is None:
+        if written([(address_of(view), address_of(view) + mmap.PAGESIZE)]) is None:
             return "comparing", f"this host does not tell which pages were written (no {_PAGEMAP}): bytes are compared"
     if _Host.scans:
         return "PAGEMAP_SCAN", "tells the ranges that were written"
@@ -163,10 +163,10 @@ def revert(ranges: Ranges) -> None:
     mapped = _mapped()
     many = mapped - _Host.others > _MANY
     if many and _Host.looks_left:
-        own = [written(start, end) for start, end in ranges]
-        if None not in own:
+        own = written(ranges)
+        if own is not None:
             _Host.looks_left -= 1
-            drop([found for each in own if each is not None for found in each])
+            drop(own)
             return
     drop(ranges)
     _Host.faults = faults

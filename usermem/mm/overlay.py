@@ -19,7 +19,7 @@ import mmap
 import os
 from collections.abc import Callable
 from itertools import tee
-from typing import Final
+from typing import Final, NamedTuple
 
 from safemem.fork import fork_safe_lock
 from safemem.safecopy import view_at
@@ -28,7 +28,7 @@ from usermem.mm.contents import Contents, bytes_at
 from usermem.mm.extent import Extent, ExtentSet, same_page
 from usermem.mm.image import Image, maps_images, new_image
 from usermem.mm.memory_file import MOST_WRITTEN
-from usermem.mm.ranges import Ranges, joined, joined_near
+from usermem.mm.ranges import Ranges, joined, near
 from usermem.mm.segment_diff import differences
 
 MAX_EXTENTS: Final = 1 << 10
@@ -67,54 +67,69 @@ class Overlay(Contents):
         The images have the bytes of the moment in which they are mapped: what a signal handler writes in the middle of
         this call is not lost, but for where extents that are too many (MAX_EXTENTS) become one.
         """
-        own = [found for start, end in spans for found in self.written(start, end)]
+        own = self.written(spans)
         if not own:
             return
         there = [extent for start, end in spans for extent in self.extents.within(start, end)]
         if len(there) + 2 * len(own) > MAX_EXTENTS:
-            self.cover(self._flattened(joined([*own, *((each.start, each.end) for each in there)]), spans))
+            self.cover(self._flattened(own, there, spans))
         elif self.maps:
             own = [(at, min(at + MOST_WRITTEN, end)) for start, end in own for at in range(start, end, MOST_WRITTEN)]
             self._map(own, _pictured(own), copying=True)
         else:
             extents = _pictured(own)
-            for each in extents:
-                _fill(each.image, each.offset, each.start, each.end)
+            self._fill_all(extents)
             self._swap(lambda now: now.replace_all(own, extents))  # the bytes are there
 
-    def _flattened(self, parts: Ranges, spans: Ranges) -> list[Extent]:
-        """Few extents of a new image with what some ranges hold now: those that are near each other become one."""
-        extents = _pictured(joined_near(parts, spans, MAX_EXTENTS // 2))
-        left = iter(parts)
+    def _flattened(self, own: Ranges, there: list[Extent], spans: Ranges) -> list[Extent]:
+        """Few extents of a new image with what some ranges and extents hold now: those near each other become one.
+
+        They cover all of the old extents, which else kept their images; but holes stay holes.
+        """
+        whole = [(each.start, each.end) for each in there]
+        extents = _pictured(near(joined([*own, *whole]), spans, MAX_EXTENTS // 2, _PAGE))
+        parts = joined([*own, *([part for each in there for part in each.data()] if self.maps else whole)])
+        todo, left = [], parts[::-1]
         for each in extents:
-            last = each.start
-            while last < each.end:
-                first, last = next(left) if self._fd < 0 else (each.start, each.end)  # zeros are holes of the image
-                _fill(each.image, each.offset + first - each.start, first, last)
+            if self._fd >= 0:
+                todo.append(each)
+            while self._fd < 0 and left and left[-1][0] < each.end:  # zeros are holes of the image
+                todo.append(each.cut(*left.pop()))
+        self._fill_all(todo)
         return extents
 
-    def written(self, start: int, end: int) -> Ranges:
-        """Where in [start, end) somebody has written since."""
-        found = host_pages.written(start, end) if self.maps else None
-        return self.compared(start, end) if found is None else found
+    def _fill_all(self, extents: list[Extent]) -> None:
+        """Put the bytes at the host addresses of extents into their images."""
+        if self.maps:  # 3 us each, not 10
+            places = [(each.start, min(each.end, each.start + MOST_WRITTEN)) for each in extents]
+            copied = host_calls.copies_to_be(places, [each.image.place(each.offset) for each in extents])
+            extents = [each for each, count in zip(extents, copied, strict=True) if count < each.end - each.start]
+        for each in extents:
+            _fill(each.image, each.offset, each.start, each.end)
 
-    def become(self, then: ExtentSet, spans: Ranges) -> None:
-        """Show in some host ranges, in order, what they showed ``then``, clean. Raises OSError, MemoryError."""
-        if self.extents is not then:
-            for start, end in spans:
-                both = differences(self.extents.within(start, end), then.within(start, end))
-                others = [(low, high, new) for low, high, old, new in both if not same_page(old, new)]
-                self._show([(low, high) for low, high, new in others if new is None], [])
-                self.cover([new.cut(low, high) for low, high, new in others if new is not None])
-        if not self.maps:
-            for start, end in spans:
-                self.copy_back(start, end)
+    def written(self, spans: Ranges) -> Ranges:
+        """Where in some host ranges, in order, somebody has written since."""
+        found = host_pages.written(spans) if self.maps else None
+        return [each for span in spans for each in self.compared(*span)] if found is None else found
+
+    def show(self, then: ExtentSet, spans: Ranges) -> None:
+        """Show in some host ranges, in order, the images that they showed ``then``. Raises MemoryError."""
+        if self.extents is then:
             return
-        try:
-            host_pages.revert(spans)
-        except OSError:  # a sandbox since then: all of it is mapped anew
+        for start, end in spans:
+            both = differences(self.extents.within(start, end), then.within(start, end))
+            others = [(low, high, new) for low, high, old, new in both if not same_page(old, new)]
+            self._show([(low, high) for low, high, new in others if new is None], [])
+            self.cover([new.cut(low, high) for low, high, new in others if new is not None])
+
+    def show_anew(self, then: ExtentSet, spans: Ranges) -> None:
+        """As :meth:`show`, clean: all of it is mapped again, or copied back where it is others' bytes."""
+        if self.maps:
             self._map(spans, [])
             self.cover([extent for start, end in spans for extent in then.within(start, end)])
+        else:
+            for start, end in spans:
+                self.copy_back(start, end)
 
     def cover(self, extents: list[Extent]) -> None:
         """Show images at some host addresses, which are this owner's, clean. Raises MemoryError."""
@@ -166,7 +181,7 @@ class Overlay(Contents):
         for each in not_copied:
             _fill(each.image, each.offset, each.start, each.start + _PAGE)
         # What a file has lost that was truncated meanwhile, nobody has written.
-        if not not_copied or any(self.written(each.start, each.end) for each in not_copied):
+        if not not_copied or self.written([(each.start, each.end) for each in not_copied]):
             raise MemoryError("the host has no mapping left for the pages of an image (vm.max_map_count)")
 
     def _swap(self, build: Callable[[ExtentSet], ExtentSet]) -> None:
@@ -177,6 +192,31 @@ class Overlay(Contents):
                 self.extents = done = new if self.extents is old else self.extents
             if done is new:
                 return
+
+
+class Part(NamedTuple):
+    """What private memory of one owner showed: its overlay, and the images in the host ranges that are the space's."""
+
+    overlay: Overlay
+    extents: ExtentSet
+    spans: Ranges
+
+
+def become(parts: list[Part]) -> None:
+    """Show in the host ranges of some parts what they showed then, clean. Raises OSError, MemoryError.
+
+    The host is asked once for all of them: a guest may have many mappings of files, and each is a part.
+    """
+    for part in parts:
+        part.overlay.show(part.extents, part.spans)
+    anew = [part for part in parts if not part.overlay.maps]
+    if len(anew) < len(parts):
+        try:
+            host_pages.revert([span for part in parts if part.overlay.maps for span in part.spans])
+        except OSError:  # a sandbox since then
+            anew = parts
+    for part in anew:
+        part.overlay.show_anew(part.extents, part.spans)
 
 
 def _pictured(ranges: Ranges) -> list[Extent]:

@@ -12,8 +12,13 @@ Source: gVisor pkg/sentry/mm/pma.go.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+
 from usermem.mm.host_run import HostRun
+from usermem.mm.overlay import Overlay
 from usermem.mm.page_cache import Stretch
+from usermem.mm.ranges import Ranges, joined
 from usermem.mm.segment import SegmentSet
 
 
@@ -65,4 +70,52 @@ class PMA:
 class PMASet(SegmentSet[PMA]):
     """The host memory behind an address space, in the order of guest addresses. Immutable."""
 
-    __slots__ = ()
+    __slots__ = ("_private",)
+
+    _private: Private
+
+    @property
+    def private(self) -> Private:
+        """The private memory among it, found once: snapshots ask for it again and again."""
+        try:
+            return self._private
+        except AttributeError:
+            self._private = found = Private(self)
+            return found
+
+
+class Private:
+    """Private host memory, and the guest addresses of it."""
+
+    def __init__(self, pmas: Iterable[PMA]) -> None:
+        own = [pma for pma in pmas if pma.run.keeper.overlay is not None]
+        self.spans = private_spans(own)
+        """See :func:`private_spans`."""
+        self._pmas = sorted(own, key=_address)
+        self._addresses = list(map(_address, self._pmas))
+
+    def guest_ranges(self, found: Ranges) -> Ranges:
+        """The guest addresses of what lies in some host ranges."""
+        ranges: Ranges = []
+        for start, end in found:
+            first = max(bisect_right(self._addresses, start) - 1, 0)
+            for pma in self._pmas[first : bisect_left(self._addresses, end)]:
+                distance = pma.start - pma.run.address
+                low, high = max(start + distance, pma.start), min(end + distance, pma.end)
+                if low < high:
+                    ranges.append((low, high))
+        return ranges
+
+
+def private_spans(pmas: Iterable[PMA]) -> dict[Overlay, Ranges]:
+    """The host ranges of private memory, by whose they are."""
+    found: dict[Overlay, Ranges] = {}
+    for pma in pmas:
+        overlay = pma.run.keeper.overlay
+        if overlay is not None:
+            found.setdefault(overlay, []).append((pma.run.address, pma.run.address + len(pma.run)))
+    return {overlay: joined(spans) for overlay, spans in found.items()}
+
+
+def _address(pma: PMA) -> int:
+    return pma.run.address

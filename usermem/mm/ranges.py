@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from mmap import PAGESIZE
 from typing import Final
 
@@ -23,9 +24,13 @@ def joined(ranges: Ranges) -> Ranges:
     return found
 
 
-def joined_near(ranges: Ranges, spans: Ranges, most: int) -> Ranges:
-    """Ranges that are near each other in one span as one: ``most`` are left, or one for each span if these are more."""
-    distance = PAGESIZE
+def near(ranges: Ranges, spans: Ranges, most: int, step: int) -> Ranges:
+    """Ranges that are near each other in one span as one: at most so many, or one a span.
+
+    ``step`` is the least distance. All are in order.
+    """
+    gaps = sorted(after[0] - before[1] for before, after in pairwise(ranges))
+    distance = max(step, gaps[len(ranges) - most - 1] if len(ranges) > most else 0)
     while True:
         found: Ranges = []
         ends, limit = iter(spans), 0

@@ -10,10 +10,11 @@ from usermem.mm.dirty import dirty, shows_same
 from usermem.mm.extent import ExtentSet
 from usermem.mm.listeners import ChangeKind
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.pma import PMA
+from usermem.mm.overlay import Part, become
+from usermem.mm.pma import PMA, private_spans
 from usermem.mm.ranges import Ranges, joined
 from usermem.mm.segment_diff import changed, differences
-from usermem.mm.state import State, private_spans
+from usermem.mm.state import State
 from usermem.mm.vma import VMA
 
 
@@ -27,13 +28,11 @@ def restore(mm: MemoryMap, state: State) -> None:
     def build(change: Change) -> None:
         # If a handler comes in between and maps, this runs again, which does no harm.
         written = dirty(change, state) if mm.listeners.listener is not None else []
-        for overlay, extents, spans in state.parts.values():
-            overlay.become(extents, spans)
+        later = _placed_later(change, state.tables)
+        parts = [Part(overlay, ExtentSet(), spans) for overlay, spans in private_spans(later).items()]
+        become([*state.parts.values(), *parts])
         for copy in state.copies.values():
             copy.put_back()
-        later = _placed_later(change, state.tables)
-        for overlay, spans in private_spans(later).items() if later else ():
-            overlay.become(ExtentSet(), spans)
         _return_to(change, state.tables, later, written)
 
     mm.change(build)

@@ -12,28 +12,18 @@ Source: fork(2), whose copy of a process is of the same parts; CRIU's images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
 
 from attrs import frozen
 
-from usermem.mm.backing.shared_memory import SharedCopy, SharedMemory
+from usermem.mm.backing.backing import Backing, Copy
 from usermem.mm.change import Tables
 from usermem.mm.extent import Extent, ExtentSet
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.overlay import Overlay
+from usermem.mm.overlay import Overlay, Part
 from usermem.mm.pma import PMA
-from usermem.mm.ranges import Ranges, joined
+from usermem.mm.ranges import Ranges
 from usermem.mm.vma import VMA, VMASet
-
-
-class Part(NamedTuple):
-    """What private memory of one owner showed: its overlay, and the images in the host ranges that are the space's."""
-
-    overlay: Overlay
-    extents: ExtentSet
-    spans: Ranges
 
 
 @frozen(eq=False, slots=False)
@@ -42,7 +32,7 @@ class State:
 
     tables: Tables
     parts: dict[Overlay, Part]
-    copies: dict[SharedMemory | None, SharedCopy]
+    copies: dict[Backing | None, Copy]
     loaded: ExtentSet | None = None
     """The images at guest addresses, of a state that was loaded: it has no memory."""
 
@@ -83,14 +73,14 @@ def take(mm: MemoryMap) -> State:
     What was written has images from now on, at the same host addresses.
     """
     tables = mm.tables
-    for overlay, spans in private_spans(tables.pmas).items():
+    for overlay, spans in tables.pmas.private.spans.items():
         overlay.capture(spans)
-    return seen(tables, {memory: memory.copied() for memory in shared_memories(tables.vmas)})
+    return seen(tables, {memory: memory.copied() for memory in shared_mappings(tables.vmas)})
 
 
-def seen(tables: Tables, copies: dict[SharedMemory | None, SharedCopy]) -> State:
+def seen(tables: Tables, copies: dict[Backing | None, Copy]) -> State:
     """A state of what has images already: what was written since is not in it."""
-    spans = private_spans(tables.pmas)
+    spans = tables.pmas.private.spans
     return State(
         tables, {overlay: Part(overlay, _images(overlay, spans[overlay]), spans[overlay]) for overlay in spans}, copies
     )
@@ -103,24 +93,15 @@ def _images(overlay: Overlay, spans: Ranges) -> ExtentSet:
     return extents if len(own) == extents.count else ExtentSet().exchange([], own)
 
 
-def private_spans(pmas: Iterable[PMA]) -> dict[Overlay, Ranges]:
-    """The host ranges of private memory, by whose they are."""
-    found: dict[Overlay, Ranges] = {}
-    for pma in pmas:
-        overlay = pma.run.keeper.overlay
-        if overlay is not None:
-            found.setdefault(overlay, []).append((pma.run.address, pma.run.address + len(pma.run)))
-    return {overlay: joined(spans) for overlay, spans in found.items()}
-
-
 def shared_bytes(vma: VMA) -> int:
     """How many bytes of shared anonymous memory a mapping shows."""
     return vma.end - vma.start if vma.backing.shared_memory is not None else 0
 
 
-def shared_memories(vmas: VMASet) -> list[SharedMemory]:
-    """The shared anonymous memories that are mapped, each once."""
-    if not vmas.total(shared_bytes):
-        return []
-    memories = [vma.backing.shared_memory for vma in vmas]
-    return list(dict.fromkeys(memory for memory in memories if memory is not None))
+def shared_mappings(vmas: VMASet) -> dict[Backing, list[VMA]]:
+    """The shared anonymous memories that are mapped, and the mappings of each."""
+    found: dict[Backing, list[VMA]] = {}
+    for vma in vmas if vmas.total(shared_bytes) else ():
+        if vma.backing.shared_memory is not None:
+            found.setdefault(vma.backing.shared_memory, []).append(vma)
+    return found
