@@ -207,12 +207,17 @@ def become(parts: list[Part]) -> None:
 
     The host is asked once for all of them: a guest may have many mappings of files, and each is a part.
     """
+    anew: list[Part] = []
+    mapped: Ranges = []
     for part in parts:
         part.overlay.show(part.extents, part.spans)
-    anew = [part for part in parts if not part.overlay.maps]
-    if len(anew) < len(parts):
+        if part.overlay.maps:
+            mapped += part.spans
+        else:
+            anew.append(part)
+    if mapped:
         try:
-            host_pages.revert([span for part in parts if part.overlay.maps for span in part.spans])
+            host_pages.revert(mapped)
         except OSError:  # a sandbox since then
             anew = parts
     for part in anew:

@@ -29,8 +29,10 @@ def restore(mm: MemoryMap, state: State) -> None:
         # If a handler comes in between and maps, this runs again, which does no harm.
         written = dirty(change, state) if mm.listeners.listener is not None else []
         later = _placed_later(change, state.tables)
-        parts = [Part(overlay, ExtentSet(), spans) for overlay, spans in private_spans(later).items()]
-        become([*state.parts.values(), *parts])
+        parts = list(state.parts.values())
+        if later:
+            parts += [Part(overlay, ExtentSet(), spans) for overlay, spans in private_spans(later).items()]
+        become(parts)
         for copy in state.copies.values():
             copy.put_back()
         _return_to(change, state.tables, later, written)
