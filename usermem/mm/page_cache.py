@@ -110,6 +110,13 @@ class PageCache:
             if first + 1 in cached:
                 cached[first + 1][:] = GONE
 
+    def forget_all(self) -> None:
+        """Drop every stretch by which a page is found, and all else. Call it under the map's lock, ``frozen``."""
+        for stretch in (*self.readable.values(), *self.writable.values()):  # 40 ns a page
+            stretch[:] = GONE
+        self.words = {}
+        self.rests = {}
+
 
 class PagedIO(ResolvedIO):
     """ResolvedIO with quick ways for the common calls: permissions count, one run of host memory.

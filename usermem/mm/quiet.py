@@ -30,7 +30,6 @@ from types import FrameType
 from typing import Final, TypeVar
 
 from usermem.errors import BusyError
-from usermem.mm.change import Change
 from usermem.mm.mapped_io import MappedIO
 from usermem.mm.memory_map import MemoryMap, Quiet
 
@@ -134,9 +133,7 @@ def _frozen(mm: MemoryMap, act: Callable[[], T], held: Quiet) -> T:
         mm.held = held
         if not _is_alone():
             cache.frozen = True
-            everything = Change(mm.tables)
-            everything.gone += everything.pmas
-            mm._forget(everything)
+            cache.forget_all()
         return act()
     finally:
         mm.held, cache.frozen = None, False  # in one line: no handler comes between
