@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 
 from hostarch import AddrRange, AddrRangeSeq, Arch
-from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.backing.backing import Backing
 from usermem.mm.change import Tables
 from usermem.mm.extent import Extent, same_page
 from usermem.mm.pma import PMASet
@@ -109,7 +109,7 @@ def _written(pmas: PMASet) -> Ranges:
     return found
 
 
-def _where_mapped(vmas: VMASet, memory: SharedMemory | None, parts: Ranges) -> Ranges:
+def _where_mapped(vmas: VMASet, memory: Backing | None, parts: Ranges) -> Ranges:
     """The guest addresses that show some parts of a shared anonymous memory."""
     found: Ranges = []
     for vma in vmas:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from usermem.mm.backing.shared_memory import SharedMemory
+from usermem.mm.backing.backing import Backing
 from usermem.mm.change import Change, Tables
 from usermem.mm.extent import Extent, ExtentSet
 from usermem.mm.fork import inherited
@@ -27,14 +27,14 @@ def spawn(mm: MemoryMap, state: State) -> None:
 
     Raises MemoryError, or OSError if the host refuses.
     """
-    twins = {memory: copy.twin() for memory, copy in state.copies.items()}
+    twins: dict[Backing | None, Backing] = {memory: copy.twin() for memory, copy in state.copies.items()}
     vmas = state.tables.vmas
     if twins:
         vmas = VMASet().exchange([], [_over(vma, twins) for vma in vmas])
     mm.change(lambda change: _begin(change, state.tables, vmas, state.extents))
 
 
-def _over(vma: VMA, twins: dict[SharedMemory | None, SharedMemory]) -> VMA:
+def _over(vma: VMA, twins: dict[Backing | None, Backing]) -> VMA:
     """The mapping, of the new memory if it shows shared anonymous memory."""
     twin = twins.get(vma.backing.shared_memory)
     if twin is None:

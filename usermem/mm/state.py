@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from attrs import frozen
 
-from usermem.mm.backing.shared_memory import SharedCopy, SharedMemory
+from usermem.mm.backing.backing import Backing, Copy
 from usermem.mm.change import Tables
 from usermem.mm.extent import Extent, ExtentSet
 from usermem.mm.memory_map import MemoryMap
@@ -42,7 +42,7 @@ class State:
 
     tables: Tables
     parts: dict[Overlay, Part]
-    copies: dict[SharedMemory | None, SharedCopy]
+    copies: dict[Backing | None, Copy]
     loaded: ExtentSet | None = None
     """The images at guest addresses, of a state that was loaded: it has no memory."""
 
@@ -88,7 +88,7 @@ def take(mm: MemoryMap) -> State:
     return seen(tables, {memory: memory.copied() for memory in shared_memories(tables.vmas)})
 
 
-def seen(tables: Tables, copies: dict[SharedMemory | None, SharedCopy]) -> State:
+def seen(tables: Tables, copies: dict[Backing | None, Copy]) -> State:
     """A state of what has images already: what was written since is not in it."""
     spans = private_spans(tables.pmas)
     return State(
@@ -118,7 +118,7 @@ def shared_bytes(vma: VMA) -> int:
     return vma.end - vma.start if vma.backing.shared_memory is not None else 0
 
 
-def shared_memories(vmas: VMASet) -> list[SharedMemory]:
+def shared_memories(vmas: VMASet) -> list[Backing]:
     """The shared anonymous memories that are mapped, each once."""
     if not vmas.total(shared_bytes):
         return []

@@ -9,14 +9,40 @@ Source: gVisor pkg/sentry/memmap (Mappable), Linux's vm_operations_struct.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hostarch import ANY_ACCESS
 from safemem.errors import error
 
 if TYPE_CHECKING:
-    from usermem.mm.backing.shared_memory import SharedMemory
     from usermem.mm.host_run import HostRun
+    from usermem.mm.ranges import Ranges
+
+
+class Copy(Protocol):
+    """The bytes of shared anonymous memory as they were at one moment."""
+
+    length: int
+    """How many bytes the memory has."""
+
+    data: Ranges
+    """The offsets of the bytes that may be other than zero."""
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes of [start, end) then."""
+        ...
+
+    def written(self) -> Ranges:
+        """The pages of the memory whose bytes are others now."""
+        ...
+
+    def put_back(self) -> None:
+        """Make the memory what it was, for all who share it. Raises OSError, MemoryError."""
+        ...
+
+    def twin(self) -> Backing:
+        """New shared memory with the bytes of then. Raises MemoryError."""
+        ...
 
 
 class Backing:
@@ -59,9 +85,13 @@ class Backing:
         return self
 
     @property
-    def shared_memory(self) -> SharedMemory | None:
+    def shared_memory(self) -> Backing | None:
         """The shared anonymous memory behind it, which a snapshot copies; None for anything else."""
         return None
+
+    def copied(self) -> Copy:
+        """A copy of the bytes of shared anonymous memory. Raises MemoryError."""
+        raise NotImplementedError
 
     @property
     def mapped(self) -> object:
