@@ -168,7 +168,7 @@ class AddressSpace(SystemCalls):
         the host refuses. Only then, and after an interrupt, contents may be partly restored
         while the mappings are not: restore again.
         """
-        state = snapshot._of(self._map)
+        state = _state_of(snapshot, self._map)
         self._map.check_open()
         quietly(self._map, lambda: restore(self._map, state), timeout=timeout)
 
@@ -197,7 +197,7 @@ class AddressSpace(SystemCalls):
         since = self._tracked if since is None else since
         if since is None:
             raise ValueError("dirty_pages needs a snapshot, or start_dirty_tracking() before it")
-        state = since._of(self._map)
+        state = _state_of(since, self._map)
         self._map.check_open()
         found = quietly(self._map, lambda: dirty(self._map.tables, state), timeout=timeout)
         return page_ranges(self.arch, found)
@@ -213,7 +213,7 @@ class AddressSpace(SystemCalls):
         before = self._tracked
 
         def act() -> tuple[Ranges, State]:
-            found = dirty(self._map.tables, before._of(self._map)) if before is not None else []
+            found = dirty(self._map.tables, _state_of(before, self._map)) if before is not None else []
             return found, take(self._map)
 
         found, state = quietly(self._map, act, timeout=timeout)
@@ -262,13 +262,6 @@ class Snapshot:
             raise ValueError("the snapshot is closed")
         return self._state
 
-    def _of(self, mm: MemoryMap) -> State:
-        """Its state, if it is one of that map's."""
-        state = self._open()
-        if self._mm is not mm:
-            raise ValueError("the snapshot is of another address space: spawn() starts a new one from it")
-        return state
-
     def spawn(self) -> AddressSpace:
         """A new address space that begins as the old one was, on its own.
 
@@ -313,3 +306,13 @@ class Snapshot:
         OSError if the host refuses; MemoryError if there is no room for it.
         """
         return cls(*load_state(path, in_memory=in_memory))
+
+
+def _state_of(snapshot: Snapshot, mm: MemoryMap) -> State:
+    """The state of a snapshot, if it is one of that map's."""
+    if not isinstance(snapshot, Snapshot):
+        raise TypeError(f"snapshot must be a Snapshot, not {type(snapshot).__name__}")
+    state = snapshot._open()
+    if snapshot._mm is not mm:
+        raise ValueError("the snapshot is of another address space: spawn() starts a new one from it")
+    return state

@@ -285,6 +285,16 @@ def test_a_closed_snapshot() -> None:
     assert space.read_bytes(BASE, 4) == b"now!"
 
 
+def test_no_snapshot_at_all() -> None:
+    """What is none is a TypeError, and nothing changes."""
+    space = new_space()
+    before = space.maps()
+    for call in (space.restore, space.dirty_pages):
+        with pytest.raises(TypeError, match="snapshot must be a Snapshot, not bytes"):
+            call(b"")  # type: ignore[arg-type]
+    assert space.maps() == before
+
+
 def test_another_space_s_snapshot() -> None:
     """Not even a child's or a parent's: ValueError, and nothing has changed."""
     space = new_space()
