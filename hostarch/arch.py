@@ -18,6 +18,7 @@ from typing import Final, Literal
 from attrs import field, frozen, validators
 
 from hostarch import mman
+from hostarch.c_layout import c_struct
 from hostarch.integers import check_int
 
 ByteOrder = Literal["little", "big"]
@@ -31,7 +32,8 @@ class Arch:
 
     ``max_addr`` is the first address past user space, exclusive, as Linux's TASK_SIZE. ``min_addr`` limits only where
     ``mmap`` places things (vm.mmap_min_addr), not what can be accessed. Shifts are powers of two, in bytes.
-    ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec.
+    ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec. C aligns a field of a struct to
+    ``max_align`` bytes at most.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Arch:
     map_flags: mman.MapFlags = mman.GENERIC_MAP_FLAGS
     ignores_top_byte: bool = False
     cache_line_shift: int = 6
+    max_align: int = 8
     page_size: int = field(init=False)
     huge_page_size: int = field(init=False)
     cache_line_size: int = field(init=False)
@@ -77,6 +80,16 @@ class Arch:
 
     def _struct(self, fields: str) -> Struct:
         return Struct(("<" if self.byte_order == "little" else ">") + fields)
+
+    def struct(self, format_: str) -> Struct:
+        """The layout of a struct format as this machine's C compiler has it, compiled once.
+
+        Formats are the standard library's. Without a prefix, or with ``@``, byte order, sizes (``l``, ``L``, ``n``,
+        ``N``, ``P``) and alignment are this machine's, and as there no padding follows the last field: end with ``0q``,
+        say. With ``=`` the byte order is this machine's, and fields are packed; ``<``, ``>`` and ``!`` are what they
+        are. Raises struct.error.
+        """
+        return c_struct(format_, self.byte_order == "big", self.pointer_size, self.max_align)
 
     def page_round_down(self, x: int) -> int:
         """The largest multiple of the page size that is <= x."""
@@ -113,7 +126,7 @@ class Arch:
 
 
 AMD64 = Arch("amd64", 8, "little", 0x7FFF_FFFF_F000, map_flags=mman.AMD64_MAP_FLAGS)
-I386 = Arch("i386", 4, "little", 0xC000_0000, huge_page_shift=22)
+I386 = Arch("i386", 4, "little", 0xC000_0000, huge_page_shift=22, max_align=4)
 ARM64 = Arch("arm64", 8, "little", 1 << 48, ignores_top_byte=True)
 ARM64_16K = Arch("arm64-16k", 8, "little", 1 << 47, page_shift=14, huge_page_shift=25, ignores_top_byte=True)
 ARM64_64K = Arch("arm64-64k", 8, "little", 1 << 48, page_shift=16, huge_page_shift=29, ignores_top_byte=True)
