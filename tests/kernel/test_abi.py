@@ -203,7 +203,7 @@ HEADERS = {
 
 def offsets(layout: ABIStruct[Any], arch: Arch) -> dict[str, tuple[int, int]]:
     """Where the layout has each field, and how long it is, found out by setting all its bits."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     zero = layout.unpack(arch, bytes(layout.size(arch)))
     for at in range(layout.size(arch)):
         data = bytearray(layout.size(arch))
@@ -220,7 +220,17 @@ def compiled(source: str, option: str, tmp_path: Path) -> bool:
     """Whether C takes it; only the kernel's headers are there, so that a machine's C library is not needed."""
     file = tmp_path / "layout.c"
     file.write_text(source)
-    command = [str(GCC), option, "-ffreestanding", "-w", "-fsyntax-only", str(file)]
+    # Where Debian has the headers of the machine, which serve both its widths.
+    command = [
+        str(GCC),
+        option,
+        "-idirafter",
+        "/usr/include/x86_64-linux-gnu",
+        "-ffreestanding",
+        "-w",
+        "-fsyntax-only",
+        str(file),
+    ]
     return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
 
 
