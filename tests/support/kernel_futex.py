@@ -1,7 +1,8 @@
 """The running kernel's futex(2), and FutexTable, driven by the same steps.
 
 A step is a line of plain values; each side answers it with a count or an errno's name, and at the end says in which
-order its waiters were woken. On the kernel's side a waiter is a thread: it is known to wait when /proc says that it sleeps.
+order its waiters were woken. On the kernel's side a waiter is a thread: /proc says when it
+sleeps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET = 0, 1, 3, 4
 PRIVATE = 128
 PAGE = 4096
 RW, ANON = mman.PROT_READ | mman.PROT_WRITE, mman.MAP_ANONYMOUS
+HOLE = 0x20000
+"""Nothing is mapped there: programs begin higher up."""
 PLACES = (
     "private",
     "shared",
@@ -37,9 +40,10 @@ PLACES = (
     "hole",
 )
 """What is mapped, a page each: anonymous private and shared memory; a file shared, a second time, and private; the file
-read-only, shared and private; private anonymous memory that was written and may only be read; a page of no rights; none."""
-OUTSIDE = ((1 << 64) - 4096, 0x7FFF_FFFF_F000, 2)
-"""Addresses outside of user space, or of nothing."""
+read-only, shared and private; private anonymous memory that was written and may only be read; a page of no rights; a
+hole."""
+OUTSIDE = ((1 << 64) - 4096, 0x7FFF_FFFF_F004, 2)
+"""Addresses outside of user space, or of nothing. (x86-64 lets the very first one outside pass until it is used.)"""
 
 Result = int | str
 
@@ -75,12 +79,7 @@ class KernelFutex:
             self.places = {name: self._map(name, file.fileno()) for name in PLACES}
 
     def _map(self, name: str, fd: int) -> int:
-        return int(self._libc.mmap(None, PAGE, *arguments(name, fd), 0)) if name != "hole" else self._hole(fd)
-
-    def _hole(self, fd: int) -> int:
-        addr = self._map("private", fd)
-        self._libc.munmap(ctypes.c_void_p(addr), PAGE)
-        return addr
+        return HOLE if name == "hole" else int(self._libc.mmap(None, PAGE, *arguments(name, fd), 0))
 
     def prepare(self) -> None:
         """Write and protect what is to be read-only private memory."""
@@ -194,10 +193,10 @@ class OurFutex:
             file.truncate(PAGE)
             fd = file.fileno()
             self.places = {
-                name: self.space.mmap(0x10000 + 0x2000 * at, PAGE, *self._arguments(name, fd), 0)
+                name: self.space.mmap(0x100000 + 0x2000 * at, PAGE, *self._arguments(name, fd), 0)
                 for at, name in enumerate(PLACES[:-1])
             }
-        self.places["hole"] = 0x10000 + 0x2000 * len(PLACES)
+        self.places["hole"] = HOLE
 
     @staticmethod
     def _arguments(name: str, fd: int) -> tuple[int, int, int]:
