@@ -12,7 +12,8 @@ waiting under the old key, as in Linux. A forked child's private memory is anoth
 No lock is held while memory is read, for that may run the simulator's code. Each bucket counts its changes instead: a
 wait is begun only if nothing has changed in its bucket since before the word was read, else it is read again. So no
 wake between the two is lost. Buckets are fixed, and a waiter is in one in effect by its key and by being pending:
-entries that an interrupt left behind are passed over, and dropped by the next who meets them.
+entries that an interrupt left behind are passed over, and dropped by the next who meets them. A function to be called
+goes from its waiter to the table's ``_due`` by one call in C, which no interrupt divides, and is called from there.
 
 Source: Linux kernel/futex/ (core.c, waitwake.c, requeue.c, syscalls.c); futex(2).
 """
@@ -20,7 +21,10 @@ Source: Linux kernel/futex/ (core.c, waitwake.c, requeue.c, syscalls.c); futex(2
 from __future__ import annotations
 
 import errno
+import operator
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from hostarch import READ, WRITE
@@ -36,6 +40,8 @@ _MASK: Final = 0xFFFF_FFFF
 _BUCKETS: Final = 256
 
 Wake = Callable[[], object]
+_Call = Iterator[object]
+"""A function to be called: next() does so, once, whoever comes first."""
 
 
 class Futex:
@@ -95,8 +101,8 @@ class FutexWaiter:
         self._table = table
         self._key = key
         self._bitset = bitset
-        self._pending = [wake]  # whoever takes it out decides what becomes of the wait
-        self._cancelled: list[Wake] = []
+        self._pending: list[_Call] = [map(operator.call, (wake,))]  # whoever takes it out decides how the wait ends
+        self._cancelled: list[_Call] = []
 
     @property
     def waiting(self) -> bool:
@@ -110,10 +116,11 @@ class FutexWaiter:
         """
         self._claim(self._cancelled)
         self._table._bucket(self._key).waiters.pop(self, None)
+        self._table._call_due()
         return bool(self._cancelled)
 
-    def _claim(self, into: list[Wake]) -> bool:
-        """Take the function into a list, for good; False if somebody has. One call in C, which no interrupt divides."""
+    def _claim(self, into: list[_Call] | deque[_Call]) -> bool:
+        """Move the function to a list, for good; False if somebody has."""
         try:
             into.extend(map(list.pop, (self._pending,)))
         except IndexError:
@@ -129,16 +136,19 @@ class FutexTable:
 
     def __init__(self) -> None:
         self._buckets = [_Bucket() for _ in range(_BUCKETS)]
+        self._due: deque[_Call] = deque()
         self._lock = fork_safe_lock()
 
     def wait(self, futex: Futex, val: int, wake: Wake, *, bitset: int = FUTEX_BITSET_MATCH_ANY) -> FutexWaiter:
         """FUTEX_WAIT, FUTEX_WAIT_BITSET: wait for the word if it is ``val``.
 
-        ``wake()`` is called once, by the call that wakes, without a lock; possibly before this returns. Raises OSError:
-        EAGAIN if the word is another, EINVAL if addr is not aligned or the bitset empty; FaultError. Nobody waits then.
+        ``wake()`` is called once, by the call that wakes, without a lock; possibly before this returns. (Where a signal
+        handler raises just then, the table's next call calls it.) Raises OSError: EAGAIN if the word is another, EINVAL
+        if addr is not aligned or the bitset empty; FaultError. Nobody waits then.
         """
-        waiter = FutexWaiter(self, (), wake, _checked(bitset))
-        waiter._key = futex.key()
+        self._call_due()
+        bitset = _checked(bitset)
+        waiter = FutexWaiter(self, futex.key(), wake, bitset)
         bucket = self._bucket(waiter._key)
         try:
             joined = False
@@ -161,11 +171,10 @@ class FutexTable:
         """
         bitset, n = _checked(bitset), _int32(n)
         key = futex.key()
-        woken: list[Wake] = []
         try:
-            with self._lock: count = self._wake(key, n, woken, bitset)  # fmt: skip # noqa: E701
+            with self._lock: count = self._wake(key, n, bitset)  # fmt: skip # noqa: E701
         finally:
-            _call(iter(woken))
+            self._call_due()
         return count
 
     def requeue(self, futex: Futex, other: Futex, n_wake: int, n_requeue: int, *, val: int | None = None) -> int:
@@ -179,9 +188,8 @@ class FutexTable:
             raise error(errno.EINVAL, f"{n_wake} to wake, {n_requeue} to requeue")
         key, other_key = futex.key(), other.key()
         bucket = self._bucket(key)
-        woken: list[Wake] = []
+        count = -1
         try:
-            count = -1
             while True:
                 if count >= 0:
                     break
@@ -190,9 +198,9 @@ class FutexTable:
                     _compare(futex, val)
                 if val is None:
                     before = -1
-                with self._lock: count = self._requeue(key, other_key, (n_wake, n_requeue), before, woken)  # fmt: skip # noqa: E701
+                with self._lock: count = self._requeue(key, other_key, (n_wake, n_requeue), before)  # fmt: skip # noqa: E701
         finally:
-            _call(iter(woken))
+            self._call_due()
         return count
 
     def wake_op(self, futex: Futex, other: Futex, n: int, n_other: int, op: int) -> int:
@@ -204,14 +212,32 @@ class FutexTable:
         n, n_other = _int32(n), _int32(n_other)
         key, other_key = futex.key(), other.key(write=True)
         both = _operate(other, op & _MASK)
-        woken: list[Wake] = []
         try:
             # fmt: off
-            with self._lock: count = self._wake(key, n, woken) + (both and self._wake(other_key, n_other, woken))  # noqa: E701
+            with self._lock: count = self._wake(key, n) + (both and self._wake(other_key, n_other))  # noqa: E701
             # fmt: on
         finally:
-            _call(iter(woken))
+            self._call_due()
         return count
+
+    def _call_due(self) -> None:
+        """Call the functions of all who were woken, without a lock. If one raises, the others are called first."""
+        while True:
+            try:
+                call = self._due[0]
+            except IndexError:
+                return
+            try:
+                next(call, None)
+            except BaseException:
+                self._called(call)
+                self._call_due()
+                raise
+            self._called(call)
+
+    def _called(self, call: _Call) -> None:
+        with suppress(ValueError):  # another thread
+            self._due.remove(call)
 
     def _bucket(self, key: tuple[Any, ...]) -> _Bucket:
         return self._buckets[hash(key) % _BUCKETS]
@@ -237,21 +263,19 @@ class FutexTable:
             elif waiter._key == key:
                 yield waiter
 
-    def _wake(self, key: tuple[Any, ...], n: int, woken: list[Wake], bitset: int = _MASK) -> int:
+    def _wake(self, key: tuple[Any, ...], n: int, bitset: int = _MASK) -> int:
         bucket = self._bucket(key)
         bucket.changes += 1
         count = 0
         for waiter in self._waiting(key):
-            if waiter._bitset & bitset and waiter._claim(woken):
+            if waiter._bitset & bitset and waiter._claim(self._due):
                 bucket.waiters.pop(waiter, None)
                 count += 1
                 if count >= n:
                     break
         return count
 
-    def _requeue(
-        self, key: tuple[Any, ...], other: tuple[Any, ...], counts: tuple[int, int], before: int, woken: list[Wake]
-    ) -> int:
+    def _requeue(self, key: tuple[Any, ...], other: tuple[Any, ...], counts: tuple[int, int], before: int) -> int:
         """How many were woken or moved; -1 if the bucket has changed since ``before``, unless that is -1."""
         n_wake, n_requeue = counts
         here, there = self._bucket(key), self._bucket(other)
@@ -264,7 +288,7 @@ class FutexTable:
             if count - n_wake >= n_requeue:
                 break
             if count < n_wake:
-                if waiter._claim(woken):
+                if waiter._claim(self._due):
                     here.waiters.pop(waiter, None)
                     count += 1
                 continue
@@ -274,16 +298,6 @@ class FutexTable:
                 here.waiters.pop(waiter, None)
             count += 1
         return count
-
-
-def _call(functions: Iterator[Wake]) -> None:
-    """Call them all, whatever one of them raises: the last error comes out."""
-    try:
-        for function in functions:
-            function()
-    except BaseException:
-        _call(functions)
-        raise
 
 
 def _checked(bitset: int) -> int:

@@ -125,7 +125,7 @@ class Flags(ctypes.Structure):
 class Derived(Wide):
     """A base's fields come first."""
 
-    _fields_ = (("d", ctypes.c_uint8),)
+    _fields_ = (("d", ctypes.c_uint8),)  # type: ignore[assignment]
 
 
 class Either(ctypes.Union):
@@ -152,7 +152,9 @@ class Typed(ctypes.Structure):
     _fields_ = (("p", ctypes.POINTER(ctypes.c_int)),)
 
 
-GOOD = [(kind, AMD64) for kind in (Mixed, Wide, Tail, Even, Packed, Network, Flags, Derived, Either, Pointer)]
+GOOD: list[tuple[Any, Arch]] = [
+    (kind, AMD64) for kind in (Mixed, Wide, Tail, Even, Packed, Network, Flags, Derived, Either, Pointer)
+]
 GOOD += [(kind, I386) for kind in (Mixed, Even, Packed, Network, Flags, ctypes.c_uint32 * 9)]
 GOOD += [(Network, MIPS), (Network * 2, PPC64), (ctypes.c_uint8 * 5, MIPS)]
 
