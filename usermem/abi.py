@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from struct import Struct
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -130,28 +131,29 @@ class SockaddrUn(NamedTuple):
 class ABIStruct(Generic[V]):
     """One struct of Linux's: its layout on each machine, and the class of its values."""
 
-    def __init__(self, name: str, kind: Callable[..., V], layouts: dict[str, str] | str) -> None:
+    def __init__(self, name: str, kind: type[V], layouts: dict[str, str] | str) -> None:
         """``layouts`` by the names of machines, or one for all; ``*`` is for those that have none of their own."""
         self.name = name
-        self._kind = kind
-        all_of_them = {"*": layouts} if isinstance(layouts, str) else layouts
-        self._layouts = {machine: _parsed(layout) for machine, layout in all_of_them.items()}
+        self._kind: Callable[..., V] = kind
+        self._fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # of a NamedTuple
+        self._layouts = {"*": layouts} if isinstance(layouts, str) else layouts
+        self._compiled: dict[tuple[object, ...], _Layout] = {}
 
     def layout(self, arch: Arch) -> Struct:
         """The struct's format. Raises ValueError if the machine's is not known, or has no such struct."""
-        return arch.struct(self._of(arch)[0])
+        return self._of(arch).struct
 
     def size(self, arch: Arch) -> int:
         """sizeof, in bytes. Raises ValueError as :meth:`layout`."""
-        return self.layout(arch).size
+        return self._of(arch).struct.size
 
     def unpack(self, arch: Arch, data: bytes) -> V:
         """The value that these bytes are. Raises ValueError as :meth:`layout`, struct.error for another size."""
-        format_, names, own = self._of(arch)
-        values = list(arch.struct(format_).unpack(data))
-        for at, code in own:
-            values[at] = int.from_bytes(_words(values[at], code, arch), _order(code, arch))
-        return self._kind(**dict(zip(names, values, strict=True)))
+        layout = self._of(arch)
+        values = layout.struct.unpack(data)
+        if layout.own:
+            values = layout.decoded(values, arch)
+        return self._kind(*layout.in_order((*values, 0)))
 
     def pack(self, arch: Arch, value: V) -> bytes:
         """The bytes of a value; padding is zero.
@@ -159,17 +161,12 @@ class ABIStruct(Generic[V]):
         Raises ValueError as :meth:`layout`, and for bytes that are too long; struct.error or OverflowError for a number
         that does not fit.
         """
-        format_, names, own = self._of(arch)
-        layout = arch.struct(format_)
-        values = [getattr(value, name) for name in names]
-        for at, code in own:
-            number = values[at] & 0xFFFF_FFFF if code == "low32" else values[at]
-            values[at] = _words(number.to_bytes(int(_OWN[code][:-1]), _order(code, arch)), code, arch)
-        packed = layout.pack(*values)
-        for name, given, stored in zip(names, values, layout.unpack(packed), strict=True):
-            if isinstance(stored, bytes) and len(given) > len(stored):  # struct cuts them without a word
-                raise ValueError(f"{self.name}.{name} has {len(stored)} bytes, not {len(given)}")
-        return packed
+        layout = self._of(arch)
+        values = layout.picked(value)
+        for at, size in layout.strings:
+            if len(values[at]) > size:  # struct cuts them without a word
+                raise ValueError(f"{self.name}.{layout.names[at]} has {size} bytes, not {len(values[at])}")
+        return layout.struct.pack(*(layout.encoded(values, arch) if layout.own else values))
 
     def copy_in(self, io: IO, addr: int, *, size: int | None = None, ignore_permissions: bool = False) -> V:
         """The value at addr. Of a shorter one, as socket addresses may be, only ``size`` bytes are read; the rest is 0.
@@ -178,8 +175,9 @@ class ABIStruct(Generic[V]):
         negative.
         """
         arch = arch_of(io)
-        whole = self.size(arch)
-        n = whole if size is None else min(check_count(size, "size"), whole)
+        whole = n = self.size(arch)
+        if size is not None:
+            n = min(check_count(size, "size"), whole)
         return self.unpack(arch, read_bytes(io, addr, n, ignore_permissions=ignore_permissions).ljust(whole, b"\0"))
 
     def copy_out(self, io: IO, addr: int, value: V, *, ignore_permissions: bool = False) -> int:
@@ -191,23 +189,48 @@ class ABIStruct(Generic[V]):
         return write_bytes(io, addr, self.pack(arch_of(io), value), ignore_permissions=ignore_permissions)
 
     def _of(self, arch: Arch) -> _Layout:
-        found = self._layouts.get(arch.name.partition("-")[0]) or self._layouts.get("*")
+        key = arch.name, arch.byte_order, arch.pointer_size, arch.max_align
+        found = self._compiled.get(key)
         if found is None:
-            raise ValueError(f"struct {self.name} of {arch.name} is not known")
+            text = self._layouts.get(arch.name.partition("-")[0]) or self._layouts.get("*")
+            if text is None:
+                raise ValueError(f"struct {self.name} of {arch.name} is not known")
+            found = self._compiled[key] = _Layout(text, arch, self._fields)
         return found
 
 
-_Layout = tuple[str, list[str], list[tuple[int, str]]]
-"""A format, the names of its fields, and the codes of our own with the positions of their fields."""
+class _Layout:
+    """A layout on one machine, and how its fields and those of a value belong together."""
+
+    def __init__(self, text: str, arch: Arch, fields: tuple[str, ...]) -> None:
+        items = _FIELD.findall(text.removeprefix("="))
+        prefix = "=" if text[0] == "=" else ""
+        self.struct = arch.struct(prefix + " ".join(_OWN.get(code, code) for _, code in items))
+        named = [item for item in items if item[0]]
+        self.names = [name for name, _ in named]
+        self.own = [(at, code) for at, (_, code) in enumerate(named) if code in _OWN]
+        self.strings = [(at, int(code[:-1])) for at, (_, code) in enumerate(named) if code[:-1].isdigit()]
+        self.picked: _Pick = itemgetter(*[fields.index(name) for name in self.names])
+        last = {name: at for at, name in enumerate(self.names)}  # of two of one name the second counts
+        self.in_order: _Pick = itemgetter(*[last.get(field, len(self.names)) for field in fields])
+
+    def decoded(self, values: tuple[Any, ...], arch: Arch) -> tuple[Any, ...]:
+        """Values with those that have codes of our own as numbers."""
+        found = list(values)
+        for at, code in self.own:
+            found[at] = int.from_bytes(_words(found[at], code, arch), _order(code, arch))
+        return tuple(found)
+
+    def encoded(self, values: tuple[Any, ...], arch: Arch) -> tuple[Any, ...]:
+        """Values with those that have codes of our own as bytes. Raises OverflowError."""
+        found = list(values)
+        for at, code in self.own:
+            number = found[at] & 0xFFFF_FFFF if code == "low32" else found[at]
+            found[at] = _words(number.to_bytes(int(_OWN[code][:-1]), _order(code, arch)), code, arch)
+        return tuple(found)
 
 
-def _parsed(layout: str) -> _Layout:
-    prefix = "=" if layout[0] == "=" else ""
-    fields = _FIELD.findall(layout.removeprefix("="))
-    format_ = prefix + " ".join(_OWN.get(code, code) for _, code in fields)
-    named = [field for field in fields if field[0]]
-    own = [(at, code) for at, (_, code) in enumerate(named) if code in _OWN]
-    return format_, [name for name, _ in named], own
+_Pick = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 def _order(code: str, arch: Arch) -> ByteOrder:

@@ -31,8 +31,8 @@ from hostarch import READ, WRITE
 from safemem.buffers import check_int
 from safemem.errors import error
 from safemem.fork import fork_safe_lock
-from usermem.memory_io import IO, arch_of, check_io_range
-from usermem.mm.backing.backing import Same
+from usermem.memory_io import IO, arch_of, checked_start
+from usermem.mm.backing.backing import identity
 
 FUTEX_BITSET_MATCH_ANY: Final = 0xFFFF_FFFF
 
@@ -67,14 +67,14 @@ class Futex:
         if self.addr & 3:
             raise error(errno.EINVAL, f"futex at {self.addr:#x}")
         access = WRITE if write else READ
-        check_io_range(self.addr, 4, arch_of(self.io), access)
+        checked_start(self.addr, 4, arch_of(self.io), access)
         if self.private:
-            return "private", Same(self.io), self.addr
+            return "private", identity(self.io), self.addr
         find = getattr(self.io, "futex_key", None)
         if find is not None:
             return ("shared", *find(self.addr, access))
         self.load()
-        return "shared", Same(self.io), self.addr
+        return "shared", identity(self.io), self.addr
 
     def load(self) -> int:
         """The word, by one atomic load. Raises FaultError."""
@@ -146,7 +146,8 @@ class FutexTable:
         handler raises just then, the table's next call calls it.) Raises OSError: EAGAIN if the word is another, EINVAL
         if addr is not aligned or the bitset empty; FaultError. Nobody waits then.
         """
-        self._call_due()
+        if self._due:
+            self._call_due()
         bitset = _checked(bitset)
         waiter = FutexWaiter(self, futex.key(), wake, bitset)
         bucket = self._bucket(waiter._key)
@@ -174,7 +175,8 @@ class FutexTable:
         try:
             with self._lock: count = self._wake(key, n, bitset)  # fmt: skip # noqa: E701
         finally:
-            self._call_due()
+            if self._due:
+                self._call_due()
         return count
 
     def requeue(self, futex: Futex, other: Futex, n_wake: int, n_requeue: int, *, val: int | None = None) -> int:
@@ -200,7 +202,8 @@ class FutexTable:
                     before = -1
                 with self._lock: count = self._requeue(key, other_key, (n_wake, n_requeue), before)  # fmt: skip # noqa: E701
         finally:
-            self._call_due()
+            if self._due:
+                self._call_due()
         return count
 
     def wake_op(self, futex: Futex, other: Futex, n: int, n_other: int, op: int) -> int:
@@ -217,7 +220,8 @@ class FutexTable:
             with self._lock: count = self._wake(key, n) + (both and self._wake(other_key, n_other))  # noqa: E701
             # fmt: on
         finally:
-            self._call_due()
+            if self._due:
+                self._call_due()
         return count
 
     def _call_due(self) -> None:
@@ -267,7 +271,7 @@ class FutexTable:
         bucket = self._bucket(key)
         bucket.changes += 1
         count = 0
-        for waiter in self._waiting(key):
+        for waiter in self._waiting(key) if bucket.waiters else ():
             if waiter._bitset & bitset and waiter._claim(self._due):
                 bucket.waiters.pop(waiter, None)
                 count += 1

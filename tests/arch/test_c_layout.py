@@ -6,7 +6,7 @@ import struct
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hostarch import AMD64, ARM, I386, MIPS, PPC64, S390X, Arch
@@ -24,6 +24,7 @@ on_amd64 = pytest.mark.skipif(
 def test_against_the_standard_library(items: list[tuple[str, str]], prefix: str, data: st.DataObject) -> None:
     """Sizes and values are those of ``struct`` for this host, and errors for what it refuses."""
     format_ = prefix + data.draw(st.sampled_from(["", " "])).join(count + code for count, code in items)
+    assume(("0", "p") not in items)  # which ends CPython's own unpack with a SystemError
     try:
         known = struct.Struct(format_)
     except struct.error:

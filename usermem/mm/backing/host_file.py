@@ -28,7 +28,7 @@ from safemem import HostFaultError, safecopy
 from safemem.errors import error
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
-from usermem.mm.backing.backing import Backing, Same
+from usermem.mm.backing.backing import Backing, identity
 from usermem.mm.faulting import can_map
 from usermem.mm.host_calls import READ_WRITE
 from usermem.mm.host_mapping import Held, HostMapping
@@ -181,7 +181,7 @@ class HostFile(Backing):
     @property
     def identity(self) -> object:
         """The inode, however it was opened. What is no regular file has memory of each mapping's own."""
-        return (type(self), *self._file.key[:2]) if self._file.regular else Same(self._file)
+        return (type(self), *self._file.key[:2]) if self._file.regular else identity(self._file)
 
     @property
     def label(self) -> str:  # type: ignore[override]
