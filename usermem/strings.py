@@ -87,6 +87,7 @@ def strnlen_user(io: IO, addr: int, count: int, *, ignore_permissions: bool = Fa
     As Linux's function, but for a fault, which is 0 there: raises FaultError as :func:`copy_string_in`. (Of a string
     that is too long Linux may return any size above ``count``.) 0 if count is 0; ValueError if it is negative.
     """
+    count = check_count(count, "count")
     try:
         return len(copy_string_in(io, addr, count, ignore_permissions=ignore_permissions)) + 1
     except NameTooLongError:

@@ -13,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostarch import AMD64, I386, MIPS, PPC64, Arch, mman
+from integer_kinds import KINDS, Like, kind_of, plain
 from patchy_io import PatchyIO
 from usermem import (
     AddressSpace,
     BytesIO,
     FaultError,
     FaultReason,
+    Futex,
+    FutexTable,
     NameTooLongError,
+    abi,
     copy_ctypes_in,
     copy_ctypes_out,
     copy_in_vector,
@@ -260,6 +264,7 @@ def test_utf16_of_any_length(length: int, offset: int) -> None:
     assert copy_utf16_in(io, offset, length + 1) == string
     end = max(addr + n for _, addr, n in io.accesses)
     assert (end - 1) // PAGE <= (offset + len(data) + 1) // PAGE
+    assert all(addr // PAGE == (addr + n - 1) // PAGE for _, addr, n in io.accesses)
     assert len(io.accesses) <= 8 + len(data) // PAGE
     with pytest.raises(NameTooLongError) as caught:
         copy_utf16_in(io, offset, length)
@@ -424,3 +429,33 @@ def test_reads_leave_the_space_as_it_is() -> None:
                 assert strnlen_user(io, at, 99) == 7
             copy_utf16_out(space, at, "string")
             assert utf16(space, at, 99) == ("string", "string")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_integers_of_all_kinds(name: str) -> None:
+    """Addresses, counts and a futex's numbers may be any integers."""
+    i = kind_of(name)
+
+    def answers(i: Like) -> list[object]:
+        memory = bytearray(b"ab\0\0" * 16)
+        io, table = BytesIO(memory), FutexTable()
+        word = Futex(io, i(4))
+        table.wait(word, i(0x6261), bool, bitset=i(1))
+        return [
+            strncpy_from_user(io, i(1), i(9)),
+            strnlen_user(io, i(1), i(127)),
+            strnlen_user(PatchyIO({0: b"x" * 300}), i(0), i(127)),
+            copy_utf16_in(io, i(2), i(9)),
+            copy_utf16_out(io, i(8), "x"),
+            copy_string_out(io, i(8), b"x"),
+            copy_vector_out(io, i(8), [b"x"], i(40)),
+            copy_struct_from_user(io, i(8), i(4), "I"),
+            copy_int8_out(io, i(9), i(7)),
+            tuple(copy_ctypes_in(io, i(8), ctypes.c_uint8 * 4)),
+            abi.TIMEVAL.copy_in(io, i(8), size=i(12)),
+            table.requeue(word, word, i(0), i(1), val=i(0x6261)),
+            table.wake(word, i(2), bitset=i(3)),
+            bytes(memory),
+        ]
+
+    assert answers(i) == answers(plain)
