@@ -33,7 +33,7 @@ class Arch:
     ``max_addr`` is the first address past user space, exclusive, as Linux's TASK_SIZE. ``min_addr`` limits only where
     ``mmap`` places things (vm.mmap_min_addr), not what can be accessed. Shifts are powers of two, in bytes.
     ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec. C aligns a field of a struct to
-    ``max_align`` bytes at most.
+    ``max_align`` bytes at most: 4 on what is named i386, else 8.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Arch:
     map_flags: mman.MapFlags = mman.GENERIC_MAP_FLAGS
     ignores_top_byte: bool = False
     cache_line_shift: int = 6
-    max_align: int = 8
     page_size: int = field(init=False)
     huge_page_size: int = field(init=False)
     cache_line_size: int = field(init=False)
     addr_mask: int = field(init=False)
+    max_align: int = field(init=False)
     pointer: Struct = field(init=False, eq=False, repr=False)
     iovec: Struct = field(init=False, eq=False, repr=False)
 
@@ -69,6 +69,10 @@ class Arch:
     @addr_mask.default
     def _addr_mask(self) -> int:
         return (1 << 8 * self.pointer_size) - 1
+
+    @max_align.default
+    def _max_align(self) -> int:
+        return 4 if self.name.partition("-")[0] == "i386" else 8  # the i386 psABI's long long and double
 
     @pointer.default
     def _pointer(self) -> Struct:
@@ -126,7 +130,7 @@ class Arch:
 
 
 AMD64 = Arch("amd64", 8, "little", 0x7FFF_FFFF_F000, map_flags=mman.AMD64_MAP_FLAGS)
-I386 = Arch("i386", 4, "little", 0xC000_0000, huge_page_shift=22, max_align=4)
+I386 = Arch("i386", 4, "little", 0xC000_0000, huge_page_shift=22)
 ARM64 = Arch("arm64", 8, "little", 1 << 48, ignores_top_byte=True)
 ARM64_16K = Arch("arm64-16k", 8, "little", 1 << 47, page_shift=14, huge_page_shift=25, ignores_top_byte=True)
 ARM64_64K = Arch("arm64-64k", 8, "little", 1 << 48, page_shift=16, huge_page_shift=29, ignores_top_byte=True)
