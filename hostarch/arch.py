@@ -18,6 +18,7 @@ from typing import Final, Literal
 from attrs import field, frozen, validators
 
 from hostarch import mman
+from hostarch.c_layout import c_struct
 from hostarch.integers import check_int
 
 ByteOrder = Literal["little", "big"]
@@ -31,7 +32,8 @@ class Arch:
 
     ``max_addr`` is the first address past user space, exclusive, as Linux's TASK_SIZE. ``min_addr`` limits only where
     ``mmap`` places things (vm.mmap_min_addr), not what can be accessed. Shifts are powers of two, in bytes.
-    ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec.
+    ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec. C aligns a field of a struct to
+    ``max_align`` bytes at most: 4 on what is named i386, else 8.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Arch:
     huge_page_size: int = field(init=False)
     cache_line_size: int = field(init=False)
     addr_mask: int = field(init=False)
+    max_align: int = field(init=False)
     pointer: Struct = field(init=False, eq=False, repr=False)
     iovec: Struct = field(init=False, eq=False, repr=False)
 
@@ -67,6 +70,10 @@ class Arch:
     def _addr_mask(self) -> int:
         return (1 << 8 * self.pointer_size) - 1
 
+    @max_align.default
+    def _max_align(self) -> int:
+        return 4 if self.name.partition("-")[0] == "i386" else 8  # the i386 psABI's long long and double
+
     @pointer.default
     def _pointer(self) -> Struct:
         return self._struct("Q" if self.pointer_size == 8 else "I")
@@ -77,6 +84,16 @@ class Arch:
 
     def _struct(self, fields: str) -> Struct:
         return Struct(("<" if self.byte_order == "little" else ">") + fields)
+
+    def struct(self, format_: str) -> Struct:
+        """The layout of a struct format as this machine's C compiler has it, compiled once.
+
+        Formats are the standard library's. Without a prefix, or with ``@``, byte order, sizes (``l``, ``L``, ``n``,
+        ``N``, ``P``) and alignment are this machine's, and as there no padding follows the last field: end with ``0q``,
+        say. With ``=`` the byte order is this machine's, and fields are packed; ``<``, ``>`` and ``!`` are what they
+        are. Raises struct.error.
+        """
+        return c_struct(format_, self.byte_order == "big", self.pointer_size, self.max_align)
 
     def page_round_down(self, x: int) -> int:
         """The largest multiple of the page size that is <= x."""

@@ -8,6 +8,10 @@ from usermem.address_space import AddressSpace, Snapshot
 from usermem.between import copy_between
 from usermem.bytes_io import BytesIO, bytes_io_sequence
 from usermem.cstruct import (
+    copy_int8_in,
+    copy_int8_out,
+    copy_int16_in,
+    copy_int16_out,
     copy_int32_in,
     copy_int32_out,
     copy_int64_in,
@@ -26,6 +30,7 @@ from usermem.cstruct import (
     copy_uint64_in,
     copy_uint64_out,
 )
+from usermem.ctypes_struct import copy_ctypes_in, copy_ctypes_out
 from usermem.errors import (
     BusyError,
     FaultError,
@@ -37,6 +42,7 @@ from usermem.errors import (
 )
 from usermem.faults import FaultPlan, FaultyIO
 from usermem.fd import pread_fd, pwrite_fd, read_fd, readv_fd, write_fd, writev_fd
+from usermem.futex import FUTEX_BITSET_MATCH_ANY, Futex, FutexTable, FutexWaiter
 from usermem.hexdump import hexdump
 from usermem.io_sequence import IOReadWriter, IOSequence, IOSequenceReadWriter
 from usermem.iovec import (
@@ -45,6 +51,7 @@ from usermem.iovec import (
     copy_in_iovecs,
     copy_in_vector,
     copy_out_iovecs,
+    copy_vector_out,
     iovecs_io_sequence,
     single_io_sequence,
 )
@@ -59,10 +66,19 @@ from usermem.mm.snapshot_file import SnapshotFileError
 from usermem.mm.vma import VMA
 from usermem.render import render
 from usermem.resolver import ResolvedIO
-from usermem.strings import copy_int32_string_in_vec, copy_int32_strings_in_vec, copy_string_in
+from usermem.strings import (
+    copy_int32_string_in_vec,
+    copy_int32_strings_in_vec,
+    copy_string_in,
+    copy_string_out,
+    strncpy_from_user,
+    strnlen_user,
+)
+from usermem.utf16 import copy_utf16_in, copy_utf16_out
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
 
 __all__ = [
+    "FUTEX_BITSET_MATCH_ANY",
     "IO",
     "MAX_RW_COUNT",
     "UIO_MAXIOV",
@@ -75,6 +91,9 @@ __all__ = [
     "FaultPlan",
     "FaultReason",
     "FaultyIO",
+    "Futex",
+    "FutexTable",
+    "FutexWaiter",
     "GuestRun",
     "HostLimits",
     "IOReadWriter",
@@ -94,9 +113,15 @@ __all__ = [
     "bytes_io_sequence",
     "check_io_range",
     "copy_between",
+    "copy_ctypes_in",
+    "copy_ctypes_out",
     "copy_in_iovecs",
     "copy_in_vec",
     "copy_in_vector",
+    "copy_int8_in",
+    "copy_int8_out",
+    "copy_int16_in",
+    "copy_int16_out",
     "copy_int32_in",
     "copy_int32_out",
     "copy_int32_string_in_vec",
@@ -108,6 +133,7 @@ __all__ = [
     "copy_pointer_in",
     "copy_pointer_out",
     "copy_string_in",
+    "copy_string_out",
     "copy_struct_from_user",
     "copy_struct_in",
     "copy_struct_out",
@@ -119,6 +145,9 @@ __all__ = [
     "copy_uint32_out",
     "copy_uint64_in",
     "copy_uint64_out",
+    "copy_utf16_in",
+    "copy_utf16_out",
+    "copy_vector_out",
     "hexdump",
     "host_limits",
     "iovecs_io_sequence",
@@ -129,6 +158,8 @@ __all__ = [
     "readv_fd",
     "render",
     "single_io_sequence",
+    "strncpy_from_user",
+    "strnlen_user",
     "write_fd",
     "writev_fd",
     "zero_out_vec",

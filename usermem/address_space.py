@@ -24,6 +24,7 @@ from usermem.mm import host_runs, maps, pins, spawn
 from usermem.mm.check import check
 from usermem.mm.descriptor import Path
 from usermem.mm.dirty import different, dirty, page_ranges
+from usermem.mm.futex_key import FutexKey, futex_key
 from usermem.mm.host_runs import GuestRun
 from usermem.mm.limits import MAX_MAP_COUNT, MEMLOCK_LIMIT, STACK_LIMIT, Limits
 from usermem.mm.listeners import Listener
@@ -129,6 +130,16 @@ class AddressSpace(SystemCalls):
         """The mappings as they are now, in the order of their addresses, each with its name as in :meth:`maps`."""
         tables = self._map.tables
         return [evolve(vma, name=maps.name_of(vma, tables)) for vma in tables.vmas]
+
+    def futex_key(self, addr: int, access: AccessType = READ) -> FutexKey:
+        """What a word is to all that share it (Linux's get_futex_key without FUTEX_PRIVATE_FLAG): for usermem.futex.
+
+        The object and the offset of a shared mapping, and of a private one of a file that cannot be written; else this
+        space and the address. Raises FaultError where the page cannot be accessed, or is private anonymous memory that
+        cannot be written; then, with access WRITE, for all that cannot be.
+        """
+        self._map.check_open()
+        return futex_key(self, self._map, addr, access)
 
     def blocks(self, ars: AddrRangeSeq, access: AccessType = READ, *, ignore_permissions: bool = False) -> BlockSeq:
         """The host memory behind all of ars, for hashing, NumPy, an emulator. Raises FaultError if a byte is missing.

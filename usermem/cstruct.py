@@ -1,6 +1,9 @@
-"""Single values and C structs in user memory, in the guest's byte order.
+"""Single values, arrays and C structs in user memory, in the guest's byte order.
 
-Source: gVisor pkg/marshal/primitive (CopyUint32In and kin); layouts are the standard library's struct formats.
+A layout is a ``struct.Struct``, which is what it says, or a format, which is laid out as the guest's C compiler does
+(:meth:`hostarch.Arch.struct`): ``"iPq"`` is a struct, ``"100I"`` an array, which is read and written by one copy.
+
+Source: gVisor pkg/marshal/primitive (CopyUint32In and kin); the standard library's struct formats.
 """
 
 from __future__ import annotations
@@ -13,16 +16,18 @@ from hostarch import ByteOrder
 from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred, error
 from usermem.errors import FaultError
-from usermem.memory_io import IO, arch_of, read_bytes
+from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
 
 _Int = dict[ByteOrder, Struct]
-_UINT8, _UINT16, _UINT32, _UINT64, _INT32, _INT64 = (
-    _Int({"little": Struct("<" + code), "big": Struct(">" + code)}) for code in "BHIQiq"
+_UINT8, _UINT16, _UINT32, _UINT64, _INT8, _INT16, _INT32, _INT64 = (
+    _Int({"little": Struct("<" + code), "big": Struct(">" + code)}) for code in "BHIQbhiq"
 )
 
 
-def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
+def copy_struct_in(io: IO, addr: int, layout: Struct | str, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
     """Unpack the struct at addr. Raises FaultError, with the bytes before the fault in ``partial``."""
+    if isinstance(layout, str):
+        layout = arch_of(io).struct(layout)
     if not ignore_permissions:
         try:
             return layout.unpack(io.read_bytes(addr, layout.size))  # type: ignore[attr-defined]
@@ -32,16 +37,18 @@ def copy_struct_in(io: IO, addr: int, layout: Struct, *, ignore_permissions: boo
     return layout.unpack(read_bytes(io, addr, layout.size, ignore_permissions=ignore_permissions))
 
 
-def copy_struct_out(io: IO, addr: int, layout: Struct, *values: Any, ignore_permissions: bool = False) -> int:
+def copy_struct_out(io: IO, addr: int, layout: Struct | str, *values: Any, ignore_permissions: bool = False) -> int:
     """Pack values at addr and return the size in bytes. Raises struct.error if values do not fit.
 
     Raises FaultError with the bytes before the fault, which are stored, in ``partial``; so do the others.
     """
-    return _copy_out(io, addr, layout.pack(*values), ignore_permissions)
+    if isinstance(layout, str):
+        layout = arch_of(io).struct(layout)
+    return write_bytes(io, addr, layout.pack(*values), ignore_permissions=ignore_permissions)
 
 
 def copy_struct_from_user(
-    io: IO, addr: int, size: int, layout: Struct, *, ignore_permissions: bool = False
+    io: IO, addr: int, size: int, layout: Struct | str, *, ignore_permissions: bool = False
 ) -> tuple[Any, ...]:
     """Unpack a struct that has ``size`` bytes at addr, as its version of the guest's has (clone3, openat2).
 
@@ -50,6 +57,8 @@ def copy_struct_from_user(
     negative. (Linux's copy_struct_from_user, include/linux/uaccess.h.)
     """
     addr, size = check_int(addr, "addr"), check_count(size, "size")
+    if isinstance(layout, str):
+        layout = arch_of(io).struct(layout)
     known = min(size, layout.size)
     if size > arch_of(io).page_size:
         raise error(errno.E2BIG, f"a struct of {size} bytes")
@@ -93,6 +102,16 @@ def copy_uint64_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> in
     return _copy_int_in(io, addr, _UINT64, ignore_permissions)
 
 
+def copy_int8_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
+    """The int8 at addr."""
+    return _copy_int_in(io, addr, _INT8, ignore_permissions)
+
+
+def copy_int16_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
+    """The int16 at addr."""
+    return _copy_int_in(io, addr, _INT16, ignore_permissions)
+
+
 def copy_int32_in(io: IO, addr: int, *, ignore_permissions: bool = False) -> int:
     """The int32 at addr."""
     return _copy_int_in(io, addr, _INT32, ignore_permissions)
@@ -129,6 +148,16 @@ def copy_uint64_out(io: IO, addr: int, value: int, *, ignore_permissions: bool =
     return _copy_int_out(io, addr, value, 8, False, ignore_permissions)
 
 
+def copy_int8_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
+    """Store an int8 at addr and return 1."""
+    return _copy_int_out(io, addr, value, 1, True, ignore_permissions)
+
+
+def copy_int16_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
+    """Store an int16 at addr and return 2."""
+    return _copy_int_out(io, addr, value, 2, True, ignore_permissions)
+
+
 def copy_int32_out(io: IO, addr: int, value: int, *, ignore_permissions: bool = False) -> int:
     """Store an int32 at addr and return 4."""
     return _copy_int_out(io, addr, value, 4, True, ignore_permissions)
@@ -160,13 +189,4 @@ def _copy_int_in(io: IO, addr: int, kind: _Int, ignore_permissions: bool) -> int
 
 def _copy_int_out(io: IO, addr: int, value: int, size: int, signed: bool, ignore_permissions: bool) -> int:
     data = check_int(value, "value").to_bytes(size, arch_of(io).byte_order, signed=signed)
-    return _copy_out(io, addr, data, ignore_permissions)
-
-
-def _copy_out(io: IO, addr: int, data: bytes, ignore_permissions: bool) -> int:
-    """Store data that are no stream: a part of them is no result."""
-    try:
-        return io.copy_out(addr, data, ignore_permissions=ignore_permissions)
-    except FaultError as fault:
-        fault.partial = data[: fault.transferred]
-        raise
+    return write_bytes(io, addr, data, ignore_permissions=ignore_permissions)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
@@ -16,7 +17,7 @@ from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred, error
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.io_sequence import IOSequence
-from usermem.memory_io import IO, arch_of, checked_start, read_bytes
+from usermem.memory_io import IO, arch_of, checked_start, read_bytes, write_bytes
 from usermem.strings import copy_string_in
 
 MAX_RW_COUNT = 0x7FFF_F000
@@ -205,6 +206,39 @@ def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_
             finally:
                 del fault
         addr = (addr + n) & arch.addr_mask
+
+
+def copy_vector_out(
+    io: IO, addr: int, strings: Sequence[bytes], strings_addr: int, *, ignore_permissions: bool = False
+) -> int:
+    """Write what :func:`copy_in_vector` reads: argv, envp. Returns how many bytes the strings take with their NULs.
+
+    First the strings go to ``strings_addr``, upwards and without gaps, by one copy; then the pointers to them and a
+    NULL go to addr, by one copy. So a table that is there points to strings that are there.
+
+    Raises FaultError; ``partial`` has the bytes of the strings and then of the table that are stored, ``transferred``
+    their number. FaultError too, before anything is written, if the strings leave the address space; ValueError if one
+    has a NUL in it.
+    """
+    addr, at = check_int(addr, "addr"), check_int(strings_addr, "strings_addr")
+    arch = arch_of(io)
+    data = b"".join([string + b"\0" for string in strings])
+    if data.count(0) != len(strings):
+        raise ValueError("strings must not contain a NUL")
+    if not 0 <= at <= arch.addr_mask + 1 - len(data):
+        raise FaultError(strings_addr, WRITE, FaultReason.OUTSIDE_RANGE)
+    table = b""
+    for string in strings:
+        table += arch.pointer.pack(at)
+        at += len(string) + 1
+    write_bytes(io, strings_addr, data, ignore_permissions=ignore_permissions)
+    try:
+        write_bytes(io, addr, table + arch.pointer.pack(0), ignore_permissions=ignore_permissions)
+    except FaultError as fault:
+        fault.partial = data + fault.partial
+        add_transferred(fault, len(data))
+        raise
+    return len(data)
 
 
 def single_io_sequence(io: IO, addr: int, length: int, *, ignore_permissions: bool = False) -> IOSequence:

@@ -94,6 +94,18 @@ def read_bytes(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -
     return found
 
 
+def write_bytes(io: IO, addr: int, data: bytes, *, ignore_permissions: bool = False) -> int:
+    """Store data that are no stream, and return how many: a part of them is no result.
+
+    Raises FaultError with the bytes before it, which are stored, in ``partial``.
+    """
+    try:
+        return io.copy_out(addr, data, ignore_permissions=ignore_permissions)
+    except FaultError as fault:
+        fault.partial = data[: fault.transferred]
+        raise
+
+
 def check_io_range(addr: int, length: int, arch: Arch = AMD64, access: AccessType = NO_ACCESS) -> AddrRange:
     """[addr, addr + length) if it lies in user space, whether anything is mapped there or not: Linux's access_ok().
 

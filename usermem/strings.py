@@ -1,6 +1,7 @@
 """Strings of unknown length, and numbers in decimal, from user memory.
 
-Source: gVisor pkg/usermem/usermem.go (CopyStringIn, CopyInt32StringsInVec).
+Source: gVisor pkg/usermem/usermem.go (CopyStringIn, CopyInt32StringsInVec); Linux lib/strncpy_from_user.c,
+lib/strnlen_user.c.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from hostarch import AddrRangeSeq
 from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, InvalidIntegerError, NameTooLongError
-from usermem.memory_io import IO, read_bytes
+from usermem.memory_io import IO, read_bytes, write_bytes
 from usermem.vec import copy_in_vec
 
 _CHUNK = 4096
@@ -66,6 +67,41 @@ def copy_string_in_chunks(io: IO, addr: int, maxlen: int, *, ignore_permissions:
         done += n
         size = min(2 * size, _CHUNK)
     raise NameTooLongError(b"".join(parts))
+
+
+def strncpy_from_user(io: IO, addr: int, count: int, *, ignore_permissions: bool = False) -> bytes:
+    """The bytes at addr up to the first NUL, at most ``count``: if it is ``count`` of them, no NUL was met.
+
+    As Linux's function, of which the length is the result; with ``count`` 0 nothing is read. Use :func:`copy_string_in`
+    where a string that is too long is an error. Raises FaultError as that; ValueError if count < 0.
+    """
+    try:
+        return copy_string_in(io, addr, count, ignore_permissions=ignore_permissions)
+    except NameTooLongError as exc:
+        return bytes(exc.partial)
+
+
+def strnlen_user(io: IO, addr: int, count: int, *, ignore_permissions: bool = False) -> int:
+    """The size of the string at addr with its NUL, or ``count + 1`` if there is none in ``count`` bytes.
+
+    As Linux's function, but for a fault, which is 0 there: raises FaultError as :func:`copy_string_in`. (Of a string
+    that is too long Linux may return any size above ``count``.) 0 if count is 0; ValueError if it is negative.
+    """
+    count = check_count(count, "count")
+    try:
+        return len(copy_string_in(io, addr, count, ignore_permissions=ignore_permissions)) + 1
+    except NameTooLongError:
+        return count + 1 if count else 0
+
+
+def copy_string_out(io: IO, addr: int, string: bytes, *, ignore_permissions: bool = False) -> int:
+    """Store a string and its NUL at addr, and return how many bytes that are.
+
+    Raises FaultError with the bytes before it, which are stored, in ``partial``; ValueError if a NUL is in the string.
+    """
+    if 0 in string:
+        raise ValueError(f"string must not contain a NUL: {string!r}")
+    return write_bytes(io, addr, string + b"\0", ignore_permissions=ignore_permissions)
 
 
 _SPACE = b" \t\n\v\f\r"

@@ -28,7 +28,7 @@ from safemem import HostFaultError, safecopy
 from safemem.errors import error
 from safemem.fork import fork_safe_lock
 from usermem.mm import host_calls
-from usermem.mm.backing.backing import Backing
+from usermem.mm.backing.backing import Backing, identity
 from usermem.mm.faulting import can_map
 from usermem.mm.host_calls import READ_WRITE
 from usermem.mm.host_mapping import Held, HostMapping
@@ -177,6 +177,11 @@ class HostFile(Backing):
     def key(self) -> object:
         """Linux merges neighbours of one file that have the same rights."""
         return self if not self._file.regular else self._file.key, self._shared, self.max_prot
+
+    @property
+    def identity(self) -> object:
+        """The inode, however it was opened. What is no regular file has memory of each mapping's own."""
+        return (type(self), *self._file.key[:2]) if self._file.regular else identity(self._file)
 
     @property
     def label(self) -> str:  # type: ignore[override]
