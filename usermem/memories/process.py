@@ -33,7 +33,8 @@ from usermem.iovec import UIO_MAXIOV
 from usermem.memories.elf import arch_of_elf, read_elf
 from usermem.memories.mapping import MappedRange
 from usermem.memories.process_maps import is_guard, mapping_at, read_maps
-from usermem.memories.remote import Ranges, RemoteIO
+from usermem.memories.ranges import Ranges
+from usermem.memories.remote import RemoteIO
 
 _PID_MAX: Final = 1 << 22
 
@@ -66,7 +67,7 @@ class ProcessIO(RemoteIO):
 
     def mappings(self) -> list[MappedRange]:
         """Its mappings now, in order. Raises OSError as an access."""
-        found = self._asked(lambda: read_maps(self.pid))
+        found: list[MappedRange] = self._asked(lambda: read_maps(self.pid))
         self._check()
         return found
 
@@ -158,9 +159,7 @@ class ProcessIO(RemoteIO):
             raise
 
     def _gone(self) -> ProcessLookupError:
-        return ProcessLookupError(
-            errno.ESRCH, f"{os.strerror(errno.ESRCH)}: process {self.pid} does not exist (any more)"
-        )
+        return ProcessLookupError(errno.ESRCH, f"{os.strerror(errno.ESRCH)}: {self.pid} does not exist, or has ended")
 
     def _failed(self, code: int, what: str) -> OSError:
         """What is raised where the kernel refuses an access for another reason than the address."""
@@ -170,8 +169,8 @@ class ProcessIO(RemoteIO):
             return error(
                 errno.EPERM,
                 f"{what} needs the right to ptrace process {self.pid}: run as its user (and it must be dumpable, not"
-                " setuid) or with CAP_SYS_PTRACE; under Yama (/proc/sys/kernel/yama/ptrace_scope) be its parent, or have"
-                " it call prctl(PR_SET_PTRACER)",
+                " setuid) or with CAP_SYS_PTRACE; under Yama (/proc/sys/kernel/yama/ptrace_scope) be its parent,"
+                " or have it call prctl(PR_SET_PTRACER)",
             )
         return error(code, f"{what} of process {self.pid}")
 

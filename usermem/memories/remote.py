@@ -4,9 +4,9 @@ Another process, a debugger, an emulator's own memory: there are no host blocks 
 ``read(addr, buffer) -> n`` and ``write(addr, buffer) -> n``. The contract follows from these two so:
 
 - A call that moves less than asked does not say why: the memory may end there, a packet may be full, or the call may
-  do all or nothing. So after a short call the rest is tried from where it stopped, first to the end of that page: rights
-  and mappings change at page ends only, so if nothing of a page's rest can be moved its first byte is the fault. After
-  a page that could be moved, pieces double, and halve again where one fails. Nothing is moved twice.
+  do all or nothing. So after a short call the rest is tried from where it stopped, first to the end of that page:
+  rights and mappings change at page ends only, so if nothing of a page's rest can be moved its first byte is the fault.
+  After a page that could be moved, pieces double, and halve again where one fails. Nothing is moved twice.
 - ``copy_in_to`` reads into a buffer of at most 16 MiB, and calls the Writer with what could be read.
 - ``copy_out_from`` asks :meth:`RemoteIO.writable` first, so that the Reader is called with exactly as much as can be
   written. Memory may go away in between: what the Reader gave and could not be stored is kept, and comes first when the
@@ -18,27 +18,28 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final, Never, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, Never
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, Reader, Writer
 from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import add_transferred, error, moved_count, short_count
 from usermem.errors import FaultError, FaultReason
+from usermem.memories.ranges import Ranges, cut, drop_first, first_bytes
 from usermem.memories.undelivered import Given, Undelivered
 from usermem.memory_io import IO, checked_start
 from usermem.resolver import Found, addr_at, moved
+from usermem.strings import copy_string_in_chunks
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-Ranges: TypeAlias = Sequence[tuple[int, int]]
-"""(address, length) of ranges of user memory, in order."""
-
 # What a Reader or Writer is given at most, in bytes: it is held here meanwhile. More is a short count.
 _STAGED: Final = 1 << 24
 _PIECE: Final = 1 << 20
+# A call costs more than the bytes it moves, so most strings are read by one.
+_STRING: Final = 512
 _ZEROS: Final = memoryview(bytes(1 << 16))
 
 
@@ -123,10 +124,14 @@ class RemoteIO(IO):
             if len(data) == n:
                 return bytes(data)
 
+    def copy_string_in(self, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
+        """usermem.copy_string_in, in larger reads."""
+        return copy_string_in_chunks(self, addr, maxlen, ignore_permissions=ignore_permissions, first=_STRING)
+
     def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """usermem.copy_in_vec, with all ranges in one call."""
         with writable_view(dst, "dst") as view:
-            pairs = _first(ars, len(view))
+            pairs = first_bytes(ars, len(view))
             with view[: sum(length for _, length in pairs)] as part:
                 return self._copy(pairs, part, READ, ignore_permissions)
 
@@ -157,7 +162,7 @@ class RemoteIO(IO):
         try:
             if not room and fault is not None:
                 raise fault
-            ranges = _cut(ranges, room)
+            ranges = cut(ranges, room)
             n = self._deliver(
                 ars, ranges, reader, self._undelivered.take(reader) or _asked(reader, room), ignore_permissions
             )
@@ -227,7 +232,7 @@ class RemoteIO(IO):
                 done += n
                 if done == total:
                     break
-                ranges = _drop(ranges, n)
+                ranges = drop_first(ranges, n)
                 addr, length = ranges[0]
                 with view[done : done + length] as part:
                     n, reason = self._walk(one, addr, part, ignore_permissions)
@@ -279,10 +284,10 @@ class RemoteIO(IO):
         return BlockSeq.unchecked([view[:n]] if n else [], n), fault
 
     def _staged(self, ars: AddrRangeSeq, access: AccessType) -> tuple[Ranges, int]:
-        """The ranges without tags, and how many of their bytes are staged. Raises FaultError if one leaves user space."""
+        """The ranges without tags, cut to what is staged of them, and how much. Raises FaultError if one is outside."""
         ranges = [(checked_start(addr, length, self.arch, access), length) for addr, length in ars.pairs()]
         total = min(ars.num_bytes, _STAGED)
-        return _cut(ranges, total), total
+        return cut(ranges, total), total
 
     def _room(self, ranges: Ranges, ignore_permissions: bool) -> tuple[int, FaultError | None]:
         """How many bytes can be written, and what stops them."""
@@ -306,7 +311,7 @@ class RemoteIO(IO):
         try:
             fault: BaseException | None = None
             try:
-                done, fault = self._move(_cut(ranges, n), memoryview(data)[:n], WRITE, ignore_permissions)
+                done, fault = self._move(cut(ranges, n), memoryview(data)[:n], WRITE, ignore_permissions)
             except BaseException as exc:
                 done = getattr(exc, "transferred", 0)
                 fault = exc
@@ -364,32 +369,3 @@ def _each(call: Callable[..., int], ranges: Iterable[tuple[int, int]], buffer: m
         if n < length:
             break
     return done
-
-
-def _drop(ranges: Ranges, n: int) -> Ranges:
-    """The ranges without their first n bytes, and without empty ones before the rest."""
-    for index, (addr, length) in enumerate(ranges):
-        if n < length:
-            return [(addr + n, length - n), *ranges[index + 1 :]]
-        n -= length
-    return []
-
-
-def _first(ars: AddrRangeSeq, n: int) -> Ranges:
-    """The ranges that hold the first n bytes; of what comes behind the last byte nothing is checked."""
-    pairs: list[tuple[int, int]] = []
-    for addr, length in ars.pairs():
-        if not n:
-            break
-        pairs.append((addr, min(length, n)))
-        n -= pairs[-1][1]
-    return pairs
-
-
-def _cut(ranges: Ranges, n: int) -> Ranges:
-    """The first n bytes of the ranges."""
-    cut = []
-    for addr, length in ranges:
-        cut.append((addr, min(length, n)))
-        n -= cut[-1][1]
-    return cut
