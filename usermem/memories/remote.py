@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Never
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, Reader, Writer
 from safemem.buffers import check_count, check_int, readable_view, writable_view
-from safemem.errors import add_transferred, error, moved_count, short_count
+from safemem.errors import add_transferred, error, moved_count
 from usermem.errors import FaultError, FaultReason
 from usermem.memories.ranges import Ranges, cut, drop_first, first_bytes
 from usermem.memories.undelivered import Given, Undelivered
@@ -153,25 +153,12 @@ class RemoteIO(IO):
         return moved(writer.write_from_blocks, self._found(ars, ignore_permissions), ars.pairs(), READ)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
-        ranges, total = self._staged(ars, WRITE)
-        if not total:
-            return 0
-        room, fault = self._room(ranges, ignore_permissions)
-        if fault is not None:
-            fault.address = addr_at(ars.pairs(), room)
-        try:
-            if not room and fault is not None:
-                raise fault
-            ranges = cut(ranges, room)
-            n = self._deliver(
-                ars, ranges, reader, self._undelivered.take(reader) or _asked(reader, room), ignore_permissions
-            )
-            if n == room and fault is not None:
-                fault.transferred = n
-                raise fault
-            return n
-        finally:
-            del fault
+        return moved(
+            lambda dsts: self._deliver(ars, dsts, reader, ignore_permissions),
+            self._room(ars, ignore_permissions),
+            ars.pairs(),
+            WRITE,
+        )
 
     def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         """Raises OSError (EOPNOTSUPP): see the module."""
@@ -289,57 +276,58 @@ class RemoteIO(IO):
         total = min(ars.num_bytes, _STAGED)
         return cut(ranges, total), total
 
-    def _room(self, ranges: Ranges, ignore_permissions: bool) -> tuple[int, FaultError | None]:
-        """How many bytes can be written, and what stops them."""
-        room = 0
+    def _room(self, ars: AddrRangeSeq, ignore_permissions: bool) -> Found:
+        """A buffer for the bytes at ars that can be written, and what stops them. Raises as :meth:`_found`."""
+        ranges, _ = self._staged(ars, WRITE)
+        room, fault = 0, None
         for addr, length in ranges:
             n = self.writable(addr, length, ignore_permissions=ignore_permissions) if length else 0
             room += n
             if n < length:
                 reason = self.reason(addr + n, WRITE, ignore_permissions=ignore_permissions)
-                return room, FaultError(addr + n, WRITE, reason)
-        return room, None
+                fault = FaultError(addr_at(ars.pairs(), room), WRITE, reason)
+                break
+        return BlockSeq.unchecked([memoryview(bytearray(room))] if room else [], room), fault
 
-    def _deliver(
-        self, ars: AddrRangeSeq, ranges: Ranges, reader: Reader, given: Given, ignore_permissions: bool
-    ) -> int:
-        """Store what a Reader gave, keep what cannot be, and raise what the Reader raised when all is stored."""
+    def _deliver(self, ars: AddrRangeSeq, dsts: BlockSeq, reader: Reader, ignore_permissions: bool) -> int:
+        """Store what a Reader gives for dsts, or has given before, and raise what it raised when all is stored.
+
+        What cannot be stored is kept.
+        """
+        given = self._undelivered.take(reader) or _asked(reader, dsts)
         data, stopped = given.data, given.error
-        room = sum(length for _, length in ranges)
-        n = min(len(data), room)
+        n = min(len(data), dsts.num_bytes)
         done = 0
+        fault: BaseException | None = None
         try:
-            fault: BaseException | None = None
             try:
-                done, fault = self._move(cut(ranges, n), memoryview(data)[:n], WRITE, ignore_permissions)
+                done, fault = self._move(cut(self._staged(ars, WRITE)[0], n), data[:n], WRITE, ignore_permissions)
             except BaseException as exc:
-                done = getattr(exc, "transferred", 0)
-                fault = exc
-            if done < len(data) or (fault is not None and stopped is not None):
-                self._undelivered.keep(reader, data[done:], stopped, done)
+                done, fault = getattr(exc, "transferred", 0), exc
+            if fault is not None or n < len(data):
+                self._undelivered.keep(reader, data[done:].tobytes(), stopped, done)
                 stopped = None
             if isinstance(fault, FaultError):
                 fault.address = addr_at(ars.pairs(), done)
+            if stopped is not None:
+                add_transferred(stopped, done - getattr(stopped, "transferred", 0))
+                fault = stopped
             if fault is not None:
                 raise fault
-            if stopped is None:
-                return done
-            add_transferred(stopped, done - getattr(stopped, "transferred", 0))
-            return short_count(stopped, 0)
+            return done
         finally:
             del fault, stopped, given
 
 
-def _asked(reader: Reader, room: int) -> Given:
-    """What a Reader gives for so many bytes of room."""
-    data = bytearray(room)
+def _asked(reader: Reader, dsts: BlockSeq) -> Given:
+    """What a Reader gives for dsts, which is one buffer."""
+    (data,) = dsts.views()
     try:
-        n = reader.read_to_blocks(BlockSeq.unchecked([memoryview(data)], room))
+        n = moved_count(reader.read_to_blocks(dsts), len(data), "the reader")
     except BaseException as exc:
-        n = moved_count(getattr(exc, "transferred", 0), room, "the reader's error")
+        n = moved_count(getattr(exc, "transferred", 0), len(data), "the reader's error")
         return Given(data[:n], exc)
-    n = moved_count(n, room, "the reader")
-    return Given(data if n == room else data[:n], None)
+    return Given(data[:n], None)
 
 
 def _call(

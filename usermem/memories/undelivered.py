@@ -14,7 +14,7 @@ class Given:
 
     __slots__ = ("data", "error")
 
-    def __init__(self, data: bytes | bytearray, error: BaseException | None) -> None:
+    def __init__(self, data: memoryview, error: BaseException | None) -> None:
         self.data = data
         self.error = error
 
@@ -32,7 +32,7 @@ class Undelivered:
         holder, given = self._given.pop(id(reader), (None, None))
         return given if holder is not None else None
 
-    def keep(self, reader: Reader, data: bytes | bytearray, error: BaseException | None, delivered: int) -> None:
+    def keep(self, reader: Reader, data: bytes, error: BaseException | None, delivered: int) -> None:
         """Keep bytes that come before all that the Reader gives from now on.
 
         Its error is kept with them, but for would-block, which tells what was so at that moment. An interrupt is raised
@@ -54,7 +54,7 @@ class Undelivered:
         except TypeError:  # slots without __weakref__
             holder = reader
         if data or error is not None:
-            self._given[key] = holder, Given(data, error)
+            self._given[key] = holder, Given(memoryview(data), error)
         if interrupt is not None:
             add_transferred(interrupt, delivered)
             try:

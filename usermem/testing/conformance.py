@@ -10,6 +10,7 @@ Plain Python: needs neither hypothesis nor pytest.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,7 @@ from usermem.memory_io import IO
 from usermem.testing.model import ModelMemory
 from usermem.testing.operations import (
     ALL,
+    KINDS,
     CompareAndSwapUint32,
     CopyIn,
     CopyInTo,
@@ -75,8 +77,10 @@ class _Step:
     look: Sequence[Span] = ()
 
 
-def check_io(make: Make) -> None:
+def check_io(make: Make, *, atomics: bool = True) -> None:
     """Run the whole contract over what ``make`` makes: some thousand calls for each edge.
+
+    With ``atomics`` False the IO has none: it must refuse each with OSError (EOPNOTSUPP), and change nothing.
 
     What a layout does not have, cannot be asked: :func:`conformance_layout` has everything. Memory is compared page by
     page, so map few. An IO that has ``close`` is closed.
@@ -110,7 +114,7 @@ def check_io(make: Make) -> None:
             steps += [*filled[near], *_later(case, around[near])]
         _run(make, steps, spans)
 
-    cases = list(_cases(edges, model))
+    cases = [case if atomics else _without_atomics(case) for case in _cases(edges, model)]
     for block in (cases[start : start + _BLOCK] for start in range(0, len(cases), _BLOCK)):
         try:
             for first in range(min(_APART, len(block))):
@@ -279,6 +283,35 @@ def _after(call: Operation, moved: int) -> Operation:
     if isinstance(call, CopyIn | ZeroOut):
         return evolve(call, addr=call.addr + moved, n=call.n - moved)
     raise TypeError(f"{call} cannot be resumed")
+
+
+@frozen(repr=False)
+class _Refused(Operation):
+    """An atomic call on an IO that has none."""
+
+    call: Operation
+
+    def run(self, io: IO) -> Any:
+        try:
+            return None if isinstance(io, ModelMemory) else self.call.run(io)
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            return None
+
+    @property
+    def at(self) -> int:
+        return self.call.at
+
+    def __repr__(self) -> str:
+        return f"{self.call}, which must be refused (EOPNOTSUPP)"
+
+
+def _without_atomics(case: _Case) -> _Case:
+    """The case for an IO that refuses atomic calls."""
+    if not any(isinstance(call, KINDS["atomics"]) for call in case.calls):
+        return case
+    return evolve(case, rule="an IO without atomics refuses them", calls=tuple(map(_Refused, case.calls)))
 
 
 def _copies(addr: int, n: int) -> dict[str, Operation]:
