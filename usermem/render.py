@@ -1,4 +1,4 @@
-"""render: the mappings of an address space, a process or a core for people to read, with sizes and holes; colour on a terminal.
+"""render: the mappings of a space, process or core for people, with sizes and holes; colour on a terminal.
 
 ``AddressSpace.maps`` gives the same to programs, as /proc/PID/maps.
 """

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import mmap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from core_writer import CoreFile, Load
-from hostarch import AMD64, ARM64, READ, READ_WRITE, WRITE, AccessType, Arch, mman
+from hostarch import AMD64, ARM64, READ, READ_WRITE, WRITE, AccessType, Arch
 from other_process import OtherProcess
 from usermem import IO, FaultError, FaultReason
 from usermem.memories import FunctionIO, ProcessIO, RemoteIO, open_core
@@ -21,7 +21,6 @@ from usermem.testing import Layout, Mapping, ModelMemory, check_io, conformance_
 PAGE = mmap.PAGESIZE
 LAYOUT = conformance_layout()
 PLAIN = Layout(AMD64, (Mapping(0x10000, 2 * PAGE, READ_WRITE), Mapping(0x14000, PAGE, READ_WRITE)))
-Moves = Callable[..., int]
 
 
 class OverSpace(RemoteIO):
@@ -137,8 +136,3 @@ def test_check_io_wants_atomics_refused() -> None:
             check_io(partial(make, kind), atomics=False)
     with pytest.raises(AssertionError, match="load_uint32"):
         check_io(lambda: (OverSpace(PLAIN), PLAIN.model()))
-
-
-def test_flags() -> None:
-    """The rights of the layouts here are what they look like."""
-    assert (mman.PROT_READ, mman.PROT_WRITE, mman.PROT_EXEC) == (1, 2, 4)
