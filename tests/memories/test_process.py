@@ -6,7 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from hostarch import AddrRange, AddrRangeSeq, mman
 from other_process import OtherProcess
-from safemem import BlockSeq, ReaderFunc, WriterFunc
+from safemem import Block, BlockSeq, BlockSeqReader, ReaderFunc, WriterFunc
 from usermem import (
     FaultError,
     copy_in_vec,
@@ -57,6 +57,10 @@ def seq(*pairs: tuple[int, int]) -> AddrRangeSeq:
     return AddrRangeSeq([AddrRange(start, start + length) for start, length in pairs])
 
 
+def _not_called(dsts: BlockSeq) -> int:
+    pytest.fail("the reader was called")
+
+
 def fault(call: Any) -> tuple[int, int, str]:
     """The fault that a call raises: bytes before it, where, why."""
     with pytest.raises(FaultError) as caught:
@@ -86,8 +90,12 @@ def test_faults_say_where_and_why(io: ProcessIO, asked: str, monkeypatch: pytest
     assert fault(lambda: io.copy_in(1 << 62, buffer)) == (0, 1 << 62, "outside-range")
     whole = seq((BASE + PAGE, 2), (BASE + 2 * PAGE - 2, 4), (BASE, 2))
     taken: list[int] = []
-    reader = ReaderFunc(lambda dsts: taken.append(dsts.num_bytes) or dsts.num_bytes)
-    assert fault(lambda: io.copy_out_from(whole, reader)) == (4, BASE + 2 * PAGE, "permission")
+
+    def read(dsts: BlockSeq) -> int:
+        taken.append(dsts.num_bytes)
+        return dsts.num_bytes
+
+    assert fault(lambda: io.copy_out_from(whole, ReaderFunc(read))) == (4, BASE + 2 * PAGE, "permission")
     assert taken == [4]
 
 
@@ -110,9 +118,7 @@ def test_shared_memory_that_is_read_only_stays_so(other: OtherProcess, io: Proce
     other.mmap(BASE + 8 * PAGE, PAGE, mman.PROT_READ, mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED)
     for call in (
         lambda: io.copy_out(BASE + 8 * PAGE, b"x", ignore_permissions=True),
-        lambda: io.copy_out_from(
-            seq((BASE + 8 * PAGE, 1)), ReaderFunc(lambda dsts: pytest.fail("called")), ignore_permissions=True
-        ),
+        lambda: io.copy_out_from(seq((BASE + 8 * PAGE, 1)), ReaderFunc(_not_called), ignore_permissions=True),
     ):
         assert fault(call) == (0, BASE + 8 * PAGE, "permission")
 
@@ -189,11 +195,16 @@ def test_16_ranges_are_one_system_call(other: OtherProcess, io: ProcessIO, calls
     assert copy_in_vec(io, seq(*ranges), buffer) == 80
     assert bytes(buffer) == data
     taken: list[bytes] = []
-    assert io.copy_in_to(seq(*ranges), WriterFunc(lambda srcs: taken.append(srcs.tobytes()) or 80)) == 80
+
+    def write(srcs: BlockSeq) -> int:
+        taken.append(srcs.tobytes())
+        return srcs.num_bytes
+
+    assert io.copy_in_to(seq(*ranges), WriterFunc(write)) == 80
     assert taken == [data]
     assert calls == [("process_vm_readv", 16)] * 2
     calls.clear()
-    assert io.copy_out_from(seq(*ranges), ReaderFunc(lambda dsts: len(dsts.fill(b"x" * 80) and b"x" * 80))) == 80
+    assert io.copy_out_from(seq(*ranges), BlockSeqReader(BlockSeq.of(Block(b"x" * 80)))) == 80
     assert [call for call in calls if call[0] == "process_vm_writev"] == [("process_vm_writev", 16)]
     assert other.peek(BASE, 17) == b"xxxxx" + bytes(range(5, 16)) + b"x"
 
@@ -227,11 +238,11 @@ def test_a_process_that_has_ended(other: OtherProcess, io: ProcessIO) -> None:
     """ProcessLookupError for a zombie and for one that was waited for, of every call; and before it is opened."""
     os.kill(other.pid, 9)
     os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
-    calls = (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: io.copy_in(BASE, bytearray(4)),
         lambda: io.copy_out(BASE, b"data"),
         lambda: io.copy_in(BASE, bytearray(4), ignore_permissions=True),
-        lambda: io.copy_out_from(seq((BASE, 4)), ReaderFunc(lambda dsts: pytest.fail("called"))),
+        lambda: io.copy_out_from(seq((BASE, 4)), ReaderFunc(_not_called)),
     )
     for call in calls:
         with pytest.raises((ProcessLookupError, FaultError)) as caught:

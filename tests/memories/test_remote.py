@@ -141,12 +141,13 @@ def test_impossible_answers_are_named(
 def test_no_write_function_is_no_permission() -> None:
     """Every way to write is a fault (permission), and a Reader is not called; where there is nothing it is unmapped."""
     io = FunctionIO(Debugger(1).read, faults=LibraryError)
-    reader = ReaderFunc(lambda dsts: pytest.fail("called"))
-    for call in (
+    reader = Source(b"data", lambda: pytest.fail("the reader was called"))
+    calls: tuple[Callable[[], object], ...] = (
         lambda: io.copy_out(BASE, b"x"),
         lambda: io.zero_out(BASE, 1),
         lambda: io.copy_out_from(seq((BASE, 4)), reader),
-    ):
+    )
+    for call in calls:
         with pytest.raises(FaultError) as caught:
             call()
         assert caught.value.reason is FaultReason.PERMISSION
@@ -158,11 +159,12 @@ def test_no_write_function_is_no_permission() -> None:
 def test_atomics_are_refused_and_say_why() -> None:
     """EOPNOTSUPP, which a system call can return."""
     io = Debugger(1).io()
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: io.load_uint32(BASE),
         lambda: io.swap_uint32(BASE, 1),
         lambda: io.compare_and_swap_uint32(BASE, 0, 1),
-    ):
+    )
+    for call in calls:
         with pytest.raises(OSError, match="nothing in it is atomic") as caught:
             call()
         assert linux_result(caught.value) == -95
@@ -314,7 +316,11 @@ def test_nothing_keeps_a_callers_buffer(space: AddressSpace, kind: Any) -> None:
     buffer = bytearray(3 * PAGE)
     gc.disable()
     try:
-        for call in (lambda: io.copy_in(BASE, buffer), lambda: io.copy_out(BASE, buffer)):
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: io.copy_in(BASE, buffer),
+            lambda: io.copy_out(BASE, buffer),
+        )
+        for call in calls:
             with pytest.raises(FaultError):
                 call()
             buffer.append(1)

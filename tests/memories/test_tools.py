@@ -43,7 +43,7 @@ def test_string_and_read(memories: list[str], capfdbinary: pytest.CaptureFixture
         assert main(["read", memory, hex(BASE), "9", "--raw"]) == 0
         assert capfdbinary.readouterr().out == b"a string\0"
         assert main(["read", memory, hex(BASE + 2 * PAGE - 8), "16"]) == 0
-        assert capfdbinary.readouterr().out.endswith(b"-- -- -- -- -- -- -- --  |................|\n")
+        assert capfdbinary.readouterr().out.count(b" --") == 8
 
 
 def test_what_cannot_be_read_is_1(memories: list[str], capfdbinary: pytest.CaptureFixture[bytes]) -> None:
