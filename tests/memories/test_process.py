@@ -6,7 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +172,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     made: list[tuple[str, int]] = []
     real = process._process_vm
 
-    def watched(name: str) -> tuple[Any, Any]:
-        function, get_errno = real(name)
+    def watched(name: str) -> Any:
+        def call(pid: int, buffer: memoryview, ranges: Sequence[tuple[int, int]]) -> int:
+            made.append((name, len(ranges)))
+            return real(name)(pid, buffer, ranges)
 
-        def call(pid: int, local: bytes, one: int, remote: bytes, count: int, flags: int) -> int:
-            made.append((name, count))
-            n: int = function(pid, local, one, remote, count, flags)
-            return n
-
-        return call, get_errno
+        return call
 
     monkeypatch.setattr(process, "_process_vm", watched)
     return made

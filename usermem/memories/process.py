@@ -90,8 +90,9 @@ class ProcessIO(RemoteIO):
     def read(self, addr: int, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
         if ignore_permissions:
             return self._by_file(addr, buffer, False)
-        n = self.readv(((addr, len(buffer)),), buffer)
-        if n or not len(buffer):
+        n = self._by_call("process_vm_readv", ((addr, len(buffer)),), buffer)
+        self._check()
+        if n:
             return n
         mapping = self._mapping_at(addr)
         if mapping is None or mapping.prot & 3 != 2:
@@ -103,7 +104,8 @@ class ProcessIO(RemoteIO):
     def write(self, addr: int, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
         if ignore_permissions:
             return self._by_file(addr, buffer, True)
-        return self.writev(((addr, len(buffer)),), buffer)
+        self._check()
+        return self._by_call("process_vm_writev", ((addr, len(buffer)),), buffer)
 
     def readv(self, ranges: Ranges, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
         if ignore_permissions:
@@ -209,17 +211,12 @@ class ProcessIO(RemoteIO):
         return done
 
     def _by_call(self, name: str, ranges: Ranges, buffer: memoryview) -> int:
-        function, get_errno = _process_vm(name)
-        local = struct.pack("PN", safecopy.address_of(buffer), len(buffer))
-        count = len(ranges)
-        remote = struct.pack("PN" * count, *[x for each in ranges for x in each])
-        moved: int = function(self.pid, local, 1, remote, count, 0)
+        moved = _process_vm(name)(self.pid, buffer, ranges)
         if moved >= 0:
             return moved
-        code = get_errno()
-        if code == errno.EFAULT:
+        if moved == -errno.EFAULT:
             return 0
-        raise self._failed(code, name)
+        raise self._failed(-moved, name)
 
     def _by_file(self, addr: int, buffer: memoryview, writing: bool) -> int:
         """Move bytes by /proc/PID/mem. It stays the process's that had the number when it was opened."""
@@ -245,8 +242,8 @@ def _may_write(mapping: MappedRange, ignore_permissions: bool) -> bool:
 
 
 @cache
-def _process_vm(name: str) -> tuple[Any, Callable[[], int]]:
-    """A system call of two iovecs, which are passed as bytes, and what its errno is got by."""
+def _process_vm(name: str) -> Callable[[int, memoryview, Ranges], int]:
+    """A system call as ``call(pid, local buffer, remote ranges) -> bytes moved``, or -errno. iovecs are bytes."""
     import ctypes
 
     try:
@@ -256,7 +253,18 @@ def _process_vm(name: str) -> tuple[Any, Callable[[], int]]:
     function.restype = ctypes.c_ssize_t
     vector = (ctypes.c_char_p, ctypes.c_ulong)
     function.argtypes = (ctypes.c_int, *vector, *vector, ctypes.c_ulong)
-    return function, ctypes.get_errno
+    pack, address_of, get_errno = struct.pack, safecopy.address_of, ctypes.get_errno
+
+    def call(pid: int, buffer: memoryview, ranges: Ranges) -> int:
+        local = pack("PN", address_of(buffer), len(buffer))
+        if len(ranges) == 1:
+            moved: int = function(pid, local, 1, pack("PN", *ranges[0]), 1, 0)
+        else:
+            remote = pack("PN" * len(ranges), *[x for each in ranges for x in each])
+            moved = function(pid, local, 1, remote, len(ranges), 0)
+        return moved if moved >= 0 else -get_errno()
+
+    return call
 
 
 def _arch_of(pid: int) -> Arch:

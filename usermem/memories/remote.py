@@ -99,11 +99,11 @@ class RemoteIO(IO):
 
     def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         with readable_view(src, "src") as view:
-            return self._copy(((check_int(addr, "addr"), len(view)),), view, WRITE, ignore_permissions)
+            return self._copy_one(check_int(addr, "addr"), view, WRITE, ignore_permissions)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         with writable_view(dst, "dst") as view:
-            return self._copy(((check_int(addr, "addr"), len(view)),), view, READ, ignore_permissions)
+            return self._copy_one(check_int(addr, "addr"), view, READ, ignore_permissions)
 
     def read_bytes(self, addr: int, n: int, *, ignore_permissions: bool = False) -> bytes:
         """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
@@ -142,7 +142,7 @@ class RemoteIO(IO):
         while True:
             with _ZEROS[: n - done] as zeros:
                 try:
-                    done += self._copy(((addr + done, len(zeros)),), zeros, WRITE, ignore_permissions)
+                    done += self._copy_one(addr + done, zeros, WRITE, ignore_permissions)
                 except BaseException as exc:
                     add_transferred(exc, done)
                     raise
@@ -177,6 +177,22 @@ class RemoteIO(IO):
         raise error(errno.EOPNOTSUPP, f"{name} is reached by calls, so nothing in it is atomic against who runs there")
 
     # --- how
+
+    def _copy_one(self, addr: int, view: memoryview, access: AccessType, ignore_permissions: bool) -> int:
+        """Move the bytes between a view and one range, by one call if that moves all."""
+        length = len(view)
+        start = checked_start(addr, length, self.arch, access)
+        if not length:
+            return 0
+        n, _ = _call(self.write if access is WRITE else self.read, start, view, ignore_permissions)
+        if n == length:
+            return n
+        try:
+            with view[n:] as rest:
+                return n + self._copy(((addr + n, length - n),), rest, access, ignore_permissions)
+        except BaseException as exc:
+            add_transferred(exc, n)
+            raise
 
     def _copy(self, pairs: Ranges, view: memoryview, access: AccessType, ignore_permissions: bool) -> int:
         """Move the bytes between a view and ranges of its size. A range is checked when it is reached."""
