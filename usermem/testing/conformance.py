@@ -10,7 +10,6 @@ Plain Python: needs neither hypothesis nor pytest.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -35,6 +34,7 @@ from usermem.testing.operations import (
     LoadUint32,
     Operation,
     Raised,
+    Refused,
     StreamError,
     StreamOSError,
     SwapUint32,
@@ -286,33 +286,11 @@ def _after(call: Operation, moved: int) -> Operation:
     raise TypeError(f"{call} cannot be resumed")
 
 
-@frozen(repr=False)
-class _Refused(Operation):
-    """An atomic call on an IO that has none."""
-
-    call: Operation
-
-    def run(self, io: IO) -> Any:
-        try:
-            return None if isinstance(io, ModelMemory) else self.call.run(io)
-        except OSError as exc:
-            if exc.errno != errno.EOPNOTSUPP:
-                raise
-            return None
-
-    @property
-    def at(self) -> int:
-        return self.call.at
-
-    def __repr__(self) -> str:
-        return f"{self.call}, which must be refused (EOPNOTSUPP)"
-
-
 def _without_atomics(case: _Case) -> _Case:
     """The case for an IO that refuses atomic calls."""
     if not any(isinstance(call, KINDS["atomics"]) for call in case.calls):
         return case
-    return evolve(case, rule="an IO without atomics refuses them", calls=tuple(map(_Refused, case.calls)))
+    return evolve(case, rule="an IO without atomics refuses them", calls=tuple(map(Refused, case.calls)))
 
 
 def _copies(addr: int, n: int) -> dict[str, Operation]:
