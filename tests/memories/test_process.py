@@ -131,8 +131,14 @@ def test_behind_the_end_of_a_file(other: OtherProcess, io: ProcessIO, tmp_path: 
     other.mmap(BASE + 8 * PAGE, 4 * PAGE, RW, SHARED_FIXED, fd)
     at, end = BASE + 8 * PAGE + 7, BASE + 10 * PAGE
     assert fault(lambda: io.copy_in(at, bytearray(3 * PAGE))) == (end - at, end, "beyond-file")
-    reader = ReaderFunc(lambda dsts: dsts.num_bytes)
-    assert fault(lambda: io.copy_out_from(seq((at, 3 * PAGE)), reader)) == (end - at, end, "beyond-file")
+    asked: list[int] = []
+
+    def read(dsts: BlockSeq) -> int:
+        asked.append(dsts.num_bytes)
+        return dsts.num_bytes
+
+    assert fault(lambda: io.copy_out_from(seq((at, 3 * PAGE)), ReaderFunc(read))) == (end - at, end, "beyond-file")
+    assert asked == [end - at]
 
 
 def test_guard_pages_are_named(other: OtherProcess, io: ProcessIO) -> None:
