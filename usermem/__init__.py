@@ -59,6 +59,7 @@ from usermem.mm.snapshot_file import SnapshotFileError
 from usermem.mm.vma import VMA
 from usermem.render import render
 from usermem.resolver import ResolvedIO
+from usermem.stack import Stack, build_stack
 from usermem.strings import copy_int32_string_in_vec, copy_int32_strings_in_vec, copy_string_in
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
 
@@ -89,8 +90,10 @@ __all__ = [
     "Signal",
     "Snapshot",
     "SnapshotFileError",
+    "Stack",
     "WritableObject",
     "arch_of",
+    "build_stack",
     "bytes_io_sequence",
     "check_io_range",
     "copy_between",
