@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import subprocess
 import sys
@@ -81,6 +82,31 @@ def started(file: str | Path, argv: Sequence[bytes | str], envp: dict[bytes, byt
     finally:
         child.kill()
         child.communicate()
+
+
+def _stop_at_entry() -> None:
+    _plain_layout()
+    ctypes.CDLL(None).ptrace(0, 0, None, None)  # PTRACE_TRACEME: execve stops it
+
+
+@contextmanager
+def stopped_at_entry(file: str, argv: Sequence[str]) -> Iterator[Program]:
+    """``file`` as execve leaves it: not an instruction of it has run."""
+    child = subprocess.Popen(
+        list(argv),
+        executable=file,
+        env={},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=_stop_at_entry,
+    )
+    try:
+        if not os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1]):
+            pytest.skip("this host does not let a process be traced")
+        yield Program(child.pid)
+    finally:
+        child.kill()
+        child.wait()
 
 
 def exec_error(argv: Sequence[bytes], envp: dict[bytes, bytes], stack_limit: int) -> int:
