@@ -19,13 +19,14 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from hostarch import AddrRangeSeq
+from hostarch import READ, WRITE, AccessType, AddrRangeSeq
 from safemem import Block, BlockSeq
 from safemem.block_seq import EMPTY
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import MSG_WAITFORONE, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.reader import FaultPolicy
+from safemem.errors import error
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import MAX_RW_COUNT
 from usermem.memory_io import IO, arch_of
@@ -33,6 +34,7 @@ from usermem.messages.control import copy_in_control, parse_control
 from usermem.messages.header import checked_flags, copy_in_msghdr, count_nothing, layout_of, unreadable, unwritable
 from usermem.messages.name import AF_UNIX, family_of
 from usermem.messages.recvmsg import Call
+from usermem.vec import copy_in_vec
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -129,7 +131,8 @@ def sendmsg_stream_from_user(
         if gather.room is None:
             gather.write_from_blocks(EMPTY)
         if gather.sent is None:
-            raise unreadable(io, ranges, gather.room or 0, ignore_permissions=ignore_permissions)
+            fault = _beyond(io, ranges.take_first(gather.room or 0), READ)
+            raise fault or unreadable(io, ranges, gather.room or 0, ignore_permissions=ignore_permissions)
         return gather.sent
     except OSError as exc:
         count_nothing(exc)
@@ -194,11 +197,14 @@ class _StreamCall(Call):
         if self.room is None:
             self.read_to_blocks(EMPTY)
         if self.faulted:
-            hole = unwritable(self.io, ranges.drop_first(self.room or 0), ignore_permissions=self.ignore_permissions)
+            room = self.room or 0
+            fault: OSError | None = _beyond(self.io, ranges.take_first(room), WRITE)
+            if fault is None:
+                fault = unwritable(self.io, ranges.drop_first(room), ignore_permissions=self.ignore_permissions)
             try:
-                raise hole or OSError(errno.EFAULT, "memory of the guest's")
+                raise fault or error(errno.EFAULT, "memory that has been mapped since")
             finally:
-                del hole
+                del fault
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         self.room = dsts.num_bytes
@@ -218,6 +224,20 @@ class _StreamCall(Call):
             message.ancillary,
         )
         return min(message.length, self.room)
+
+
+def _beyond(io: IO, ranges: AddrRangeSeq, access: AccessType) -> FaultError | None:
+    """The fault in ranges that could be accessed before they were touched: of a file that has become shorter."""
+    while True:
+        left = ranges.num_bytes
+        if not left:
+            return None
+        piece = bytearray(min(left, 1 << 16))
+        try:
+            copy_in_vec(io, ranges, piece, ignore_permissions=True)
+        except FaultError as fault:
+            return FaultError(fault.address, access, fault.reason)
+        ranges = ranges.drop_first(len(piece))
 
 
 @cache
