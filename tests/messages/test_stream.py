@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -16,7 +17,7 @@ from hostarch import Arch, mman
 from usermem import FaultError, FaultReason
 from usermem.messages import recvmsg_stream_into_user, sendmsg_stream_from_user
 
-PEEK, WAITALL = 0x2, 0x100
+PEEK, WAITALL, TRUNC = 0x2, 0x100, 0x20
 with_arches = pytest.mark.parametrize("arch", ARCHES, ids=lambda arch: arch.name)
 
 
@@ -126,6 +127,30 @@ def test_faults_say_where(pair: tuple[socket.socket, socket.socket]) -> None:
         with pytest.raises(FaultError) as caught:
             call(guest.space, sock, header)
         assert caught.value.reason is FaultReason.OUTSIDE_RANGE
+
+
+def test_no_signal_for_the_host(pair: tuple[socket.socket, socket.socket]) -> None:
+    """EPIPE without a SIGPIPE to this process."""
+    guest = Guest()
+    pair[1].close()
+    came: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, _: came.append(number))
+    try:
+        with pytest.raises(BrokenPipeError):
+            sendmsg_stream_from_user(guest.space, pair[0], guest.put([(DATA, 4)]))
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert came == []
+
+
+def test_bytes_that_are_thrown_away() -> None:
+    """MSG_TRUNC of TCP stores nothing, so that memory that is missing does not matter, and counts all."""
+    guest = Guest()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as tx:
+        rx = listener.accept()[0]
+        with rx:
+            tx.sendall(b"0123456789")
+            assert recvmsg_stream_into_user(guest.space, rx, guest.put([(HOLE - 4, 10)]), WAITALL | TRUNC) == 10
 
 
 def test_wait_for_all(pair: tuple[socket.socket, socket.socket]) -> None:

