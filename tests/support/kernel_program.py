@@ -86,23 +86,26 @@ def started(file: str | Path, argv: Sequence[bytes | str], envp: dict[bytes, byt
 
 def _stop_at_entry() -> None:
     _plain_layout()
-    ctypes.CDLL(None).ptrace(0, 0, None, None)  # PTRACE_TRACEME: execve stops it
+    if ctypes.CDLL(None).ptrace(0, 0, None, None):  # PTRACE_TRACEME: execve stops it
+        raise OSError("this host does not let a process be traced")
 
 
 @contextmanager
 def stopped_at_entry(file: str, argv: Sequence[str]) -> Iterator[Program]:
     """``file`` as execve leaves it: not an instruction of it has run."""
-    child = subprocess.Popen(
-        list(argv),
-        executable=file,
-        env={},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=_stop_at_entry,
-    )
     try:
-        if not os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1]):
-            pytest.skip("this host does not let a process be traced")
+        child = subprocess.Popen(
+            list(argv),
+            executable=file,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_stop_at_entry,
+        )
+    except subprocess.SubprocessError:
+        pytest.skip("this host does not let a process be traced")
+    try:
+        os.waitpid(child.pid, os.WUNTRACED)
         yield Program(child.pid)
     finally:
         child.kill()
