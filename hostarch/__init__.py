@@ -3,6 +3,7 @@
 Imports nothing but the standard library and attrs.
 """
 
+from hostarch import auxvec as auxvec
 from hostarch import mman as mman
 from hostarch.access_type import (
     ANY_ACCESS,
@@ -60,5 +61,6 @@ __all__ = [
     "AddrRangeSeq",
     "Arch",
     "ByteOrder",
+    "auxvec",
     "mman",
 ]

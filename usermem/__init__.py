@@ -66,6 +66,7 @@ from usermem.mm.snapshot_file import SnapshotFileError
 from usermem.mm.vma import VMA
 from usermem.render import render
 from usermem.resolver import ResolvedIO
+from usermem.stack import Stack, build_stack
 from usermem.strings import (
     copy_int32_string_in_vec,
     copy_int32_strings_in_vec,
@@ -108,8 +109,10 @@ __all__ = [
     "Signal",
     "Snapshot",
     "SnapshotFileError",
+    "Stack",
     "WritableObject",
     "arch_of",
+    "build_stack",
     "bytes_io_sequence",
     "check_io_range",
     "copy_between",

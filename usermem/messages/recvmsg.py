@@ -82,7 +82,7 @@ def recvmsg_into_user(
     iovecs; BlockingIOError and other errors of the endpoint.
     """
     try:
-        call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
+        call = Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
         header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions=ignore_permissions)
         try:
             length = call.receive(header, call.call_flags)
@@ -127,7 +127,7 @@ def recvmmsg_into_user(
     Raises as recvmsg_into_user; FaultError and OSError (EINVAL) for a bad timeout; FaultError if the time left cannot
     be stored, though datagrams have come (not by the policy "keep", which looks first).
     """
-    call = _Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
+    call = Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
     try:
         timeout_addr = check_int(timeout_addr, "timeout_addr")
         clock = _Clock(call.timeout(timeout_addr, time64) if timeout_addr else None, timeout_policy)
@@ -159,7 +159,7 @@ class _Clock:
         return self._end is not None and not self.is_deadline and not self.left()
 
 
-class _Call(DatagramReader):
+class Call(DatagramReader):
     """A guest's call. It is the reader of its datagrams, too, which is one object less to make."""
 
     def __init__(

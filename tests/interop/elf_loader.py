@@ -1,0 +1,125 @@
+"""A program's loader, as a simulator would write it: which mapping calls an ELF file asks for.
+
+``load`` maps a program, its interpreter, its bss, its heap and its stack where execve(2) does, by the public calls of
+an :class:`usermem.AddressSpace` alone. pyelftools reads the headers.
+
+Source: Linux fs/binfmt_elf.c (load_elf_binary, elf_load).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from attrs import frozen
+from elftools.elf.elffile import ELFFile
+
+from hostarch import auxvec, mman
+from usermem import AddressSpace, Stack, build_stack
+
+_RIGHTS = ((4, mman.PROT_READ), (2, mman.PROT_WRITE), (1, mman.PROT_EXEC))  # PF_R, PF_W, PF_X
+
+
+@frozen
+class Image:
+    """An ELF file in memory: ``bias`` is what was added to its addresses, ``end`` the first address behind its bss."""
+
+    bias: int
+    entry: int
+    phdr: int
+    end: int
+
+
+@frozen
+class Program:
+    """What a CPU needs to start it: the program counter, and the stack. ``interpreter`` is None for a static one."""
+
+    entry: int
+    stack: Stack
+    image: Image
+    interpreter: Image | None
+
+
+def load(space: AddressSpace, path: str, argv: Sequence[str | bytes], envp: Sequence[str | bytes]) -> Program:
+    """Map a program and what it needs. Raises ELFError if it is no ELF file; OSError as mmap and build_stack."""
+    with Path(path).open("rb") as file:
+        elf: Any = ELFFile(file)
+        name = next((segment.get_interp_name() for segment in elf.iter_segments("PT_INTERP")), None)
+        # A program that has an interpreter lies at two thirds of user space; an interpreter wherever there is room.
+        base = space.arch.max_addr // 3 * 2
+        image = map_image(space, file, elf, base if name else 0)
+        interpreter = None
+        if name:
+            with Path(name).open("rb") as second:
+                interpreter = map_image(space, second, ELFFile(second), 0)
+        # The heap follows the bss, but not where that may be near the stack.
+        alone = elf["e_type"] == "ET_DYN" and not name
+        space.set_brk(space.arch.page_round_up(base if alone else image.end))
+        flags = [segment["p_flags"] for segment in elf.iter_segments("PT_GNU_STACK")]
+        auxv = [
+            (auxvec.AT_PAGESZ, space.arch.page_size),
+            (auxvec.AT_PHDR, image.phdr),
+            (auxvec.AT_PHENT, elf["e_phentsize"]),
+            (auxvec.AT_PHNUM, elf["e_phnum"]),
+            (auxvec.AT_BASE, interpreter.bias if interpreter else 0),
+            (auxvec.AT_ENTRY, image.entry),
+            (auxvec.AT_RANDOM, os.urandom(16)),
+            (auxvec.AT_EXECFN, path),
+        ]
+    stack = build_stack(space, argv, envp, auxv, prot=rights(flags[0] if flags else 6))
+    return Program((interpreter or image).entry, stack, image, interpreter)
+
+
+def map_image(space: AddressSpace, file: BinaryIO, elf: Any, base: int) -> Image:
+    """Map the segments of a file: where they say (ET_EXEC), near ``base``, or where there is room if that is 0."""
+    arch = space.arch
+    loads = list(elf.iter_segments("PT_LOAD"))
+    low = arch.page_round_down(loads[0]["p_vaddr"])
+    high = max(arch.page_round_up(load["p_vaddr"] + load["p_memsz"]) for load in loads)
+    fixed = arch.map_flags.fixed_noreplace if elf["e_type"] == "ET_EXEC" or base else 0
+    where = low if elf["e_type"] == "ET_EXEC" else base & -max(arch.page_size, *(load["p_align"] for load in loads))
+    flags = mman.MAP_PRIVATE | arch.map_flags.anonymous | fixed
+    start = space.mmap(where, high - low, mman.PROT_NONE, flags)  # all of it is free there
+    space.munmap(start, high - low)  # and what is between the segments stays free
+    bias = start - low
+    for load in loads:
+        map_segment(space, file, load, bias)
+    return Image(bias, bias + elf["e_entry"], bias + _headers(loads, elf["e_phoff"]), bias + _end(loads))
+
+
+def map_segment(space: AddressSpace, file: BinaryIO, load: Any, bias: int) -> None:
+    """Map the pages of the file that a segment has, and zeros behind them: its bss."""
+    arch = space.arch
+    addr, prot = bias + load["p_vaddr"], rights(load["p_flags"])
+    start = arch.page_round_down(addr)
+    filled = start
+    if load["p_filesz"]:
+        end = addr + load["p_filesz"]
+        filled = arch.page_round_up(end)
+        flags = mman.MAP_PRIVATE | arch.map_flags.fixed
+        space.mmap(start, filled - start, prot, flags, file.fileno(), load["p_offset"] - (addr - start))
+        if load["p_memsz"] > load["p_filesz"] and prot & mman.PROT_WRITE:
+            space.zero_out(end, filled - end)
+    bss = arch.page_round_up(addr + load["p_memsz"])
+    if bss > filled and load["p_memsz"] > load["p_filesz"]:
+        prot = mman.PROT_READ | mman.PROT_WRITE | prot & mman.PROT_EXEC
+        space.mmap(filled, bss - filled, prot, mman.MAP_PRIVATE | arch.map_flags.anonymous | arch.map_flags.fixed)
+
+
+def rights(p_flags: int) -> int:
+    """The rights of a mapping by those of a segment."""
+    return sum(prot for flag, prot in _RIGHTS if p_flags & flag)
+
+
+def _end(loads: Iterable[Any]) -> int:
+    return max(int(load["p_vaddr"] + load["p_memsz"]) for load in loads)
+
+
+def _headers(loads: Iterable[Any], offset: int) -> int:
+    """Where the program headers are in memory: in the segment that has them in the file; 0 if none has."""
+    for load in loads:
+        if load["p_offset"] <= offset < load["p_offset"] + load["p_filesz"]:
+            return int(load["p_vaddr"] - load["p_offset"] + offset)
+    return 0
