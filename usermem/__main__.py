@@ -1,4 +1,6 @@
-"""``python -m usermem [FILE]``: the tour. ``python -m usermem doctor``: what this host offers."""
+"""``python -m usermem [FILE]``: the tour. ``python -m usermem doctor``: what this host offers.
+
+``python -m usermem maps|read|string|argv PID|CORE ...``: the memory of a process or a core."""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tour and return its exit status: 0 if every byte came out as it went in."""
+    """Run the tour and return its exit status: 0 if every byte came out as it went in. Or run what is asked for."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("maps", "read", "string", "argv"):
+        from usermem.memories import tools
+
+        return tools.main(argv)
     parser = argparse.ArgumentParser(
         prog="usermem",
         description="Take a file through a guest's memory the way a syscall simulator does, and show each step.",
@@ -19,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         type=Path,
         default=Path(argparse.__file__),
-        help="default: a Python source file; the word doctor tells instead what this host offers, and what is used",
+        help="default: a Python source file; the word doctor tells instead what this host offers, and what is used;"
+        " maps, read, string and argv look at the memory of a process or a core: see usermem maps --help",
     )
     args = parser.parse_args(argv)
     if args.file == Path("doctor"):

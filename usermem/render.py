@@ -1,4 +1,4 @@
-"""render: the mappings of an address space for people to read, with sizes and holes; colour on a terminal.
+"""render: the mappings of a space, process or core for people, with sizes and holes; colour on a terminal.
 
 ``AddressSpace.maps`` gives the same to programs, as /proc/PID/maps.
 """
@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hostarch import AccessType
-from usermem.address_space import AddressSpace
 from usermem.mm.maps import printable
+
+if TYPE_CHECKING:
+    from usermem.address_space import AddressSpace
+    from usermem.memories.core import CoreIO
+    from usermem.memories.process import ProcessIO
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # By what a mapping allows: writing red, executing green, reading plain, nothing dim.
 _COLOURS: Final = {"w": "31", "x": "32", "r": "39", "-": "2"}
 
 
-def render(space: AddressSpace, colour: bool | None = None) -> str:
+def render(space: AddressSpace | ProcessIO | CoreIO, colour: bool | None = None) -> str:
     """A line for each mapping and for each hole between two: addresses, size, rights, what is mapped.
 
     ``colour`` None is colour if the standard output is a terminal and NO_COLOR is not set.

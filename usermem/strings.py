@@ -34,13 +34,15 @@ def copy_string_in(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool =
     return string
 
 
-def copy_string_in_chunks(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
-    """:func:`copy_string_in` by ``io.copy_in`` alone, in reads that start at 64 bytes and never cross 4 KiB."""
+def copy_string_in_chunks(
+    io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = False, first: int = 64
+) -> bytes:
+    """:func:`copy_string_in` by ``io.copy_in`` alone, in reads that start at ``first`` bytes and never cross 4 KiB."""
     addr = check_int(addr, "addr")
     maxlen = check_count(maxlen, "maxlen")
     parts: list[bytes] = []
     done = 0
-    size = 64
+    size = first
     while done < maxlen:
         start = addr + done
         n = min(size, maxlen - done, _CHUNK - start % _CHUNK)

@@ -2,7 +2,8 @@
 
 ``copy``: each copy against a raw slice. ``walk``: long sequences against short ones. ``tls``: against Python's ssl.
 ``datagram``: against a loop of socket calls. ``mapping``: many mappings against few. ``syscall``: whole system calls
-against what one writes by hand. ``snapshot``: snapshots, restores and forks against copies.
+against what one writes by hand. ``snapshot``: snapshots, restores and forks against copies. ``memories``: another
+process's memory against the raw system calls.
 """
 
 from __future__ import annotations
@@ -149,6 +150,12 @@ def _snapshot(only: str) -> Iterator[dict[str, Any]]:
     return _ratios(snapshot_rows.rows(only))
 
 
+def _memories(only: str) -> Iterator[dict[str, Any]]:
+    import memory_rows
+
+    return _ratios(memory_rows.rows(only))
+
+
 def _ratios(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
     print(f"{'row':32}{'ratio':>10}{'bar':>8}")
     for row in rows:
@@ -183,6 +190,7 @@ _SUITES = {
     "mapping": _mapping,
     "syscall": _syscall,
     "snapshot": _snapshot,
+    "memories": _memories,
 }
 
 if __name__ == "__main__":

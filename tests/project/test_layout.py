@@ -114,7 +114,14 @@ def test_importing_loads_little(package: str) -> None:
     loaded = set(json.loads(in_a_child(REPORT.format(package=package))))
     assert package in loaded
     above = PACKAGES[PACKAGES.index(package) + 1 :]
-    rooms = {"safemem.tls", "safemem.datagram", "usermem.messages", "usermem.testing", "usermem.tour"}
+    rooms = {
+        "safemem.tls",
+        "safemem.datagram",
+        "usermem.memories",
+        "usermem.messages",
+        "usermem.testing",
+        "usermem.tour",
+    }
     unwanted = NOT_LOADED | SLOW_TO_LOAD | set(above) | rooms
     assert not loaded & unwanted
 
@@ -167,7 +174,9 @@ def test_no_module_is_long(path: Path) -> None:
     assert path.read_text().count("\n") <= 400
 
 
-@pytest.mark.parametrize("name", [*PACKAGES, "safemem.tls", "safemem.datagram", "usermem.messages", "usermem.testing"])
+@pytest.mark.parametrize(
+    "name", [*PACKAGES, "safemem.tls", "safemem.datagram", "usermem.memories", "usermem.messages", "usermem.testing"]
+)
 def test_all_is_what_is_there(name: str) -> None:
     """``__all__`` names every public name of a package once, and no more: its submodules only where it says so."""
     package = importlib.import_module(name)

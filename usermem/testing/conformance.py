@@ -22,6 +22,7 @@ from usermem.memory_io import IO
 from usermem.testing.model import ModelMemory
 from usermem.testing.operations import (
     ALL,
+    KINDS,
     CompareAndSwapUint32,
     CopyIn,
     CopyInTo,
@@ -33,6 +34,7 @@ from usermem.testing.operations import (
     LoadUint32,
     Operation,
     Raised,
+    Refused,
     StreamError,
     StreamOSError,
     SwapUint32,
@@ -75,8 +77,10 @@ class _Step:
     look: Sequence[Span] = ()
 
 
-def check_io(make: Make) -> None:
+def check_io(make: Make, *, atomics: bool = True) -> None:
     """Run the whole contract over what ``make`` makes: some thousand calls for each edge.
+
+    With ``atomics`` False the IO has none: it must refuse each with OSError (EOPNOTSUPP), and change nothing.
 
     What a layout does not have, cannot be asked: :func:`conformance_layout` has everything. Memory is compared page by
     page, so map few. An IO that has ``close`` is closed.
@@ -95,7 +99,8 @@ def check_io(make: Make) -> None:
     rule = "what was written is what is read, whatever the guest forbade"
     filled = {edge: [_Step(rule, call) for call in fills(around[edge])] for edge in edges}
     everywhere = [step for edge in edges for step in filled[edge]]
-    _run(make, everywhere, spans)
+    if everywhere:  # something can be written
+        _run(make, everywhere, spans)
 
     def alone(case: _Case) -> None:
         """Make a case's calls on a fresh pair, filled or not as the case says."""
@@ -110,7 +115,7 @@ def check_io(make: Make) -> None:
             steps += [*filled[near], *_later(case, around[near])]
         _run(make, steps, spans)
 
-    cases = list(_cases(edges, model))
+    cases = [case if atomics else _without_atomics(case) for case in _cases(edges, model)]
     for block in (cases[start : start + _BLOCK] for start in range(0, len(cases), _BLOCK)):
         try:
             for first in range(min(_APART, len(block))):
@@ -279,6 +284,13 @@ def _after(call: Operation, moved: int) -> Operation:
     if isinstance(call, CopyIn | ZeroOut):
         return evolve(call, addr=call.addr + moved, n=call.n - moved)
     raise TypeError(f"{call} cannot be resumed")
+
+
+def _without_atomics(case: _Case) -> _Case:
+    """The case for an IO that refuses atomic calls."""
+    if not any(isinstance(call, KINDS["atomics"]) for call in case.calls):
+        return case
+    return evolve(case, rule="an IO without atomics refuses them", calls=tuple(map(Refused, case.calls)))
 
 
 def _copies(addr: int, n: int) -> dict[str, Operation]:

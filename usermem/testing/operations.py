@@ -275,6 +275,28 @@ KINDS: dict[str, tuple[type[Operation], ...]] = {
 """All operations, by what they have in common."""
 
 
+@frozen(repr=False)
+class Refused(Operation):
+    """An atomic call on an IO that has none."""
+
+    call: Operation
+
+    def run(self, io: IO) -> Any:
+        try:
+            return None if isinstance(io, ModelMemory) else self.call.run(io)
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            return None
+
+    @property
+    def at(self) -> int:
+        return self.call.at
+
+    def __repr__(self) -> str:
+        return f"{self.call}, which must be refused (EOPNOTSUPP)"
+
+
 @frozen
 class Raised:
     """An exception that is no fault, as the outcome of a call: equal to another of the same type."""

@@ -1,0 +1,291 @@
+"""ProcessIO: the memory of another process, by process_vm_readv and process_vm_writev.
+
+The kernel does the copy, honours the rights of each page, and says exactly how far it got; all ranges of an access go
+in one call. ``ignore_permissions`` goes by /proc/PID/mem, which ignores them as ptrace does. Why an address faults, and
+what can be written, is asked of /proc/PID/maps.
+
+The process may end at any moment, and its number be given to another. A pidfd tells: while it can be signalled the
+number is still the process's. That is looked at after each read and before each write.
+
+Source: process_vm_readv(2), proc_pid_mem(5), pidfd_open(2); Linux mm/process_vm_access.c, mm/gup.c (check_vma_flags).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import struct
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final, Self
+
+from attrs import evolve
+
+import hostarch
+from hostarch import READ, AccessType, Arch
+from safemem import safecopy
+from safemem.buffers import check_positive
+from safemem.errors import add_transferred, error
+from usermem.errors import FaultReason
+from usermem.iovec import UIO_MAXIOV
+from usermem.memories.elf import arch_of_elf, read_elf
+from usermem.memories.mapping import MappedRange
+from usermem.memories.process_maps import is_guard, mapping_at, read_maps
+from usermem.memories.ranges import Ranges
+from usermem.memories.remote import RemoteIO
+
+_PID_MAX: Final = 1 << 22
+
+
+class ProcessIO(RemoteIO):
+    """User memory of the process ``pid``, which may run meanwhile. A context manager; closing it ends no process.
+
+    Reading and writing need the right to ptrace it (PTRACE_MODE_ATTACH_REALCREDS): without it PermissionError is
+    raised, and ProcessLookupError if the process is gone, with what was moved before in ``transferred``.
+    """
+
+    def __init__(self, pid: int, *, arch: Arch | None = None) -> None:
+        """``arch`` is by default the machine of the program that runs there, with this host's page size.
+
+        Raises ProcessLookupError if there is no such process, OSError (EINVAL) if it is the number of a thread,
+        ValueError if pid is not positive.
+        """
+        self._pidfd = -1
+        self.pid = check_positive(pid, "pid")
+        if self.pid > _PID_MAX:
+            raise self._gone()
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise self._gone() from None
+        arch = _arch_of(self.pid) if arch is None else arch
+        super().__init__(evolve(arch, page_shift=mmap.PAGESIZE.bit_length() - 1))
+
+    # --- the process
+
+    def mappings(self) -> list[MappedRange]:
+        """Its mappings now, in order. Raises OSError as an access."""
+        found: list[MappedRange] = self._asked(lambda: read_maps(self.pid))
+        self._check()
+        return found
+
+    def close(self) -> None:
+        """Give the pidfd up."""
+        fd, self._pidfd = self._pidfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    __del__ = close
+
+    # --- RemoteIO
+
+    def read(self, addr: int, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
+        if ignore_permissions:
+            return self._by_file(addr, buffer, False)
+        n = self._by_call("process_vm_readv", ((addr, len(buffer)),), buffer)
+        self._check()
+        if n:
+            return n
+        mapping = self._mapping_at(addr)
+        if mapping is None or mapping.prot & 3 != 2:
+            return 0
+        # What can be written can be read, by the processor; to the kernel's call it is not readable.
+        with buffer[: mapping.end - addr] as part:
+            return self._by_file(addr, part, False)
+
+    def write(self, addr: int, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
+        if ignore_permissions:
+            return self._by_file(addr, buffer, True)
+        self._check()
+        return self._by_call("process_vm_writev", ((addr, len(buffer)),), buffer)
+
+    def readv(self, ranges: Ranges, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
+        if ignore_permissions:
+            return super().readv(ranges, buffer, ignore_permissions=True)
+        n = self._in_batches("process_vm_readv", ranges, buffer)
+        self._check()
+        return n
+
+    def writev(self, ranges: Ranges, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
+        if ignore_permissions:
+            return super().writev(ranges, buffer, ignore_permissions=True)
+        self._check()
+        return self._in_batches("process_vm_writev", ranges, buffer)
+
+    def writable(self, addr: int, length: int, *, ignore_permissions: bool = False) -> int:
+        """By the rights of the mappings, and by reading a byte of each page: one beyond a file's end has none."""
+        at, end = addr, addr + length
+        while at < end:
+            mapping = self._mapping_at(at)
+            if mapping is None or not _may_write(mapping, ignore_permissions):
+                break
+            at = min(mapping.end, end)
+        page = self.arch.page_size
+        pages = [(addr, 1), *((start, 1) for start in range(addr // page * page + page, at, page))] if at > addr else []
+        buffer = memoryview(bytearray(len(pages)))
+        n, fault = self._move(pages, buffer, READ, ignore_permissions)
+        return at - addr if fault is None else pages[n][0] - addr
+
+    def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason:
+        mapping = self._mapping_at(addr)
+        if mapping is None:
+            return FaultReason.UNMAPPED
+        allowed = _may_write(mapping, ignore_permissions) if access.write else mapping.prot & 3 or ignore_permissions
+        if not allowed:
+            return FaultReason.PERMISSION
+        if is_guard(self.pid, addr):
+            return FaultReason.GUARD
+        return FaultReason.BEYOND_FILE if mapping.inode else FaultReason.PERMISSION
+
+    # --- how
+
+    def _check(self) -> None:
+        """Raise ProcessLookupError if the number is no longer the process's, ValueError if this is closed."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except ProcessLookupError:
+            raise self._gone() from None
+        except PermissionError:
+            pass  # it is there, and is another user's
+        except OSError:
+            if self._pidfd < 0:
+                raise ValueError(f"the ProcessIO of process {self.pid} is closed") from None
+            raise
+
+    def _gone(self) -> ProcessLookupError:
+        return ProcessLookupError(errno.ESRCH, f"{os.strerror(errno.ESRCH)}: {self.pid} does not exist, or has ended")
+
+    def _failed(self, code: int, what: str) -> OSError:
+        """What is raised where the kernel refuses an access for another reason than the address."""
+        if code in (errno.ESRCH, errno.ENOENT):
+            return self._gone()
+        if code in (errno.EPERM, errno.EACCES):
+            return error(
+                errno.EPERM,
+                f"{what} needs the right to ptrace process {self.pid}: run as its user (and it must be dumpable, not"
+                " setuid) or with CAP_SYS_PTRACE; under Yama (/proc/sys/kernel/yama/ptrace_scope) be its parent,"
+                " or have it call prctl(PR_SET_PTRACER)",
+            )
+        return error(code, f"{what} of process {self.pid}")
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        """What /proc says. Raises as an access."""
+        try:
+            return ask()
+        except OSError as exc:
+            failed = self._failed(exc.errno or errno.EIO, f"/proc/{self.pid}/maps")
+        try:
+            raise failed
+        finally:
+            del failed
+
+    def _mapping_at(self, addr: int) -> MappedRange | None:
+        found: MappedRange | None = self._asked(lambda: mapping_at(self.pid, addr))
+        return found
+
+    def _in_batches(self, name: str, ranges: Ranges, buffer: memoryview) -> int:
+        """Move the bytes of many ranges, as many in each call as the kernel takes."""
+        if len(ranges) <= UIO_MAXIOV:
+            return self._by_call(name, ranges, buffer)
+        done = 0
+        for first in range(0, len(ranges), UIO_MAXIOV):
+            batch = ranges[first : first + UIO_MAXIOV]
+            size = sum(length for _, length in batch)
+            try:
+                with buffer[done : done + size] as part:
+                    n = self._by_call(name, batch, part)
+            except OSError as exc:
+                add_transferred(exc, done)
+                raise
+            done += n
+            if n < size:
+                break
+        return done
+
+    def _by_call(self, name: str, ranges: Ranges, buffer: memoryview) -> int:
+        moved = _process_vm(name)(self.pid, buffer, ranges)
+        if moved >= 0:
+            return moved
+        if moved == -errno.EFAULT:
+            return 0
+        raise self._failed(-moved, name)
+
+    def _by_file(self, addr: int, buffer: memoryview, writing: bool) -> int:
+        """Move bytes by /proc/PID/mem. It stays the process's that had the number when it was opened."""
+        what = f"/proc/{self.pid}/mem"
+        try:
+            fd = os.open(what, (os.O_WRONLY if writing else os.O_RDONLY) | os.O_CLOEXEC)
+        except OSError as exc:
+            raise self._failed(exc.errno or errno.EIO, what) from None
+        try:
+            self._check()
+            return os.pwrite(fd, buffer, addr) if writing else os.preadv(fd, [buffer], addr)
+        except OSError as exc:
+            if exc.errno in (errno.EIO, errno.EFAULT):
+                return 0
+            raise
+        finally:
+            os.close(fd)
+
+
+def _may_write(mapping: MappedRange, ignore_permissions: bool) -> bool:
+    """Whether the mapping can be written; without its right only private memory can (check_vma_flags)."""
+    return bool(mapping.prot & 2) or (ignore_permissions and not mapping.shared)
+
+
+@cache
+def _process_vm(name: str) -> Callable[[int, memoryview, Ranges], int]:
+    """A system call as ``call(pid, local buffer, remote ranges) -> bytes moved``, or -errno. iovecs are bytes."""
+    import ctypes
+
+    try:
+        function: Any = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, OSError, TypeError):
+        raise error(errno.ENOSYS, f"this host has no {name}(2)") from None
+    function.restype = ctypes.c_ssize_t
+    vector = (ctypes.c_char_p, ctypes.c_ulong)
+    function.argtypes = (ctypes.c_int, *vector, *vector, ctypes.c_ulong)
+    pack, address_of, get_errno = struct.pack, safecopy.address_of, ctypes.get_errno
+
+    def call(pid: int, buffer: memoryview, ranges: Ranges) -> int:
+        local = pack("PN", address_of(buffer), len(buffer))
+        if len(ranges) == 1:
+            moved: int = function(pid, local, 1, pack("PN", *ranges[0]), 1, 0)
+        else:
+            remote = pack("PN" * len(ranges), *[x for each in ranges for x in each])
+            moved = function(pid, local, 1, remote, len(ranges), 0)
+        return moved if moved >= 0 else -get_errno()
+
+    return call
+
+
+def _arch_of(pid: int) -> Arch:
+    """The machine of the program that a process runs; the host's if that cannot be read."""
+    try:
+        fd = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return arch_of_elf(read_elf(fd))
+        finally:
+            os.close(fd)
+    except OSError:
+        return _HOST_MACHINES.get(os.uname().machine, hostarch.AMD64)
+
+
+_HOST_MACHINES: Final = {
+    "aarch64": hostarch.ARM64,
+    "armv7l": hostarch.ARM,
+    "i686": hostarch.I386,
+    "ppc64": hostarch.PPC64,
+    "ppc64le": evolve(hostarch.PPC64, byte_order="little"),
+    "riscv64": hostarch.RISCV64,
+    "s390x": hostarch.S390X,
+    "x86_64": hostarch.AMD64,
+}

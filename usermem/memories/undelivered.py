@@ -1,0 +1,63 @@
+"""Undelivered: what Readers have given and a memory could not store, until the same Reader is used again."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from safemem import Reader
+from safemem.errors import add_transferred, is_interrupt
+
+
+class Given:
+    """Bytes that a Reader gave, and the error that it raised along with them, which comes when they are delivered."""
+
+    __slots__ = ("data", "error")
+
+    def __init__(self, data: memoryview, error: BaseException | None) -> None:
+        self.data = data
+        self.error = error
+
+
+class Undelivered:
+    """For each Reader what it gave, in order. A Reader that is gone takes its bytes along."""
+
+    def __init__(self) -> None:
+        self._given: dict[int, tuple[Any, Given]] = {}
+
+    def take(self, reader: Reader) -> Given | None:
+        """What this Reader gave; nothing of it is kept here any longer."""
+        if not self._given:
+            return None
+        holder, given = self._given.pop(id(reader), (None, None))
+        return given if holder is not None else None
+
+    def keep(self, reader: Reader, data: bytes, error: BaseException | None, delivered: int) -> None:
+        """Keep bytes that come before all that the Reader gives from now on.
+
+        Its error is kept with them, but for would-block, which tells what was so at that moment. An interrupt is raised
+        at once, with how many bytes were ``delivered``.
+        """
+        key = id(reader)
+        interrupt: BaseException | None = None
+        if error is not None:
+            add_transferred(error, -getattr(error, "transferred", 0))
+            if is_interrupt(error):
+                interrupt, error = error, None
+            elif isinstance(error, BlockingIOError):
+                error = None
+            else:
+                error = error.with_traceback(None)
+        holder: Any
+        try:
+            holder = weakref.ref(reader, lambda _: self._given.pop(key, None))
+        except TypeError:  # slots without __weakref__
+            holder = reader
+        if data or error is not None:
+            self._given[key] = holder, Given(memoryview(data), error)
+        if interrupt is not None:
+            add_transferred(interrupt, delivered)
+            try:
+                raise interrupt
+            finally:
+                del error, interrupt
