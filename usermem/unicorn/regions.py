@@ -14,7 +14,7 @@ from hostarch import mman
 from usermem.unicorn.engine import Engine
 
 # How many regions there may be before neighbours are joined, and before all are forgotten.
-_MANY: Final = 32
+MANY: Final = 32
 _MOST: Final = 128
 
 
@@ -61,7 +61,7 @@ class Regions:
         self._uc = uc
         self._starts: list[int] = []
         self._regions: list[Region] = []
-        self._many = _MANY
+        self._many = MANY
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -86,13 +86,16 @@ class Regions:
 
     def add(self, region: Region) -> None:
         """Map a region where nothing is mapped. Raises what the engine raises; then it is not mapped."""
+        if len(self._regions) >= self._many:
+            self._make_few()
+        self._map(region)
+
+    def _map(self, region: Region) -> None:
         start = region.start
         self._uc.mem_map_ptr(start, region.end - start, region.prot, region.host)
         index = bisect_left(self._starts, start)
         self._starts.insert(index, start)
         self._regions.insert(index, region)
-        if len(self._regions) > self._many:
-            self._make_few()
 
     def remove(self, start: int, end: int) -> None:
         """Unmap what is mapped in [start, end), and let go of the memory."""
@@ -103,7 +106,8 @@ class Regions:
                 part = region.part(start, end)
                 self._uc.mem_unmap(part.start, part.end - part.start)
             low, high = removed[0], removed[-1]
-            self._replace(first, last, [low.part(low.start, start)] * (low.start < start) + [high.part(end, high.end)] * (high.end > end))
+            left = [low.part(low.start, start)] if low.start < start else []
+            self._replace(first, last, [*left, high.part(end, high.end)] if end < high.end else left)
 
     def protect(self, start: int, end: int, prot: int) -> None:
         """Give [start, end), which lies in one region, other rights."""
@@ -122,23 +126,21 @@ class Regions:
             self.replaced += 1
         self._starts[first:last] = [region.start for region in regions]
         self._regions[first:last] = regions
-        if len(regions) > 1 and len(self._regions) > self._many:
-            self._make_few()
 
     def _make_few(self) -> None:
         """Join what meets; if there are still too many, forget all."""
         few = joined(self._regions)
-        if len(few) > _MOST:
+        if len(few) >= _MOST:
             self.remove(0, 1 << 64)
             few = []
-        self._many = max(_MANY, min(2 * len(few), _MOST))
+        self._many = max(MANY, min(2 * len(few), _MOST))
         for region in few:
             first, last = self._span(region.start, region.end)
             if last - first > 1:
                 for part in self._regions[first:last]:
                     self._uc.mem_unmap(part.start, part.end - part.start)
                 self._replace(first, last, [])
-                self.add(region)
+                self._map(region)
 
     def is_executable(self, start: int, end: int) -> bool:
         """Whether code may have been translated in [start, end)."""

@@ -22,7 +22,7 @@ from safemem.buffers import check_count, check_int
 from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import engine
 from usermem.unicorn.engine import PAGE, Engine
-from usermem.unicorn.regions import Region, Regions, joined
+from usermem.unicorn.regions import MANY, Region, Regions, joined
 
 if TYPE_CHECKING:
     from usermem.address_space import AddressSpace
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # What is longer, in bytes, is mapped when it is touched: a guest may map more than the host could place.
 _WINDOW: Final = 64 << 20
+_SMALL_WINDOW: Final = 64 << 10
 
 _IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
 
@@ -190,6 +191,8 @@ class SharedEngine:
             if run.is_copy and run.prot & mman.PROT_WRITE:
                 self._make_anonymous(run)
                 continue
+            if not run.prot:
+                continue  # Unicorn 2.1.4 lets loads pass in such a region once a store there has failed
             prot = run.prot | mman.PROT_READ if run.prot & _IMPLY_READ else run.prot
             stop = run.start - (-run.length // PAGE) * PAGE  # a copy up to its file's end lies in whole pages
             found.append(Region(run.start, stop, run.address, prot, (run,)))
@@ -246,11 +249,16 @@ class SharedEngine:
         if self._regions.prot(addr) is not None:
             self._match(page, page + PAGE)
             return
-        low = page // _WINDOW * _WINDOW
-        there = self._regions.parts(low, low + _WINDOW)
-        start = max((each.end for each in there if each.end <= page), default=low)
-        end = min((each.start for each in there if each.start > page), default=low + _WINDOW)
-        self._match(start, end)
+        for window in (_WINDOW, _SMALL_WINDOW):
+            low = page // window * window
+            there = self._regions.parts(low, low + window)
+            start = max((each.end for each in there if each.end <= page), default=low)
+            end = min((each.start for each in there if each.start > page), default=low + window)
+            wanted = self._wanted(start, end)
+            if len(wanted) < MANY:
+                break  # a small window has few
+        for region in wanted:
+            self._regions.add(region)
         if self._regions.prot(addr) is None:
             self._space.host_runs(page, page + PAGE)
             raise ValueError(f"the memory at {addr:#x} is not mapped in the engine")
