@@ -46,6 +46,34 @@ def test_bytes_go_both_ways(cpu: CPU) -> None:
     assert bytes(cpu.uc.mem_read(BASE + 5, 1)) == b"x"
 
 
+def test_an_eager_engine_has_all_mappings() -> None:
+    """Before the CPU touches them, also those that were there before; and it follows as well."""
+    with AddressSpace() as space:
+        space.mmap(BASE, PAGE, RW, FIXED)
+        space.copy_out(BASE, b"x")
+        uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        with share(uc, space, eager=True):
+            space.mmap(BASE + 2 * PAGE, 2 * PAGE, RW, FIXED)
+            space.mprotect(BASE + 2 * PAGE, PAGE, mman.PROT_READ)
+            assert bytes(uc.mem_read(BASE, 1)) == b"x"
+            uc.mem_write(BASE + 3 * PAGE, b"y")
+            assert space.read_bytes(BASE + 3 * PAGE, 1) == b"y"
+            assert [(start - BASE, prot) for start, _, prot in uc.mem_regions()] == [(0, 3), (0x2000, 1), (0x3000, 3)]
+
+
+def test_an_instruction_that_goes_on_in_the_next_window(cpu: CPU) -> None:
+    """It is fetched from two pages, neither of which the engine had."""
+    edge = 0x2000_0000
+    cpu.space.mmap(edge - PAGE, 2 * PAGE, RWX, FIXED)
+    cpu.space.copy_out(edge - 2, mov_eax(77))
+    assert cpu.run(edge - 2, 5) is None
+    assert cpu.eax() == 77
+    cpu.space.munmap(edge, PAGE)
+    fault = cpu.run(edge - 2, 5)
+    assert fault is not None
+    assert (fault.address, fault.access) == (edge, EXECUTE)
+
+
 def test_faults_are_those_of_the_space(cpu: CPU) -> None:
     """Address, access, reason, signal and code, for loads, stores and fetches."""
     space = cpu.space
@@ -277,10 +305,14 @@ def test_listeners_are_chained() -> None:
 
         space.on_change = listen
         first, second = CPU(space), unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
-        with share(second, space):
+        with share(second, space, eager=True):
             space.mmap(BASE, PAGE, RW, FIXED)
             assert first.store(BASE, 4) is None
             assert bytes(second.mem_read(BASE, 1)) == b"\4"
+            space.munmap(BASE, PAGE)
+            assert BASE not in [start for uc in (first.uc, second) for start, _, _ in uc.mem_regions()]
+            space.mmap(BASE, PAGE, RW, FIXED)
+            assert first.store(BASE, 5) is None
         assert list(second.mem_regions()) == []
         assert len(list(first.uc.mem_regions())) == 2
         first.shared.close()
@@ -295,13 +327,14 @@ def test_listeners_are_chained() -> None:
             share(second, space)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_calls(seed: int) -> None:
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_calls(seed: int, eager: bool) -> None:
     """After each mapping call the CPU loads, stores and faults as the space does, page by page."""
     choice = random.Random(seed)
     pages = 24
     with AddressSpace(max_map_count=1000) as space:
-        cpu = CPU(space)
+        cpu = CPU(space, eager=eager)
         snapshots = []
         for turn in range(250):
             at = BASE + choice.randrange(pages) * PAGE

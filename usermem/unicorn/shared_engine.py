@@ -1,8 +1,9 @@
 """share: an engine runs in a space's own memory, and its map follows the space's.
 
 Nothing is copied: the engine's regions are the space's host memory, which ``host_runs`` names and ``on_change`` keeps
-true. What the guest maps is mapped in the engine at once if it is at most 64 MiB long, so that a guest pays the host
-for what it touches only; the rest comes in windows of that size when the CPU touches it, and so do stacks that grow.
+true. The engine gets them as the CPU touches them, in windows around the access, as a kernel fills page tables: so
+mapping is quick, a guest pays the host for what it touches only, stacks grow, and regions stay few. What the space
+changes is unmapped or changed in the engine before the call returns.
 
 - Hooks for invalid accesses may change the map (a stack grows, the space's ``on_fault`` maps). But an engine that is
   in the middle of an access without the right crashes if its region is replaced then (Unicorn 2.1.4). Such an access
@@ -29,19 +30,24 @@ if TYPE_CHECKING:
     from usermem.errors import FaultError
     from usermem.mm.host_runs import GuestRun
 
-# What is longer, in bytes, is mapped when it is touched: a guest may map more than the host could place.
-_WINDOW: Final = 64 << 20
-_SMALL_WINDOW: Final = 64 << 10
+# What is mapped around an access, in bytes: beside what is there already, usually, and where mappings are many.
+_LARGE: Final = 64 << 20
+_USUAL: Final = 1 << 20
+_SMALL: Final = 64 << 10
 
 _IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
 
 
-def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False) -> SharedEngine:
+def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: bool = False) -> SharedEngine:
     """Keep the map of a Unicorn engine equal to a space's, until the result is closed or left as a context manager.
 
     The engine's map must be empty: raises ValueError if it is not. Its regions are the space's from then on; map
     others only where the guest does not. A listener that the space has is called after each change has been made in the
     engine. Changes must come from the thread that runs the engine (a hook), or while it does not run.
+
+    The engine has what the CPU has touched: read and write memory through the space. With ``eager`` it has all
+    mappings of at most 64 MiB from the beginning, for code that calls ``uc.mem_read``; mapping then takes four times as
+    long, and where they are more than 128 some are forgotten all the same.
 
     Memory of a host's file cannot be aliased, for somebody may truncate the file. Without ``copy_files`` the engine
     has none of it, and an access is a ValueError from :meth:`SharedEngine.take_fault`. With it, what cannot be written
@@ -50,7 +56,7 @@ def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False) -> Share
     """
     if next(uc.mem_regions(), None) is not None:
         raise ValueError("the engine's map is not empty: share() it first, and map what is your own afterwards")
-    shared = SharedEngine(uc, space, copy_files)
+    shared = SharedEngine(uc, space, copy_files, eager)
     try:
         for vma in space.mappings():
             shared._follow(vma.start, vma.end, ChangeKind.MAP)
@@ -63,10 +69,11 @@ def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False) -> Share
 class SharedEngine:
     """An engine whose map is kept equal to a space's. Use :func:`share`."""
 
-    def __init__(self, uc: Engine, space: AddressSpace, copy_files: bool) -> None:
+    def __init__(self, uc: Engine, space: AddressSpace, copy_files: bool, eager: bool) -> None:
         self._uc = uc
         self._space = space
         self._copy_files = copy_files
+        self._eager = eager
         self._regions = Regions(uc)
         self._fault: FaultError | None = None
         self._failed: BaseException | None = None
@@ -144,13 +151,13 @@ class SharedEngine:
                 self._previous(start, end, kind)
 
     def _follow(self, start: int, end: int, kind: ChangeKind) -> None:
-        if kind is ChangeKind.UNMAP:
-            self._regions.remove(start, end)
-        elif end - start <= _WINDOW:
+        if self._eager and kind is not ChangeKind.UNMAP and end - start <= _LARGE:
             self._match(start, end)
-        else:
+        elif kind in (ChangeKind.PROTECT, ChangeKind.MEMORY):
             for part in joined(self._regions.parts(start, end)):
                 self._match(part.start, part.end)
+        else:
+            self._regions.remove(start, end)
 
     def _match(self, start: int, end: int) -> None:
         """Map in the engine what the space has in [start, end)."""
@@ -186,10 +193,12 @@ class SharedEngine:
             for vma in self._space.mappings():
                 if vma.start < end and start < vma.end:
                     runs += self._runs_of(max(start, vma.start), min(end, vma.end))
+        copies = [run for run in runs if run.is_copy and run.prot & mman.PROT_WRITE]
+        if any([self._make_anonymous(run) for run in copies]):
+            return self._wanted(start, end)
         found = []
         for run in runs:
-            if run.is_copy and run.prot & mman.PROT_WRITE:
-                self._make_anonymous(run)
+            if run in copies:
                 continue
             if not run.prot:
                 continue  # Unicorn 2.1.4 lets loads pass in such a region once a store there has failed
@@ -205,18 +214,16 @@ class SharedEngine:
         except ValueError:
             return []
 
-    def _make_anonymous(self, run: GuestRun) -> None:
-        """Put anonymous memory in the place of a file's private mapping: a copy-on-write of all of it.
-
-        The space tells of it, so that it is mapped when this returns.
-        """
+    def _make_anonymous(self, run: GuestRun) -> bool:
+        """Put anonymous memory in the place of a file's mapping, if it is private: a copy-on-write of all of it."""
         vma = next(each for each in self._space.mappings() if each.start <= run.start < each.end)
         if vma.shared:
-            return
+            return False
         data = self._space.read_bytes(run.start, run.length, ignore_permissions=True)
         flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
         self._space.mmap(run.start, run.length, run.prot, flags)
         self._space.copy_out(run.start, data, ignore_permissions=True)
+        return True
 
     # --- what the CPU cannot access
 
@@ -249,19 +256,26 @@ class SharedEngine:
         if self._regions.prot(addr) is not None:
             self._match(page, page + PAGE)
             return
-        for window in (_WINDOW, _SMALL_WINDOW):
+        for window in (_LARGE if self._goes_on(page) else _USUAL, _SMALL):
             low = page // window * window
             there = self._regions.parts(low, low + window)
             start = max((each.end for each in there if each.end <= page), default=low)
             end = min((each.start for each in there if each.start > page), default=low + window)
             wanted = self._wanted(start, end)
             if len(wanted) < MANY:
-                break  # a small window has few
+                break
+        self._regions.remove(start, end)  # what came meanwhile
+        wanted.sort(key=lambda each: each.start <= page < each.end)  # last, for adding may forget those before
         for region in wanted:
             self._regions.add(region)
         if self._regions.prot(addr) is None:
             self._space.host_runs(page, page + PAGE)
             raise ValueError(f"the memory at {addr:#x} is not mapped in the engine")
+
+    def _goes_on(self, page: int) -> bool:
+        """Whether an access goes on where a window ends that is mapped, among few regions."""
+        low = page // _USUAL * _USUAL
+        return len(self._regions) < MANY and any(map(self._regions.prot, (low - 1, low + _USUAL)))
 
     def _checked_ctl(self, ctl: int, op: int, *args: Any) -> Any:
         """Uc.ctl, which all its controls go through, without snapshots of memory."""
