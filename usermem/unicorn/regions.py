@@ -79,10 +79,19 @@ class Regions:
         first, last = self._span(start, end)
         return [region.part(start, end) for region in self._regions[first:last]]
 
+    def gap(self, addr: int) -> tuple[int, int]:
+        """The addresses around one that is not mapped, up to the next regions."""
+        index = bisect_right(self._starts, addr)
+        low = self._regions[index - 1].end if index else 0
+        return low, self._starts[index] if index < len(self._starts) else 1 << 64
+
     def prot(self, addr: int) -> int | None:
         """The rights at an address; None if nothing is mapped there."""
-        first, last = self._span(addr, addr + 1)
-        return self._regions[first].prot if first < last else None
+        index = bisect_right(self._starts, addr) - 1
+        if index < 0:
+            return None
+        region = self._regions[index]
+        return region.prot if addr < region.end else None
 
     def add(self, region: Region) -> None:
         """Map a region where nothing is mapped. Raises what the engine raises; then it is not mapped."""

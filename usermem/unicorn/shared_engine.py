@@ -194,7 +194,7 @@ class SharedEngine:
                 if vma.start < end and start < vma.end:
                     runs += self._runs_of(max(start, vma.start), min(end, vma.end))
         copies = [run for run in runs if run.is_copy and run.prot & mman.PROT_WRITE]
-        if any([self._make_anonymous(run) for run in copies]):
+        if copies and any([self._make_anonymous(run) for run in copies]):
             return self._wanted(start, end)
         found = []
         for run in runs:
@@ -246,36 +246,33 @@ class SharedEngine:
                 self._fault = fault
             self._last = addr
             return False
-        if not (self._regions.prot(addr) or 0) & kind:
-            self._fill(addr)
+        found = self._regions.prot(addr)
+        if found is None:
+            self._fill(addr // PAGE * PAGE)
+        elif not found & kind:
+            self._match(addr // PAGE * PAGE, addr // PAGE * PAGE + PAGE)
         return bool((self._regions.prot(addr) or 0) & kind)
 
-    def _fill(self, addr: int) -> None:
-        """Map what the engine does not have of the window around an address. Raises ValueError for a file's memory."""
-        page = addr // PAGE * PAGE
-        if self._regions.prot(addr) is not None:
-            self._match(page, page + PAGE)
-            return
-        for window in (_LARGE if self._goes_on(page) else _USUAL, _SMALL):
+    def _fill(self, page: int) -> None:
+        """Map what the engine does not have of the window around a page. Raises ValueError for a file's memory."""
+        regions = self._regions
+        before, after = regions.gap(page)
+        usual = page // _USUAL * _USUAL
+        goes_on = len(regions) < MANY and (before == usual or after == usual + _USUAL)
+        for window in (_LARGE if goes_on else _USUAL, _SMALL):
             low = page // window * window
-            there = self._regions.parts(low, low + window)
-            start = max((each.end for each in there if each.end <= page), default=low)
-            end = min((each.start for each in there if each.start > page), default=low + window)
+            start, end = max(before, low), min(after, low + window)
             wanted = self._wanted(start, end)
             if len(wanted) < MANY:
                 break
-        self._regions.remove(start, end)  # what came meanwhile
-        wanted.sort(key=lambda each: each.start <= page < each.end)  # last, for adding may forget those before
+        regions.remove(start, end)  # what came meanwhile
+        if len(wanted) > 1:  # the page last, for adding may forget those before
+            wanted.sort(key=lambda each: each.start <= page < each.end)
         for region in wanted:
-            self._regions.add(region)
-        if self._regions.prot(addr) is None:
+            regions.add(region)
+        if regions.prot(page) is None:
             self._space.host_runs(page, page + PAGE)
-            raise ValueError(f"the memory at {addr:#x} is not mapped in the engine")
-
-    def _goes_on(self, page: int) -> bool:
-        """Whether an access goes on where a window ends that is mapped, among few regions."""
-        low = page // _USUAL * _USUAL
-        return len(self._regions) < MANY and any(map(self._regions.prot, (low - 1, low + _USUAL)))
+            raise ValueError(f"the memory at {page:#x} is not mapped in the engine")
 
     def _checked_ctl(self, ctl: int, op: int, *args: Any) -> Any:
         """Uc.ctl, which all its controls go through, without snapshots of memory."""
