@@ -190,11 +190,11 @@ def test_code_that_the_host_writes_while_it_runs(cpu: CPU) -> None:
     def syscall(uc: Any, data: Any) -> None:
         seen.append(cpu.eax())
         space.copy_out(BASE + 0x100, mov_eax(2))
-        if tell:
+        if told:
             cpu.shared.written(BASE + 0x100, 5)
 
     cpu.uc.hook_add(unicorn.UC_HOOK_INSN, syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    for tell, last in ((False, 1), (True, 2)):
+    for told, last in ((False, 1), (True, 2)):  # noqa: B007 - the hook looks at it
         seen: list[int] = []
         space.copy_out(BASE + 0x100, mov_eax(1))
         cpu.shared.written(BASE, PAGE)
@@ -211,9 +211,7 @@ def test_what_the_fault_hook_of_the_space_maps(cpu: CPU) -> None:
 
     def on_fault(addr: int, access: AccessType) -> bool:
         page = addr & -PAGE
-        if page == BASE + PAGE:
-            space.mmap(page, PAGE, RW, FIXED)
-        elif page >= BASE + 4 * PAGE:
+        if page == BASE + PAGE or page >= BASE + 4 * PAGE:
             space.mmap(page, PAGE, RW, FIXED)
         else:
             space.mprotect(page, PAGE, RW)

@@ -19,8 +19,8 @@ _IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
 class UnicornIO(RemoteIO):
     """The whole contract over an engine's own memory, for who cannot use an AddressSpace (Qiling: ``ql.uc``).
 
-    Rights are those of ``mem_regions()``; ``ignore_permissions`` ignores them, as ``mem_read`` and ``mem_write`` do. The
-    atomic calls are atomic against the guest, which is stopped while a hook runs, and against each other.
+    Rights are those of ``mem_regions()``; ``ignore_permissions`` ignores them, as ``mem_read`` and ``mem_write`` do.
+    The atomic calls are atomic against the guest, which is stopped while a hook runs, and against each other.
     """
 
     def __init__(self, uc: Engine, *, arch: Arch = AMD64) -> None:

@@ -1,6 +1,6 @@
 """Regions: what an engine has mapped of a space's memory, and what keeps that alive.
 
-An engine's map and unmap take a time that grows with the square of the number of its regions: 10 us beside none, 50 beside
+The time of an engine's map and unmap grows with the square of the number of its regions: 10 us beside none, 50 beside
 100, 20 ms beside 2,000 (Unicorn 2.1.4). So neighbours that go on in host memory are made one when there are many, and
 if that does not help all are forgotten: each comes back when it is touched.
 """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class RegisterBatch:
-    """Registers of an engine that are read and written together, in a tenth of the time that ``reg_read`` of each takes.
+    """Registers of an engine that are read and written together, in a tenth of the time of ``reg_read`` for each.
 
     For a system call hook: one batch for the number and the arguments, one for the result. Registers of at most 64
     bits; values are ints, of which the low bits count. It keeps the engine alive.
@@ -37,7 +37,7 @@ class RegisterBatch:
         types = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         prototype = ctypes.PYFUNCTYPE(*types)
         library = _library(uc)
-        handle = uc._uch.value  # type: ignore[attr-defined]
+        handle = uc._uch.value
         self._arguments = (
             ctypes.c_void_p(handle),
             ctypes.c_void_p(ctypes.addressof(self._ids)),
@@ -55,7 +55,7 @@ class RegisterBatch:
 
     def write(self, *values: int) -> None:
         """Set the registers, in their order; of a value the low bits count. Raises ValueError for another number."""
-        self._values[:] = values
+        self._values[:] = list(values)
         if self._write(*self._arguments):
             raise ValueError(f"the engine cannot write registers {self._registers}")
 

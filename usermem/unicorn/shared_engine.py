@@ -194,7 +194,7 @@ class SharedEngine:
                 if vma.start < end and start < vma.end:
                     runs += self._runs_of(max(start, vma.start), min(end, vma.end))
         copies = [run for run in runs if run.is_copy and run.prot & mman.PROT_WRITE]
-        if copies and any([self._make_anonymous(run) for run in copies]):
+        if any(self._make_anonymous(run) for run in copies):
             return self._wanted(start, end)
         found = []
         for run in runs:
