@@ -15,6 +15,7 @@ from hostarch import EXECUTE, READ, WRITE, AccessType, mman
 from usermem import AddressSpace, FaultError, FaultReason
 from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import share
+from usermem.unicorn.regions import Region, joined
 
 BASE = 0x1000_0000
 GROWS = FIXED | mman.MAP_GROWSDOWN
@@ -203,6 +204,33 @@ def test_code_that_the_host_writes_while_it_runs(cpu: CPU) -> None:
         assert (seen, cpu.eax()) == ([1], last)
 
 
+@pytest.mark.parametrize("how", ["restore", "mprotect"])
+def test_code_that_a_change_of_the_map_brings(cpu: CPU, how: str) -> None:
+    """A system call restores the code, or makes it writable, writes it and makes it executable, as a JIT does."""
+    space = cpu.space
+    space.mmap(BASE, PAGE, RWX, FIXED)
+    space.copy_out(BASE, b"\xe8\xfb\x00\x00\x00" + SYSCALL + b"\xe8\xf4\x00\x00\x00")  # call f; syscall; call f
+    space.copy_out(BASE + 0x100, mov_eax(1) + b"\xc3")
+    space.mmap(BASE + 16 * PAGE, PAGE, RW, FIXED)
+    before = space.snapshot()
+    space.copy_out(BASE + 0x100, mov_eax(2))
+    seen = []
+
+    def syscall(uc: Any, data: Any) -> None:
+        seen.append(cpu.eax())
+        if how == "restore":
+            space.restore(before)
+        else:
+            space.mprotect(BASE, PAGE, RW)
+            space.copy_out(BASE + 0x100, mov_eax(1))
+            space.mprotect(BASE, PAGE, RX)
+
+    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
+    cpu.uc.reg_write(x86.UC_X86_REG_RSP, BASE + 17 * PAGE)
+    assert cpu.run(BASE, 12) is None
+    assert (seen, cpu.eax()) == ([2], 1)
+
+
 def test_what_the_fault_hook_of_the_space_maps(cpu: CPU) -> None:
     """It maps what is missing, gives a right, or puts other memory there: the access goes on."""
     space = cpu.space
@@ -249,7 +277,16 @@ def test_many_mappings_are_few_regions(cpu: CPU) -> None:
     for i in order[:400]:
         assert cpu.store(BASE + 2 * i * PAGE, i & 0xFF) is None
         assert isinstance(cpu.load(BASE + (2 * i + 1) * PAGE), FaultError)
+        assert len(list(cpu.uc.mem_regions())) <= 129
     assert all(space.read_bytes(BASE + 2 * i * PAGE, 1)[0] == i & 0xFF for i in order[:400])
+
+
+def test_regions_that_become_one_keep_the_memory_of_all() -> None:
+    """Those that meet here and in the guest, with the same rights; no others."""
+    first, second = Region(0, PAGE, 0x1000, 3, ("a",)), Region(PAGE, 2 * PAGE, 0x2000, 3, ("b",))
+    other = Region(2 * PAGE, 3 * PAGE, 0x9000, 3, ("c",))
+    assert joined([first, second, other]) == [Region(0, 2 * PAGE, 0x1000, 3, ("a", "b")), other]
+    assert joined([first, second._replace(prot=1)]) == [first, second._replace(prot=1)]
 
 
 def test_files() -> None:
