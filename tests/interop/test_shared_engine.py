@@ -231,6 +231,21 @@ def test_code_that_a_change_of_the_map_brings(cpu: CPU, how: str) -> None:
     assert (seen, cpu.eax()) == ([2], 1)
 
 
+def test_code_that_takes_its_own_right_to_run(cpu: CPU) -> None:
+    """The next instruction is a fault, where Unicorn alone stops as if it had come to the end."""
+    space = cpu.space
+    space.mmap(BASE, PAGE, RX, FIXED)
+    space.copy_out(BASE, SYSCALL + mov_eax(5), ignore_permissions=True)
+
+    def forbid(uc: Any, data: Any) -> None:
+        space.mprotect(BASE, PAGE, RW)
+
+    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, forbid, None, 1, 0, x86.UC_X86_INS_SYSCALL)
+    fault = cpu.run(BASE, 7)
+    assert fault is not None
+    assert (fault.address, fault.access, fault.reason) == (BASE + 2, EXECUTE, FaultReason.PERMISSION)
+
+
 def test_what_the_fault_hook_of_the_space_maps(cpu: CPU) -> None:
     """It maps what is missing, gives a right, or puts other memory there: the access goes on."""
     space = cpu.space

@@ -174,10 +174,12 @@ class SharedEngine:
             regions.add(region)
 
     def _protect(self, there: list[Region], wanted: list[Region]) -> bool:
-        """Give regions other rights if that is all they lack."""
+        """Give regions other rights if that is all they lack; whether it was."""
         there = joined(there)
         if [region[:3] for region in there] != [region[:3] for region in wanted]:
             return False
+        if any(old.prot & ~new.prot & mman.PROT_EXEC for old, new in zip(there, wanted, strict=True)):
+            return False  # Unicorn would stop, without an error, if the program counter is there
         for old, new in zip(there, wanted, strict=True):
             if old.prot != new.prot:
                 for part in self._regions.parts(old.start, old.end):
