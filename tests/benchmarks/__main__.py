@@ -3,7 +3,7 @@
 ``copy``: each copy against a raw slice. ``walk``: long sequences against short ones. ``tls``: against Python's ssl.
 ``datagram``: against a loop of socket calls. ``mapping``: many mappings against few. ``syscall``: whole system calls
 against what one writes by hand. ``snapshot``: snapshots, restores and forks against copies. ``memories``: another
-process's memory against the raw system calls.
+process's memory against the raw system calls. ``unicorn``: an engine that shares a space against its own calls.
 """
 
 from __future__ import annotations
@@ -156,6 +156,12 @@ def _memories(only: str) -> Iterator[dict[str, Any]]:
     return _ratios(memory_rows.rows(only))
 
 
+def _unicorn(only: str) -> Iterator[dict[str, Any]]:
+    import unicorn_rows
+
+    return _ratios(unicorn_rows.rows(only))
+
+
 def _ratios(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
     print(f"{'row':32}{'ratio':>10}{'bar':>8}")
     for row in rows:
@@ -191,6 +197,7 @@ _SUITES = {
     "syscall": _syscall,
     "snapshot": _snapshot,
     "memories": _memories,
+    "unicorn": _unicorn,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""What this package calls of a Uc, and Unicorn's constants, which are part of its ABI.
+
+Source: include/unicorn/unicorn.h of Unicorn 2.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+from hostarch import EXECUTE, READ, WRITE, AccessType
+
+PAGE: Final = 4096
+"""The multiple, in bytes, that regions begin and end at."""
+
+# uc_mem_type, which a hook for invalid accesses is called with
+ACCESS: Final[dict[int, AccessType]] = {19: READ, 20: WRITE, 21: EXECUTE, 22: WRITE, 23: READ, 24: EXECUTE}
+FIRST_PROT: Final = 22
+"""UC_MEM_WRITE_PROT: from it on something is mapped there, without the right."""
+
+# uc_hook_type, uc_control_type
+HOOK_MEM_INVALID: Final = 0x3F0
+CTL_IO_WRITE: Final = 1
+CTL_CONTEXT_MODE: Final = 14
+CTL_CONTEXT_CPU: Final = 1
+CTL_CONTEXT_MEMORY: Final = 2
+
+Engine: TypeAlias = Any
+"""A unicorn.Uc of Unicorn 2.1 or later."""

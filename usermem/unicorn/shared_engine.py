@@ -1,0 +1,288 @@
+"""share: an engine runs in a space's own memory, and its map follows the space's.
+
+Nothing is copied: the engine's regions are the space's host memory, which ``host_runs`` names and ``on_change`` keeps
+true. The engine gets them as the CPU touches them, in windows around the access, as a kernel fills page tables: so
+mapping is quick, a guest pays the host for what it touches only, stacks grow, and regions stay few. What the space
+changes is unmapped or changed in the engine before the call returns.
+
+- Hooks for invalid accesses may change the map (a stack grows, the space's ``on_fault`` maps). But an engine that is
+  in the middle of an access without the right crashes if its region is replaced then (Unicorn 2.1.4). Such an access
+  ends the emulation without a fault: start it again at the program counter.
+- Unicorn caches translated code and sees no write of the host's. What changes of the map or restores bring is looked
+  after; who copies to memory that may have run calls :meth:`SharedEngine.written`.
+- UC_CTL_CONTEXT_MEMORY makes an engine write to copies of its own. It is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from hostarch import mman
+from safemem.buffers import check_count, check_int
+from usermem.mm.listeners import ChangeKind
+from usermem.unicorn import engine
+from usermem.unicorn.engine import PAGE, Engine
+from usermem.unicorn.regions import MANY, Region, Regions, joined
+
+if TYPE_CHECKING:
+    from usermem.address_space import AddressSpace
+    from usermem.errors import FaultError
+    from usermem.mm.host_runs import GuestRun
+
+# What is mapped around an access, in bytes: beside what is there already, usually, and where mappings are many.
+_LARGE: Final = 64 << 20
+_USUAL: Final = 1 << 20
+_SMALL: Final = 64 << 10
+
+_IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
+
+
+def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: bool = False) -> SharedEngine:
+    """Keep the map of a Unicorn engine equal to a space's, until the result is closed or left as a context manager.
+
+    The engine's map must be empty: raises ValueError if it is not. Its regions are the space's from then on; map
+    others only where the guest does not. A listener that the space has is called after each change has been made in the
+    engine. Changes must come from the thread that runs the engine (a hook), or while it does not run.
+
+    The engine has what the CPU has touched: read and write memory through the space. With ``eager`` it has all
+    mappings of at most 64 MiB from the beginning, for code that calls ``uc.mem_read``; mapping then takes four times as
+    long, and where they are more than 128 some are forgotten all the same.
+
+    Memory of a host's file cannot be aliased, for somebody may truncate the file. Without ``copy_files`` the engine
+    has none of it, and an access is a ValueError from :meth:`SharedEngine.take_fault`. With it, what cannot be written
+    is a copy as of when it was mapped, and a private mapping that can be written becomes anonymous memory with the
+    file's bytes, in the space too; a shared one that can be written stays refused.
+    """
+    if next(uc.mem_regions(), None) is not None:
+        raise ValueError("the engine's map is not empty: share() it first, and map what is your own afterwards")
+    shared = SharedEngine(uc, space, copy_files, eager)
+    try:
+        for vma in space.mappings():
+            shared._follow(vma.start, vma.end, ChangeKind.MAP)
+    except BaseException:
+        shared.close()
+        raise
+    return shared
+
+
+class SharedEngine:
+    """An engine whose map is kept equal to a space's. Use :func:`share`."""
+
+    def __init__(self, uc: Engine, space: AddressSpace, copy_files: bool, eager: bool) -> None:
+        self._uc = uc
+        self._space = space
+        self._copy_files = copy_files
+        self._eager = eager
+        self._regions = Regions(uc)
+        self._fault: FaultError | None = None
+        self._failed: BaseException | None = None
+        self._last = -1  # where the last fault was
+        self._closed = False
+        uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
+        self._ctl, uc.ctl = uc.ctl, self._checked_ctl
+        self._hook = uc.hook_add(engine.HOOK_MEM_INVALID, self._invalid)
+        self._previous = space.on_change
+        self._listener: Callable[[int, int, ChangeKind], None] = self._changed
+        space.on_change = self._listener
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the space's memory in the engine, and let both go. A second close does nothing.
+
+        A listener that was set in the space after :func:`share` stays, and goes on to be called.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._space.on_change == self._listener:
+            self._space.on_change = self._previous
+        self._regions.remove(0, 1 << 64)
+        self._uc.hook_del(self._hook)
+        del self._uc.ctl
+
+    @property
+    def fault(self) -> FaultError | None:
+        """The access of the CPU's that ended the emulation, for a signal: see :meth:`take_fault`."""
+        return self._fault
+
+    def take_fault(self) -> FaultError | None:
+        """Return and forget the access that ended the emulation, after ``emu_start`` has raised an UcError.
+
+        The error says where (``address``), what for (``access``) and why (``reason``, ``signo``, ``si_code``). None if
+        no access did; if the UcError is for memory, the access was made good: start again at the program counter.
+        Raises what the space raised when it was asked, such as ValueError for memory of a file.
+        """
+        fault, failed = self._fault, self._failed
+        self._fault = self._failed = None
+        self._last = -1
+        try:
+            if failed is not None:
+                raise failed
+            return fault
+        finally:
+            del failed, fault
+
+    def written(self, addr: int, n: int) -> None:
+        """Say that the host has written n bytes at addr: the engine translates anew what it knows of code there.
+
+        Costs 2 us where something is executable, and less than 1 elsewhere. Call it after each copy to memory that may
+        have run (a JIT's, a debugger's breakpoint); a block that is running comes to its end first.
+        """
+        start = check_int(addr, "addr")
+        end = start + check_count(n, "n")
+        if self._regions.is_executable(start, end):
+            self._uc.ctl_remove_cache(start, end)
+
+    # --- following the space
+
+    def _changed(self, start: int, end: int, kind: ChangeKind) -> None:
+        """Make a change in the engine, and tell the listener that was there before."""
+        try:
+            if not self._closed:
+                self._follow(start, end, kind)
+        finally:
+            if self._previous is not None:
+                self._previous(start, end, kind)
+
+    def _follow(self, start: int, end: int, kind: ChangeKind) -> None:
+        if self._eager and kind is not ChangeKind.UNMAP and end - start <= _LARGE:
+            self._match(start, end)
+        elif kind in (ChangeKind.PROTECT, ChangeKind.MEMORY):
+            for part in joined(self._regions.parts(start, end)):
+                self._match(part.start, part.end)
+        else:
+            self._regions.remove(start, end)
+
+    def _match(self, start: int, end: int) -> None:
+        """Map in the engine what the space has in [start, end)."""
+        regions = self._regions
+        wanted = self._wanted(start, end)
+        there = regions.parts(start, end)
+        if there:
+            if self._protect(there, wanted):
+                if any((region.prot & mman.PROT_EXEC) for region in there):
+                    self._uc.ctl_remove_cache(start, end)
+                return
+            regions.remove(start, end)
+        for region in wanted:
+            regions.add(region)
+
+    def _protect(self, there: list[Region], wanted: list[Region]) -> bool:
+        """Give regions other rights if that is all they lack; whether it was."""
+        there = joined(there)
+        if [region[:3] for region in there] != [region[:3] for region in wanted]:
+            return False
+        if any(old.prot & ~new.prot & mman.PROT_EXEC for old, new in zip(there, wanted, strict=True)):
+            return False  # Unicorn would stop, without an error, if the program counter is there
+        for old, new in zip(there, wanted, strict=True):
+            if old.prot != new.prot:
+                for part in self._regions.parts(old.start, old.end):
+                    self._regions.protect(part.start, part.end, new.prot)
+        return True
+
+    def _wanted(self, start: int, end: int) -> list[Region]:
+        """The regions for [start, end), without memory of files that cannot be had."""
+        try:
+            runs = self._space.host_runs(start, end, copy_files=self._copy_files)
+        except ValueError:  # it has memory of a file somewhere
+            runs = []
+            for vma in self._space.mappings():
+                if vma.start < end and start < vma.end:
+                    runs += self._runs_of(max(start, vma.start), min(end, vma.end))
+        copies = [run for run in runs if run.is_copy and run.prot & mman.PROT_WRITE]
+        if any(self._make_anonymous(run) for run in copies):
+            return self._wanted(start, end)
+        found = []
+        for run in runs:
+            if run in copies:
+                continue
+            if not run.prot:
+                continue  # Unicorn 2.1.4 lets loads pass in such a region once a store there has failed
+            prot = run.prot | mman.PROT_READ if run.prot & _IMPLY_READ else run.prot
+            stop = run.start - (-run.length // PAGE) * PAGE  # a copy up to its file's end lies in whole pages
+            found.append(Region(run.start, stop, run.address, prot, (run,)))
+        return found
+
+    def _runs_of(self, start: int, end: int) -> list[GuestRun]:
+        """The runs of a part of one mapping; none if it is a file's."""
+        try:
+            return self._space.host_runs(start, end, copy_files=self._copy_files)
+        except ValueError:
+            return []
+
+    def _make_anonymous(self, run: GuestRun) -> bool:
+        """Put anonymous memory in the place of a file's mapping, if it is private: a copy-on-write of all of it."""
+        vma = next(each for each in self._space.mappings() if each.start <= run.start < each.end)
+        if vma.shared:
+            return False
+        data = self._space.read_bytes(run.start, run.length, ignore_permissions=True)
+        flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
+        self._space.mmap(run.start, run.length, run.prot, flags)
+        self._space.copy_out(run.start, data, ignore_permissions=True)
+        return True
+
+    # --- what the CPU cannot access
+
+    def _invalid(self, uc: Engine, access: int, addr: int, size: int, value: int, data: object) -> bool:
+        """Whether the engine is to try an access again: UC_HOOK_MEM_INVALID."""
+        before = self._regions.replaced
+        try:
+            return self._is_mended(addr, access) and (access < engine.FIRST_PROT or self._regions.replaced == before)
+        except BaseException as exc:  # Unicorn would hide it behind its own
+            self._failed = exc.with_traceback(None)
+            return False
+
+    def _is_mended(self, addr: int, access: int) -> bool:
+        """Whether the space allows an access, now that it has grown a stack or called its hook; else note the fault."""
+        kind = engine.ACCESS[access]
+        _, fault = self._space.resolve(addr, 1, kind)
+        if fault is not None:
+            # An access that goes on in a page without the right faults byte by byte: the first counts.
+            if self._fault is None or addr != self._last + 1:
+                self._fault = fault
+            self._last = addr
+            return False
+        found = self._regions.prot(addr)
+        if found is None:
+            self._fill(addr // PAGE * PAGE)
+        elif not found & kind:
+            self._match(addr // PAGE * PAGE, addr // PAGE * PAGE + PAGE)
+        return bool((self._regions.prot(addr) or 0) & kind)
+
+    def _fill(self, page: int) -> None:
+        """Map what the engine does not have of the window around a page. Raises ValueError for a file's memory."""
+        regions = self._regions
+        before, after = regions.gap(page)
+        usual = page // _USUAL * _USUAL
+        goes_on = len(regions) < MANY and (before == usual or after == usual + _USUAL)
+        for window in (_LARGE if goes_on else _USUAL, _SMALL):
+            low = page // window * window
+            start, end = max(before, low), min(after, low + window)
+            wanted = self._wanted(start, end)
+            if len(wanted) < MANY:
+                break
+        regions.remove(start, end)  # what came meanwhile
+        if len(wanted) > 1:  # the page last, for adding may forget those before
+            wanted.sort(key=lambda each: each.start <= page < each.end)
+        for region in wanted:
+            regions.add(region)
+        if regions.prot(page) is None:
+            self._space.host_runs(page, page + PAGE)
+            raise ValueError(f"the memory at {page:#x} is not mapped in the engine")
+
+    def _checked_ctl(self, ctl: int, op: int, *args: Any) -> Any:
+        """Uc.ctl, which all its controls go through, without snapshots of memory."""
+        if ctl == engine.CTL_CONTEXT_MODE and args:
+            mode = getattr(args[0], "value", args[0])
+            if mode & engine.CTL_CONTEXT_MEMORY:
+                raise ValueError(
+                    "UC_CTL_CONTEXT_MEMORY makes the engine write to copies of the space's memory: "
+                    "use AddressSpace.snapshot and restore"
+                )
+        return self._ctl(ctl, op, *args)
