@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("gVisor's recorded answers")
         for line in lines:
             terminalreporter.line(line)
+
+
+@pytest.fixture
+def no_descriptor_is_left() -> Iterator[None]:
+    """What the next descriptor is says whether all were closed."""
+    before = os.dup(0)
+    os.close(before)
+    yield
+    after = os.dup(0)
+    os.close(after)
+    assert after == before

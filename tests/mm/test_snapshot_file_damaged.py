@@ -6,7 +6,7 @@ import errno
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,7 @@ from snapshot_samples import DATA, EXTENTS, PAGE, SPACE, loaded, pages, problem,
 from usermem.mm.saved_space import SavedExtent
 from usermem.mm.snapshot_file import SnapshotFileError, load, save
 
-
-@pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    """What the next descriptor is says whether all were closed."""
-    before = os.dup(0)
-    os.close(before)
-    yield
-    after = os.dup(0)
-    os.close(after)
-    assert after == before
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, suppress
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from hostarch import AddrRangeSeq
 from safemem.block_seq import EMPTY
@@ -81,9 +81,16 @@ def recvmsg_into_user(
     Raises FaultError; OSError: EINVAL for a negative length or a forbidden flag, EMSGSIZE for more than UIO_MAXIOV
     iovecs; BlockingIOError and other errors of the endpoint.
     """
+    return receive_one(Call, (io, endpoint, flags, fault_policy), msg_addr, ignore_permissions=ignore_permissions)
+
+
+def receive_one(
+    kind: type[Call], arguments: tuple[IO, Any, int, FaultPolicy], msg_addr: int, *, ignore_permissions: bool
+) -> int:
+    """One message by the struct msghdr at ``msg_addr``, by a kind of call; descriptors that were not stored go."""
     try:
-        call = Call(io, endpoint, flags, fault_policy, ignore_permissions=ignore_permissions)
-        header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions=ignore_permissions)
+        call = kind(*arguments, ignore_permissions=ignore_permissions)
+        header = copy_in_msghdr(call.io, msg_addr, call.layout, False, ignore_permissions=ignore_permissions)
         try:
             length = call.receive(header, call.call_flags)
             call.keep_descriptors(call.stored)

@@ -34,7 +34,7 @@ from usermem.memory_io import IO, arch_of
 from usermem.messages.control import copy_in_control, parse_control
 from usermem.messages.header import checked_flags, copy_in_msghdr, count_nothing, layout_of, unreadable, unwritable
 from usermem.messages.name import AF_UNIX, family_of
-from usermem.messages.recvmsg import Call
+from usermem.messages.recvmsg import Call, receive_one
 from usermem.vec import copy_in_vec
 
 if TYPE_CHECKING:
@@ -87,19 +87,7 @@ def recvmsg_stream_into_user(
 
     Raises FaultError; OSError: EINVAL, EMSGSIZE as recvmsg_into_user; BlockingIOError and other errors of the socket.
     """
-    try:
-        call = _StreamCall(io, sock, flags, fault_policy, ignore_permissions=ignore_permissions)
-        header = copy_in_msghdr(io, msg_addr, call.layout, False, ignore_permissions=ignore_permissions)
-        try:
-            length = call.receive(header, call.call_flags)
-            call.keep_descriptors(call.stored)
-            return length
-        except BaseException:
-            call.keep_descriptors([])
-            raise
-    except OSError as exc:
-        count_nothing(exc)
-        raise
+    return receive_one(_StreamCall, (io, sock, flags, fault_policy), msg_addr, ignore_permissions=ignore_permissions)
 
 
 def sendmsg_stream_from_user(

@@ -27,7 +27,7 @@ def dirty(tables: Tables, since: State) -> Ranges:
             found.append((start, end))
     for memory, vmas in shared_mappings(tables.vmas).items():
         copy = since.copies.get(memory)
-        found += _where_mapped(vmas, copy.written() if copy is not None else memory.copied().data)
+        found += _where_mapped(vmas, copy.written() if copy is not None else memory.data())
     return _mapped(tables.vmas, found)
 
 

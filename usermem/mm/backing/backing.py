@@ -110,6 +110,10 @@ class Backing:
         """The shared anonymous memory behind it, which a snapshot copies; None for anything else."""
         return None
 
+    def data(self) -> Ranges:
+        """Where shared anonymous memory may have other bytes than zeros, by offsets in whole host pages."""
+        raise NotImplementedError
+
     def copied(self) -> Copy:
         """A copy of the bytes of shared anonymous memory. Raises MemoryError."""
         raise NotImplementedError
