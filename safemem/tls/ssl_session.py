@@ -166,7 +166,10 @@ class SSLSession(Outbox):
         """
         whole = False
         try:
-            while n := self.tls.pending():
+            while True:
+                n = self.tls.pending()
+                if not n:
+                    break
                 self.early += self.tls.read(n)
             encrypted = self.incoming.read()
             try:

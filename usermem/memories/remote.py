@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Never
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
@@ -40,6 +41,7 @@ _STAGED: Final = 1 << 24
 _PIECE: Final = 1 << 20
 # A call costs more than the bytes it moves, so most strings are read by one.
 _STRING: Final = 512
+_length = itemgetter(1)
 _ZEROS: Final = memoryview(bytes(1 << 16))
 
 
@@ -231,7 +233,7 @@ class RemoteIO(IO):
                     if len(ranges) == 1:
                         n, reason = _call(one, ranges[0][0], part, ignore_permissions)
                     else:
-                        n, reason = _call(many, [each for each in ranges if each[1]], part, ignore_permissions)
+                        n, reason = _call(many, [*filter(_length, ranges)], part, ignore_permissions)
                 done += n
                 if done == total:
                     break

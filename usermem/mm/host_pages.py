@@ -201,18 +201,18 @@ def drop(ranges: Ranges) -> None:
     host_calls.drop(starts, lengths)
 
 
+def _drop_part(pid: int, ranges: Ranges) -> bool:
+    words = [word for start, end in ranges for word in (start, end - start)]
+    done = host_calls.process_madvise(pid, struct.pack(f"@{len(words)}N", *words), len(ranges))
+    return done == sum(words[1::2])
+
+
 def _drop_many(ranges: Ranges) -> bool:
     """process_madvise(2) of this process itself (Linux 6.13); False if the host refuses: some may have been dropped."""
     pid = -1
     try:
         pid = os.pidfd_open(os.getpid())
-        for at in range(0, len(ranges), _IOV_MAX):
-            part = ranges[at : at + _IOV_MAX]
-            words = [word for start, end in part for word in (start, end - start)]
-            done = host_calls.process_madvise(pid, struct.pack(f"@{len(words)}N", *words), len(part))
-            if done != sum(words[1::2]):
-                return False
-        return True
+        return all(_drop_part(pid, ranges[at : at + _IOV_MAX]) for at in range(0, len(ranges), _IOV_MAX))
     except OSError:
         return False
     finally:
