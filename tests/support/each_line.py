@@ -68,7 +68,7 @@ class Event:
         return self._line
 
     def _instruction(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "opcode":
+        if event == "opcode" and frame.f_lineno is not None:  # None: 3.12 closes a generator, in its destructor
             before = self._before.get(frame, "")
             self._before[frame] = opname[frame.f_code.co_code[frame.f_lasti]]
             if before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
