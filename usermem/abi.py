@@ -135,7 +135,7 @@ class ABIStruct(Generic[V]):
         """``layouts`` by the names of machines, or one for all; ``*`` is for those that have none of their own."""
         self.name = name
         self._kind: Callable[..., V] = kind
-        self._fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # of a NamedTuple
+        self.fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # of a NamedTuple
         self._layouts = {"*": layouts} if isinstance(layouts, str) else layouts
         self._compiled: dict[tuple[object, ...], _Layout] = {}
 
@@ -192,10 +192,10 @@ class ABIStruct(Generic[V]):
         key = arch.name, arch.byte_order, arch.pointer_size, arch.max_align
         found = self._compiled.get(key)
         if found is None:
-            text = self._layouts.get(arch.name.partition("-")[0]) or self._layouts.get("*")
+            text = self._layouts.get(arch.family) or self._layouts.get("*")
             if text is None:
                 raise ValueError(f"struct {self.name} of {arch.name} is not known")
-            found = self._compiled[key] = _Layout(text, arch, self._fields)
+            found = self._compiled[key] = _Layout(text, arch, self.fields)
         return found
 
 
@@ -249,6 +249,8 @@ _TIMES: Final = "st_atime:L st_atime_nsec:L st_mtime:L st_mtime_nsec:L st_ctime:
 _LONG_TIMES: Final = "st_atime:l st_atime_nsec:L st_mtime:l st_mtime_nsec:L st_ctime:l st_ctime_nsec:L"
 _OWNERS: Final = "st_mode:I st_nlink:I st_uid:I st_gid:I"
 _GENERIC: Final = f"st_dev:L st_ino:L {_OWNERS} st_rdev:L 8x st_size:l st_blksize:i 4x st_blocks:l {_LONG_TIMES} 8x"
+_WIDE: Final = "st_dev:L st_ino:L st_nlink:L st_mode:I st_uid:I st_gid:I 4x st_rdev:L"
+_POWER: Final = f"{_WIDE} st_size:l st_blksize:L st_blocks:L {_TIMES} 24x"
 _SHORT: Final = (
     f"st_dev:L st_ino:L st_mode:H st_nlink:H st_uid:H st_gid:H st_rdev:L st_size:L st_blksize:L st_blocks:L {_TIMES} 8x"
 )
@@ -278,8 +280,10 @@ STAT: Final = ABIStruct(
     "stat",
     Stat,
     {
-        "amd64": "st_dev:L st_ino:L st_nlink:L st_mode:I st_uid:I st_gid:I 4x st_rdev:L st_size:l st_blksize:l "
-        f"st_blocks:l {_TIMES} 24x",
+        "amd64": f"{_WIDE} st_size:l st_blksize:l st_blocks:l {_TIMES} 24x",
+        "ppc64": _POWER,
+        "ppc64le": _POWER,
+        "s390x": f"{_WIDE} st_size:L {_TIMES} st_blksize:L st_blocks:l 24x",
         "arm64": _GENERIC,
         "riscv64": _GENERIC,
         "i386": _SHORT,
@@ -298,6 +302,9 @@ SIGACTION: Final = ABIStruct(
         "i386": _RESTORER,
         "arm": _RESTORER,
         "arm64": _RESTORER,
+        "ppc64": _RESTORER,
+        "ppc64le": _RESTORER,
+        "s390x": _RESTORER,
         "riscv64": "sa_handler:P sa_flags:L sa_mask:sigset64",
         "mips": _IRIX,
         "mipsel": _IRIX,

@@ -174,7 +174,7 @@ class _Layout:
         args, env = b"".join(self.argv), b"".join(self.envp)
         strings = args + env + self.execfn + bytes(word)
         arg_start = top - len(strings)
-        low = arg_start & -_STRING_ALIGN.get(self.arch.name, 16)
+        low = arg_start & -_STRING_ALIGN.get(self.arch.family, 16)
         addresses = {auxvec.AT_EXECFN: top - word - len(self.execfn)}
         data = bytes(arg_start - low) + strings
         for kind in (*_NAMES, auxvec.AT_RANDOM):
