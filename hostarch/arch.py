@@ -33,8 +33,8 @@ class Arch:
     ``max_addr`` is the first address past user space, exclusive, as Linux's TASK_SIZE. ``min_addr`` limits only where
     ``mmap`` places things (vm.mmap_min_addr), not what can be accessed. Shifts are powers of two, in bytes.
     ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec. C aligns a field of a struct to
-    ``max_align`` bytes at most: 4 of the i386 family, else 8. ``family`` is the name up to a "-": what differs by machine
-    alone is looked up by it.
+    ``max_align`` bytes at most: 4 for i386, else 8. ``family`` is the name up to a "-", by which machines are told
+    apart that differ in more than these fields.
     """
 
     name: str

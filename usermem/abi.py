@@ -18,7 +18,7 @@ from struct import Struct
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from hostarch import Arch, ByteOrder
-from safemem.buffers import check_count
+from safemem.buffers import check_count, check_int
 from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
 
 V = TypeVar("V", bound=tuple[Any, ...])
@@ -225,7 +225,9 @@ class _Layout:
         """Values with those that have codes of our own as bytes. Raises OverflowError."""
         found = list(values)
         for at, code in self.own:
-            number = found[at] & 0xFFFF_FFFF if code == "low32" else found[at]
+            number = check_int(found[at], self.names[at])
+            if code == "low32":
+                number &= 0xFFFF_FFFF
             found[at] = _words(number.to_bytes(int(_OWN[code][:-1]), _order(code, arch)), code, arch)
         return tuple(found)
 

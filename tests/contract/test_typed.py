@@ -453,6 +453,8 @@ def test_integers_of_all_kinds(name: str) -> None:
             copy_int8_out(io, i(9), i(7)),
             tuple(copy_ctypes_in(io, i(8), ctypes.c_uint8 * 4)),
             abi.TIMEVAL.copy_in(io, i(8), size=i(12)),
+            abi.SOCKADDR_IN.pack(AMD64, abi.SockaddrIn(2, i(80))),
+            abi.SIGACTION.pack(AMD64, abi.Sigaction(sa_mask=i(9))),
             table.requeue(word, word, i(0), i(1), val=i(0x6261)),
             table.wake(word, i(2), bitset=i(3)),
             bytes(memory),

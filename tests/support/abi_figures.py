@@ -50,7 +50,10 @@ _HEADERS = {
 # Where asm/signal.h has a C library's struct instead, the kernel's own: include/linux/signal_types.h.
 _OWN = """
 struct sigaction {
-    void (*sa_handler)(int); unsigned long sa_flags; void (*sa_restorer)(void); struct { unsigned long sig[2]; } sa_mask;
+    void (*sa_handler)(int);
+    unsigned long sa_flags;
+    void (*sa_restorer)(void);
+    struct { unsigned long sig[2]; } sa_mask;
 };
 """
 _HAS_OWN = ("i386", "arm")
@@ -83,7 +86,7 @@ def measured(machine: str, name: str) -> Figures | None:
         text += f'__asm__ volatile ("\\n@@ sizeof %0 0 0" :: "i"(sizeof(struct {name})));\n}}\n'
         options = ["-ffreestanding", "-O1", "-w", "-x", "c", "-S", "-o", "-", "-"]
         made = subprocess.run([*command, *options], input=text, capture_output=True, text=True, timeout=60, check=False)
-        lacks = re.findall(r"has no member named ['‘](\w+)", made.stderr)
+        lacks = re.findall(r"has no member named \W(\w+)", made.stderr)
         if not lacks:
             break
         fields = [field for field in fields if field not in lacks]
