@@ -110,11 +110,15 @@ def build_stack(
     stack, data = found.place(arch.page_round_down(arch.max_addr))
     start = _start_of_mapping(arch, stack, limit)
     flags = mman.MAP_PRIVATE | arch.map_flags.anonymous | arch.map_flags.growsdown | arch.map_flags.fixed_noreplace
-    space.map_object(start, stack.top - start, prot, flags, None, name="[stack]")
-    try:
+    free = all(vma.end <= start or stack.top <= vma.start for vma in space.mappings())
+    try:  # an interrupt may come before it is known that there is a mapping
+        space.map_object(start, stack.top - start, prot, flags, None, name="[stack]")
         space.copy_out(stack.pointer, data, ignore_permissions=True)
+    except FileExistsError:
+        raise
     except BaseException:
-        space.munmap(start, stack.top - start)
+        if free:
+            space.munmap(start, stack.top - start)
         raise
     return stack
 

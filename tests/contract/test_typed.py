@@ -156,8 +156,15 @@ class Typed(ctypes.Structure):
     _fields_ = (("p", ctypes.POINTER(ctypes.c_int)),)
 
 
+class Packet(Wide):
+    """Its bytes, for who asks it, are others."""
+
+    def __bytes__(self) -> bytes:
+        return b"a packet"
+
+
 GOOD: list[tuple[Any, Arch]] = [
-    (kind, AMD64) for kind in (Mixed, Wide, Tail, Even, Packed, Network, Flags, Derived, Either, Pointer)
+    (kind, AMD64) for kind in (Mixed, Wide, Tail, Even, Packed, Network, Flags, Derived, Either, Pointer, Packet)
 ]
 GOOD += [(kind, I386) for kind in (Mixed, Even, Packed, Network, Flags, ctypes.c_uint32 * 9)]
 GOOD += [(Network, MIPS), (Network * 2, PPC64), (ctypes.c_uint8 * 5, MIPS)]
@@ -175,7 +182,7 @@ def test_ctypes(kind: Any, arch: Arch) -> None:
     found = copy_ctypes_in(io, 1, kind)
     memory[:] = bytes(size + 1)
     assert isinstance(found, kind)
-    assert bytes(found) == content
+    assert memoryview(found).tobytes() == content
     for k in (0, 1, size - 1):
         half = PatchyIO({0x1000: bytearray(content[:k])}, arch)
         with pytest.raises(FaultError) as caught:
