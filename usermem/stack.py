@@ -110,17 +110,21 @@ def build_stack(
     stack, data = found.place(arch.page_round_down(arch.max_addr))
     start = _start_of_mapping(arch, stack, limit)
     flags = mman.MAP_PRIVATE | arch.map_flags.anonymous | arch.map_flags.growsdown | arch.map_flags.fixed_noreplace
-    free = all(vma.end <= start or stack.top <= vma.start for vma in space.mappings())
+    free = not _is_mapped(space, start, stack.top)
     try:  # an interrupt may come before it is known that there is a mapping
         space.map_object(start, stack.top - start, prot, flags, None, name="[stack]")
         space.copy_out(stack.pointer, data, ignore_permissions=True)
     except FileExistsError:
         raise
     except BaseException:
-        if free:
+        if free and _is_mapped(space, start, stack.top):
             space.munmap(start, stack.top - start)
         raise
     return stack
+
+
+def _is_mapped(space: AddressSpace, start: int, end: int) -> bool:
+    return any(vma.start < end and start < vma.end for vma in space.mappings())
 
 
 def _start_of_mapping(arch: Arch, stack: Stack, limit: int) -> int:
@@ -140,7 +144,13 @@ class _Layout:
         self.arch = arch
         self.argv = [_terminated(string) for string in argv] or [b"\0"]
         self.envp = [_terminated(string) for string in envp]
-        self.auxv = [(kind, value) for kind, value in auxv]
+        self.auxv = [
+            (
+                check_int(kind, "a type in auxv"),
+                value if isinstance(value, str | bytes) else check_int(value, "its value"),
+            )
+            for kind, value in auxv
+        ]
         self.named: dict[int, bytes] = {}
         for kind, value in self.auxv:
             if isinstance(value, str | bytes):

@@ -10,6 +10,7 @@ from attrs import evolve
 import hostarch
 from each_line import Event, interrupt
 from hostarch import AMD64, MIPS, Arch, auxvec, mman
+from integer_kinds import KINDS, kind_of
 from patchy_io import PatchyIO
 from usermem import AddressSpace, BytesIO, FaultError, FaultReason, Stack, build_stack
 from usermem import stack as stack_module
@@ -152,6 +153,8 @@ BAD: list[tuple[type[Exception], list[Any], list[Any], list[Any]]] = [
     (ValueError, [b"a"], [], [(auxvec.AT_PLATFORM, b"a"), (auxvec.AT_PLATFORM, b"b")]),
     (OverflowError, [b"a"], [], [(auxvec.AT_HWCAP, 1 << 64)]),
     (OverflowError, [b"a"], [], [(auxvec.AT_HWCAP, -1)]),
+    (TypeError, [b"a"], [], [(auxvec.AT_HWCAP, 1.0)]),
+    (TypeError, [b"a"], [], [(None, 1)]),
     (TypeError, [1], [], []),
     (TypeError, [b"a"], [None], []),
 ]
@@ -198,6 +201,23 @@ def test_a_stack_without_rights() -> None:
     with AddressSpace() as space:
         stack: Stack = build_stack(space, ["a"], [], [], prot=mman.PROT_READ)
         assert words(space, stack.pointer, 1) == [1]
+
+
+def test_a_user_space_that_is_too_small() -> None:
+    """The error is that of the mapping."""
+    with AddressSpace(evolve(AMD64, max_addr=0x20000)) as space:
+        with pytest.raises(OSError, match=" mmap of "):
+            build_stack(space, ["a"], [], [])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_integers_of_all_kinds(name: str) -> None:
+    """Types, values and addresses may be any integers."""
+    i = kind_of(name)
+    memory, same = bytearray(120), bytearray(120)
+    build_stack(BytesIO(memory), ["a"], [], [(i(6), i(127))], top=i(120))
+    build_stack(BytesIO(same), ["a"], [], [(6, 127)], top=120)
+    assert memory == same
 
 
 @pytest.mark.parametrize("taken", [False, True])
