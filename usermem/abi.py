@@ -129,7 +129,7 @@ class SockaddrUn(NamedTuple):
 
 
 class ABIStruct(Generic[V]):
-    """One struct of Linux's: its layout on each machine, and the class of its values."""
+    """One struct of Linux's: its layout on each machine, and the class of its values, which have ``fields``."""
 
     def __init__(self, name: str, kind: type[V], layouts: dict[str, str] | str) -> None:
         """``layouts`` by the names of machines, or one for all; ``*`` is for those that have none of their own."""

@@ -205,9 +205,8 @@ def test_a_stack_without_rights() -> None:
 
 def test_a_user_space_that_is_too_small() -> None:
     """The error is that of the mapping."""
-    with AddressSpace(evolve(AMD64, max_addr=0x20000)) as space:
-        with pytest.raises(OSError, match=" mmap of "):
-            build_stack(space, ["a"], [], [])
+    with AddressSpace(evolve(AMD64, max_addr=0x20000)) as space, pytest.raises(OSError, match=" mmap of "):
+        build_stack(space, ["a"], [], [])
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -168,6 +168,18 @@ def test_wait_for_all(pair: tuple[socket.socket, socket.socket]) -> None:
     assert guest.read(DATA, 11) == b"ab34567890\xee"
 
 
+def test_a_message_that_meets_a_hole() -> None:
+    """Of SOCK_SEQPACKET it is lost, as in Linux."""
+    guest = Guest()
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, two:
+        for message in (b"0123456789", b"next"):
+            one.send(message)
+        with pytest.raises(FaultError):
+            recvmsg_stream_into_user(guest.space, two, guest.put([(HOLE - 5, 10)]))
+        assert recvmsg_stream_into_user(guest.space, two, guest.put([(HOLE - 5, 10)])) == 4
+
+
 @pytest.mark.parametrize("shrinks", [False, True])
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 def test_more_pieces_than_a_call_takes(kind: int, shrinks: bool) -> None:

@@ -3,7 +3,7 @@
 What these return and raise is what the system calls do, for the host's kernel itself does them: memory of the guest's
 that cannot be accessed is passed on as memory that this process does not have. So a fault in the middle of the ranges
 is a count, or EFAULT, as Linux has it: TCP and Unix sockets count whole packets, and what is not counted stays in the
-socket, though some of it may have been stored.
+socket, though some of it may have been stored. A message of a SOCK_SEQPACKET socket is lost by EFAULT.
 
 A socket is a ``socket.socket`` of type SOCK_STREAM or SOCK_SEQPACKET, or has its family, recvmsg_into and sendmsg: one
 of a simulator's own translates descriptors among the control data there. It waits as it does: a socket with a timeout
