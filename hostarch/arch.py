@@ -33,7 +33,8 @@ class Arch:
     ``max_addr`` is the first address past user space, exclusive, as Linux's TASK_SIZE. ``min_addr`` limits only where
     ``mmap`` places things (vm.mmap_min_addr), not what can be accessed. Shifts are powers of two, in bytes.
     ``pointer`` and ``iovec`` are the layouts of a pointer and of a struct iovec. C aligns a field of a struct to
-    ``max_align`` bytes at most: 4 on what is named i386, else 8.
+    ``max_align`` bytes at most: 4 for i386, else 8. ``family`` is the name up to a "-", by which machines are told
+    apart that differ in more than these fields.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Arch:
     huge_page_size: int = field(init=False)
     cache_line_size: int = field(init=False)
     addr_mask: int = field(init=False)
+    family: str = field(init=False)
     max_align: int = field(init=False)
     pointer: Struct = field(init=False, eq=False, repr=False)
     iovec: Struct = field(init=False, eq=False, repr=False)
@@ -70,9 +72,13 @@ class Arch:
     def _addr_mask(self) -> int:
         return (1 << 8 * self.pointer_size) - 1
 
+    @family.default
+    def _family(self) -> str:
+        return self.name.partition("-")[0]
+
     @max_align.default
     def _max_align(self) -> int:
-        return 4 if self.name.partition("-")[0] == "i386" else 8  # the i386 psABI's long long and double
+        return 4 if self.family == "i386" else 8  # the i386 psABI's long long and double
 
     @pointer.default
     def _pointer(self) -> Struct:

@@ -18,7 +18,7 @@ from struct import Struct
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from hostarch import Arch, ByteOrder
-from safemem.buffers import check_count
+from safemem.buffers import check_count, check_int
 from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
 
 V = TypeVar("V", bound=tuple[Any, ...])
@@ -129,13 +129,13 @@ class SockaddrUn(NamedTuple):
 
 
 class ABIStruct(Generic[V]):
-    """One struct of Linux's: its layout on each machine, and the class of its values."""
+    """One struct of Linux's: its layout on each machine, and the class of its values, which have ``fields``."""
 
     def __init__(self, name: str, kind: type[V], layouts: dict[str, str] | str) -> None:
         """``layouts`` by the names of machines, or one for all; ``*`` is for those that have none of their own."""
         self.name = name
         self._kind: Callable[..., V] = kind
-        self._fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # of a NamedTuple
+        self.fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # of a NamedTuple
         self._layouts = {"*": layouts} if isinstance(layouts, str) else layouts
         self._compiled: dict[tuple[object, ...], _Layout] = {}
 
@@ -192,10 +192,10 @@ class ABIStruct(Generic[V]):
         key = arch.name, arch.byte_order, arch.pointer_size, arch.max_align
         found = self._compiled.get(key)
         if found is None:
-            text = self._layouts.get(arch.name.partition("-")[0]) or self._layouts.get("*")
+            text = self._layouts.get(arch.family) or self._layouts.get("*")
             if text is None:
                 raise ValueError(f"struct {self.name} of {arch.name} is not known")
-            found = self._compiled[key] = _Layout(text, arch, self._fields)
+            found = self._compiled[key] = _Layout(text, arch, self.fields)
         return found
 
 
@@ -225,7 +225,9 @@ class _Layout:
         """Values with those that have codes of our own as bytes. Raises OverflowError."""
         found = list(values)
         for at, code in self.own:
-            number = found[at] & 0xFFFF_FFFF if code == "low32" else found[at]
+            number = check_int(found[at], self.names[at])
+            if code == "low32":
+                number &= 0xFFFF_FFFF
             found[at] = _words(number.to_bytes(int(_OWN[code][:-1]), _order(code, arch)), code, arch)
         return tuple(found)
 
@@ -249,6 +251,8 @@ _TIMES: Final = "st_atime:L st_atime_nsec:L st_mtime:L st_mtime_nsec:L st_ctime:
 _LONG_TIMES: Final = "st_atime:l st_atime_nsec:L st_mtime:l st_mtime_nsec:L st_ctime:l st_ctime_nsec:L"
 _OWNERS: Final = "st_mode:I st_nlink:I st_uid:I st_gid:I"
 _GENERIC: Final = f"st_dev:L st_ino:L {_OWNERS} st_rdev:L 8x st_size:l st_blksize:i 4x st_blocks:l {_LONG_TIMES} 8x"
+_WIDE: Final = "st_dev:L st_ino:L st_nlink:L st_mode:I st_uid:I st_gid:I 4x st_rdev:L"
+_POWER: Final = f"{_WIDE} st_size:l st_blksize:L st_blocks:L {_TIMES} 24x"
 _SHORT: Final = (
     f"st_dev:L st_ino:L st_mode:H st_nlink:H st_uid:H st_gid:H st_rdev:L st_size:L st_blksize:L st_blocks:L {_TIMES} 8x"
 )
@@ -278,8 +282,10 @@ STAT: Final = ABIStruct(
     "stat",
     Stat,
     {
-        "amd64": "st_dev:L st_ino:L st_nlink:L st_mode:I st_uid:I st_gid:I 4x st_rdev:L st_size:l st_blksize:l "
-        f"st_blocks:l {_TIMES} 24x",
+        "amd64": f"{_WIDE} st_size:l st_blksize:l st_blocks:l {_TIMES} 24x",
+        "ppc64": _POWER,
+        "ppc64le": _POWER,
+        "s390x": f"{_WIDE} st_size:L {_TIMES} st_blksize:L st_blocks:l 24x",
         "arm64": _GENERIC,
         "riscv64": _GENERIC,
         "i386": _SHORT,
@@ -298,6 +304,9 @@ SIGACTION: Final = ABIStruct(
         "i386": _RESTORER,
         "arm": _RESTORER,
         "arm64": _RESTORER,
+        "ppc64": _RESTORER,
+        "ppc64le": _RESTORER,
+        "s390x": _RESTORER,
         "riscv64": "sa_handler:P sa_flags:L sa_mask:sigset64",
         "mips": _IRIX,
         "mipsel": _IRIX,

@@ -9,6 +9,7 @@ distinguish it from ``c_int64``.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hostarch import HOST_BYTE_ORDER, Arch
@@ -43,18 +44,29 @@ def copy_ctypes_out(io: IO, addr: int, value: CType, *, ignore_permissions: bool
     Raises FaultError with the bytes before it, which are stored, in ``partial``; TypeError as :func:`copy_ctypes_in`.
     """
     _check(type(value), arch_of(io))
-    return write_bytes(io, addr, bytes(value), ignore_permissions=ignore_permissions)
+    return write_bytes(io, addr, memoryview(value).tobytes(), ignore_permissions=ignore_permissions)
 
 
 def _check(kind: Any, arch: Arch) -> None:
     """Raise TypeError if this type is no ctypes type, or has another layout in the guest."""
     import ctypes
 
+    try:
+        here = ctypes.sizeof(kind)  # which changes if a structure gets its fields later
+    except TypeError:
+        here = 0
+    _check_layout(kind, arch, here)
+
+
+@lru_cache(256)  # to go through a structure takes 2 us a field
+def _check_layout(kind: Any, arch: Arch, here: int) -> None:
+    import ctypes
+
     if not isinstance(kind, type) or not issubclass(kind, ctypes.Structure | ctypes.Union | ctypes.Array):
         raise TypeError(f"a ctypes structure, union or array is needed, not {kind!r}")
     size, _ = _guest_layout(kind, arch)
-    if size != ctypes.sizeof(kind):
-        raise TypeError(f"{kind.__name__} has {size} bytes in {arch.name}, {ctypes.sizeof(kind)} here: set _pack_")
+    if size != here:
+        raise TypeError(f"{kind.__name__} has {size} bytes in {arch.name}, {here} here: set _pack_")
 
 
 def _guest_layout(kind: Any, arch: Arch) -> tuple[int, int]:

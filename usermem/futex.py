@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import errno
 import operator
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any, Final
 
 from hostarch import READ, WRITE
@@ -38,6 +39,7 @@ FUTEX_BITSET_MATCH_ANY: Final = 0xFFFF_FFFF
 
 _MASK: Final = 0xFFFF_FFFF
 _BUCKETS: Final = 256
+_FEW: Final = 8
 
 Wake = Callable[[], object]
 _Call = Iterator[object]
@@ -87,7 +89,8 @@ class _Bucket:
     __slots__ = ("changes", "waiters")
 
     def __init__(self) -> None:
-        self.waiters: dict[FutexWaiter, None] = {}
+        # A dict that has lost its first entries is walked past all of them to find the next one.
+        self.waiters: OrderedDict[FutexWaiter, None] = OrderedDict()
         self.changes = 0
 
 
@@ -259,13 +262,18 @@ class FutexTable:
         return True
 
     def _waiting(self, key: tuple[Any, ...]) -> Iterator[FutexWaiter]:
-        """Those who wait under a key, the first first."""
+        """Those who wait under a key, the first first. If those are enough, the others cost nothing."""
         waiters = self._bucket(key).waiters
-        for waiter in list(waiters):
-            if not waiter.waiting or self._bucket(waiter._key).waiters is not waiters:
-                waiters.pop(waiter, None)
-            elif waiter._key == key:
-                yield waiter
+        looked: set[FutexWaiter] = set()
+        for most in (_FEW, None):
+            for waiter in list(islice(chain(waiters), most)):  # a chain begins in list(): no handler comes in between
+                if waiter in looked:
+                    continue
+                looked.add(waiter)
+                if not waiter.waiting or self._bucket(waiter._key).waiters is not waiters:
+                    waiters.pop(waiter, None)
+                elif waiter._key == key:
+                    yield waiter
 
     def _wake(self, key: tuple[Any, ...], n: int, bitset: int = _MASK) -> int:
         bucket = self._bucket(key)

@@ -110,13 +110,21 @@ def build_stack(
     stack, data = found.place(arch.page_round_down(arch.max_addr))
     start = _start_of_mapping(arch, stack, limit)
     flags = mman.MAP_PRIVATE | arch.map_flags.anonymous | arch.map_flags.growsdown | arch.map_flags.fixed_noreplace
-    space.map_object(start, stack.top - start, prot, flags, None, name="[stack]")
-    try:
+    free = not _is_mapped(space, start, stack.top)
+    try:  # an interrupt may come before it is known that there is a mapping
+        space.map_object(start, stack.top - start, prot, flags, None, name="[stack]")
         space.copy_out(stack.pointer, data, ignore_permissions=True)
+    except FileExistsError:
+        raise
     except BaseException:
-        space.munmap(start, stack.top - start)
+        if free and _is_mapped(space, start, stack.top):
+            space.munmap(start, stack.top - start)
         raise
     return stack
+
+
+def _is_mapped(space: AddressSpace, start: int, end: int) -> bool:
+    return any(vma.start < end and start < vma.end for vma in space.mappings())
 
 
 def _start_of_mapping(arch: Arch, stack: Stack, limit: int) -> int:
@@ -136,7 +144,13 @@ class _Layout:
         self.arch = arch
         self.argv = [_terminated(string) for string in argv] or [b"\0"]
         self.envp = [_terminated(string) for string in envp]
-        self.auxv = [(kind, value) for kind, value in auxv]
+        self.auxv = [
+            (
+                check_int(kind, "a type in auxv"),
+                value if isinstance(value, str | bytes) else check_int(value, "its value"),
+            )
+            for kind, value in auxv
+        ]
         self.named: dict[int, bytes] = {}
         for kind, value in self.auxv:
             if isinstance(value, str | bytes):
@@ -174,7 +188,7 @@ class _Layout:
         args, env = b"".join(self.argv), b"".join(self.envp)
         strings = args + env + self.execfn + bytes(word)
         arg_start = top - len(strings)
-        low = arg_start & -_STRING_ALIGN.get(self.arch.name, 16)
+        low = arg_start & -_STRING_ALIGN.get(self.arch.family, 16)
         addresses = {auxvec.AT_EXECFN: top - word - len(self.execfn)}
         data = bytes(arg_start - low) + strings
         for kind in (*_NAMES, auxvec.AT_RANDOM):

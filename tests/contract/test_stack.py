@@ -8,9 +8,12 @@ import pytest
 from attrs import evolve
 
 import hostarch
-from hostarch import AMD64, Arch, auxvec, mman
+from each_line import Event, interrupt
+from hostarch import AMD64, MIPS, Arch, auxvec, mman
+from integer_kinds import KINDS, kind_of
 from patchy_io import PatchyIO
 from usermem import AddressSpace, BytesIO, FaultError, FaultReason, Stack, build_stack
+from usermem import stack as stack_module
 
 ARCHES = [value for value in vars(hostarch).values() if isinstance(value, Arch)]
 PAGE = 4096
@@ -64,10 +67,10 @@ def test_tables(arch: Arch) -> None:
         assert space.read_bytes(stack.env_end, stack.top - stack.env_end) == b"./program" + bytes(1 + word)
 
 
-@with_arches
+@pytest.mark.parametrize("arch", [*ARCHES, evolve(MIPS, name="mips-malta")], ids=lambda arch: arch.name)
 def test_where_strings_are_aligned(arch: Arch) -> None:
     """AT_RANDOM's bytes lie right below the strings, aligned as by the machine's arch_align_stack()."""
-    align = {"mips": 8, "mipsel": 8, "riscv64": 1}.get(arch.name, 16)
+    align = {"mips": 8, "mipsel": 8, "riscv64": 1}.get(arch.family, 16)
     with AddressSpace(arch) as space:
         stack = build_stack(space, ["a", "bb"], [], [(auxvec.AT_RANDOM, bytes(16))])
         assert words(space, stack.auxv, 2)[1] == stack.arg_start - stack.arg_start % align - 16
@@ -150,6 +153,8 @@ BAD: list[tuple[type[Exception], list[Any], list[Any], list[Any]]] = [
     (ValueError, [b"a"], [], [(auxvec.AT_PLATFORM, b"a"), (auxvec.AT_PLATFORM, b"b")]),
     (OverflowError, [b"a"], [], [(auxvec.AT_HWCAP, 1 << 64)]),
     (OverflowError, [b"a"], [], [(auxvec.AT_HWCAP, -1)]),
+    (TypeError, [b"a"], [], [(auxvec.AT_HWCAP, 1.0)]),
+    (TypeError, [b"a"], [], [(None, 1)]),
     (TypeError, [1], [], []),
     (TypeError, [b"a"], [None], []),
 ]
@@ -196,3 +201,39 @@ def test_a_stack_without_rights() -> None:
     with AddressSpace() as space:
         stack: Stack = build_stack(space, ["a"], [], [], prot=mman.PROT_READ)
         assert words(space, stack.pointer, 1) == [1]
+
+
+def test_a_user_space_that_is_too_small() -> None:
+    """The error is that of the mapping."""
+    with AddressSpace(evolve(AMD64, max_addr=0x20000)) as space, pytest.raises(OSError, match=" mmap of "):
+        build_stack(space, ["a"], [], [])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_integers_of_all_kinds(name: str) -> None:
+    """Types, values and addresses may be any integers."""
+    i = kind_of(name)
+    memory, same = bytearray(120), bytearray(120)
+    build_stack(BytesIO(memory), ["a"], [], [(i(6), i(127))], top=i(120))
+    build_stack(BytesIO(same), ["a"], [], [(6, 127)], top=120)
+    assert memory == same
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_interrupts(taken: bool) -> None:
+    """Wherever a handler raises, the stack is there and was returned, or is not there; and what was there before is."""
+    at = 0
+    while True:
+        at += 1
+        with AddressSpace() as space:
+            before = build_stack(space, ["a"], [], []) if taken else None
+            event = Event([stack_module], at, interrupt, between=True)
+            try:
+                event.during(lambda space=space: build_stack(space, ["b"], [], []))  # type: ignore[misc]
+            except (KeyboardInterrupt, FileExistsError):
+                assert bool(space.mappings()) == taken, event.where
+            if before is not None:
+                assert string(space, words(space, before.argv, 1)[0]) == b"a"
+            if not event.where:
+                break
+    assert at > 30

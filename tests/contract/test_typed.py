@@ -156,8 +156,15 @@ class Typed(ctypes.Structure):
     _fields_ = (("p", ctypes.POINTER(ctypes.c_int)),)
 
 
+class Packet(Wide):
+    """Its bytes, for who asks it, are others."""
+
+    def __bytes__(self) -> bytes:
+        return b"a packet"
+
+
 GOOD: list[tuple[Any, Arch]] = [
-    (kind, AMD64) for kind in (Mixed, Wide, Tail, Even, Packed, Network, Flags, Derived, Either, Pointer)
+    (kind, AMD64) for kind in (Mixed, Wide, Tail, Even, Packed, Network, Flags, Derived, Either, Pointer, Packet)
 ]
 GOOD += [(kind, I386) for kind in (Mixed, Even, Packed, Network, Flags, ctypes.c_uint32 * 9)]
 GOOD += [(Network, MIPS), (Network * 2, PPC64), (ctypes.c_uint8 * 5, MIPS)]
@@ -175,7 +182,7 @@ def test_ctypes(kind: Any, arch: Arch) -> None:
     found = copy_ctypes_in(io, 1, kind)
     memory[:] = bytes(size + 1)
     assert isinstance(found, kind)
-    assert bytes(found) == content
+    assert memoryview(found).tobytes() == content
     for k in (0, 1, size - 1):
         half = PatchyIO({0x1000: bytearray(content[:k])}, arch)
         with pytest.raises(FaultError) as caught:
@@ -453,6 +460,8 @@ def test_integers_of_all_kinds(name: str) -> None:
             copy_int8_out(io, i(9), i(7)),
             tuple(copy_ctypes_in(io, i(8), ctypes.c_uint8 * 4)),
             abi.TIMEVAL.copy_in(io, i(8), size=i(12)),
+            abi.SOCKADDR_IN.pack(AMD64, abi.SockaddrIn(2, i(80))),
+            abi.SIGACTION.pack(AMD64, abi.Sigaction(sa_mask=i(9))),
             table.requeue(word, word, i(0), i(1), val=i(0x6261)),
             table.wake(word, i(2), bitset=i(3)),
             bytes(memory),

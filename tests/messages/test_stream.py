@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -167,23 +168,50 @@ def test_wait_for_all(pair: tuple[socket.socket, socket.socket]) -> None:
     assert guest.read(DATA, 11) == b"ab34567890\xee"
 
 
-def test_more_memory_than_a_call_takes(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Ranges in more pieces than a system call takes: a short count, as streams may have."""
+def test_a_message_that_meets_a_hole() -> None:
+    """Of SOCK_SEQPACKET it is lost, as in Linux."""
+    guest = Guest()
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, two:
+        for message in (b"0123456789", b"next"):
+            one.send(message)
+        with pytest.raises(FaultError):
+            recvmsg_stream_into_user(guest.space, two, guest.put([(HOLE - 5, 10)]))
+        assert recvmsg_stream_into_user(guest.space, two, guest.put([(HOLE - 5, 10)])) == 4
+
+
+@pytest.mark.parametrize("shrinks", [False, True])
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_more_pieces_than_a_call_takes(kind: int, shrinks: bool) -> None:
+    """Ranges over the ends of pages that lie apart: a message goes whole, and into them."""
     guest = Guest()
     base = guest.space.mmap(0, 4 * PAGE, 3, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS)
-    for i in range(4):
-        with tempfile.TemporaryFile(buffering=0) as file:
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, kind))
+        files = [stack.enter_context(tempfile.TemporaryFile(buffering=0)) for _ in range(4)]
+        for i, file in enumerate(files):
             file.write(bytes(PAGE))
             guest.space.mmap(base + i * PAGE, PAGE, 3, mman.MAP_SHARED | mman.MAP_FIXED, file.fileno(), 0)
-    edge = [(base + PAGE - 1, 2), (base + 2 * PAGE - 1, 2), (base + 3 * PAGE - 1, 2)]
-    guest.space.copy_out(base, b"x" * 4 * PAGE)
-    table = guest.space.mmap(0, 8 * PAGE, 3, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS)
-    for i in range(1024):
-        guest.put_number(table + 16 * i, edge[i % 3][0], 8)
-        guest.put_number(table + 16 * i + 8, 2, 8)
-    header = guest.put([], iov=table, iovlen=1024)
-    assert sendmsg_stream_from_user(guest.space, pair[0], header) == 1024
-    assert recvmsg_stream_into_user(guest.space, pair[1], header) == 1024
+        table = guest.space.mmap(0, 8 * PAGE, 3, mman.MAP_PRIVATE | mman.MAP_ANONYMOUS)
+        for i in range(1024):  # 1,023 over the end of the first page, and one over that of the third
+            guest.put_number(table + 16 * i, base + PAGE * (1 if i < 1023 else 3) - 1, 8)
+            guest.put_number(table + 16 * i + 8, 2, 8)
+        header = guest.put([], iov=table, iovlen=1024)
+        guest.space.copy_out(base + PAGE - 1, b"ab")
+        guest.space.copy_out(base + 3 * PAGE - 1, b"yz")
+        whole = b"ab" * 1023 + b"yz"
+        if shrinks:
+            files[3].truncate(0)
+            with pytest.raises(FaultError) as caught:
+                sendmsg_stream_from_user(guest.space, one, header)
+            assert caught.value.address == base + 3 * PAGE
+            return
+        assert sendmsg_stream_from_user(guest.space, one, header) == len(whole)
+        assert two.recv(5000) == whole
+        guest.space.zero_out(base, 4 * PAGE)
+        one.send(whole)
+        assert recvmsg_stream_into_user(guest.space, two, header) == len(whole)
+        assert guest.read(base + PAGE - 1, 2) + guest.read(base + 3 * PAGE - 1, 2) == b"abyz"
 
 
 def test_nothing_is_left_open(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -184,6 +184,30 @@ def test_no_wake_is_lost_after_the_word_was_read() -> None:
         table.requeue(Futex(memory, 0, private=True), Futex(memory, 4, private=True), 0, 9, val=0)
 
 
+def test_many_who_wait() -> None:
+    """To wake the first, or to let it wait elsewhere, costs the same however many wait behind; none is passed over."""
+    space, table = new_space(), FutexTable()
+    word, other = Futex(space, BASE), Futex(space, BASE + 4)
+    woken: list[int] = []
+
+    def seconds(count: int) -> float:
+        """The least of three for 500 calls while so many wait."""
+        times = []
+        for _ in range(3):
+            for i in range(count):
+                table.wait(word, 0, lambda i=i: woken.append(i))  # type: ignore[misc]
+            start = time.perf_counter()
+            for _ in range(250):
+                assert (table.wake(word), table.requeue(word, other, 0, 1)) == (1, 1)
+            times.append(time.perf_counter() - start)
+            assert (table.wake(word, count), table.wake(other, count)) == (count - 500, 250)
+            assert woken == [*range(0, 500, 2), *range(500, count), *range(1, 500, 2)]
+            woken.clear()
+        return min(times)
+
+    assert seconds(20_000) < 3 * seconds(1000)
+
+
 def test_a_mutex_of_threads() -> None:
     """Threads that block by the table, over futex words in a space, count without losing one."""
     space, table = new_space(), FutexTable()

@@ -3,7 +3,7 @@
 What these return and raise is what the system calls do, for the host's kernel itself does them: memory of the guest's
 that cannot be accessed is passed on as memory that this process does not have. So a fault in the middle of the ranges
 is a count, or EFAULT, as Linux has it: TCP and Unix sockets count whole packets, and what is not counted stays in the
-socket, though some of it may have been stored.
+socket, though some of it may have been stored. A message of a SOCK_SEQPACKET socket is lost by EFAULT.
 
 A socket is a ``socket.socket`` of type SOCK_STREAM or SOCK_SEQPACKET, or has its family, recvmsg_into and sendmsg: one
 of a simulator's own translates descriptors among the control data there. It waits as it does: a socket with a timeout
@@ -21,13 +21,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq
-from safemem import Block, BlockSeq
+from safemem import Block, BlockSeq, copy_seq
 from safemem.block_seq import EMPTY
 from safemem.datagram.endpoint import DatagramEndpoint
 from safemem.datagram.flags import MSG_WAITFORONE, UIO_MAXIOV
 from safemem.datagram.message import Message
 from safemem.datagram.reader import FaultPolicy
-from safemem.errors import error
+from safemem.errors import HostFaultError, error
 from usermem.errors import FaultError
 from usermem.iovec import MAX_RW_COUNT
 from usermem.memory_io import IO, arch_of
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 _NOWHERE: Final = 8  # below vm.mmap_min_addr
+_MOST_COPIED: Final = 1 << 20
 _NOSIGNAL: Final = 0x4000  # MSG_NOSIGNAL: SIGPIPE is the guest's, and the simulator's to send
 
 
@@ -140,7 +141,7 @@ class _Gather:
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         self.room = srcs.num_bytes
         try:
-            self.sent = self._sock.sendmsg(_buffers(srcs, self._wanted - self.room), *self._args)
+            self.sent = self._sock.sendmsg(_Buffers(srcs, self._wanted - self.room).to_send(), *self._args)
         except OSError as exc:
             if exc.errno != errno.EFAULT:
                 raise
@@ -157,7 +158,9 @@ class _Stream:
 
     def recvmsg(self, dsts: BlockSeq, flags: int = 0, ancbufsize: int = 0, missing: int = 0) -> Message:
         """Receive into dsts, and ``missing`` bytes behind them that are nowhere."""
-        length, ancillary, got, peer = self._sock.recvmsg_into(_buffers(dsts, missing), ancbufsize, flags)
+        buffers = _Buffers(dsts, missing)
+        length, ancillary, got, peer = self._sock.recvmsg_into(buffers.to_receive(), ancbufsize, flags)
+        buffers.received(length)
         return Message(dsts.take_first(length), length, int(got), peer or None, None, tuple(ancillary))
 
 
@@ -235,11 +238,46 @@ def _at(address: int, length: int) -> memoryview:
     return memoryview(_all_memory().from_address(address)).cast("B")[:length]
 
 
-def _buffers(blocks: BlockSeq, missing: int) -> list[Any]:
-    """Buffers for a system call, as many as one takes; the last may be ``missing`` bytes, which EFAULT."""
-    found: list[Any] = [
-        _at(piece.address, len(piece)) if isinstance(piece, Block) else piece for piece in blocks.pieces()
-    ]
-    if missing:
-        found.append(_at(_NOWHERE, missing))
-    return found[:UIO_MAXIOV]
+class _Buffers:
+    """Blocks as buffers for a system call, and behind them ``missing`` bytes, which EFAULT.
+
+    Of more pieces than a call takes the last are moved by a copy, 1 MiB of it at most, so that a message of a
+    SOCK_SEQPACKET socket goes whole.
+    """
+
+    def __init__(self, blocks: BlockSeq, missing: int) -> None:
+        self._rest = EMPTY
+        self._copied = bytearray()
+        self._missing = missing
+        if len(blocks.pieces()) + bool(missing) > UIO_MAXIOV:
+            direct = blocks.take_blocks(UIO_MAXIOV - 2)
+            rest = blocks.drop_first(direct.num_bytes)
+            if rest.num_bytes > _MOST_COPIED:
+                rest, self._missing = rest.take_first(_MOST_COPIED), 0
+            blocks, self._rest, self._copied = direct, rest, bytearray(rest.num_bytes)
+        self._direct = blocks
+
+    def to_send(self) -> list[Any]:
+        """The buffers, with the bytes that are sent."""
+        try:
+            copy_seq(BlockSeq.of(Block(self._copied)), self._rest)
+        except HostFaultError as exc:
+            self._copied = self._copied[: exc.transferred]
+            self._missing = self._missing or 1
+        return self.to_receive()
+
+    def to_receive(self) -> list[Any]:
+        """The buffers; :meth:`received` follows."""
+        found: list[Any] = [
+            _at(piece.address, len(piece)) if isinstance(piece, Block) else piece for piece in self._direct.pieces()
+        ]
+        if self._copied:
+            found.append(self._copied)
+        if self._missing:
+            found.append(_at(_NOWHERE, self._missing))
+        return found
+
+    def received(self, length: int) -> None:
+        """Store what came behind the first buffers, of ``length`` bytes in all. Raises HostFaultError."""
+        if length > self._direct.num_bytes and self._copied:
+            copy_seq(self._rest.take_first(length - self._direct.num_bytes), BlockSeq.of(Block(self._copied)))
