@@ -66,12 +66,7 @@ def written(ranges: Ranges) -> Ranges | None:
     except OSError:
         return None
     try:
-        if _Host.scans:
-            try:
-                return [found for start, end in ranges for found in _scan(fd, start, end)]
-            except (ImportError, OSError):
-                _Host.scans = False  # an older kernel, or a sandbox
-        return [found for start, end in ranges for found in _read_pagemap(fd, start, end)]
+        return _look(fd, ranges)
     except OSError:
         return None
     finally:
@@ -92,6 +87,16 @@ def drops_many() -> bool:
     """Whether one process_madvise gives many ranges up here: tried."""
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
         return _Host.advises_many and _drop_many([(address_of(view), address_of(view) + mmap.PAGESIZE)])
+
+
+def _look(fd: int, ranges: Ranges) -> Ranges:
+    """Not in ``written``: CPython lets an interrupt at a jump back pass a clean-up of the same function by."""
+    if _Host.scans:
+        try:
+            return [found for start, end in ranges for found in _scan(fd, start, end)]
+        except (ImportError, OSError):
+            _Host.scans = False  # an older kernel, or a sandbox
+    return [found for start, end in ranges for found in _read_pagemap(fd, start, end)]
 
 
 def _scan(fd: int, start: int, end: int) -> Ranges:
