@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # where the package `interop` is
 
-from interop.supervisor import Handler, Supervisor
-from interop.supervisor.policies import Files, Network, host_named, random_from
+from interop.supervisor import Handler, Supervisor  # noqa: E402
+from interop.supervisor.policies import Files, Network, host_named, random_from  # noqa: E402
 
 
 def handlers(args: argparse.Namespace) -> dict[str, Handler | None]:

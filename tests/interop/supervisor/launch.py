@@ -1,4 +1,4 @@
-"""``launch.py SOCKET WAIT_KILLABLE NUMBERS PROGRAM ARGS...``: start a program whose system calls are notified, and wait.
+"""``launch.py SOCKET WAIT_KILLABLE NUMBERS PROGRAM ARGS...``: start a program whose calls are notified, and wait.
 
 A process of its own does this, so that no threads are copied by the fork, and so that it can be the subreaper: whatever
 the program leaves behind becomes a child here. The listener goes through the socket (SCM_RIGHTS), in the end the
@@ -74,8 +74,8 @@ def send_listener(fd: int, wait_killable: bool, numbers: Iterable[int]) -> None:
         if listener < 0:
             listener = call(_SYS_SECCOMP, number(_SET_MODE_FILTER), number(flags), filter_)
     if listener < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"seccomp user notification: {os.strerror(code)}")
+        why = ctypes.get_errno()
+        raise OSError(why, f"seccomp user notification: {os.strerror(why)}")
     struct.pack_into("I", control, 16, listener)
     if call(_SYS_SENDMSG, *arguments) != 1:
         raise OSError(ctypes.get_errno(), "sendmsg of the listener")
@@ -100,7 +100,7 @@ def become(fd: int, wait_killable: bool, numbers: Iterable[int], argv: list[str]
 
 
 def wait_for_all(pid: int, channel: socket.socket) -> int:
-    """Reap all children until none is left, and return the wait status of ``pid``; kill all if the channel is closed."""
+    """Reap children until none is left, and return the wait status of ``pid``; kill all if the channel is closed."""
     status = 0
     wakeup, wakeup_out = os.pipe()
     os.set_blocking(wakeup_out, False)
@@ -116,10 +116,10 @@ def wait_for_all(pid: int, channel: socket.socket) -> int:
             status = what
         if reaped:
             continue
-        ready, _, _ = select.select([wakeup, channel], [], [])
+        ready, _, _ = select.select([wakeup, channel.fileno()], [], [])
         if wakeup in ready:
             os.read(wakeup, 512)
-        if channel in ready:
+        if channel.fileno() in ready:
             for child in children.read_text().split():  # whose numbers are theirs until they are reaped here
                 with suppress(PermissionError):
                     os.kill(int(child), signal.SIGKILL)

@@ -86,8 +86,9 @@ class Listener:
 
     def _ask(self, request: int, buffer: bytearray) -> int:
         try:
-            return fcntl.ioctl(self.fd, request, buffer, True)
+            result: int = fcntl.ioctl(self.fd, request, buffer, True)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINPROGRESS):
                 raise CallGone from None
             raise
+        return result

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 
 from attrs import frozen
 
@@ -49,16 +50,16 @@ class Files:
 
 
 def real_path(tid: int, dirfd: int, path: bytes) -> str:
-    """The path that a thread means, without links. Its own root directory, if it has one, is not looked at.
+    """The path that a thread means, without links. A root directory of its own is not looked at; /proc/self is ours.
 
     Raises OSError (EBADF) if the directory is no descriptor of the thread's.
     """
     folder = f"/proc/{tid}/cwd" if dirfd == AT_FDCWD else f"/proc/{tid}/fd/{dirfd}"
     try:
-        start = "" if path.startswith(b"/") else os.readlink(folder)
+        start = Path("/") if path.startswith(b"/") else Path(folder).readlink()
     except FileNotFoundError:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
-    return os.path.realpath(os.path.join(start, os.fsdecode(path)))  # noqa: PTH118  # as openat joins them
+    return os.path.realpath(start / os.fsdecode(path))
 
 
 @frozen

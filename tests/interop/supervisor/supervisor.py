@@ -115,7 +115,7 @@ class Supervisor:
         self._poll.register(self.listener.fd, select.POLLIN)
         self._poll.register(self._launcher_fd, select.POLLIN)
         while True:
-            for fd, event in self._poll.poll():
+            for fd, event in reversed(self._poll.poll()):  # who has ended first, then the next call
                 if fd == self._launcher_fd:
                     return self._receive_status()
                 if fd != self.listener.fd:
