@@ -8,19 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from interop.supervisor import CONTINUE, SIGNATURES, Answer, Call, Handler, supervisor
+from interop.supervisor import supervisor
 from interop.supervisor.policies import Files, Network, host_named, random_from
-from supervised import alone, limited, python, skip_where_refused, supervised
+from supervised import MAIN, ROOT, alone, nothing_left, passing, python, supervised
 from usermem.memories import ProcessIO
 
-ROOT = Path(__file__).resolve().parents[2]
-MAIN = ROOT / "tests" / "interop" / "supervisor"
+__all__ = ["nothing_left"]
+pytestmark = pytest.mark.usefixtures("nothing_left")
 THREADS = """
 import os, threading
 def calls():
@@ -50,35 +48,6 @@ COMMANDS = {
     "threads and forks": python(THREADS),
     "an interpreter": python("import json, socket; print(json.dumps([1]))"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """No descriptor and no child is left."""
-    skip_where_refused()
-    before = descriptors(), children()
-    yield
-    assert (descriptors(), children()) == before
-
-
-def descriptors() -> list[str]:
-    """Of this process."""
-    return sorted(path.name for path in Path("/proc/self/fd").iterdir() if path.exists())
-
-
-def children() -> str:
-    """Of this process's main thread."""
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-
-
-def passing() -> dict[str, Handler | None]:
-    """Handlers that read all arguments and pass all calls on."""
-
-    def pass_on(call: Call, *values: Any) -> Answer:
-        assert not any(isinstance(value, OSError) for value in values)
-        return CONTINUE
-
-    return dict.fromkeys(SIGNATURES, pass_on) | Files().handlers() | Network(()).handlers()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -120,7 +89,8 @@ def test_files_refused(tmp_path: Path) -> None:
     script = """
 import os, sys
 here = os.open(".", os.O_PATH)
-for name, folder in ("secret", None), (sys.argv[1], None), ("link", None), ("secret", here), ("open", here), ("open", 99):
+names = ("secret", None), (sys.argv[1], None), ("link", None), ("secret", here), ("open", here), ("open", 99)
+for name, folder in names:
     try:
         print(os.read(os.open(name, os.O_RDONLY, dir_fd=folder), 100))
     except OSError as error:
@@ -190,7 +160,10 @@ for family, address in (socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET, (
         attempt(one.sendto, b"x", address)
         attempt(one.sendmsg, [b"x", b"yz"], [], 0, address)
 """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
         one.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
         port, other, path = one.getsockname()[1], two.getsockname()[1], str(tmp_path / "socket")
@@ -225,12 +198,3 @@ def test_command_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (127, "no such program: No such file or directory\n")
     done = run(sys.executable, str(MAIN), "true")  # a process has one listener
     assert (done.returncode, done.stderr) == (125, "supervisor: seccomp user notification: Device or resource busy\n")
-
-
-def test_readme_commands_are_there() -> None:
-    """The options that the README shows exist."""
-    with limited():
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        shown = subprocess.run([sys.executable, MAIN, "--help"], capture_output=True, text=True, env=environment).stdout
-    for option in ("--deny", "--replace", "--hostname", "--random", "--deny-address"):
-        assert option in shown

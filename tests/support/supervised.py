@@ -19,7 +19,11 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from interop.supervisor import Handler, Supervisor
+from interop.supervisor import CONTINUE, SIGNATURES, Answer, Call, Handler, Supervisor
+from interop.supervisor.policies import Files, Network
+
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = ROOT / "tests" / "interop" / "supervisor"
 
 
 @frozen
@@ -97,7 +101,32 @@ def refusal() -> str | None:
     return None
 
 
-def skip_where_refused() -> None:
-    """Skip the test, and say why, where the host cannot supervise."""
-    if refusal() is not None:
-        pytest.skip(str(refusal()))
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Skip the test, and say why, where the host cannot supervise. After it no descriptor and no child is left."""
+    if (why := refusal()) is not None:
+        pytest.skip(why)
+    before = _descriptors(), _children()
+    yield
+    assert (_descriptors(), _children()) == before
+
+
+def _descriptors() -> list[str]:
+    """Of this process."""
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir() if path.exists())
+
+
+def _children() -> str:
+    """Of this process's main thread."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def passing() -> dict[str, Handler | None]:
+    """Handlers that read all arguments and pass all calls on."""
+
+    def pass_on(call: Call, *values: Any) -> Answer:
+        assert not any(isinstance(value, OSError) for value in values)
+        return CONTINUE
+
+    found: dict[str, Handler | None] = dict.fromkeys(SIGNATURES, pass_on)
+    return found | Files().handlers() | Network(()).handlers()

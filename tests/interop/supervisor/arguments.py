@@ -5,6 +5,7 @@ Source: arch/x86/entry/syscalls/syscall_64.tbl; connect(2), sendmsg(2), openat2(
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -13,12 +14,21 @@ from typing import Any
 
 from attrs import frozen
 
-from usermem import IO, abi, copy_in_iovecs, copy_in_vector, copy_string_in, copy_struct_from_user, copy_struct_in
-from usermem import copy_uint16_in as copy_family_in
+from usermem import (
+    IO,
+    UIO_MAXIOV,
+    abi,
+    copy_in_iovecs,
+    copy_in_vector,
+    copy_string_in,
+    copy_struct_from_user,
+    copy_struct_in,
+    copy_uint16_in,
+)
 
 AT_FDCWD = -100
 _PATH_MAX, _ARG_MAX, _STRING_MAX = 4096, 2 << 20, 32 << 12
-_MSGHDR, _MMSGHDR_SIZE, _UIO_MAXIOV = "PIPLPLI", 64, 1024
+_MSGHDR, _MMSGHDR_SIZE = "PIPLPLI", 64
 
 
 def read_int(_: IO, args: Sequence[int]) -> int:
@@ -51,7 +61,7 @@ def read_address(memory: IO, args: Sequence[int]) -> str | None:
     addr, size = args[0], read_int(memory, args[1:])
     if not addr or size < 2:
         return None
-    family = copy_family_in(memory, addr)
+    family = copy_uint16_in(memory, addr)
     if family == socket.AF_INET:
         inet = abi.SOCKADDR_IN.copy_in(memory, addr, size=size)
         return f"{ip_address(inet.sin_addr)}:{inet.sin_port}"
@@ -67,12 +77,14 @@ def read_address(memory: IO, args: Sequence[int]) -> str | None:
 def read_message(memory: IO, args: Sequence[int]) -> tuple[str | None, int]:
     """A struct msghdr: where the message goes, and how many bytes it has."""
     name, size, iov, count, *_ = copy_struct_in(memory, args[0], _MSGHDR)
-    return read_address(memory, (name, size)), copy_in_iovecs(memory, iov, min(count, _UIO_MAXIOV)).num_bytes
+    if count > UIO_MAXIOV:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    return read_address(memory, (name, size)), copy_in_iovecs(memory, iov, count).num_bytes
 
 
 def read_messages(memory: IO, args: Sequence[int]) -> list[tuple[str | None, int]]:
     """So many struct mmsghdr."""
-    count = min(args[1] & 0xFFFF_FFFF, _UIO_MAXIOV)
+    count = min(args[1] & 0xFFFF_FFFF, UIO_MAXIOV)
     return [read_message(memory, (args[0] + at * _MMSGHDR_SIZE,)) for at in range(count)]
 
 
