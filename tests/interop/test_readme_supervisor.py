@@ -20,7 +20,7 @@ SECTION = (ROOT / "README.md").read_text().split("## A supervisor for a real pro
 
 def test_it_is_short() -> None:
     """At most 30 lines with its heading."""
-    assert SECTION.rstrip().count("\n") + 2 <= 32
+    assert len(SECTION.rstrip().splitlines()) < 30
 
 
 def test_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,7 +28,7 @@ def test_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"^```py\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
     with limited():
         exec(compile(block, "README.md, a supervisor", "exec"), {"__name__": "readme"})
-    assert "'/etc/passwd', O_RDONLY, 0o0) = -1 EACCES (not this one)" in capsys.readouterr().out
+    assert "'/etc/passwd', O_RDONLY, 0o0) = -1 EACCES (Permission denied)" in capsys.readouterr().out
 
 
 def test_command_runs() -> None:

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO as File
+from typing import BinaryIO
 
 import pytest
 
-from interop.supervisor import Answer, Call, Supervisor
+from interop.supervisor import SIGNATURES, Answer, Call, Parameter, Signature, Supervisor
 from interop.supervisor.policies import host_named, random_from
 from supervised import MAIN, ROOT, alone, has_ended, limited, nothing_left, passing, python, supervised
+from usermem import IO
+from usermem.memories import ProcessIO
 
 __all__ = ["nothing_left"]
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -149,6 +152,21 @@ def test_killed_while_it_waits() -> None:
     assert log[-1].endswith("= ? (interrupted, or its thread has ended)")
 
 
+def test_killed_while_its_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read may be another process's by then: no handler sees it."""
+
+    def read(memory: IO, _: Sequence[int]) -> int:
+        assert isinstance(memory, ProcessIO)
+        os.kill(memory.pid, signal.SIGKILL)
+        assert has_ended(memory.pid)
+        return 0
+
+    monkeypatch.setitem(SIGNATURES, "uname", Signature(63, (Parameter(read),)))
+    log: list[str] = []
+    assert supervised(["uname"], {"uname": lambda *_: pytest.fail("asked")}, log=log).status == -signal.SIGKILL
+    assert "uname() = ? (interrupted" in log[-1]
+
+
 INTERRUPTED = """
 import os, signal, sys
 seen = []
@@ -216,7 +234,7 @@ sleep 50
 """
 
 
-def pids(out: File[bytes], count: int) -> list[int]:
+def pids(out: BinaryIO, count: int) -> list[int]:
     """The numbers that the family has printed."""
     while True:
         out.seek(0)

@@ -115,7 +115,7 @@ class Supervisor:
         self._poll.register(self.listener.fd, select.POLLIN)
         self._poll.register(self._launcher_fd, select.POLLIN)
         while True:
-            for fd, event in reversed(self._poll.poll()):  # who has ended first, then the next call
+            for fd, event in self._poll.poll():
                 if fd == self._launcher_fd:
                     return self._receive_status()
                 if fd != self.listener.fd:
@@ -146,14 +146,15 @@ class Supervisor:
         except (CallGone, InterruptedError):
             return
         name, handler = self._handlers[notification.number]
-        shown, outcome = "", "? (interrupted, or its thread has ended)"
+        values: list[Any] = []
+        outcome = "? (interrupted, or its thread has ended)"
         try:
             call, values = self._read(name, notification)
-            shown = SIGNATURES[name].show(values, notification.args)
             outcome = self._answer(notification.id, handler, call, values)
         except CallGone:
             pass
         if self._log is not None:
+            shown = SIGNATURES[name].show(values, notification.args)
             self._log(f"[{notification.tid}] {name}({shown}) = {outcome}")
 
     def _read(self, name: str, notification: Notification, *, again: bool = True) -> tuple[Call, list[Any]]:
