@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -338,6 +339,16 @@ def test_closed(other: OtherProcess) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     with pytest.raises(ValueError, match="closed"):
         io.read_bytes(BASE, 1)
+
+
+def test_its_end_can_be_waited_for(other: OtherProcess) -> None:
+    """select finds it readable when the process has ended, and not before; closed, it has no descriptor."""
+    with ProcessIO(other.pid) as io:
+        assert select.select([io], [], [], 0)[0] == []
+        other.end()
+        assert select.select([io], [], [], 10)[0] == [io]
+    with pytest.raises(ValueError, match="closed"):
+        io.fileno()
 
 
 def test_mappings_are_those_of_proc(other: OtherProcess, io: ProcessIO) -> None:

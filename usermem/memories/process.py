@@ -71,6 +71,12 @@ class ProcessIO(RemoteIO):
         self._check()
         return found
 
+    def fileno(self) -> int:
+        """Its pidfd, for select and poll: readable once the process has ended. Raises ValueError if this is closed."""
+        if self._pidfd < 0:
+            raise self._closed()
+        return self._pidfd
+
     def close(self) -> None:
         """Give the pidfd up."""
         fd, self._pidfd = self._pidfd, -1
@@ -157,8 +163,11 @@ class ProcessIO(RemoteIO):
             pass  # it is there, and is another user's
         except OSError:
             if self._pidfd < 0:
-                raise ValueError(f"the ProcessIO of process {self.pid} is closed") from None
+                raise self._closed() from None
             raise
+
+    def _closed(self) -> ValueError:
+        return ValueError(f"the ProcessIO of process {self.pid} is closed")
 
     def _gone(self) -> ProcessLookupError:
         return ProcessLookupError(errno.ESRCH, f"{os.strerror(errno.ESRCH)}: {self.pid} does not exist, or has ended")
