@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import tempfile
@@ -95,7 +96,6 @@ def test_an_access_over_the_end_names_the_first_byte_missing(cpu: CPU) -> None:
     """Eight bytes of which four are there: Unicorn asks for each of the others, and the first counts."""
     cpu.space.mmap(BASE, PAGE, RW, FIXED)
     cpu.space.copy_out(CODE, b"\x48\x89\x03", ignore_permissions=True)  # mov [rbx], rax
-    cpu.shared.written(CODE, 3)
     cpu.uc.reg_write(x86.UC_X86_REG_RBX, BASE + PAGE - 4)
     fault = cpu.run(CODE, 3)
     assert fault is not None
@@ -124,7 +124,6 @@ def test_restored_a_thousand_times(cpu: CPU) -> None:
     before = space.snapshot()
     for turn in range(1000):
         space.copy_out(BASE, mov_eax(turn + 2))
-        cpu.shared.written(BASE, 5)
         assert cpu.run(BASE, 5) is None
         assert cpu.eax() == turn + 2
         assert cpu.store(BASE + PAGE, 7) is None
@@ -180,28 +179,50 @@ def test_a_system_call_may_unmap_what_runs(cpu: CPU) -> None:
     assert (fault.address, fault.reason) == (BASE + 16 * PAGE, FaultReason.UNMAPPED)
 
 
-def test_code_that_the_host_writes_while_it_runs(cpu: CPU) -> None:
-    """In a hook, beyond the block that runs: as ``written`` promises; and by mprotect there and back."""
+@pytest.mark.parametrize(
+    ("how", "last"), [("copy", 2), ("rights ignored", 2), ("swap", 2), ("host memory", 1), ("host memory, told", 2)]
+)
+def test_code_that_is_written_while_it_runs(cpu: CPU, how: str, last: int) -> None:
+    """In a hook, by the space, of which the engine hears, or in host memory, of which ``written`` tells it."""
     space = cpu.space
-    space.mmap(BASE, PAGE, RWX, FIXED)
-    space.copy_out(BASE, b"\xe8\xfb\x00\x00\x00" + SYSCALL + b"\xe8\xf4\x00\x00\x00")  # call f; syscall; call f
-    space.copy_out(BASE + 0x100, mov_eax(1) + b"\xc3")
+    f = BASE + PAGE
+    space.mmap(f, PAGE, RX if how == "rights ignored" else RWX, FIXED)  # a region of its own, before that of its caller
     space.mmap(BASE + 16 * PAGE, PAGE, RW, FIXED)
+    assert isinstance(cpu.run(f, 1), FaultError)
+    space.mmap(BASE, PAGE, RX, FIXED)
+    calls = b"\xe8\xfb\x0f\x00\x00" + SYSCALL + b"\xe8\xf4\x0f\x00\x00"  # call f; syscall; call f
+    space.copy_out(BASE, calls, ignore_permissions=True)
+    space.copy_out(f, mov_eax(1) + b"\xc3", ignore_permissions=True)
+    seen = []
 
     def syscall(uc: Any, data: Any) -> None:
         seen.append(cpu.eax())
-        space.copy_out(BASE + 0x100, mov_eax(2))
-        if told:
-            cpu.shared.written(BASE + 0x100, 5)
+        if how == "copy":
+            space.copy_out(f, mov_eax(2))
+        elif how == "rights ignored":
+            space.copy_out(f + 1, b"\2", ignore_permissions=True)
+        elif how == "swap":
+            space.swap_uint32(f, int.from_bytes(mov_eax(2)[:4], "little"))
+        else:
+            (run,) = space.host_runs(f, f + 5)
+            ctypes.memmove(run.address, mov_eax(2), 5)
+        if how == "host memory, told":
+            cpu.shared.written(BASE - PAGE, 3 * PAGE)
 
     cpu.uc.hook_add(unicorn.UC_HOOK_INSN, syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    for told, last in ((False, 1), (True, 2)):  # noqa: B007 - the hook looks at it
-        seen: list[int] = []
-        space.copy_out(BASE + 0x100, mov_eax(1))
-        cpu.shared.written(BASE, PAGE)
-        cpu.uc.reg_write(x86.UC_X86_REG_RSP, BASE + 17 * PAGE)
-        assert cpu.run(BASE, 12) is None
-        assert (seen, cpu.eax()) == ([1], last)
+    cpu.uc.reg_write(x86.UC_X86_REG_RSP, BASE + 17 * PAGE)
+    assert cpu.run(BASE, 12) is None
+    assert (seen, cpu.eax()) == ([1], last)
+
+
+def test_code_that_was_fetched_before_it_was_mapped(cpu: CPU) -> None:
+    """The engine knows such a block by its address alone; it is translated anew all the same."""
+    space = cpu.space
+    space.mmap(BASE, PAGE, RWX, FIXED)
+    for value in (1, 2, 3):
+        space.copy_out(BASE, mov_eax(value))
+        assert cpu.run(BASE, 5) is None
+        assert cpu.eax() == value
 
 
 @pytest.mark.parametrize("how", ["restore", "mprotect"])

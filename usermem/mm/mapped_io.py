@@ -73,6 +73,8 @@ class MappedIO(PagedIO):
                 if isinstance(found, FaultReason):
                     return blocks, FaultError(addr + tag, access, found)
                 _, base, limit, run = found
+                if self._map.code_listener is not None and access & WRITE:
+                    self._map.tell_code(addr, min(base + limit, end))
             stop = min(base + limit, end)
             blocks.append(run.block(addr - base - run.start, stop - addr))
             addr = stop
@@ -100,6 +102,8 @@ class MappedIO(PagedIO):
             if isinstance(located, FaultReason):
                 return FaultError(addr, access, located)
             found = located
+            if self._map.code_listener is not None and access is WRITE:
+                self._map.tell_code(addr, min(addr + n, found[1] + found[2]))
         return found if isinstance(found[0], host_mmap.mmap) else None
 
     def _handled(self, addr: int, access: AccessType) -> bool:

@@ -94,6 +94,8 @@ class MemoryMap:
             most = arch.max_addr.bit_length() - arch.page_shift - 3  # 24 on RISC-V, as in Linux
             self.base -= Random(check_int(seed, "seed")).getrandbits(max(min(bits, most), 0)) << arch.page_shift
         self.listeners = Listeners()
+        self.code_listener: Callable[[int, int], object] | None = None
+        """See :attr:`AddressSpace.on_code_write`. Set it by :meth:`watch_code`."""
         self.failed_write_back: Exception | None = None
         self.pins: WeakSet[object] = WeakSet()
         """What the blocks keep alive that were handed out and can be written: see :mod:`usermem.mm.pins`."""
@@ -233,8 +235,9 @@ class MemoryMap:
         now = self.tables
         if now is not tables and (now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma):
             return False
-        if fresh is not None and not self._cache.frozen:
-            writable = access & mman.PROT_WRITE != 0
+        writable = access & mman.PROT_WRITE != 0
+        watched = writable and self.code_listener is not None and vma.prot & mman.PROT_EXEC
+        if fresh is not None and not watched and not self._cache.frozen:
             start = vma.start if vma.start > pma.start else pma.start
             stretch = self._cache.stretch(pma.cached, start, fresh, writable)
             if self.tables is now:  # a signal handler may have changed them before a change could find the stretch
@@ -242,6 +245,23 @@ class MemoryMap:
             else:
                 self._cache.forget(pma.cached, [start])
         return True
+
+    def watch_code(self, listener: Callable[[int, int], object] | None) -> None:
+        """Tell a listener before executable memory is written; such pages are not cached for writing from then on."""
+        with self._lock:
+            self.code_listener = listener
+            held = self._cache.frozen
+            try:
+                self._cache.frozen = True
+                self._cache.forget_all()
+            finally:
+                self._cache.frozen = held
+
+    def tell_code(self, start: int, end: int) -> None:
+        """Tell the listener for code that [start, end), of one mapping, is about to be written, if it is executable."""
+        vma = self.tables.vmas.find(start)
+        if vma is not None and vma.prot & mman.PROT_EXEC and (listener := self.code_listener) is not None:
+            listener(start, end)
 
     def _thin(self, pma: PMA) -> None:
         """Take what is gone out of the many cached stretches of a PMA; divide it if that is not enough."""

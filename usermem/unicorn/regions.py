@@ -151,7 +151,9 @@ class Regions:
                 self._replace(first, last, [])
                 self._map(region)
 
-    def is_executable(self, start: int, end: int) -> bool:
-        """Whether code may have been translated in [start, end)."""
-        first, last = self._span(start, end)
-        return any(region.prot & mman.PROT_EXEC for region in self._regions[first:last])
+    def retranslate(self, start: int, end: int) -> bool:
+        """Forget what was translated of [start, end); whether anything there is executable."""
+        parts = [part for part in self.parts(start, end) if part.prot & mman.PROT_EXEC]
+        for part in parts:  # Unicorn 2.1.4 forgets nothing beyond the region that a range begins in
+            self._uc.ctl_remove_cache(part.start, part.end)
+        return bool(parts)

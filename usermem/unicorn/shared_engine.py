@@ -8,8 +8,8 @@ changes is unmapped or changed in the engine before the call returns.
 - Hooks for invalid accesses may change the map (a stack grows, the space's ``on_fault`` maps). But an engine that is
   in the middle of an access without the right crashes if its region is replaced then (Unicorn 2.1.4). Such an access
   ends the emulation without a fault: start it again at the program counter.
-- Unicorn caches translated code and sees no write of the host's. What changes of the map or restores bring is looked
-  after; who copies to memory that may have run calls :meth:`SharedEngine.written`.
+- Unicorn caches translated code and sees no write of the host's. What changes of the map, restores and copies through
+  the space bring is looked after; who writes host memory calls :meth:`SharedEngine.written`.
 - UC_CTL_CONTEXT_MEMORY makes an engine write to copies of its own. It is refused.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from hostarch import mman
+from hostarch import EXECUTE, mman
 from safemem.buffers import check_count, check_int
 from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import engine
@@ -78,6 +78,7 @@ class SharedEngine:
         self._fault: FaultError | None = None
         self._failed: BaseException | None = None
         self._last = -1  # where the last fault was
+        self._fetched = False  # whether the engine has fetched from where nothing was mapped
         self._closed = False
         uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
         self._ctl, uc.ctl = uc.ctl, self._checked_ctl
@@ -85,6 +86,9 @@ class SharedEngine:
         self._previous = space.on_change
         self._listener: Callable[[int, int, ChangeKind], None] = self._changed
         space.on_change = self._listener
+        self._previous_writes = space.on_code_write
+        self._code_listener: Callable[[int, int], object] = self._code_written
+        space.on_code_write = self._code_listener
 
     def __enter__(self) -> Self:
         return self
@@ -102,6 +106,8 @@ class SharedEngine:
         self._closed = True
         if self._space.on_change == self._listener:
             self._space.on_change = self._previous
+        if self._space.on_code_write == self._code_listener:
+            self._space.on_code_write = self._previous_writes
         self._regions.remove(0, 1 << 64)
         self._uc.hook_del(self._hook)
         del self._uc.ctl
@@ -129,15 +135,20 @@ class SharedEngine:
             del failed, fault
 
     def written(self, addr: int, n: int) -> None:
-        """Say that the host has written n bytes at addr: the engine translates anew what it knows of code there.
+        """Say that n bytes at addr were written: the engine translates anew what it knows of code there.
 
-        Costs 2 us where something is executable, and less than 1 elsewhere. Call it after each copy to memory that may
-        have run (a JIT's, a debugger's breakpoint); a block that is running comes to its end first.
+        Writes through the space need no call: :attr:`AddressSpace.on_code_write` tells of them. Others do: to host
+        memory (``host_runs``, blocks), and to the same memory at another address. A block that is running comes to its
+        end first. Costs 2 us for each region that is executable, and less than 1 elsewhere.
         """
         start = check_int(addr, "addr")
-        end = start + check_count(n, "n")
-        if self._regions.is_executable(start, end):
-            self._uc.ctl_remove_cache(start, end)
+        self._retranslate(start, start + check_count(n, "n"))
+
+    def _retranslate(self, start: int, end: int) -> None:
+        if self._regions.retranslate(start, end) and self._fetched:
+            # A block at which the engine found nothing mapped is known by its address alone (Unicorn 2.1.4).
+            self._fetched = False
+            self._ctl(engine.CTL_TLB_FLUSH, engine.CTL_IO_WRITE)
 
     # --- following the space
 
@@ -149,6 +160,15 @@ class SharedEngine:
         finally:
             if self._previous is not None:
                 self._previous(start, end, kind)
+
+    def _code_written(self, start: int, end: int) -> None:
+        """Have the engine translate anew what is about to be written, and tell the listener that was there before."""
+        try:
+            if not self._closed:
+                self._retranslate(start, end)
+        finally:
+            if self._previous_writes is not None:
+                self._previous_writes(start, end)
 
     def _follow(self, start: int, end: int, kind: ChangeKind) -> None:
         if self._eager and kind is not ChangeKind.UNMAP and end - start <= _LARGE:
@@ -166,8 +186,7 @@ class SharedEngine:
         there = regions.parts(start, end)
         if there:
             if self._protect(there, wanted):
-                if any((region.prot & mman.PROT_EXEC) for region in there):
-                    self._uc.ctl_remove_cache(start, end)
+                self._retranslate(start, end)
                 return
             regions.remove(start, end)
         for region in wanted:
@@ -241,6 +260,7 @@ class SharedEngine:
     def _is_mended(self, addr: int, access: int) -> bool:
         """Whether the space allows an access, now that it has grown a stack or called its hook; else note the fault."""
         kind = engine.ACCESS[access]
+        self._fetched = self._fetched or kind == EXECUTE
         _, fault = self._space.resolve(addr, 1, kind)
         if fault is not None:
             # An access that goes on in a page without the right faults byte by byte: the first counts.
