@@ -13,7 +13,6 @@ Source: gVisor pkg/sentry/mm; Linux mm/.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn, Self
 
@@ -23,6 +22,7 @@ from hostarch import AMD64, READ, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, atomics
 from usermem.mm import host_runs, maps, pins, spawn
 from usermem.mm.check import check
+from usermem.mm.code_writes import CodeListener, watch_code
 from usermem.mm.descriptor import Path
 from usermem.mm.dirty import different, dirty, page_ranges
 from usermem.mm.futex_key import FutexKey, futex_key
@@ -111,7 +111,7 @@ class AddressSpace(SystemCalls):
         self._map.listeners.listener = listener
 
     @property
-    def on_code_write(self) -> Callable[[int, int], object] | None:
+    def on_code_write(self) -> CodeListener | None:
         """A function ``(start, end)`` that is called before bytes of executable mappings are written, for code caches.
 
         It hears of writes through this space, by whatever call, rights ignored or not, and of blocks that can be
@@ -123,9 +123,9 @@ class AddressSpace(SystemCalls):
         return self._map.code_listener
 
     @on_code_write.setter
-    def on_code_write(self, listener: Callable[[int, int], object] | None) -> None:
+    def on_code_write(self, listener: CodeListener | None) -> None:
         """Set the listener; None for none."""
-        self._map.watch_code(listener)
+        watch_code(self._map, listener)
 
     def host_runs(self, start: int, end: int, *, copy_files: bool = False) -> list[GuestRun]:
         """Where the memory of [start, end) is in this process, in order of addresses, holes left out.

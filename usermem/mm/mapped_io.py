@@ -18,6 +18,7 @@ from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import checked_start
 from usermem.mm.backing.object_pages import released, write_back_released
+from usermem.mm.code_writes import tell_code
 from usermem.mm.limits import Limits
 from usermem.mm.memory_map import CACHED, MemoryMap
 from usermem.mm.page_cache import GONE, PagedIO, Stretch
@@ -74,7 +75,7 @@ class MappedIO(PagedIO):
                     return blocks, FaultError(addr + tag, access, found)
                 _, base, limit, run = found
                 if self._map.code_listener is not None and access & WRITE:
-                    self._map.tell_code(addr, min(base + limit, end))
+                    tell_code(self._map, addr, min(base + limit, end))
             stop = min(base + limit, end)
             blocks.append(run.block(addr - base - run.start, stop - addr))
             addr = stop
@@ -103,7 +104,7 @@ class MappedIO(PagedIO):
                 return FaultError(addr, access, located)
             found = located
             if self._map.code_listener is not None and access is WRITE:
-                self._map.tell_code(addr, min(addr + n, found[1] + found[2]))
+                tell_code(self._map, addr, min(addr + n, found[1] + found[2]))
         return found if isinstance(found[0], host_mmap.mmap) else None
 
     def _handled(self, addr: int, access: AccessType) -> bool:

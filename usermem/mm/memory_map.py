@@ -95,7 +95,7 @@ class MemoryMap:
             self.base -= Random(check_int(seed, "seed")).getrandbits(max(min(bits, most), 0)) << arch.page_shift
         self.listeners = Listeners()
         self.code_listener: Callable[[int, int], object] | None = None
-        """See :attr:`AddressSpace.on_code_write`. Set it by :meth:`watch_code`."""
+        """See :mod:`usermem.mm.code_writes`."""
         self.failed_write_back: Exception | None = None
         self.pins: WeakSet[object] = WeakSet()
         """What the blocks keep alive that were handed out and can be written: see :mod:`usermem.mm.pins`."""
@@ -245,23 +245,6 @@ class MemoryMap:
             else:
                 self._cache.forget(pma.cached, [start])
         return True
-
-    def watch_code(self, listener: Callable[[int, int], object] | None) -> None:
-        """Tell a listener before executable memory is written; such pages are not cached for writing from then on."""
-        with self._lock:
-            self.code_listener = listener
-            held = self._cache.frozen
-            try:
-                self._cache.frozen = True
-                self._cache.forget_all()
-            finally:
-                self._cache.frozen = held
-
-    def tell_code(self, start: int, end: int) -> None:
-        """Tell the listener for code that [start, end), of one mapping, is about to be written, if it is executable."""
-        vma = self.tables.vmas.find(start)
-        if vma is not None and vma.prot & mman.PROT_EXEC and (listener := self.code_listener) is not None:
-            listener(start, end)
 
     def _thin(self, pma: PMA) -> None:
         """Take what is gone out of the many cached stretches of a PMA; divide it if that is not enough."""
