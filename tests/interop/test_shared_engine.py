@@ -113,6 +113,18 @@ def test_a_stack_grows_as_it_is_touched(cpu: CPU) -> None:
     assert isinstance(cpu.store(top - 301 * PAGE, 1), FaultError)
     assert [space.read_bytes(top - page * PAGE, 1)[0] for page in (1, 2, 300)] == [1, 2, 44]
     assert len(list(cpu.uc.mem_regions())) < 64
+    assert len({kept for each in cpu.shared._regions.parts(0, 1 << 64) for kept in each.kept}) < 4
+
+
+def test_where_memory_goes_on_no_other_comes_with_it(cpu: CPU) -> None:
+    """A stack that comes to the next MiB does not bring the mappings 64 MiB around, which would make all calls slow."""
+    for page in range(0, 40, 2):
+        cpu.space.mmap(BASE + page * PAGE, PAGE, RW, FIXED)
+    top = BASE + 1024 * PAGE
+    cpu.space.mmap(top - PAGE, PAGE, RW, GROWS)
+    for page in range(1, 300):
+        assert cpu.store(top - page * PAGE, 1) is None
+    assert BASE not in [start for start, _, _ in cpu.uc.mem_regions()]
 
 
 def test_restored_a_thousand_times(cpu: CPU) -> None:
@@ -319,9 +331,9 @@ def test_many_mappings_are_few_regions(cpu: CPU) -> None:
 
 def test_regions_that_become_one_keep_the_memory_of_all() -> None:
     """Those that meet here and in the guest, with the same rights; no others."""
-    first, second = Region(0, PAGE, 0x1000, 3, ("a",)), Region(PAGE, 2 * PAGE, 0x2000, 3, ("b",))
-    other = Region(2 * PAGE, 3 * PAGE, 0x9000, 3, ("c",))
-    assert joined([first, second, other]) == [Region(0, 2 * PAGE, 0x1000, 3, ("a", "b")), other]
+    first, second = Region(0, PAGE, 0x1000, 3, frozenset("a")), Region(PAGE, 2 * PAGE, 0x2000, 3, frozenset("b"))
+    other = Region(2 * PAGE, 3 * PAGE, 0x9000, 3, frozenset("c"))
+    assert joined([first, second, other]) == [Region(0, 2 * PAGE, 0x1000, 3, frozenset("ab")), other]
     assert joined([first, second._replace(prot=1)]) == [first, second._replace(prot=1)]
 
 

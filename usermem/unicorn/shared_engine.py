@@ -225,7 +225,7 @@ class SharedEngine:
                 continue  # Unicorn 2.1.4 lets loads pass in such a region once a store there has failed
             prot = run.prot | mman.PROT_READ if run.prot & _IMPLY_READ else run.prot
             stop = run.start - (-run.length // PAGE) * PAGE  # a copy up to its file's end lies in whole pages
-            found.append(Region(run.start, stop, run.address, prot, (run,)))
+            found.append(Region(run.start, stop, run.address, prot, run.keepers))
         return found
 
     def _runs_of(self, start: int, end: int) -> list[GuestRun]:
@@ -285,6 +285,8 @@ class SharedEngine:
             low = page // window * window
             start, end = max(before, low), min(after, low + window)
             wanted = self._wanted(start, end)
+            if window == _LARGE:
+                wanted = [each for each in joined(wanted) if each.start <= page < each.end]
             if len(wanted) < MANY:
                 break
         regions.remove(start, end)  # what came meanwhile
