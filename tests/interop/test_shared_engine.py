@@ -85,6 +85,7 @@ def test_faults_are_those_of_the_space(cpu: CPU) -> None:
     for addr in (BASE + PAGE, BASE + 2 * PAGE, BASE + 4 * PAGE, BASE - 1):
         assert what(cpu.store(addr, 1)) == what(space.resolve(addr, 1, WRITE)[1]) != None  # noqa: E711
     assert what(cpu.load(BASE + 2 * PAGE)) == what(space.resolve(BASE + 2 * PAGE, 1, READ)[1])
+    assert what(cpu.load(1 << 47)) == what(space.range_fault(1 << 47, 1, READ))
     fault = cpu.run(BASE, 4)
     assert fault is not None
     assert (fault.address, fault.access, fault.reason) == (BASE, EXECUTE, FaultReason.PERMISSION)
@@ -408,6 +409,17 @@ def test_listeners_are_chained() -> None:
         second.mem_map(BASE, PAGE)
         with pytest.raises(ValueError, match="not empty"):
             share(second, space)
+
+
+def test_an_engine_has_one_space() -> None:
+    """Also while nothing of it is mapped; after close it may have another."""
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    with AddressSpace() as one, AddressSpace() as other:
+        with share(uc, one), pytest.raises(ValueError, match="shared already"):
+            share(uc, other)
+        assert other.on_change is other.on_code_write is None
+        with share(uc, other):
+            assert other.on_change is not None
 
 
 @pytest.mark.parametrize("eager", [False, True])

@@ -41,7 +41,7 @@ _IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
 def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: bool = False) -> SharedEngine:
     """Keep the map of a Unicorn engine equal to a space's, until the result is closed or left as a context manager.
 
-    The engine's map must be empty: raises ValueError if it is not. Its regions are the space's from then on; map
+    The engine's map must be empty, and nothing else may share it: raises ValueError otherwise. Its regions are the space's from then on; map
     others only where the guest does not. A listener that the space has is called after each change has been made in the
     engine. Changes must come from the thread that runs the engine (a hook), or while it does not run.
 
@@ -56,6 +56,8 @@ def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: b
     """
     if next(uc.mem_regions(), None) is not None:
         raise ValueError("the engine's map is not empty: share() it first, and map what is your own afterwards")
+    if isinstance(getattr(uc.ctl, "__self__", None), SharedEngine):
+        raise ValueError("the engine is shared already: close() that first")
     shared = SharedEngine(uc, space, copy_files, eager)
     try:
         for vma in space.mappings():
@@ -265,7 +267,7 @@ class SharedEngine:
         if fault is not None:
             # An access that goes on in a page without the right faults byte by byte: the first counts.
             if self._fault is None or addr != self._last + 1:
-                self._fault = fault
+                self._fault = self._space.range_fault(addr, 1, kind) or fault
             self._last = addr
             return False
         found = self._regions.prot(addr)
