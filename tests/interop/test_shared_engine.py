@@ -7,15 +7,17 @@ import gc
 import random
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from cpu import ANON, CODE, CPU, FIXED, PAGE, RW, RWX, RX, SYSCALL, mov_eax, unicorn, x86
+from each_line import Event
 from hostarch import EXECUTE, READ, WRITE, AccessType, mman
 from usermem import AddressSpace, FaultError, FaultReason
 from usermem.mm.listeners import ChangeKind
-from usermem.unicorn import share
+from usermem.unicorn import regions, share, shared_engine
 from usermem.unicorn.regions import Region, joined
 
 BASE = 0x1000_0000
@@ -300,6 +302,20 @@ def test_what_the_fault_hook_of_the_space_maps(cpu: CPU) -> None:
         assert space.read_bytes(BASE + page * PAGE, 1)[0] == cpu.load(BASE + page * PAGE) == page + 1
 
 
+def test_closed_by_a_hook(cpu: CPU) -> None:
+    """In the middle of a fault that is made good: the engine gets nothing any more, and stops."""
+
+    def on_fault(addr: int, access: AccessType) -> bool:
+        cpu.space.mmap(BASE, PAGE, RW, FIXED)
+        cpu.shared.close()
+        return True
+
+    cpu.space.on_fault = on_fault
+    with pytest.raises(AssertionError, match="does not get on"):
+        cpu.store(BASE, 1)
+    assert list(cpu.uc.mem_regions()) == []
+
+
 def test_large_mappings_cost_what_is_touched(cpu: CPU) -> None:
     """A guest maps 16 TiB; the engine has windows of it, where they were touched."""
     space = cpu.space
@@ -411,13 +427,56 @@ def test_listeners_are_chained() -> None:
             share(second, space)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_interrupts(eager: bool) -> None:
+    """At any place where a signal handler may raise: afterwards the CPU has what the space has, no more and no less."""
+    at, lines = 0, 1
+    while at <= lines:
+        with AddressSpace() as space:
+            cpu = CPU(space, eager=eager)
+            space.mmap(BASE, 8 * PAGE, RWX, FIXED)
+            assert cpu.load(BASE) == 0
+            event = Event([regions, shared_engine], at, _interrupt, between=True)
+            with suppress(KeyboardInterrupt):
+                event.during(lambda: _change(cpu))  # noqa: B023
+            lines = max(lines, event.lines)
+            if "def _changed" not in event.where:  # the listener has not begun
+                for page in range(10):
+                    addr = BASE + page * PAGE
+                    fault = space.resolve(addr, 1, WRITE)[1]
+                    assert what(cpu.store(addr, page + 1)) == what(fault), event.where
+                    fault = space.resolve(addr, 1, READ)[1]
+                    assert what(cpu.load(addr)) == (what(fault) or space.read_bytes(addr, 1)[0]), event.where
+            cpu.shared.close()
+            assert list(cpu.uc.mem_regions()) == []
+        at += 1
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _change(cpu: CPU) -> None:
+    """Changes of each kind, and what they make the engine do."""
+    space = cpu.space
+    space.mprotect(BASE + PAGE, PAGE, mman.PROT_READ)
+    space.munmap(BASE + 3 * PAGE, PAGE)
+    space.mmap(BASE + 3 * PAGE, 4 * PAGE, RW, FIXED)
+    assert cpu.store(BASE + 3 * PAGE, 9) is None
+    space.copy_out(BASE, b"code")
+    space.mprotect(BASE + PAGE, PAGE, RWX)
+    space.mremap(BASE + 4 * PAGE, PAGE, PAGE, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED, BASE + 9 * PAGE)
+    space.munmap(BASE + 7 * PAGE, PAGE)
+
+
 def test_an_engine_has_one_space() -> None:
     """Also while nothing of it is mapped; after close it may have another."""
     uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     with AddressSpace() as one, AddressSpace() as other:
         with share(uc, one), pytest.raises(ValueError, match="shared already"):
             share(uc, other)
-        assert other.on_change is other.on_code_write is None
+        assert other.on_change is None
+        assert other.on_code_write is None
         with share(uc, other):
             assert other.on_change is not None
 

@@ -61,6 +61,7 @@ class Regions:
         self._starts: list[int] = []
         self._regions: list[Region] = []
         self._many = MANY
+        self._new: Region | None = None  # what the engine may have, though it is not among the regions
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -105,9 +106,11 @@ class Regions:
             for old in self._regions[first:last]:
                 self._uc.mem_unmap(old.start, old.end - old.start)
             self._replace(first, last, [])
+        self._new = region
         self._uc.mem_map_ptr(region.start, region.end - region.start, region.prot, region.host)
         self._starts.insert(first, region.start)
         self._regions.insert(first, region)
+        self._new = None
 
     def remove(self, start: int, end: int) -> None:
         """Unmap what is mapped in [start, end), and let go of the memory."""
@@ -120,6 +123,15 @@ class Regions:
             low, high = removed[0], removed[-1]
             left = [low.part(low.start, start)] if low.start < start else []
             self._replace(first, last, [*left, high.part(end, high.end)] if end < high.end else left)
+
+    def forget(self) -> None:
+        """Unmap all, whatever an interrupt has left half done: what the engine has itself is asked for."""
+        known = [*self._regions, self._new] if self._new is not None else self._regions
+        for start, last, _ in list(self._uc.mem_regions()):
+            if any(region.start <= last and start < region.end for region in known):
+                self._uc.mem_unmap(start, last + 1 - start)
+        self.replaced += 1
+        self._starts, self._regions, self._new = [], [], None
 
     def protect(self, start: int, end: int, prot: int) -> None:
         """Give [start, end), which lies in one region, other rights."""

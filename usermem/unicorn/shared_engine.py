@@ -105,14 +105,16 @@ class SharedEngine:
         """
         if self._closed:
             return
-        self._closed = True
+        self._regions.forget()
         if self._space.on_change == self._listener:
             self._space.on_change = self._previous
         if self._space.on_code_write == self._code_listener:
             self._space.on_code_write = self._previous_writes
-        self._regions.remove(0, 1 << 64)
-        self._uc.hook_del(self._hook)
-        del self._uc.ctl
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            self._uc.hook_del(hook)
+        self._uc.__dict__.pop("ctl", None)
+        self._closed = True
 
     @property
     def fault(self) -> FaultError | None:
@@ -159,6 +161,9 @@ class SharedEngine:
         try:
             if not self._closed:
                 self._follow(start, end, kind)
+        except BaseException:
+            self._regions.forget()
+            raise
         finally:
             if self._previous is not None:
                 self._previous(start, end, kind)
@@ -168,6 +173,9 @@ class SharedEngine:
         try:
             if not self._closed:
                 self._retranslate(start, end)
+        except BaseException:
+            self._regions.forget()
+            raise
         finally:
             if self._previous_writes is not None:
                 self._previous_writes(start, end)
@@ -257,6 +265,7 @@ class SharedEngine:
             return self._is_mended(addr, access) and (access < engine.FIRST_PROT or self._regions.replaced == before)
         except BaseException as exc:  # Unicorn would hide it behind its own
             self._failed = exc.with_traceback(None)
+            self._regions.forget()
             return False
 
     def _is_mended(self, addr: int, access: int) -> bool:
@@ -264,6 +273,8 @@ class SharedEngine:
         kind = engine.ACCESS[access]
         self._fetched = self._fetched or kind == EXECUTE
         _, fault = self._space.resolve(addr, 1, kind)
+        if self._closed:  # by a hook of the space
+            return False
         if fault is not None:
             # An access that goes on in a page without the right faults byte by byte: the first counts.
             if self._fault is None or addr != self._last + 1:
