@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import random
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from cpu import ANON, CODE, CPU, FIXED, PAGE, RW, RWX, RX, SYSCALL, mov_eax, unicorn, x86
-from each_line import Event
+from cpu import ANON, CODE, CPU, FIXED, PAGE, RW, RWX, RX, SYSCALL, unicorn, what, x86
 from hostarch import EXECUTE, READ, WRITE, AccessType, mman
 from usermem import AddressSpace, FaultError, FaultReason
 from usermem.mm.listeners import ChangeKind
-from usermem.unicorn import regions, share, shared_engine
+from usermem.unicorn import share
 from usermem.unicorn.regions import Region, joined
 
 BASE = 0x1000_0000
@@ -31,13 +28,6 @@ def cpu() -> Iterator[CPU]:
         cpu = CPU(space)
         yield cpu
         cpu.shared.close()
-
-
-def what(fault: object) -> object:
-    """What a fault says."""
-    if not isinstance(fault, FaultError):
-        return fault
-    return fault.address, int(fault.access), fault.reason, fault.signo, fault.si_code
 
 
 def test_bytes_go_both_ways(cpu: CPU) -> None:
@@ -63,19 +53,6 @@ def test_an_eager_engine_has_all_mappings() -> None:
             uc.mem_write(BASE + 3 * PAGE, b"y")
             assert space.read_bytes(BASE + 3 * PAGE, 1) == b"y"
             assert [(start - BASE, prot) for start, _, prot in uc.mem_regions()] == [(0, 3), (0x2000, 1), (0x3000, 3)]
-
-
-def test_an_instruction_that_goes_on_in_the_next_window(cpu: CPU) -> None:
-    """It is fetched from two pages, neither of which the engine had."""
-    edge = 0x2000_0000
-    cpu.space.mmap(edge - PAGE, 2 * PAGE, RWX, FIXED)
-    cpu.space.copy_out(edge - 2, mov_eax(77))
-    assert cpu.run(edge - 2, 5) is None
-    assert cpu.eax() == 77
-    cpu.space.munmap(edge, PAGE)
-    fault = cpu.run(edge - 2, 5)
-    assert fault is not None
-    assert (fault.address, fault.access) == (edge, EXECUTE)
 
 
 def test_faults_are_those_of_the_space(cpu: CPU) -> None:
@@ -130,29 +107,6 @@ def test_where_memory_goes_on_no_other_comes_with_it(cpu: CPU) -> None:
     assert BASE not in [start for start, _, _ in cpu.uc.mem_regions()]
 
 
-def test_restored_a_thousand_times(cpu: CPU) -> None:
-    """Mappings, rights and bytes are back each time, code too."""
-    space = cpu.space
-    space.mmap(BASE, 8 * PAGE, RWX, FIXED)
-    space.copy_out(BASE, mov_eax(1))
-    space.copy_out(BASE + PAGE, b"old")
-    before = space.snapshot()
-    for turn in range(1000):
-        space.copy_out(BASE, mov_eax(turn + 2))
-        assert cpu.run(BASE, 5) is None
-        assert cpu.eax() == turn + 2
-        assert cpu.store(BASE + PAGE, 7) is None
-        if turn % 3 == 0:
-            space.munmap(BASE + 2 * PAGE, PAGE)
-            space.mprotect(BASE + 3 * PAGE, PAGE, mman.PROT_READ)
-        space.restore(before)
-        assert cpu.run(BASE, 5) is None
-        assert cpu.eax() == 1
-        assert cpu.load(BASE + PAGE) == ord("o")
-        assert cpu.store(BASE + 2 * PAGE, 1) is cpu.store(BASE + 3 * PAGE, 1) is None
-    assert len(list(cpu.uc.mem_regions())) < 16
-
-
 def test_moved_discarded_guarded(cpu: CPU) -> None:
     """mremap, MADV_DONTNEED and guards: what the CPU loads is what the space has."""
     space = cpu.space
@@ -192,94 +146,6 @@ def test_a_system_call_may_unmap_what_runs(cpu: CPU) -> None:
     fault = cpu.run(code, 8)
     assert fault is not None
     assert (fault.address, fault.reason) == (BASE + 16 * PAGE, FaultReason.UNMAPPED)
-
-
-@pytest.mark.parametrize(
-    ("how", "last"), [("copy", 2), ("rights ignored", 2), ("swap", 2), ("host memory", 1), ("host memory, told", 2)]
-)
-def test_code_that_is_written_while_it_runs(cpu: CPU, how: str, last: int) -> None:
-    """In a hook, by the space, of which the engine hears, or in host memory, of which ``written`` tells it."""
-    space = cpu.space
-    f = BASE + PAGE
-    space.mmap(f, PAGE, RX if how == "rights ignored" else RWX, FIXED)  # a region of its own, before that of its caller
-    space.mmap(BASE + 16 * PAGE, PAGE, RW, FIXED)
-    assert isinstance(cpu.run(f, 1), FaultError)
-    space.mmap(BASE, PAGE, RX, FIXED)
-    calls = b"\xe8\xfb\x0f\x00\x00" + SYSCALL + b"\xe8\xf4\x0f\x00\x00"  # call f; syscall; call f
-    space.copy_out(BASE, calls, ignore_permissions=True)
-    space.copy_out(f, mov_eax(1) + b"\xc3", ignore_permissions=True)
-    seen = []
-
-    def syscall(uc: Any, data: Any) -> None:
-        seen.append(cpu.eax())
-        if how == "copy":
-            space.copy_out(f, mov_eax(2))
-        elif how == "rights ignored":
-            space.copy_out(f + 1, b"\2", ignore_permissions=True)
-        elif how == "swap":
-            space.swap_uint32(f, int.from_bytes(mov_eax(2)[:4], "little"))
-        else:
-            (run,) = space.host_runs(f, f + 5)
-            ctypes.memmove(run.address, mov_eax(2), 5)
-        if how == "host memory, told":
-            cpu.shared.written(BASE - PAGE, 3 * PAGE)
-
-    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    cpu.uc.reg_write(x86.UC_X86_REG_RSP, BASE + 17 * PAGE)
-    assert cpu.run(BASE, 12) is None
-    assert (seen, cpu.eax()) == ([1], last)
-
-
-def test_code_that_was_fetched_before_it_was_mapped(cpu: CPU) -> None:
-    """The engine knows such a block by its address alone; it is translated anew all the same."""
-    space = cpu.space
-    space.mmap(BASE, PAGE, RWX, FIXED)
-    for value in (1, 2, 3):
-        space.copy_out(BASE, mov_eax(value))
-        assert cpu.run(BASE, 5) is None
-        assert cpu.eax() == value
-
-
-@pytest.mark.parametrize("how", ["restore", "mprotect"])
-def test_code_that_a_change_of_the_map_brings(cpu: CPU, how: str) -> None:
-    """A system call restores the code, or makes it writable, writes it and makes it executable, as a JIT does."""
-    space = cpu.space
-    space.mmap(BASE, PAGE, RWX, FIXED)
-    space.copy_out(BASE, b"\xe8\xfb\x00\x00\x00" + SYSCALL + b"\xe8\xf4\x00\x00\x00")  # call f; syscall; call f
-    space.copy_out(BASE + 0x100, mov_eax(1) + b"\xc3")
-    space.mmap(BASE + 16 * PAGE, PAGE, RW, FIXED)
-    before = space.snapshot()
-    space.copy_out(BASE + 0x100, mov_eax(2))
-    seen = []
-
-    def syscall(uc: Any, data: Any) -> None:
-        seen.append(cpu.eax())
-        if how == "restore":
-            space.restore(before)
-        else:
-            space.mprotect(BASE, PAGE, RW)
-            space.copy_out(BASE + 0x100, mov_eax(1))
-            space.mprotect(BASE, PAGE, RX)
-
-    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    cpu.uc.reg_write(x86.UC_X86_REG_RSP, BASE + 17 * PAGE)
-    assert cpu.run(BASE, 12) is None
-    assert (seen, cpu.eax()) == ([2], 1)
-
-
-def test_code_that_takes_its_own_right_to_run(cpu: CPU) -> None:
-    """The next instruction is a fault, where Unicorn alone stops as if it had come to the end."""
-    space = cpu.space
-    space.mmap(BASE, PAGE, RX, FIXED)
-    space.copy_out(BASE, SYSCALL + mov_eax(5), ignore_permissions=True)
-
-    def forbid(uc: Any, data: Any) -> None:
-        space.mprotect(BASE, PAGE, RW)
-
-    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, forbid, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    fault = cpu.run(BASE, 7)
-    assert fault is not None
-    assert (fault.address, fault.access, fault.reason) == (BASE + 2, EXECUTE, FaultReason.PERMISSION)
 
 
 def test_what_the_fault_hook_of_the_space_maps(cpu: CPU) -> None:
@@ -425,48 +291,6 @@ def test_listeners_are_chained() -> None:
         second.mem_map(BASE, PAGE)
         with pytest.raises(ValueError, match="not empty"):
             share(second, space)
-
-
-@pytest.mark.parametrize("eager", [False, True])
-def test_interrupts(eager: bool) -> None:
-    """At any place where a signal handler may raise: afterwards the CPU has what the space has, no more and no less."""
-    at, lines = 0, 1
-    while at <= lines:
-        with AddressSpace() as space:
-            cpu = CPU(space, eager=eager)
-            space.mmap(BASE, 8 * PAGE, RWX, FIXED)
-            assert cpu.load(BASE) == 0
-            event = Event([regions, shared_engine], at, _interrupt, between=True)
-            with suppress(KeyboardInterrupt):
-                event.during(lambda: _change(cpu))  # noqa: B023
-            lines = max(lines, event.lines)
-            if "def _changed" not in event.where:  # the listener has not begun
-                for page in range(10):
-                    addr = BASE + page * PAGE
-                    fault = space.resolve(addr, 1, WRITE)[1]
-                    assert what(cpu.store(addr, page + 1)) == what(fault), event.where
-                    fault = space.resolve(addr, 1, READ)[1]
-                    assert what(cpu.load(addr)) == (what(fault) or space.read_bytes(addr, 1)[0]), event.where
-            cpu.shared.close()
-            assert list(cpu.uc.mem_regions()) == []
-        at += 1
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def _change(cpu: CPU) -> None:
-    """Changes of each kind, and what they make the engine do."""
-    space = cpu.space
-    space.mprotect(BASE + PAGE, PAGE, mman.PROT_READ)
-    space.munmap(BASE + 3 * PAGE, PAGE)
-    space.mmap(BASE + 3 * PAGE, 4 * PAGE, RW, FIXED)
-    assert cpu.store(BASE + 3 * PAGE, 9) is None
-    space.copy_out(BASE, b"code")
-    space.mprotect(BASE + PAGE, PAGE, RWX)
-    space.mremap(BASE + 4 * PAGE, PAGE, PAGE, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED, BASE + 9 * PAGE)
-    space.munmap(BASE + 7 * PAGE, PAGE)
 
 
 def test_an_engine_has_one_space() -> None:

@@ -41,9 +41,10 @@ _IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
 def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: bool = False) -> SharedEngine:
     """Keep the map of a Unicorn engine equal to a space's, until the result is closed or left as a context manager.
 
-    The engine's map must be empty, and nothing else may share it: raises ValueError otherwise. Its regions are the space's from then on; map
-    others only where the guest does not. A listener that the space has is called after each change has been made in the
-    engine. Changes must come from the thread that runs the engine (a hook), or while it does not run.
+    The engine's map must be empty, and nothing else may share it: raises ValueError otherwise. Its regions are the
+    space's from then on; map others only where the guest does not. A listener that the space has is called after each
+    change has been made in the engine. Changes must come from the thread that runs the engine (a hook), or while it
+    does not run.
 
     The engine has what the CPU has touched: read and write memory through the space. With ``eager`` it has all
     mappings of at most 64 MiB from the beginning, for code that calls ``uc.mem_read``; mapping then takes four times as
