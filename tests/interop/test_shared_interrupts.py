@@ -6,11 +6,11 @@ from contextlib import suppress
 
 import pytest
 
-from cpu import CPU, FIXED, PAGE, RW, RWX, what
+from cpu import CPU, FIXED, PAGE, RW, RWX, unicorn, what
 from each_line import Event
 from hostarch import READ, WRITE, mman
 from usermem import AddressSpace
-from usermem.unicorn import regions, shared_engine
+from usermem.unicorn import regions, share, shared_engine
 
 BASE = 0x1000_0000
 
@@ -38,6 +38,26 @@ def test_interrupts(eager: bool) -> None:
             cpu.shared.close()
             assert list(cpu.uc.mem_regions()) == []
         at += 1
+
+
+def test_interrupts_of_share() -> None:
+    """The space and the engine are as before then, and may be shared again."""
+    at, lines = 1, 1
+    with AddressSpace() as space:
+        space.mmap(BASE, PAGE, RWX, FIXED)
+        while at <= lines:
+            uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+            event = Event([regions, shared_engine], at, _interrupt, between=True)
+            with suppress(KeyboardInterrupt):
+                event.during(lambda: share(uc, space, eager=True).close())  # noqa: B023
+            lines = max(lines, event.lines)
+            if "close" not in event.where:
+                assert space.on_change is None, event.where
+                assert space.on_code_write is None
+                assert list(uc.mem_regions()) == []
+                share(uc, space).close()
+            space.on_change = space.on_code_write = None
+            at += 1
 
 
 def _interrupt() -> None:

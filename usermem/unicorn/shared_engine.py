@@ -61,8 +61,7 @@ def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: b
         raise ValueError("the engine is shared already: close() that first")
     shared = SharedEngine(uc, space, copy_files, eager)
     try:
-        for vma in space.mappings():
-            shared._follow(vma.start, vma.end, ChangeKind.MAP)
+        shared._begin()
     except BaseException:
         shared.close()
         raise
@@ -83,15 +82,22 @@ class SharedEngine:
         self._last = -1  # where the last fault was
         self._fetched = False  # whether the engine has fetched from where nothing was mapped
         self._closed = False
-        uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
-        self._ctl, uc.ctl = uc.ctl, self._checked_ctl
-        self._hook = uc.hook_add(engine.HOOK_MEM_INVALID, self._invalid)
-        self._previous = space.on_change
+        self._ctl = uc.ctl
+        self._hook: int | None = None
+        self._previous, self._previous_writes = space.on_change, space.on_code_write
         self._listener: Callable[[int, int, ChangeKind], None] = self._changed
-        space.on_change = self._listener
-        self._previous_writes = space.on_code_write
         self._code_listener: Callable[[int, int], object] = self._code_written
+
+    def _begin(self) -> None:
+        """Follow the space, and map what is there already. What an error leaves, close undoes."""
+        uc, space = self._uc, self._space
+        uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
+        uc.ctl = self._checked_ctl
+        self._hook = uc.hook_add(engine.HOOK_MEM_INVALID, self._invalid)
+        space.on_change = self._listener
         space.on_code_write = self._code_listener
+        for vma in space.mappings():
+            self._follow(vma.start, vma.end, ChangeKind.MAP)
 
     def __enter__(self) -> Self:
         return self
