@@ -22,6 +22,7 @@ from hostarch import AMD64, READ, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, atomics
 from usermem.mm import host_runs, maps, pins, spawn
 from usermem.mm.check import check
+from usermem.mm.code_writes import CodeListener, watch_code
 from usermem.mm.descriptor import Path
 from usermem.mm.dirty import different, dirty, page_ranges
 from usermem.mm.futex_key import FutexKey, futex_key
@@ -108,6 +109,23 @@ class AddressSpace(SystemCalls):
     def on_change(self, listener: Listener | None) -> None:
         """Set the listener; None for none."""
         self._map.listeners.listener = listener
+
+    @property
+    def on_code_write(self) -> CodeListener | None:
+        """A function ``(start, end)`` that is called before bytes of executable mappings are written, for code caches.
+
+        It hears of writes through this space, by whatever call, rights ignored or not, and of blocks that can be
+        written when they are handed out; not of writes through :meth:`host_runs`, at another address of the same
+        memory, or in another space. What it raises comes out of the call, which has written nothing then.
+
+        While one is set, each write to executable memory looks its pages up (2 us). Other memory is as quick as ever.
+        """
+        return self._map.code_listener
+
+    @on_code_write.setter
+    def on_code_write(self, listener: CodeListener | None) -> None:
+        """Set the listener; None for none."""
+        watch_code(self._map, listener)
 
     def host_runs(self, start: int, end: int, *, copy_files: bool = False) -> list[GuestRun]:
         """Where the memory of [start, end) is in this process, in order of addresses, holes left out.

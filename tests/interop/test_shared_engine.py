@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cpu import ANON, CODE, CPU, FIXED, PAGE, RW, RWX, RX, SYSCALL, mov_eax, unicorn, x86
+from cpu import ANON, CODE, CPU, FIXED, PAGE, RW, RWX, RX, SYSCALL, unicorn, what, x86
 from hostarch import EXECUTE, READ, WRITE, AccessType, mman
 from usermem import AddressSpace, FaultError, FaultReason
 from usermem.mm.listeners import ChangeKind
@@ -28,13 +28,6 @@ def cpu() -> Iterator[CPU]:
         cpu = CPU(space)
         yield cpu
         cpu.shared.close()
-
-
-def what(fault: object) -> object:
-    """What a fault says."""
-    if not isinstance(fault, FaultError):
-        return fault
-    return fault.address, int(fault.access), fault.reason, fault.signo, fault.si_code
 
 
 def test_bytes_go_both_ways(cpu: CPU) -> None:
@@ -62,19 +55,6 @@ def test_an_eager_engine_has_all_mappings() -> None:
             assert [(start - BASE, prot) for start, _, prot in uc.mem_regions()] == [(0, 3), (0x2000, 1), (0x3000, 3)]
 
 
-def test_an_instruction_that_goes_on_in_the_next_window(cpu: CPU) -> None:
-    """It is fetched from two pages, neither of which the engine had."""
-    edge = 0x2000_0000
-    cpu.space.mmap(edge - PAGE, 2 * PAGE, RWX, FIXED)
-    cpu.space.copy_out(edge - 2, mov_eax(77))
-    assert cpu.run(edge - 2, 5) is None
-    assert cpu.eax() == 77
-    cpu.space.munmap(edge, PAGE)
-    fault = cpu.run(edge - 2, 5)
-    assert fault is not None
-    assert (fault.address, fault.access) == (edge, EXECUTE)
-
-
 def test_faults_are_those_of_the_space(cpu: CPU) -> None:
     """Address, access, reason, signal and code, for loads, stores and fetches."""
     space = cpu.space
@@ -84,6 +64,7 @@ def test_faults_are_those_of_the_space(cpu: CPU) -> None:
     for addr in (BASE + PAGE, BASE + 2 * PAGE, BASE + 4 * PAGE, BASE - 1):
         assert what(cpu.store(addr, 1)) == what(space.resolve(addr, 1, WRITE)[1]) != None  # noqa: E711
     assert what(cpu.load(BASE + 2 * PAGE)) == what(space.resolve(BASE + 2 * PAGE, 1, READ)[1])
+    assert what(cpu.load(1 << 47)) == what(space.range_fault(1 << 47, 1, READ))
     fault = cpu.run(BASE, 4)
     assert fault is not None
     assert (fault.address, fault.access, fault.reason) == (BASE, EXECUTE, FaultReason.PERMISSION)
@@ -95,7 +76,6 @@ def test_an_access_over_the_end_names_the_first_byte_missing(cpu: CPU) -> None:
     """Eight bytes of which four are there: Unicorn asks for each of the others, and the first counts."""
     cpu.space.mmap(BASE, PAGE, RW, FIXED)
     cpu.space.copy_out(CODE, b"\x48\x89\x03", ignore_permissions=True)  # mov [rbx], rax
-    cpu.shared.written(CODE, 3)
     cpu.uc.reg_write(x86.UC_X86_REG_RBX, BASE + PAGE - 4)
     fault = cpu.run(CODE, 3)
     assert fault is not None
@@ -113,30 +93,18 @@ def test_a_stack_grows_as_it_is_touched(cpu: CPU) -> None:
     assert isinstance(cpu.store(top - 301 * PAGE, 1), FaultError)
     assert [space.read_bytes(top - page * PAGE, 1)[0] for page in (1, 2, 300)] == [1, 2, 44]
     assert len(list(cpu.uc.mem_regions())) < 64
+    assert len({kept for each in cpu.shared._regions.parts(0, 1 << 64) for kept in each.kept}) < 4
 
 
-def test_restored_a_thousand_times(cpu: CPU) -> None:
-    """Mappings, rights and bytes are back each time, code too."""
-    space = cpu.space
-    space.mmap(BASE, 8 * PAGE, RWX, FIXED)
-    space.copy_out(BASE, mov_eax(1))
-    space.copy_out(BASE + PAGE, b"old")
-    before = space.snapshot()
-    for turn in range(1000):
-        space.copy_out(BASE, mov_eax(turn + 2))
-        cpu.shared.written(BASE, 5)
-        assert cpu.run(BASE, 5) is None
-        assert cpu.eax() == turn + 2
-        assert cpu.store(BASE + PAGE, 7) is None
-        if turn % 3 == 0:
-            space.munmap(BASE + 2 * PAGE, PAGE)
-            space.mprotect(BASE + 3 * PAGE, PAGE, mman.PROT_READ)
-        space.restore(before)
-        assert cpu.run(BASE, 5) is None
-        assert cpu.eax() == 1
-        assert cpu.load(BASE + PAGE) == ord("o")
-        assert cpu.store(BASE + 2 * PAGE, 1) is cpu.store(BASE + 3 * PAGE, 1) is None
-    assert len(list(cpu.uc.mem_regions())) < 16
+def test_where_memory_goes_on_no_other_comes_with_it(cpu: CPU) -> None:
+    """A stack that comes to the next MiB does not bring the mappings 64 MiB around, which would make all calls slow."""
+    for page in range(0, 40, 2):
+        cpu.space.mmap(BASE + page * PAGE, PAGE, RW, FIXED)
+    top = BASE + 1024 * PAGE
+    cpu.space.mmap(top - PAGE, PAGE, RW, GROWS)
+    for page in range(1, 300):
+        assert cpu.store(top - page * PAGE, 1) is None
+    assert BASE not in [start for start, _, _ in cpu.uc.mem_regions()]
 
 
 def test_moved_discarded_guarded(cpu: CPU) -> None:
@@ -180,72 +148,6 @@ def test_a_system_call_may_unmap_what_runs(cpu: CPU) -> None:
     assert (fault.address, fault.reason) == (BASE + 16 * PAGE, FaultReason.UNMAPPED)
 
 
-def test_code_that_the_host_writes_while_it_runs(cpu: CPU) -> None:
-    """In a hook, beyond the block that runs: as ``written`` promises; and by mprotect there and back."""
-    space = cpu.space
-    space.mmap(BASE, PAGE, RWX, FIXED)
-    space.copy_out(BASE, b"\xe8\xfb\x00\x00\x00" + SYSCALL + b"\xe8\xf4\x00\x00\x00")  # call f; syscall; call f
-    space.copy_out(BASE + 0x100, mov_eax(1) + b"\xc3")
-    space.mmap(BASE + 16 * PAGE, PAGE, RW, FIXED)
-
-    def syscall(uc: Any, data: Any) -> None:
-        seen.append(cpu.eax())
-        space.copy_out(BASE + 0x100, mov_eax(2))
-        if told:
-            cpu.shared.written(BASE + 0x100, 5)
-
-    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    for told, last in ((False, 1), (True, 2)):  # noqa: B007 - the hook looks at it
-        seen: list[int] = []
-        space.copy_out(BASE + 0x100, mov_eax(1))
-        cpu.shared.written(BASE, PAGE)
-        cpu.uc.reg_write(x86.UC_X86_REG_RSP, BASE + 17 * PAGE)
-        assert cpu.run(BASE, 12) is None
-        assert (seen, cpu.eax()) == ([1], last)
-
-
-@pytest.mark.parametrize("how", ["restore", "mprotect"])
-def test_code_that_a_change_of_the_map_brings(cpu: CPU, how: str) -> None:
-    """A system call restores the code, or makes it writable, writes it and makes it executable, as a JIT does."""
-    space = cpu.space
-    space.mmap(BASE, PAGE, RWX, FIXED)
-    space.copy_out(BASE, b"\xe8\xfb\x00\x00\x00" + SYSCALL + b"\xe8\xf4\x00\x00\x00")  # call f; syscall; call f
-    space.copy_out(BASE + 0x100, mov_eax(1) + b"\xc3")
-    space.mmap(BASE + 16 * PAGE, PAGE, RW, FIXED)
-    before = space.snapshot()
-    space.copy_out(BASE + 0x100, mov_eax(2))
-    seen = []
-
-    def syscall(uc: Any, data: Any) -> None:
-        seen.append(cpu.eax())
-        if how == "restore":
-            space.restore(before)
-        else:
-            space.mprotect(BASE, PAGE, RW)
-            space.copy_out(BASE + 0x100, mov_eax(1))
-            space.mprotect(BASE, PAGE, RX)
-
-    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    cpu.uc.reg_write(x86.UC_X86_REG_RSP, BASE + 17 * PAGE)
-    assert cpu.run(BASE, 12) is None
-    assert (seen, cpu.eax()) == ([2], 1)
-
-
-def test_code_that_takes_its_own_right_to_run(cpu: CPU) -> None:
-    """The next instruction is a fault, where Unicorn alone stops as if it had come to the end."""
-    space = cpu.space
-    space.mmap(BASE, PAGE, RX, FIXED)
-    space.copy_out(BASE, SYSCALL + mov_eax(5), ignore_permissions=True)
-
-    def forbid(uc: Any, data: Any) -> None:
-        space.mprotect(BASE, PAGE, RW)
-
-    cpu.uc.hook_add(unicorn.UC_HOOK_INSN, forbid, None, 1, 0, x86.UC_X86_INS_SYSCALL)
-    fault = cpu.run(BASE, 7)
-    assert fault is not None
-    assert (fault.address, fault.access, fault.reason) == (BASE + 2, EXECUTE, FaultReason.PERMISSION)
-
-
 def test_what_the_fault_hook_of_the_space_maps(cpu: CPU) -> None:
     """It maps what is missing, gives a right, or puts other memory there: the access goes on."""
     space = cpu.space
@@ -264,6 +166,20 @@ def test_what_the_fault_hook_of_the_space_maps(cpu: CPU) -> None:
     for page in (0, 1, 2, 3, 4, 9):
         assert cpu.store(BASE + page * PAGE, page + 1) is None
         assert space.read_bytes(BASE + page * PAGE, 1)[0] == cpu.load(BASE + page * PAGE) == page + 1
+
+
+def test_closed_by_a_hook(cpu: CPU) -> None:
+    """In the middle of a fault that is made good: the engine gets nothing any more, and stops."""
+
+    def on_fault(addr: int, access: AccessType) -> bool:
+        cpu.space.mmap(BASE, PAGE, RW, FIXED)
+        cpu.shared.close()
+        return True
+
+    cpu.space.on_fault = on_fault
+    with pytest.raises(AssertionError, match="does not get on"):
+        cpu.store(BASE, 1)
+    assert list(cpu.uc.mem_regions()) == []
 
 
 def test_large_mappings_cost_what_is_touched(cpu: CPU) -> None:
@@ -298,9 +214,9 @@ def test_many_mappings_are_few_regions(cpu: CPU) -> None:
 
 def test_regions_that_become_one_keep_the_memory_of_all() -> None:
     """Those that meet here and in the guest, with the same rights; no others."""
-    first, second = Region(0, PAGE, 0x1000, 3, ("a",)), Region(PAGE, 2 * PAGE, 0x2000, 3, ("b",))
-    other = Region(2 * PAGE, 3 * PAGE, 0x9000, 3, ("c",))
-    assert joined([first, second, other]) == [Region(0, 2 * PAGE, 0x1000, 3, ("a", "b")), other]
+    first, second = Region(0, PAGE, 0x1000, 3, frozenset("a")), Region(PAGE, 2 * PAGE, 0x2000, 3, frozenset("b"))
+    other = Region(2 * PAGE, 3 * PAGE, 0x9000, 3, frozenset("c"))
+    assert joined([first, second, other]) == [Region(0, 2 * PAGE, 0x1000, 3, frozenset("ab")), other]
     assert joined([first, second._replace(prot=1)]) == [first, second._replace(prot=1)]
 
 
@@ -375,6 +291,18 @@ def test_listeners_are_chained() -> None:
         second.mem_map(BASE, PAGE)
         with pytest.raises(ValueError, match="not empty"):
             share(second, space)
+
+
+def test_an_engine_has_one_space() -> None:
+    """Also while nothing of it is mapped; after close it may have another."""
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    with AddressSpace() as one, AddressSpace() as other:
+        with share(uc, one), pytest.raises(ValueError, match="shared already"):
+            share(uc, other)
+        assert other.on_change is None
+        assert other.on_code_write is None
+        with share(uc, other):
+            assert other.on_change is not None
 
 
 @pytest.mark.parametrize("eager", [False, True])

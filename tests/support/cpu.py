@@ -31,6 +31,13 @@ def mov_eax(value: int) -> bytes:
     return b"\xb8" + value.to_bytes(4, "little")
 
 
+def what(fault: object) -> object:
+    """What a fault says."""
+    if not isinstance(fault, FaultError):
+        return fault
+    return fault.address, int(fault.access), fault.reason, fault.signo, fault.si_code
+
+
 class CPU:
     """An engine that shares a space's memory, with loads and stores in a page of their own at CODE."""
 

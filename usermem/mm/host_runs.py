@@ -38,6 +38,11 @@ class GuestRun:
     _runs: tuple[HostRun, ...] = field(default=(), repr=False, eq=False)
 
     @property
+    def keepers(self) -> frozenset[object]:
+        """What keeps the memory alive: equal ones keep the same, so that who keeps many runs can keep few of these."""
+        return frozenset([run.keeper for run in self._runs])
+
+    @property
     def end(self) -> int:
         """The first guest address past it."""
         return self.start + self.length

@@ -18,6 +18,7 @@ from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import checked_start
 from usermem.mm.backing.object_pages import released, write_back_released
+from usermem.mm.code_writes import tell_code
 from usermem.mm.limits import Limits
 from usermem.mm.memory_map import CACHED, MemoryMap
 from usermem.mm.page_cache import GONE, PagedIO, Stretch
@@ -73,6 +74,8 @@ class MappedIO(PagedIO):
                 if isinstance(found, FaultReason):
                     return blocks, FaultError(addr + tag, access, found)
                 _, base, limit, run = found
+                if self._map.code_listener is not None and access & WRITE:
+                    tell_code(self._map, addr, min(base + limit, end))
             stop = min(base + limit, end)
             blocks.append(run.block(addr - base - run.start, stop - addr))
             addr = stop
@@ -100,6 +103,8 @@ class MappedIO(PagedIO):
             if isinstance(located, FaultReason):
                 return FaultError(addr, access, located)
             found = located
+            if self._map.code_listener is not None and access is WRITE:
+                tell_code(self._map, addr, min(addr + n, found[1] + found[2]))
         return found if isinstance(found[0], host_mmap.mmap) else None
 
     def _handled(self, addr: int, access: AccessType) -> bool:

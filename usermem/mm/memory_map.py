@@ -94,6 +94,8 @@ class MemoryMap:
             most = arch.max_addr.bit_length() - arch.page_shift - 3  # 24 on RISC-V, as in Linux
             self.base -= Random(check_int(seed, "seed")).getrandbits(max(min(bits, most), 0)) << arch.page_shift
         self.listeners = Listeners()
+        self.code_listener: Callable[[int, int], object] | None = None
+        """See :mod:`usermem.mm.code_writes`."""
         self.failed_write_back: Exception | None = None
         self.pins: WeakSet[object] = WeakSet()
         """What the blocks keep alive that were handed out and can be written: see :mod:`usermem.mm.pins`."""
@@ -233,8 +235,9 @@ class MemoryMap:
         now = self.tables
         if now is not tables and (now.pmas.find(addr) is not pma or now.vmas.find(addr) is not vma):
             return False
-        if fresh is not None and not self._cache.frozen:
-            writable = access & mman.PROT_WRITE != 0
+        writable = access & mman.PROT_WRITE != 0
+        watched = writable and self.code_listener is not None and vma.prot & mman.PROT_EXEC
+        if fresh is not None and not watched and not self._cache.frozen:
             start = vma.start if vma.start > pma.start else pma.start
             stretch = self._cache.stretch(pma.cached, start, fresh, writable)
             if self.tables is now:  # a signal handler may have changed them before a change could find the stretch

@@ -20,6 +20,7 @@ FIRST_PROT: Final = 22
 # uc_hook_type, uc_control_type
 HOOK_MEM_INVALID: Final = 0x3F0
 CTL_IO_WRITE: Final = 1
+CTL_TLB_FLUSH: Final = 11
 CTL_CONTEXT_MODE: Final = 14
 CTL_CONTEXT_CPU: Final = 1
 CTL_CONTEXT_MEMORY: Final = 2

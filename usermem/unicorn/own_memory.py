@@ -37,8 +37,16 @@ class UnicornIO(RemoteIO):
     def write(self, addr: int, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
         n = self._reach(addr, len(buffer), WRITE, ignore_permissions)
         if n:
-            self._uc.mem_write(addr, buffer[:n].tobytes())
+            self._store(addr, buffer[:n].tobytes())
         return n
+
+    def _store(self, addr: int, data: bytes) -> None:
+        """Write, and have the engine translate anew what it knows of code there: ``mem_write`` alone does not."""
+        self._uc.mem_write(addr, data)
+        end = addr + len(data)
+        for start, last, prot in self._uc.mem_regions():
+            if prot & mman.PROT_EXEC and start < end and addr <= last:
+                self._uc.ctl_remove_cache(max(start, addr), min(last + 1, end))
 
     def writable(self, addr: int, length: int, *, ignore_permissions: bool = False) -> int:
         return self._reach(addr, length, WRITE, ignore_permissions)
@@ -78,7 +86,7 @@ class UnicornIO(RemoteIO):
         with self._lock:
             start, found = self._word(addr, READ_WRITE, ignore_permissions)
             if old is None or found == old:
-                self._uc.mem_write(start, data)
+                self._store(start, data)
             return found
 
     def _word(self, addr: int, access: AccessType, ignore_permissions: bool) -> tuple[int, int]:

@@ -29,34 +29,31 @@ class RegisterBatch:
         for each in self._registers:
             _check_width(uc, each)
         n = len(self._registers)
-        self._values = (ctypes.c_uint64 * n)()
         self._ids = (ctypes.c_int32 * n)(*self._registers)
-        base = ctypes.addressof(self._values)
-        self._places = (ctypes.c_void_p * n)(*(base + 8 * i for i in range(n)))
+        # One each, for Unicorn stores as many bytes as a register has: the others stay zero.
+        self._found, self._values = (ctypes.c_uint64 * n)(), (ctypes.c_uint64 * n)()
+        self._places = tuple(_places(values) for values in (self._found, self._values))
         # Without argtypes: their conversion takes longer than the call. With the GIL: it never waits.
         types = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         prototype = ctypes.PYFUNCTYPE(*types)
         library = _library(uc)
-        handle = uc._uch.value
-        self._arguments = (
-            ctypes.c_void_p(handle),
-            ctypes.c_void_p(ctypes.addressof(self._ids)),
-            ctypes.c_void_p(ctypes.addressof(self._places)),
-            ctypes.c_int(n),
+        engine, ids = ctypes.c_void_p(uc._uch.value), ctypes.c_void_p(ctypes.addressof(self._ids))
+        self._from, self._to = (
+            (engine, ids, ctypes.c_void_p(ctypes.addressof(places)), ctypes.c_int(n)) for places in self._places
         )
         self._read = prototype(_address(library.uc_reg_read_batch))
         self._write = prototype(_address(library.uc_reg_write_batch))
 
     def read(self) -> list[int]:
         """The registers' values, in their order. Raises ValueError if the engine refuses."""
-        if self._read(*self._arguments):
+        if self._read(*self._from):
             raise ValueError(f"the engine cannot read registers {self._registers}")
-        return self._values[:]
+        return self._found[:]
 
     def write(self, *values: int) -> None:
         """Set the registers, in their order; of a value the low bits count. Raises ValueError for another number."""
         self._values[:] = list(values)
-        if self._write(*self._arguments):
+        if self._write(*self._to):
             raise ValueError(f"the engine cannot write registers {self._registers}")
 
 
@@ -67,6 +64,14 @@ def _library(uc: Engine) -> Any:
         if library is not None:
             return library
     raise TypeError(f"uc is a {type(uc).__name__}, expected a unicorn.Uc of Unicorn 2.1 or later")
+
+
+def _places(values: ctypes.Array[ctypes.c_uint64]) -> ctypes.Array[ctypes.c_void_p]:
+    """The addresses of some values."""
+    import ctypes
+
+    base = ctypes.addressof(values)
+    return (ctypes.c_void_p * len(values))(*(base + 8 * i for i in range(len(values))))
 
 
 def _address(function: Any) -> int:

@@ -8,8 +8,8 @@ changes is unmapped or changed in the engine before the call returns.
 - Hooks for invalid accesses may change the map (a stack grows, the space's ``on_fault`` maps). But an engine that is
   in the middle of an access without the right crashes if its region is replaced then (Unicorn 2.1.4). Such an access
   ends the emulation without a fault: start it again at the program counter.
-- Unicorn caches translated code and sees no write of the host's. What changes of the map or restores bring is looked
-  after; who copies to memory that may have run calls :meth:`SharedEngine.written`.
+- Unicorn caches translated code and sees no write of the host's. What changes of the map, restores and copies through
+  the space bring is looked after; who writes host memory calls :meth:`SharedEngine.written`.
 - UC_CTL_CONTEXT_MEMORY makes an engine write to copies of its own. It is refused.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from hostarch import mman
+from hostarch import EXECUTE, mman
 from safemem.buffers import check_count, check_int
 from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import engine
@@ -41,9 +41,10 @@ _IMPLY_READ: Final = mman.PROT_WRITE | mman.PROT_EXEC
 def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: bool = False) -> SharedEngine:
     """Keep the map of a Unicorn engine equal to a space's, until the result is closed or left as a context manager.
 
-    The engine's map must be empty: raises ValueError if it is not. Its regions are the space's from then on; map
-    others only where the guest does not. A listener that the space has is called after each change has been made in the
-    engine. Changes must come from the thread that runs the engine (a hook), or while it does not run.
+    The engine's map must be empty, and nothing else may share it: raises ValueError otherwise. Its regions are the
+    space's from then on; map others only where the guest does not. A listener that the space has is called after each
+    change has been made in the engine. Changes must come from the thread that runs the engine (a hook), or while it
+    does not run.
 
     The engine has what the CPU has touched: read and write memory through the space. With ``eager`` it has all
     mappings of at most 64 MiB from the beginning, for code that calls ``uc.mem_read``; mapping then takes four times as
@@ -56,10 +57,11 @@ def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: b
     """
     if next(uc.mem_regions(), None) is not None:
         raise ValueError("the engine's map is not empty: share() it first, and map what is your own afterwards")
+    if isinstance(getattr(uc.ctl, "__self__", None), SharedEngine):
+        raise ValueError("the engine is shared already: close() that first")
     shared = SharedEngine(uc, space, copy_files, eager)
     try:
-        for vma in space.mappings():
-            shared._follow(vma.start, vma.end, ChangeKind.MAP)
+        shared._begin()
     except BaseException:
         shared.close()
         raise
@@ -78,13 +80,24 @@ class SharedEngine:
         self._fault: FaultError | None = None
         self._failed: BaseException | None = None
         self._last = -1  # where the last fault was
+        self._fetched = False  # whether the engine has fetched from where nothing was mapped
         self._closed = False
-        uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
-        self._ctl, uc.ctl = uc.ctl, self._checked_ctl
-        self._hook = uc.hook_add(engine.HOOK_MEM_INVALID, self._invalid)
-        self._previous = space.on_change
+        self._ctl = uc.ctl
+        self._hook: int | None = None
+        self._previous, self._previous_writes = space.on_change, space.on_code_write
         self._listener: Callable[[int, int, ChangeKind], None] = self._changed
+        self._code_listener: Callable[[int, int], object] = self._code_written
+
+    def _begin(self) -> None:
+        """Follow the space, and map what is there already. What an error leaves, close undoes."""
+        uc, space = self._uc, self._space
+        uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
+        uc.ctl = self._checked_ctl
+        self._hook = uc.hook_add(engine.HOOK_MEM_INVALID, self._invalid)
         space.on_change = self._listener
+        space.on_code_write = self._code_listener
+        for vma in space.mappings():
+            self._follow(vma.start, vma.end, ChangeKind.MAP)
 
     def __enter__(self) -> Self:
         return self
@@ -99,12 +112,16 @@ class SharedEngine:
         """
         if self._closed:
             return
-        self._closed = True
+        self._regions.forget()
         if self._space.on_change == self._listener:
             self._space.on_change = self._previous
-        self._regions.remove(0, 1 << 64)
-        self._uc.hook_del(self._hook)
-        del self._uc.ctl
+        if self._space.on_code_write == self._code_listener:
+            self._space.on_code_write = self._previous_writes
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            self._uc.hook_del(hook)
+        self._uc.__dict__.pop("ctl", None)
+        self._closed = True
 
     @property
     def fault(self) -> FaultError | None:
@@ -129,15 +146,20 @@ class SharedEngine:
             del failed, fault
 
     def written(self, addr: int, n: int) -> None:
-        """Say that the host has written n bytes at addr: the engine translates anew what it knows of code there.
+        """Say that n bytes at addr were written: the engine translates anew what it knows of code there.
 
-        Costs 2 us where something is executable, and less than 1 elsewhere. Call it after each copy to memory that may
-        have run (a JIT's, a debugger's breakpoint); a block that is running comes to its end first.
+        Writes through the space need no call: :attr:`AddressSpace.on_code_write` tells of them. Others do: to host
+        memory (``host_runs``, blocks), and to the same memory at another address. A block that is running comes to its
+        end first. Costs 2 us for each region that is executable, and less than 1 elsewhere.
         """
         start = check_int(addr, "addr")
-        end = start + check_count(n, "n")
-        if self._regions.is_executable(start, end):
-            self._uc.ctl_remove_cache(start, end)
+        self._retranslate(start, start + check_count(n, "n"))
+
+    def _retranslate(self, start: int, end: int) -> None:
+        if self._regions.retranslate(start, end) and self._fetched:
+            # A block at which the engine found nothing mapped is known by its address alone (Unicorn 2.1.4).
+            self._fetched = False
+            self._ctl(engine.CTL_TLB_FLUSH, engine.CTL_IO_WRITE)
 
     # --- following the space
 
@@ -146,9 +168,24 @@ class SharedEngine:
         try:
             if not self._closed:
                 self._follow(start, end, kind)
+        except BaseException:
+            self._regions.forget()
+            raise
         finally:
             if self._previous is not None:
                 self._previous(start, end, kind)
+
+    def _code_written(self, start: int, end: int) -> None:
+        """Have the engine translate anew what is about to be written, and tell the listener that was there before."""
+        try:
+            if not self._closed:
+                self._retranslate(start, end)
+        except BaseException:
+            self._regions.forget()
+            raise
+        finally:
+            if self._previous_writes is not None:
+                self._previous_writes(start, end)
 
     def _follow(self, start: int, end: int, kind: ChangeKind) -> None:
         if self._eager and kind is not ChangeKind.UNMAP and end - start <= _LARGE:
@@ -166,8 +203,7 @@ class SharedEngine:
         there = regions.parts(start, end)
         if there:
             if self._protect(there, wanted):
-                if any((region.prot & mman.PROT_EXEC) for region in there):
-                    self._uc.ctl_remove_cache(start, end)
+                self._retranslate(start, end)
                 return
             regions.remove(start, end)
         for region in wanted:
@@ -206,7 +242,7 @@ class SharedEngine:
                 continue  # Unicorn 2.1.4 lets loads pass in such a region once a store there has failed
             prot = run.prot | mman.PROT_READ if run.prot & _IMPLY_READ else run.prot
             stop = run.start - (-run.length // PAGE) * PAGE  # a copy up to its file's end lies in whole pages
-            found.append(Region(run.start, stop, run.address, prot, (run,)))
+            found.append(Region(run.start, stop, run.address, prot, run.keepers))
         return found
 
     def _runs_of(self, start: int, end: int) -> list[GuestRun]:
@@ -236,16 +272,20 @@ class SharedEngine:
             return self._is_mended(addr, access) and (access < engine.FIRST_PROT or self._regions.replaced == before)
         except BaseException as exc:  # Unicorn would hide it behind its own
             self._failed = exc.with_traceback(None)
+            self._regions.forget()
             return False
 
     def _is_mended(self, addr: int, access: int) -> bool:
         """Whether the space allows an access, now that it has grown a stack or called its hook; else note the fault."""
         kind = engine.ACCESS[access]
+        self._fetched = self._fetched or kind == EXECUTE
         _, fault = self._space.resolve(addr, 1, kind)
+        if self._closed:  # by a hook of the space
+            return False
         if fault is not None:
             # An access that goes on in a page without the right faults byte by byte: the first counts.
             if self._fault is None or addr != self._last + 1:
-                self._fault = fault
+                self._fault = self._space.range_fault(addr, 1, kind) or fault
             self._last = addr
             return False
         found = self._regions.prot(addr)
@@ -265,6 +305,8 @@ class SharedEngine:
             low = page // window * window
             start, end = max(before, low), min(after, low + window)
             wanted = self._wanted(start, end)
+            if window == _LARGE:
+                wanted = [each for each in joined(wanted) if each.start <= page < each.end]
             if len(wanted) < MANY:
                 break
         regions.remove(start, end)  # what came meanwhile
