@@ -17,6 +17,7 @@ Source: recvmsg(2), unix(7), ip(7) (IP_RECVERR); Linux net/ipv4/ip_sockglue.c (i
 from __future__ import annotations
 
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -88,7 +89,9 @@ class _Arrival:
         if self.memory is memory:
             self.memory = BlockSeq.of(Block(self.data().tobytes()))
 
-    def __del__(self) -> None:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ended():  # modules are empty, and the process closes all by itself
+            return
         for _, ancillary, _, _ in getattr(self, "found", ()):  # an interrupt may have come before it had any
             Undelivered(descriptors_of(ancillary)).close()
 

@@ -14,7 +14,7 @@ import errno
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Final
 
 from safemem.block_seq import BlockSeq
@@ -288,8 +288,9 @@ class DatagramPair(MemoryEndpoint):
     parted cannot be paired again: make a new pair.)
     """
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ended():
+            self.close()
 
     def _gone(self) -> OSError:
         reason = "this half is closed" if self._closed else "the other half is gone"

@@ -9,6 +9,7 @@ Source: OpenSSL doc/designs/quic-design/dgram-api.md, "Alternate API".
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -127,8 +128,8 @@ class DatagramQueue:
                 for blocks in found:
                     self._on_free(blocks)
 
-    def __del__(self) -> None:
-        if not self._closed:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not (self._closed or ended()):  # then modules are empty, and the process gives all back
             self.__exit__()
 
     @property

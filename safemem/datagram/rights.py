@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -69,5 +70,6 @@ class Undelivered:
                 for _ in map(os.close, iter(self.left.pop, -1)):
                     pass
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ended():
+            self.close()

@@ -17,6 +17,7 @@ import mmap
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -74,8 +75,8 @@ class _Atom:
         self.used = self.start, self.end
         return self._parts or ()
 
-    def __del__(self) -> None:
-        if getattr(self, "_owns", False):  # not if its making was interrupted
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if getattr(self, "_owns", False) and not ended():  # not if its making was interrupted
             self._arena.give_back(self._chunk, self.start, self.end, self.used)
 
 

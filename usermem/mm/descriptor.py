@@ -6,6 +6,7 @@ Source: open(2), preadv(2).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,10 +23,10 @@ class Descriptor:
         """open(2). Raises OSError."""
         (self.fd,) = map(os.open, [path], [flags], [mode])  # see host_calls.Unmapping
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if self.fd >= 0:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.fd >= 0 and not ended():
             with suppress(OSError):  # a sandbox that refuses even that
-                close(self.fd)
+                os.close(self.fd)
 
 
 def read_into(fd: int, at: int, dst: memoryview) -> int:

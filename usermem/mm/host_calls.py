@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap as host_mmap
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import repeat
 from operator import and_
@@ -108,7 +108,9 @@ class Unmapping:
             raise _error(what)
         return self.address
 
-    def __del__(self) -> None:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if ended():  # modules are empty, and the process gives all back by itself
+            return
         _live.discard(id(self))
         if getattr(self, "address", None) is not None and self.length:
             _libc().munmap(self.address, self.length)

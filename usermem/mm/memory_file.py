@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -54,8 +55,8 @@ class MemoryFile:
         self.windows: WeakValueDictionary[int, Any] = WeakValueDictionary()
         """What of it is mapped shared, by offsets: SharedMemory's."""
 
-    def __del__(self) -> None:
-        if self.fd >= 0:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.fd >= 0 and not ended():
             with suppress(OSError):  # a sandbox that refuses even that
                 os.close(self.fd)
 
@@ -123,9 +124,9 @@ class MemoryRange:
         self.start = file.allocate(self.length)
         self.file = file
 
-    def __del__(self) -> None:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
         file: MemoryFile | None = getattr(self, "file", None)  # not if its making was interrupted
-        if file is not None:
+        if file is not None and not ended():
             file.give_back(self.start, self.start + self.length)
 
     def place(self, offset: int) -> tuple[int, int]:

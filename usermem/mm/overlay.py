@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from itertools import tee
 from typing import Final, NamedTuple
@@ -49,8 +50,9 @@ class Overlay(Contents):
     copies = False
     """Whether bytes are compared and copied back, though images could be mapped."""
 
-    def __del__(self, forget: Callable[[object], None] = host_calls.count_images) -> None:
-        forget(self)
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ended():
+            host_calls.count_images(self)
 
     @property
     def maps(self) -> bool:

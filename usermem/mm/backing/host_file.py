@@ -18,7 +18,9 @@ import mmap
 import os
 import stat
 import struct
+import sys
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -63,8 +65,8 @@ class _Closing:
         self.fd = -1
         (self.fd,) = map(os.dup if copied else int, [fd])
 
-    def __del__(self) -> None:
-        if self.fd >= 0:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.fd >= 0 and not ended():
             _unused.append((self.key, self.fd))
             _close_unused()
 

@@ -15,6 +15,7 @@ Source: mmap(2), MAP_SHARED; gVisor pkg/sentry/fsutil (CachingInodeOperations); 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -81,8 +82,8 @@ class _Releasing:
         self.mapped = mapped
         self.windows = windows
 
-    def __del__(self) -> None:
-        if self.windows and getattr(self.mapped, "write_at", None) is not None:
+    def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.windows and not ended() and getattr(self.mapped, "write_at", None) is not None:
             released.append((self.mapped, self.windows))
 
 
