@@ -1,0 +1,229 @@
+"""Kernel: all processes, whose turn it is, and how a system call is made, waits and goes on.
+
+One host thread runs all tasks by turns. A task runs until a system call of its waits, or its time slice ends while
+another one could run; who waits goes on in the order of the tasks. A system call is made when the engine has stopped,
+so that it may change anything: the registers, the engine, the memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import simulator.calls  # noqa: F401 - fills the table
+from simulator import signals
+from simulator.cpu import Stop
+from simulator.execute import execute
+from simulator.files import Files, OpenFile
+from simulator.process import Directory, Memory, Process, Task, Wrap, new_space
+from simulator.siginfo import CLD_EXITED, CLD_KILLED, Siginfo
+from simulator.table import CALLS, Result
+from simulator.ticks import Ticks
+from simulator.waits import poll_now
+from usermem import Futex, FutexTable, copy_uint32_out, linux_result
+
+_LONGEST: Final = 60.0  # of one poll of the host's
+
+Trace: TypeAlias = Callable[[Task, int | None], None]
+"""Is called when a system call of a task ends, with what it returns."""
+
+
+class Kernel:
+    """One simulated machine."""
+
+    def __init__(
+        self, *, wrap: Wrap = lambda space: space, trace: Trace | None = None, limit: float | None = None
+    ) -> None:
+        """After ``limit`` seconds all processes are killed."""
+        self.wrap = wrap
+        self.futexes = FutexTable()
+        self.processes: dict[int, Process] = {}
+        self.tasks: list[Task] = []
+        self._trace = trace
+        self._next_pid = os.getpid()
+        self._limit = limit
+        self._ticks = Ticks()
+
+    def new_pid(self) -> int:
+        """A number for a process or a task; the first is the simulator's own."""
+        self._next_pid += 1
+        return self._next_pid - 1
+
+    def start(self, path: str, argv: Sequence[str | bytes], envp: Sequence[str | bytes]) -> Process:
+        """Start a program with the simulator's own standard streams and directory. Raises OSError as execve."""
+        directory = Directory(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), os.umask(0))
+        os.umask(directory.umask)
+        files = Files()
+        for fd in range(3):
+            files.install_at(fd, OpenFile(os.dup(fd)))
+        memory = Memory(new_space({}), self.wrap)
+        process = Process(self, self.new_pid(), None, memory, files, directory, os.getpgrp(), os.getsid(0))
+        cpu = execute(process, os.fsencode(path), argv, envp).take_over(process)
+        self.add(Task(process.pid, process, cpu))
+        return process
+
+    def add(self, task: Task) -> None:
+        """Let a new task run, and its process if that is new."""
+        self.processes[task.process.pid] = task.process
+        task.process.tasks.append(task)
+        self.tasks.append(task)
+
+    def run(self) -> None:
+        """Run until no process is left."""
+        umask = os.umask(0)
+        end = None if self._limit is None else time.monotonic() + self._limit
+        try:
+            with self._ticks:
+                while self.tasks and (end is None or time.monotonic() < end):
+                    self._turn()
+        finally:
+            os.umask(umask)
+            for each in list(self.processes.values()):
+                self.end(each, signal.SIGKILL)
+
+    # --- whose turn it is
+
+    def _turn(self) -> None:
+        """Let each task run that can; if none can, wait until one can."""
+        self._send_alarms()
+        waits = [task.wait for task in self.tasks if task.wait is not None]
+        events = {fd: mask for wait in waits for fd, mask in wait.events.items()}
+        idle = not any(self._can_run(task, {}) for task in self.tasks)
+        ready = poll_now(events, self._idle_time() if idle else 0) if events or idle else {}
+        for task in list(self.tasks):
+            if self._can_run(task, ready):
+                self._step(task)
+
+    def _can_run(self, task: Task, ready: dict[int, int]) -> bool:
+        if not task.alive or task.process.stopped:
+            return False
+        return task.wait is None or task.wait.is_over(ready) or signals.has_pending(task)
+
+    def _idle_time(self) -> float:
+        """How long nobody can run but for descriptors, in seconds."""
+        times = [task.wait.deadline for task in self.tasks if task.wait is not None and task.wait.deadline is not None]
+        times += [process.alarm for process in self.processes.values() if process.alarm is not None]
+        soon = 0.1 if self._limit is not None else _LONGEST
+        return min(max(0.0, min(times) - time.monotonic()), soon) if times else soon
+
+    def _send_alarms(self) -> None:
+        for process in self.processes.values():
+            if process.alarm is not None and time.monotonic() >= process.alarm:
+                process.alarm = process.alarm + process.interval if process.interval else None
+                signals.send(process, Siginfo(signal.SIGALRM))
+
+    def _step(self, task: Task) -> None:
+        """Let a task run until it waits, or its slice ends."""
+        if task.wait is not None:
+            self._go_on(task, interrupted=not task.wait.is_over({}) and signals.has_pending(task))
+        self._ticks.begin()
+        while task.alive and task.wait is None:
+            signals.deliver(task)
+            if not task.alive or task.process.stopped or self._ticks.over:
+                break
+            cpu = task.cpu
+            self._ticks.running = cpu
+            stop = cpu.run()
+            if stop is Stop.SYSTEM_CALL:
+                self._system_call(task)
+            elif stop is Stop.TRAP:
+                signals.force(task, cpu.trap)
+
+    # --- system calls
+
+    def _system_call(self, task: Task) -> None:
+        """Make the one that the program counter is behind."""
+        task.number, *task.registers = task.cpu.arguments.read()
+        call = CALLS.get(task.number)
+        result: Result = -errno.ENOSYS
+        if call is not None:
+            try:
+                result = call.handler(task, *call.arguments(task.registers))
+            except (OSError, OverflowError) as error:
+                result = _failed(error)
+        if result is None or isinstance(result, int):
+            self._finish(task, result)
+        else:
+            task.call = result
+            self._go_on(task)
+
+    def _go_on(self, task: Task, *, interrupted: bool = False) -> None:
+        """Go on with a system call whose wait is over, or that a signal ends."""
+        call, result = task.call, None
+        assert call is not None
+        try:
+            task.wait = call.throw(InterruptedError(errno.EINTR, "")) if interrupted else next(call)
+            return
+        except StopIteration as end:
+            result = end.value
+        except InterruptedError:
+            task.interrupted = True
+        except (OSError, OverflowError) as error:
+            result = _failed(error)
+        task.call = task.wait = None
+        self._finish(task, result)
+
+    def _finish(self, task: Task, result: int | None) -> None:
+        if self._trace is not None:
+            self._trace(task, result)
+        if result is not None and task.alive:
+            task.cpu.set_result(result & (1 << 64) - 1)
+
+    # --- ends
+
+    def end(self, process: Process, status: int) -> None:
+        """End a process: exit_group(2), a signal. Its parent is told, and may wait for it."""
+        if process.status is not None:
+            return
+        process.status = status
+        for task in list(process.tasks):
+            self.end_task(task)
+        process.files.put()
+        process.memory.put()
+        os.close(process.directory.cwd)
+        for child in list(process.children):
+            child.parent = None
+            if child.status is not None:
+                self.reap(child)
+        process.children.clear()
+        parent = process.parent
+        if parent is None:
+            self.reap(process)
+            return
+        code, value = (CLD_KILLED, status & 0x7F) if status & 0x7F else (CLD_EXITED, status >> 8)
+        action = signals.action_of(parent, signal.SIGCHLD)
+        if action.sa_handler == signals.SIG_IGN or action.sa_flags & signals.SA_NOCLDWAIT:
+            self.reap(process)
+        if process.exit_signal:
+            signals.send(parent, Siginfo(process.exit_signal, code, process.pid, os.getuid(), value))
+
+    def reap(self, process: Process) -> None:
+        """Forget a process that has ended."""
+        del self.processes[process.pid]
+        if process.parent is not None:
+            process.parent.children.remove(process)
+
+    def end_task(self, task: Task) -> None:
+        """End a thread, and tell who joins it: CLONE_CHILD_CLEARTID."""
+        task.alive = False
+        if task.call is not None:
+            task.call.close()
+        task.call = task.wait = None
+        self.tasks.remove(task)
+        task.process.tasks.remove(task)
+        if task.clear_child_tid and (task.process.memory.users > 1 or task.process.tasks):
+            try:
+                copy_uint32_out(task.memory, task.clear_child_tid, 0)
+                self.futexes.wake(Futex(task.memory, task.clear_child_tid))
+            except OSError:
+                pass  # nobody is told where there is no memory
+        task.cpu.close()
+
+
+def _failed(error: OSError | OverflowError) -> int:
+    """What a system call returns for an error; a number that is too large for the host's call is EINVAL."""
+    return linux_result(error) if isinstance(error, OSError) else -errno.EINVAL
