@@ -27,13 +27,12 @@ def main() -> int:
     path = shutil.which(options.program) or options.program
     kernel = Kernel(trace=print_call if options.trace else None, limit=options.limit)
     try:
-        process = kernel.start(path, [options.program, *options.arguments], [f"{k}={v}" for k, v in os.environ.items()])
+        process = kernel.start(path, [options.program, *options.arguments], os.environ)
     except OSError as error:
         print(f"simulator: {options.program}: {error.strerror}", file=sys.stderr)
         return 127
     kernel.run()
-    status = process.status or 0
-    return 128 + (status & 0x7F) if status & 0x7F else status >> 8
+    return process.exit_code
 
 
 if __name__ == "__main__":

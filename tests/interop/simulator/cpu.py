@@ -28,7 +28,9 @@ GENERAL: Final = [
 ]
 _ARGUMENTS: Final = [getattr(x86, f"UC_X86_REG_{name}") for name in ("RAX", "RDI", "RSI", "RDX", "R10", "R8", "R9")]
 _NOWHERE: Final = 1 << 63  # no canonical address: the program never gets to the end that emu_start is told
+_unicorn: Any = unicorn  # which has no types
 _CODE_BUFFER: Final = 32 << 20  # for translated code; an engine with Unicorn's 1 GiB takes 7 ms to make, and not 0.8
+_SLICE: Final = 1_000_000  # instructions, or 9 ms
 _TRAPS: Final = {0: (8, 1), 1: (5, 2), 3: (5, SI_KERNEL), 4: (11, SI_KERNEL), 16: (8, 3), 19: (8, 3)}
 """Interrupts, as signals and si_codes: arch/x86/kernel/traps.c."""
 
@@ -46,7 +48,7 @@ class CPU:
 
     def __init__(self, space: AddressSpace, like: CPU | None = None) -> None:
         """Registers are zero, or those of another CPU."""
-        self.uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self.uc = _unicorn.Uc(_unicorn.UC_ARCH_X86, _unicorn.UC_MODE_64)
         self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         self.shared = share(self.uc, space, copy_files=True)
         if like is not None:
@@ -55,12 +57,13 @@ class CPU:
         self.general = RegisterBatch(self.uc, GENERAL)
         self._result = RegisterBatch(self.uc, [x86.UC_X86_REG_RAX])
         self._pointers = RegisterBatch(self.uc, [x86.UC_X86_REG_RIP, x86.UC_X86_REG_RSP])
-        self._stop = Stop.SLICE
+        self._stop = Stop.SYSTEM_CALL
+        self._counts = False
         self.trap = Siginfo(0)
         """After Stop.TRAP: the signal."""
         self._hooks = [
-            self.uc.hook_add(unicorn.UC_HOOK_INSN, self._on_system_call, None, 1, 0, x86.UC_X86_INS_SYSCALL),
-            self.uc.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt),
+            self.uc.hook_add(_unicorn.UC_HOOK_INSN, self._on_system_call, None, 1, 0, x86.UC_X86_INS_SYSCALL),
+            self.uc.hook_add(_unicorn.UC_HOOK_INTR, self._on_interrupt),
         ]
 
     def close(self) -> None:
@@ -70,22 +73,34 @@ class CPU:
             self.uc.hook_del(hook)
         self._hooks.clear()
 
-    def run(self) -> Stop:
-        """Run until a system call, a trap, or :meth:`stop`; the program counter is behind a system call then."""
-        self._stop = Stop.SLICE
-        try:
-            self.uc.emu_start(self.rip, _NOWHERE)
-        except unicorn.UcError as error:
-            fault = self._fault()
-            if fault is not None:
-                self._trap(fault)
-            elif error.errno == unicorn.UC_ERR_INSN_INVALID:
-                self._trap(Siginfo(4, ILL_ILLOPN, addr=self.rip))
-            # else the access was made good, and goes on
-        return self._stop
+    def run(self, *, preempt: bool) -> Stop:
+        """Run until a system call, a trap, or :meth:`stop`; the program counter is behind a system call then.
+
+        With ``preempt`` not for more than a slice. Unicorn counts instructions then, and is eleven times as slow: so
+        an engine counts only if it must, and goes on counting as long as it uses up no slice, since to change that is
+        to translate all code anew. (``timeout``, as emu_stop from another thread, leaves a wrong program counter where
+        blocks are chained, and starts a host thread each time.)
+        """
+        if preempt != self._counts and (preempt or self._stop is Stop.SLICE):
+            self.uc.ctl_flush_tb()
+            self._counts = preempt
+        while True:
+            self._stop = Stop.SLICE
+            try:
+                self.uc.emu_start(self.rip, _NOWHERE, count=_SLICE if self._counts else 0)
+                return self._stop
+            except _unicorn.UcError as error:
+                fault = self._fault()
+                if fault is not None:
+                    self._trap(fault)
+                    return self._stop
+                if error.errno == _unicorn.UC_ERR_INSN_INVALID:
+                    self._trap(Siginfo(4, ILL_ILLOPN, addr=self.rip))
+                    return self._stop
+                # else the access was made good, and goes on
 
     def stop(self) -> None:
-        """End :meth:`run`; from any thread."""
+        """End :meth:`run`, from any thread; the registers are of no use any more."""
         self.uc.emu_stop()
 
     def _fault(self) -> Siginfo | None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from attrs import frozen
-from elf_loader import Program, load
 from elftools.common.exceptions import ELFError
 
+from elf_loader import Program, load
 from hostarch import auxvec
 from simulator.cpu import CPU
 from simulator.process import Memory, Process, new_space

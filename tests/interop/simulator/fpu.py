@@ -15,7 +15,9 @@ _MXCSR_MASK: Final = 0xFFFF
 
 def fxsave(uc: Any) -> bytes:
     """The image."""
-    control, status, tags = (uc.reg_read(each) for each in (x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG))
+    control, status, tags = (
+        uc.reg_read(each) for each in (x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG)
+    )
     used = sum(1 << n for n in range(8) if tags >> 2 * n & 3 != 3)
     head = struct.pack("<HHBxH16xII", control, status, used, 0, uc.reg_read(x86.UC_X86_REG_MXCSR), _MXCSR_MASK)
     stack = b"".join(struct.pack("<QH6x", *uc.reg_read(each)) for each in _ST)

@@ -1,8 +1,9 @@
 """Kernel: all processes, whose turn it is, and how a system call is made, waits and goes on.
 
-One host thread runs all tasks by turns. A task runs until a system call of its waits, or its time slice ends while
-another one could run; who waits goes on in the order of the tasks. A system call is made when the engine has stopped,
-so that it may change anything: the registers, the engine, the memory.
+One host thread runs all tasks by turns, in their order. A task runs until a system call of its waits, or its slice
+ends, which is so many instructions or system calls; it has none while nobody else could run. So the same program does
+the same each time, as far as the host's files do. A system call is made when the engine has stopped, so that it may
+change anything: the registers, the engine, the memory.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import simulator.calls  # noqa: F401 - fills the table
 from simulator import signals
-from simulator.cpu import Stop
+from simulator.cpu import CPU, Stop
 from simulator.execute import execute
 from simulator.files import Files, OpenFile
 from simulator.process import Directory, Memory, Process, Task, Wrap, new_space
 from simulator.siginfo import CLD_EXITED, CLD_KILLED, Siginfo
 from simulator.table import CALLS, Result
-from simulator.ticks import Ticks
 from simulator.waits import poll_now
 from usermem import Futex, FutexTable, copy_uint32_out, linux_result
 
-_LONGEST: Final = 60.0  # of one poll of the host's
+_LONGEST: Final = 60.0  # of one poll of the host's, in seconds
+_CALLS: Final = 1000  # of a slice
 
 Trace: TypeAlias = Callable[[Task, int | None], None]
 """Is called when a system call of a task ends, with what it returns."""
@@ -46,23 +48,38 @@ class Kernel:
         self._trace = trace
         self._next_pid = os.getpid()
         self._limit = limit
-        self._ticks = Ticks()
+        self._over = False
+        self._running: CPU | None = None
 
     def new_pid(self) -> int:
         """A number for a process or a task; the first is the simulator's own."""
         self._next_pid += 1
         return self._next_pid - 1
 
-    def start(self, path: str, argv: Sequence[str | bytes], envp: Sequence[str | bytes]) -> Process:
-        """Start a program with the simulator's own standard streams and directory. Raises OSError as execve."""
-        directory = Directory(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), os.umask(0))
+    def start(
+        self,
+        path: str,
+        argv: Sequence[str],
+        envp: Mapping[str, str],
+        *,
+        streams: Sequence[int] = (0, 1, 2),
+        cwd: str = ".",
+    ) -> Process:
+        """Start a program with these descriptors of the host's as its first. Raises OSError as execve."""
+        directory = Directory(os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), os.umask(0))
         os.umask(directory.umask)
         files = Files()
-        for fd in range(3):
-            files.install_at(fd, OpenFile(os.dup(fd)))
+        for fd, stream in enumerate(streams):
+            files.install_at(fd, OpenFile(os.dup(stream)))
         memory = Memory(new_space({}), self.wrap)
         process = Process(self, self.new_pid(), None, memory, files, directory, os.getpgrp(), os.getsid(0))
-        cpu = execute(process, os.fsencode(path), argv, envp).take_over(process)
+        variables = [f"{name}={value}" for name, value in envp.items()]
+        try:
+            cpu = execute(process, os.fsencode(path), argv, variables).take_over(process)
+        except BaseException:
+            files.put()
+            os.close(directory.cwd)
+            raise
         self.add(Task(process.pid, process, cpu))
         return process
 
@@ -75,15 +92,25 @@ class Kernel:
     def run(self) -> None:
         """Run until no process is left."""
         umask = os.umask(0)
-        end = None if self._limit is None else time.monotonic() + self._limit
+        timer = threading.Timer(self._limit, self._end_all) if self._limit is not None else None
         try:
-            with self._ticks:
-                while self.tasks and (end is None or time.monotonic() < end):
-                    self._turn()
+            if timer is not None:
+                timer.start()
+            while self.tasks and not self._over:
+                self._turn()
         finally:
             os.umask(umask)
+            if timer is not None:
+                timer.cancel()
             for each in list(self.processes.values()):
                 self.end(each, signal.SIGKILL)
+
+    def _end_all(self) -> None:
+        """The time is up: in another thread."""
+        self._over = True
+        running = self._running
+        if running is not None:
+            running.stop()
 
     # --- whose turn it is
 
@@ -120,18 +147,26 @@ class Kernel:
         """Let a task run until it waits, or its slice ends."""
         if task.wait is not None:
             self._go_on(task, interrupted=not task.wait.is_over({}) and signals.has_pending(task))
-        self._ticks.begin()
-        while task.alive and task.wait is None:
+        for _ in range(_CALLS):
             signals.deliver(task)
-            if not task.alive or task.process.stopped or self._ticks.over:
+            if not task.alive or task.process.stopped or self._over:
                 break
-            cpu = task.cpu
-            self._ticks.running = cpu
-            stop = cpu.run()
+            self._running = cpu = task.cpu
+            stop = cpu.run(preempt=self._others_can_run(task))
             if stop is Stop.SYSTEM_CALL:
                 self._system_call(task)
             elif stop is Stop.TRAP:
                 signals.force(task, cpu.trap)
+            if stop is Stop.SLICE or task.wait is not None:
+                break
+
+    def _others_can_run(self, task: Task) -> bool:
+        """Whether anybody could run before this task does something about it, or a timer go off."""
+        if len(self.tasks) == 1 and task.process.alarm is None:
+            return False
+        waits = [each.wait for each in self.tasks if each is not task]
+        timers = any(process.alarm is not None for process in self.processes.values())
+        return timers or any(wait is None or wait.events or wait.deadline is not None or wait.done() for wait in waits)
 
     # --- system calls
 

@@ -95,6 +95,12 @@ class Process:
     status: int | None = None
     """As wait(2) gives it, when it has ended."""
 
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it, of a process that has ended: 128 and the signal if one has ended it."""
+        status = self.status or 0
+        return 128 + (status & 0x7F) if status & 0x7F else status >> 8
+
 
 @define(eq=False)
 class Task:

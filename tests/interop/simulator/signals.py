@@ -47,14 +47,23 @@ def is_ignored(process: Process, signo: int) -> bool:
 def send(process: Process, info: Siginfo, task: Task | None = None) -> None:
     """Send a signal to a process, or to one of its tasks."""
     signo = info.signo
-    if signo == signal.SIGCONT or signo == signal.SIGKILL:
+    if signo in (signal.SIGCONT, signal.SIGKILL):
         process.stopped = False
+    if signo == signal.SIGCONT or signo in _STOPS:  # each makes the other's wait void: prepare_signal()
+        for other in _STOPS if signo == signal.SIGCONT else (signal.SIGCONT,):
+            discard(process, other)
     blocked = all(each.mask >> signo - 1 & 1 for each in ([task] if task else process.tasks))
     if process.status is not None or (is_ignored(process, signo) and not blocked):
         return
     queue = (task.pending if task else process.pending).setdefault(signo, [])
     if not queue or signo >= _REAL_TIME:
         queue.append(info)
+
+
+def discard(process: Process, signo: int) -> None:
+    """Forget a signal that waits."""
+    for pending in (process.pending, *(task.pending for task in process.tasks)):
+        pending.pop(signo, None)
 
 
 def force(task: Task, info: Siginfo) -> None:

@@ -127,8 +127,8 @@ def sys_getsid(task: Task, pid: Int) -> Result:
 
 @syscall(63)
 def sys_uname(task: Task, addr: int) -> Result:
-    fields = [os.fsencode(each) for each in os.uname()]
-    abi.UTSNAME.copy_out(task.memory, addr, abi.Utsname(*fields, b"(none)"))
+    found = abi.Utsname(*map(os.fsencode, os.uname()))
+    abi.UTSNAME.copy_out(task.memory, addr, found._replace(domainname=b"(none)"))
     return 0
 
 

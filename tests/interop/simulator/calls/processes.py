@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from hostarch import mman
 from simulator import signals
 from simulator.calls.names import AT_EMPTY_PATH, AT_FDCWD, path_at
 from simulator.cpu import CPU
@@ -111,10 +110,13 @@ def _child(parent: Process, pid: int, flags: int) -> Process:
 def _until_it_has_its_own_memory(child: Task) -> Waiting:
     """CLONE_VFORK: the parent waits until the child has called execve, or ended."""
     process, memory = child.process, child.process.memory
-    has = lambda: process.status is not None or process.memory is not memory  # noqa: E731
-    while not has():
+
+    def done() -> bool:
+        return process.status is not None or process.memory is not memory
+
+    while not done():
         with suppress(InterruptedError):
-            yield Wait(done=has)
+            yield Wait(done=done)
     return child.tid
 
 
@@ -128,8 +130,8 @@ def sys_execveat(task: Task, dirfd: Int, path: int, argv: int, envp: int, flags:
     process, io = task.process, task.memory
     where = path_at(task, dirfd, path, may_be_empty=bool(flags & AT_EMPTY_PATH))
     name = where.name or b"/proc/self/fd/%d" % where.at
-    vectors = [copy_in_vector(io, table, _ARG_COUNT, _ARG_MAX) if table else [] for table in (argv, envp)]
-    image = execute(process, name, *vectors, where.at)
+    arguments, environment = (copy_in_vector(io, at, _ARG_COUNT, _ARG_MAX) if at else [] for at in (argv, envp))
+    image = execute(process, name, arguments, environment, where.at)
     for other in list(process.tasks):
         if other is not task:
             task.kernel.end_task(other)

@@ -40,8 +40,7 @@ def sys_rt_sigaction(task: Task, signo: Int, new: int, old: int, size: int) -> R
             return -errno.EINVAL
         process.actions[signo] = action._replace(sa_mask=signals.mask_of(action.sa_mask))
         if signals.is_ignored(process, signo):
-            for each in (process, *process.tasks):
-                each.pending.pop(signo, None)
+            signals.discard(process, signo)
     if old:
         abi.SIGACTION.copy_out(task.memory, old, before)
     return 0
