@@ -11,8 +11,7 @@ from simulator import host
 from simulator.calls.names import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, path_at
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
-from usermem import abi
-from usermem.memory_io import write_bytes
+from usermem import abi, write_bytes
 
 _NANO: Final = 1_000_000_000
 _LARGEST_LISTING: Final = 1 << 20
@@ -127,10 +126,10 @@ def sys_getdents64(task: Task, fd: Int, addr: int, size: int) -> Result:
         raise
 
 
-def _no_attributes(task: Task) -> Result:
+def sys_xattr(task: Task) -> Result:
     """Extended attributes are not passed on."""
     return -95
 
 
 for _number in range(188, 200):
-    syscall(_number)(_no_attributes)
+    syscall(_number)(sys_xattr)
