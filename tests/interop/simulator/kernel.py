@@ -117,8 +117,10 @@ class Kernel:
     def _turn(self) -> None:
         """Let each task run that can; if none can, wait until one can."""
         self._send_alarms()
-        waits = [task.wait for task in self.tasks if task.wait is not None]
-        events = {fd: mask for wait in waits for fd, mask in wait.events.items()}
+        events: dict[int, int] = {}
+        for task in self.tasks:
+            for fd, mask in task.wait.events.items() if task.wait is not None else ():
+                events[fd] = events.get(fd, 0) | mask
         idle = not any(self._can_run(task, {}) for task in self.tasks)
         ready = poll_now(events, self._idle_time() if idle else 0) if events or idle else {}
         for task in list(self.tasks):

@@ -102,8 +102,7 @@ def sys_readlinkat(task: Task, dirfd: Int, path: int, addr: int, size: Int) -> R
     if size <= 0:
         return -22
     where = path_at(task, dirfd, path, may_be_empty=True)
-    is_exe = where.name == os.fsencode(task.process.exe)  # which /proc/self/exe was made
-    target = where.name if is_exe else os.readlink(where.name, dir_fd=where.at)
+    target = where.link if where.link is not None else os.readlink(where.name, dir_fd=where.at)
     return write_bytes(task.memory, addr, target[:size])
 
 
