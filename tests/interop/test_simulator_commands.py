@@ -158,6 +158,7 @@ DYNAMIC = {
     "tail": "tail -n 3 words numbers",
     "readlink": "readlink -f /proc/self/exe",
     "perl": "perl -e 'print join(q(,), map { $_ ** 2 } 1 .. 5); fork or exit 3; wait; print $? >> 8'",
+    "perl's close-on-exec": "perl -e 'open F, q(words); system q(cat <&3 || test -e /dev/fd/3 || echo closed)'",
     "git": "git init -q --template= r",
     "awk": "awk 'BEGIN { for (i = 0; i < 5; i++) print i, sin(i), exp(i) }'",
 }

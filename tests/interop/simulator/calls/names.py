@@ -51,5 +51,7 @@ def _own(task: Task, name: bytes, cwd: int) -> Path:
     if name == b"/proc/self/cwd":
         return Path(b"/proc/self/fd/%d" % cwd, cwd)
     found = _DESCRIPTOR.fullmatch(name)
-    entry = task.files.table.get(_STANDARD.get(name, -1) if found is None else int(found[1]))
-    return Path(b"/proc/self/fd/%d" % entry.file.host if entry is not None else name, cwd)
+    if found is None and name not in _STANDARD:
+        return Path(name, cwd)
+    entry = task.files.table.get(_STANDARD[name] if found is None else int(found[1]))
+    return Path(b"/proc/self/fd/%d" % (entry.file.host if entry is not None else -1), cwd)
