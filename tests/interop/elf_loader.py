@@ -42,23 +42,34 @@ class Program:
     interpreter: Image | None
 
 
-def load(space: AddressSpace, path: str, argv: Sequence[str | bytes], envp: Sequence[str | bytes]) -> Program:
-    """Map a program and what it needs. Raises ELFError if it is no ELF file; OSError as mmap and build_stack."""
+def load(
+    space: AddressSpace,
+    path: str,
+    argv: Sequence[str | bytes],
+    envp: Sequence[str | bytes],
+    *,
+    name: str | None = None,
+    auxv: Sequence[tuple[int, int]] = (),
+) -> Program:
+    """Map a program and what it needs. Raises ELFError if it is no ELF file; OSError as mmap and build_stack.
+
+    The program is told that its file has another ``name``, and ``auxv`` besides what is said of the file here.
+    """
     with Path(path).open("rb") as file:
         elf: Any = ELFFile(file)
-        name = next((segment.get_interp_name() for segment in elf.iter_segments("PT_INTERP")), None)
+        linker = next((segment.get_interp_name() for segment in elf.iter_segments("PT_INTERP")), None)
         # A program that has an interpreter lies at two thirds of user space; an interpreter wherever there is room.
         base = space.arch.max_addr // 3 * 2
-        image = map_image(space, file, elf, base if name else 0)
+        image = map_image(space, file, elf, base if linker else 0)
         interpreter = None
-        if name:
-            with Path(name).open("rb") as second:
+        if linker:
+            with Path(linker).open("rb") as second:
                 interpreter = map_image(space, second, ELFFile(second), 0)
         # The heap follows the bss, but not where that may be near the stack.
-        alone = elf["e_type"] == "ET_DYN" and not name
+        alone = elf["e_type"] == "ET_DYN" and not linker
         space.set_brk(space.arch.page_round_up(base if alone else image.end))
         flags = [segment["p_flags"] for segment in elf.iter_segments("PT_GNU_STACK")]
-        auxv = [
+        entries = [
             (auxvec.AT_PAGESZ, space.arch.page_size),
             (auxvec.AT_PHDR, image.phdr),
             (auxvec.AT_PHENT, elf["e_phentsize"]),
@@ -66,9 +77,10 @@ def load(space: AddressSpace, path: str, argv: Sequence[str | bytes], envp: Sequ
             (auxvec.AT_BASE, interpreter.bias if interpreter else 0),
             (auxvec.AT_ENTRY, image.entry),
             (auxvec.AT_RANDOM, os.urandom(16)),
-            (auxvec.AT_EXECFN, path),
+            (auxvec.AT_EXECFN, name or path),
+            *auxv,
         ]
-    stack = build_stack(space, argv, envp, auxv, prot=rights(flags[0] if flags else 6))
+    stack = build_stack(space, argv, envp, entries, prot=rights(flags[0] if flags else 6))
     return Program((interpreter or image).entry, stack, image, interpreter)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from interop.supervisor import supervisor
-from interop.supervisor.policies import Files, Network, host_named, random_from
 from supervised import MAIN, ROOT, alone, nothing_left, passing, python, supervised
+from supervisor import supervisor
+from supervisor.policies import Files, Network, host_named, random_from
 from usermem.memories import ProcessIO
 
 __all__ = ["nothing_left"]

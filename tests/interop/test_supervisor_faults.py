@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import pytest
 
-from interop.supervisor import SIGNATURES, Answer, Call, Parameter, Signature, Supervisor
-from interop.supervisor.policies import host_named, random_from
 from supervised import MAIN, ROOT, alone, has_ended, limited, nothing_left, passing, python, supervised
+from supervisor import SIGNATURES, Answer, Call, Parameter, Signature, Supervisor
+from supervisor.policies import host_named, random_from
 from usermem import IO
 from usermem.memories import ProcessIO
 

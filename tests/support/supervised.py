@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from interop.supervisor import CONTINUE, SIGNATURES, Answer, Call, Handler, Supervisor
-from interop.supervisor.policies import Files, Network
+from supervisor import CONTINUE, SIGNATURES, Answer, Call, Handler, Supervisor
+from supervisor.policies import Files, Network
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ROOT / "tests" / "interop" / "supervisor"

@@ -15,7 +15,6 @@ changes is unmapped or changed in the engine before the call returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hostarch import EXECUTE, mman
@@ -23,6 +22,7 @@ from safemem.buffers import check_count, check_int
 from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import engine
 from usermem.unicorn.engine import PAGE, Engine
+from usermem.unicorn.listener import Listener
 from usermem.unicorn.regions import MANY, Region, Regions, joined
 
 if TYPE_CHECKING:
@@ -84,9 +84,10 @@ class SharedEngine:
         self._closed = False
         self._ctl = uc.ctl
         self._hook: int | None = None
-        self._previous, self._previous_writes = space.on_change, space.on_code_write
-        self._listener: Callable[[int, int, ChangeKind], None] = self._changed
-        self._code_listener: Callable[[int, int], object] = self._code_written
+        self._listeners = [
+            Listener(space, "on_change", self._changed),
+            Listener(space, "on_code_write", self._code_written),
+        ]
 
     def _begin(self) -> None:
         """Follow the space, and map what is there already. What an error leaves, close undoes."""
@@ -94,8 +95,8 @@ class SharedEngine:
         uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
         uc.ctl = self._checked_ctl
         self._hook = uc.hook_add(engine.HOOK_MEM_INVALID, self._invalid)
-        space.on_change = self._listener
-        space.on_code_write = self._code_listener
+        for listener in self._listeners:
+            listener.join()
         for vma in space.mappings():
             self._follow(vma.start, vma.end, ChangeKind.MAP)
 
@@ -113,10 +114,8 @@ class SharedEngine:
         if self._closed:
             return
         self._regions.forget()
-        if self._space.on_change == self._listener:
-            self._space.on_change = self._previous
-        if self._space.on_code_write == self._code_listener:
-            self._space.on_code_write = self._previous_writes
+        for listener in self._listeners:
+            listener.leave()
         hook, self._hook = self._hook, None
         if hook is not None:
             self._uc.hook_del(hook)
@@ -164,28 +163,22 @@ class SharedEngine:
     # --- following the space
 
     def _changed(self, start: int, end: int, kind: ChangeKind) -> None:
-        """Make a change in the engine, and tell the listener that was there before."""
+        """Make a change in the engine."""
         try:
             if not self._closed:
                 self._follow(start, end, kind)
         except BaseException:
             self._regions.forget()
             raise
-        finally:
-            if self._previous is not None:
-                self._previous(start, end, kind)
 
     def _code_written(self, start: int, end: int) -> None:
-        """Have the engine translate anew what is about to be written, and tell the listener that was there before."""
+        """Have the engine translate anew what is about to be written."""
         try:
             if not self._closed:
                 self._retranslate(start, end)
         except BaseException:
             self._regions.forget()
             raise
-        finally:
-            if self._previous_writes is not None:
-                self._previous_writes(start, end)
 
     def _follow(self, start: int, end: int, kind: ChangeKind) -> None:
         if self._eager and kind is not ChangeKind.UNMAP and end - start <= _LARGE:

@@ -1,8 +1,8 @@
 """A supervisor for a real process: seccomp user notification over ProcessIO. Start with :class:`Supervisor`."""
 
-from interop.supervisor.arguments import SIGNATURES, Parameter, Signature
-from interop.supervisor.listener import CallGone
-from interop.supervisor.supervisor import CONTINUE, Answer, Call, Give, Handler, Supervisor
+from supervisor.arguments import SIGNATURES, Parameter, Signature
+from supervisor.listener import CallGone
+from supervisor.supervisor import CONTINUE, Answer, Call, Give, Handler, Supervisor
 
 __all__ = [
     "CONTINUE",

@@ -7,10 +7,10 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])  # where the package `interop` is
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # where the package is
 
-from interop.supervisor import Handler, Supervisor  # noqa: E402
-from interop.supervisor.policies import Files, Network, host_named, random_from  # noqa: E402
+from supervisor import Handler, Supervisor  # noqa: E402
+from supervisor.policies import Files, Network, host_named, random_from  # noqa: E402
 
 
 def handlers(args: argparse.Namespace) -> dict[str, Handler | None]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from interop.supervisor.arguments import AT_FDCWD
-from interop.supervisor.supervisor import CONTINUE, Answer, Call, Give, Handler
+from supervisor.arguments import AT_FDCWD
+from supervisor.supervisor import CONTINUE, Answer, Call, Give, Handler
 from usermem import abi
 
 _GRND_FLAGS, _GRND_RANDOM_INSECURE = 7, 6

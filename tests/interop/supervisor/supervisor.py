@@ -24,8 +24,8 @@ from typing import Any, Self
 
 from attrs import frozen
 
-from interop.supervisor.arguments import SIGNATURES
-from interop.supervisor.listener import CallGone, Listener, Notification
+from supervisor.arguments import SIGNATURES
+from supervisor.listener import CallGone, Listener, Notification
 from usermem import linux_result
 from usermem.memories import ProcessIO
 
