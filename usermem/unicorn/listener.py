@@ -20,7 +20,7 @@ class Listener:
         self._space = space
         self._name = name
         self._act = act
-        self._previous: Callable[..., object] | None = getattr(space, name)
+        self._previous: Any = getattr(space, name)
 
     def __call__(self, *told: Any) -> None:
         try:
@@ -35,7 +35,7 @@ class Listener:
 
     def leave(self) -> None:
         """Be told no more, unless a listener that is none of these came after this one, and calls it."""
-        later: Any = getattr(self._space, self._name)
+        later = getattr(self._space, self._name)
         if later is self:
             setattr(self._space, self._name, self._previous)
             return
