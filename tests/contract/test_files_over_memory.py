@@ -275,7 +275,9 @@ def test_the_same_as_files(program: list[Any], buffer_size: int, cuts: list[int]
                     each.flush()
             found, expected = step_of(ours, name, *args), step_of(real, name, *args)
             assert (name, args, found, ours.tell()) == (name, args, expected, real.tell())
-            if name != "seek":  # a negative position is EINVAL of a file, and ValueError or 0 of io.BytesIO
+            # A negative position is EINVAL of a file, and ValueError or 0 of io.BytesIO. How much read1 gives depends
+            # on what is buffered, and so on how one came where one is.
+            if name not in ("seek", "read1"):
                 assert found == step_of(model, name, *args)
             model.seek(real.tell())
         for file in (ours, real, model):
