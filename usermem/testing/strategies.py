@@ -16,7 +16,7 @@ from attrs import frozen
 from hypothesis import strategies as st
 
 from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
-from usermem.faults import FaultPlan
+from usermem.observe.fault_plan import FaultPlan
 from usermem.testing.layout import Layout, Mapping
 from usermem.testing.operations import (
     CompareAndSwapUint32,

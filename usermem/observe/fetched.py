@@ -1,0 +1,76 @@
+"""Fetched: which bytes a system call has fetched, as disjoint intervals in order, each with the place that did it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+_MOST = 1 << 12
+
+
+class Fetched:
+    """Disjoint intervals [start, end), each with a value. Neighbours with equal values are one.
+
+    At most ``_MOST`` of them: bytes beyond are not remembered, so that a guest's calls do not grow the host's memory.
+
+    A signal handler may come at any point. Each change is one assignment to the list, so that it never finds, or
+    leaves, intervals that overlap; what it adds in the middle of another change may be lost.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self) -> None:
+        self._items: list[tuple[int, int, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def overlaps(self, start: int, end: int) -> list[tuple[int, int, Any]]:
+        """The parts of [start, end) that are there, in order, with their values."""
+        items = self._items
+        if not items or items[-1][1] <= start:  # as in most calls
+            return []
+        found = []
+        i = bisect_left(items, (start,))
+        if i and items[i - 1][1] > start:
+            i -= 1
+        for first, last, value in items[i:]:
+            if first >= end:
+                break
+            found.append((max(first, start), min(last, end), value))
+        return found
+
+    def add(self, start: int, end: int, value: Any) -> None:
+        """Add what is not there yet of [start, end); what is keeps its value."""
+        items = self._items
+        if not items or items[-1][1] < start:
+            if len(items) < _MOST:
+                items.append((start, end, value))
+            return
+        first, last, old = items[-1]
+        if last == start and old == value:  # as when one place fetches piece after piece
+            items[-1] = first, end, value
+            return
+        i = bisect_left(items, (start,))
+        if i and items[i - 1][1] >= start:
+            i -= 1
+        stop = bisect_left(items, (end + 1,))
+        merged: list[tuple[int, int, Any]] = []
+        at = start
+        for first, last, old in items[i:stop]:
+            if at < first:
+                _append(merged, (at, min(first, end), value))
+            _append(merged, (first, last, old))
+            at = max(at, last)
+        if at < end:
+            _append(merged, (at, end, value))
+        if len(items) - (stop - i) + len(merged) <= _MOST:
+            items[i:stop] = merged
+
+
+def _append(items: list[tuple[int, int, Any]], item: tuple[int, int, Any]) -> None:
+    """Append an interval, or make the last one longer if it touches and has the same value."""
+    if items and items[-1][1] == item[0] and items[-1][2] == item[2]:
+        items[-1] = (items[-1][0], item[1], item[2])
+    else:
+        items.append(item)
