@@ -61,6 +61,14 @@ def _checked_steps(steps: Iterable[int | None]) -> tuple[int | None, ...]:
     return tuple(None if step is None else check_count(step, "steps") for step in steps)
 
 
+def _checked_faults(faults: Iterable[Fault]) -> tuple[Fault, ...]:
+    found = tuple(faults)
+    for each in found:
+        if not isinstance(each, Fault):
+            raise TypeError(f"faults must be Faults, not {type(each).__name__}")
+    return found
+
+
 @frozen(repr=False)
 class FaultPlan:
     """``steps``: for each access to come, in order, None lets it pass, a number n makes it fault before its byte n.
@@ -71,7 +79,7 @@ class FaultPlan:
     """
 
     steps: tuple[int | None, ...] = field(default=(), converter=_checked_steps)
-    faults: tuple[Fault, ...] = field(default=(), converter=tuple)
+    faults: tuple[Fault, ...] = field(default=(), converter=_checked_faults)
 
     def armed(self, arch: Arch) -> list[ArmedFault]:
         """The faults, each to be asked once for each access to come."""
