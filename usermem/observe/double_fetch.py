@@ -21,7 +21,7 @@ from safemem.buffers import check_count, check_positive
 from usermem.errors import FaultError
 from usermem.memory_io import IO
 from usermem.observe.access import FETCHES, Access
-from usermem.observe.fetched import Fetched
+from usermem.observe.fetched import Fetched, fetched_spans
 from usermem.observe.observed import ObservedIO, memory_of, unseen
 from usermem.observe.place import Place, here
 from usermem.observe.poison import find_poison, poisoned
@@ -77,6 +77,7 @@ class DoubleFetchDetector(ObservedIO):
     is found; what that raises comes out of the access.
 
     - A byte is **fetched** when copy_in or copy_in_to has moved it; one access that has a byte twice fetches it once.
+      What copy_string_in and its kin read behind the end of a string, or of a table of pointers, is not.
       Atomics are no fetches: a futex word is there to be read again, since it is compared and changed at once.
     - The **visible effect** is the first write to the guest's memory (a compare-and-swap counts, stored or not), or
       :meth:`effect`. A handler that fetches after it can no longer fail as if nothing had happened.
@@ -141,12 +142,13 @@ class DoubleFetchDetector(ObservedIO):
             return
         state: _State = self._state(call)
         place = here(3)
-        spans = access.spans(self.arch, access.moved)
         if access.call in FETCHES:
+            spans = fetched_spans(self, access, access.moved)
             if state.effect is not None and not call.late_fetches:
                 self._find(call, FindingKind.LATE_FETCH, spans, place, state.effect)
             self._fetch(call, state, spans, place)
         elif access.access.write:
+            spans = access.spans(self.arch, access.moved)
             if call.writes is not None:
                 self._find(call, FindingKind.STRAY_WRITE, _outside(spans, [call.writes]), place)
             if self._poisoned and access.call.startswith("copy_out"):

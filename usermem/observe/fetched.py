@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any
+from typing import Any, Final
 
-_MOST = 1 << 12
+from usermem.errors import FaultError
+from usermem.observe.access import Access
+from usermem.observe.observed import ObservedIO, memory_of
+from usermem.scan import SCAN
+
+_MOST: Final = 1 << 12
+
+
+def fetched_spans(io: ObservedIO, access: Access, first: int | None = None) -> list[tuple[int, int]]:
+    """The spans of the ``first`` bytes that a fetch uses: of a scan's no more than up to its zero."""
+    spans = access.spans(io.arch, first)
+    scan = SCAN.get()
+    if scan is None or len(spans) != 1:
+        return spans
+    start, end = spans[0]
+    data = bytearray(end - start)
+    try:
+        memory_of(io).copy_in(start, data, ignore_permissions=True)
+    except FaultError as fault:
+        del data[fault.transferred :]
+    base, unit = scan
+    at = data.find(bytes(unit))
+    while at >= 0 and (access.addr + at - base) % unit:
+        at = data.find(bytes(unit), at + 1)
+    return spans if at < 0 else [(start, start + at + unit)]
 
 
 class Fetched:

@@ -13,7 +13,7 @@ from safemem.buffers import check_count
 from usermem.errors import FaultError
 from usermem.memory_io import IO
 from usermem.observe.access import FETCHES, Access
-from usermem.observe.fetched import Fetched
+from usermem.observe.fetched import Fetched, fetched_spans
 from usermem.observe.observed import ObservedIO, memory_of
 from usermem.observe.shown import shown
 from usermem.observe.system_call import CURRENT
@@ -65,7 +65,7 @@ class RacingIO(ObservedIO):
         call = CURRENT.get()
         if call is not None and access.call in FETCHES:
             fetched: Fetched = self._state(call)
-            again = [part[:2] for span in access.spans(self.arch) for part in fetched.overlaps(*span)]
+            again = [part[:2] for span in fetched_spans(self, access) for part in fetched.overlaps(*span)]
             if again:
                 number = next(self._refetches)
                 for race in self._races:
@@ -76,7 +76,7 @@ class RacingIO(ObservedIO):
     def _after(self, access: Access) -> None:
         call = CURRENT.get()
         if call is not None and access.call in FETCHES:
-            for start, end in access.spans(self.arch, access.moved):
+            for start, end in fetched_spans(self, access, access.moved):
                 self._state(call).add(start, end, None)
 
     def _change(self, spans: list[tuple[int, int]], race: Race) -> None:
