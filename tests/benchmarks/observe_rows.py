@@ -1,4 +1,4 @@
-"""The rows of ``observe``: AddressSpace.copy_in of 8 bytes through an observer, and what it takes longer than without."""
+"""The rows of ``observe``: how much longer AddressSpace.copy_in of 8 bytes takes through an observer."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ def test_intervals_are_a_set_of_bytes(spans: list[tuple[int, int, str]], asked: 
     """Each byte keeps the value that it got first; neighbours with equal values are one."""
     found, model = Fetched(), dict[int, str]()
     for start, length, value in spans:
-        found.add(start, start + length, value)
+        before = found.overlaps(start, start + length)
+        assert found.add_all([(start, start + length)], value) == before
         for at in range(start, start + length):
             model.setdefault(at, value)
     start, end = asked[0], sum(asked)

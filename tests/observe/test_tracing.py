@@ -1,4 +1,4 @@
-"""TracingIO: accesses as values, filters, the ring, callbacks, JSON, tables, lines like strace's; a trace that is off."""
+"""TracingIO: accesses as values, filters, the ring, callbacks, JSON, tables, lines like strace's; off."""
 
 from __future__ import annotations
 

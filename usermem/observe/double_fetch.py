@@ -21,11 +21,12 @@ from safemem.buffers import check_count, check_positive
 from usermem.errors import FaultError
 from usermem.memory_io import IO
 from usermem.observe.access import FETCHES, Access
-from usermem.observe.fetched import Fetched, fetched_spans
+from usermem.observe.fetched import Fetched, Interval, fetched_spans
 from usermem.observe.observed import ObservedIO, memory_of, unseen
-from usermem.observe.place import Place, here
+from usermem.observe.place import Callers, Place, here
 from usermem.observe.poison import find_poison, poisoned
 from usermem.observe.system_call import CURRENT, SystemCall
+from usermem.scan import SCAN
 
 _PIECE: Final = 1 << 20
 
@@ -64,7 +65,7 @@ class _State:
     """What is known of one system call."""
 
     fetched: Fetched
-    effect: Place | None = None
+    effect: Callers | None = None
     allowed: AddrRangeSeq | None = None
     any_allowed: bool = False
 
@@ -142,30 +143,28 @@ class DoubleFetchDetector(ObservedIO):
             return
         state: _State = self._state(call)
         place = here(3)
+        spans = access.spans(self.arch, access.moved)
         if access.call in FETCHES:
-            spans = fetched_spans(self, access, access.moved)
+            if SCAN.get() is not None:
+                spans = fetched_spans(self, access, access.moved)
             if state.effect is not None and not call.late_fetches:
                 self._find(call, FindingKind.LATE_FETCH, spans, place, state.effect)
-            self._fetch(call, state, spans, place)
+            again = state.fetched.add_all(spans, place)
+            if again:
+                self._refetched(call, state, again, place)
         elif access.access.write:
-            spans = access.spans(self.arch, access.moved)
             if call.writes is not None:
                 self._find(call, FindingKind.STRAY_WRITE, _outside(spans, [call.writes]), place)
             if self._poisoned and access.call.startswith("copy_out"):
                 self._find(call, FindingKind.LEAK, self._leaks(spans), place)
             state.effect = state.effect or place
 
-    def _fetch(self, call: SystemCall, state: _State, spans: list[tuple[int, int]], place: Place) -> None:
-        """Compare with what was fetched by earlier accesses, then remember."""
-        fetched = state.fetched
-        for start, end in spans:
-            again = fetched.overlaps(start, end)
-            if again and not state.any_allowed:
-                allowed = [ars for ars in (call.refetches, state.allowed) if ars is not None]
-                for first, last, earlier in again:
-                    self._find(call, FindingKind.DOUBLE_FETCH, _outside([(first, last)], allowed), place, earlier)
-        for start, end in spans:
-            fetched.add(start, end, place)
+    def _refetched(self, call: SystemCall, state: _State, again: list[Interval], place: Callers) -> None:
+        """Look whether bytes that were fetched before may be fetched again."""
+        if not state.any_allowed:
+            allowed = [ars for ars in (call.refetches, state.allowed) if ars is not None]
+            for start, end, first in again:
+                self._find(call, FindingKind.DOUBLE_FETCH, _outside([(start, end)], allowed), place, first)
 
     def _leaks(self, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The first poison in each piece of what was written, read back from the memory beneath all observers."""
@@ -187,14 +186,15 @@ class DoubleFetchDetector(ObservedIO):
         call: SystemCall,
         kind: FindingKind,
         spans: list[tuple[int, int]],
-        place: Place,
-        first: Place | None = None,
+        callers: Callers,
+        first: Callers | None = None,
     ) -> None:
         """Note a finding about the first of some spans, if there is any, and if it is new."""
-        key = (kind, call.name, place, first)
+        key = (kind, call.name, callers, first)
         if not spans or key in self._found or len(self._found) >= self._limit:
             return
-        finding = self._found[key] = Finding(kind, call.name, AddrRange(*spans[0]), place, first)
+        places = Place(callers), None if first is None else Place(first)
+        finding = self._found[key] = Finding(kind, call.name, AddrRange(*spans[0]), *places)
         if self._on_finding is not None:
             unseen(self._on_finding, finding)
 

@@ -29,9 +29,9 @@ _TOP: Final = 1 << 64
 class FaultyIO(ObservedIO):
     """An IO over another one, with the faults of a plan; the reason of a FaultError is ``injected``.
 
-    ``injected`` lists the errors so far, each as a twin of the one that was raised: without its traceback, which keeps
-    the caller's buffers. Where the memory itself faults before the plan does, its own fault comes. A stream that stops
-    before the fault does not meet it.
+    ``injected`` lists the errors so far, FaultErrors and OSErrors of other errnos, each as a twin of the one that was
+    raised: without its traceback, which keeps the caller's buffers. Where the memory itself faults before the plan
+    does, its own fault comes. A stream that stops before the fault does not meet it.
 
     ``on_fault`` is as AddressSpace's: called with the first address that is about to fault and the access, before a
     byte moves, it may bring in what is missing. If it returns True the fault is healed: the access goes on, and a fault
@@ -44,7 +44,7 @@ class FaultyIO(ObservedIO):
         if not isinstance(plan, FaultPlan):
             raise TypeError(f"plan must be a FaultPlan, not {type(plan).__name__}")
         super().__init__(io)
-        self.injected: list[OSError] = []
+        self.injected: list[Any] = []
         self._armed = plan.armed(self.arch)
 
     def _make(self, access: Access, args: tuple[Any, ...]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from usermem.errors import FaultError
 from usermem.observe.access import Access
@@ -11,6 +11,9 @@ from usermem.observe.observed import ObservedIO, memory_of
 from usermem.scan import SCAN
 
 _MOST: Final = 1 << 12
+
+Interval: TypeAlias = tuple[int, int, Any]
+"""[start, end), and its value."""
 
 
 def fetched_spans(io: ObservedIO, access: Access, first: int | None = None) -> list[tuple[int, int]]:
@@ -37,19 +40,32 @@ class Fetched:
 
     At most ``_MOST`` of them: bytes beyond are not remembered, so that a guest's calls do not grow the host's memory.
 
-    A signal handler may come at any point. Each change is one assignment to the list, so that it never finds, or
-    leaves, intervals that overlap; what it adds in the middle of another change may be lost.
+    A signal handler may come at any point, and access memory in the same call. Each change ends in one assignment, so
+    that intervals never overlap; what a handler adds in the middle of another change may be lost.
     """
 
     __slots__ = ("_items",)
 
     def __init__(self) -> None:
-        self._items: list[tuple[int, int, Any]] = []
+        self._items: list[Interval] = []
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def overlaps(self, start: int, end: int) -> list[tuple[int, int, Any]]:
+    def add_all(self, spans: list[tuple[int, int]], value: Any) -> list[Interval]:
+        """Add spans of one access, and return the parts that were there before it, with their values."""
+        if len(spans) == 1:
+            start, end = spans[0]
+            items = self._items
+            if items and items[-1][1] == start and items[-1][2] == value:  # one place that fetches piece after piece
+                items[-1] = items[-1][0], end, value
+                return []
+        found = [part for start, end in spans for part in self.overlaps(start, end)]
+        for start, end in spans:
+            self.add(start, end, value)
+        return found
+
+    def overlaps(self, start: int, end: int) -> list[Interval]:
         """The parts of [start, end) that are there, in order, with their values."""
         items = self._items
         if not items or items[-1][1] <= start:  # as in most calls
@@ -71,15 +87,11 @@ class Fetched:
             if len(items) < _MOST:
                 items.append((start, end, value))
             return
-        first, last, old = items[-1]
-        if last == start and old == value:  # as when one place fetches piece after piece
-            items[-1] = first, end, value
-            return
         i = bisect_left(items, (start,))
         if i and items[i - 1][1] >= start:
             i -= 1
         stop = bisect_left(items, (end + 1,))
-        merged: list[tuple[int, int, Any]] = []
+        merged: list[Interval] = []
         at = start
         for first, last, old in items[i:stop]:
             if at < first:
@@ -89,10 +101,10 @@ class Fetched:
         if at < end:
             _append(merged, (at, end, value))
         if len(items) - (stop - i) + len(merged) <= _MOST:
-            items[i:stop] = merged
+            self._items = [*items[:i], *merged, *items[stop:]]
 
 
-def _append(items: list[tuple[int, int, Any]], item: tuple[int, int, Any]) -> None:
+def _append(items: list[Interval], item: Interval) -> None:
     """Append an interval, or make the last one longer if it touches and has the same value."""
     if items and items[-1][1] == item[0] and items[-1][2] == item[2]:
         items[-1] = (items[-1][0], item[1], item[2])

@@ -52,6 +52,7 @@ class Filter:
         calls = frozenset(call for call in self.calls if _ACCESS[call] & self.access)
         tags = self.tags
         spans = None if self.ranges is None else [(addr, addr + n) for addr, n in self.ranges.pairs() if n > 0]
+        low = min((start for start, _ in spans or ()), default=0)
         high = max((end for _, end in spans or ()), default=0)
 
         def excluded(call: str, addr: int, what: object) -> bool:
@@ -63,7 +64,9 @@ class Filter:
                     return True
             if spans is None:
                 return False
-            return (type(addr) is int and addr >= high) or not _touches(spans, addr, what)
+            if type(addr) is int and (addr >= high or (type(what) is bytearray and addr + len(what) <= low)):
+                return True  # as for most accesses; in a third of the time
+            return not _touches(spans, addr, what)
 
         return excluded
 

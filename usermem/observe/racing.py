@@ -76,8 +76,7 @@ class RacingIO(ObservedIO):
     def _after(self, access: Access) -> None:
         call = CURRENT.get()
         if call is not None and access.call in FETCHES:
-            for start, end in fetched_spans(self, access, access.moved):
-                self._state(call).add(start, end, None)
+            self._state(call).add_all(fetched_spans(self, access, access.moved), None)
 
     def _change(self, spans: list[tuple[int, int]], race: Race) -> None:
         """Change the byte that a race says, of some spans; nothing where the mapped object cannot be written."""
