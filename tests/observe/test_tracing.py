@@ -157,6 +157,22 @@ def test_tags_are_of_the_innermost_call() -> None:
     assert [access.tag for access in trace.accesses] == ["outer", "inner", "outer", None]
 
 
+def test_a_call_that_waits_goes_on() -> None:
+    """What it did before is still known, and its line comes once."""
+    lines: list[str] = []
+    trace: TracingIO = traced(on_call=lambda call: lines.append(trace.line(call)))
+    call = trace.call("read", 0)
+    with call:
+        trace.copy_in(0, bytearray(1))
+        call.waiting = True
+    with trace.call("other"):
+        trace.copy_in(8, bytearray(1))
+    with call:
+        trace.copy_in(1, bytearray(1))
+        call.result = 2
+    assert lines == ["other() = ?  in 0x8+1", "read(0) = 2  in 0x0+2"]
+
+
 def test_tasks_have_their_own_calls() -> None:
     """Two asyncio tasks whose calls are interleaved."""
     trace = traced()

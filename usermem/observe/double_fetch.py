@@ -161,8 +161,8 @@ class DoubleFetchDetector(ObservedIO):
 
     def _refetched(self, call: SystemCall, state: _State, again: list[Interval], place: Callers) -> None:
         """Look whether bytes that were fetched before may be fetched again."""
-        if not state.any_allowed:
-            allowed = [ars for ars in (call.refetches, state.allowed) if ars is not None]
+        if not state.any_allowed and call.refetches is not True:
+            allowed = [ars for ars in (call.refetches, state.allowed) if ars]
             for start, end, first in again:
                 self._find(call, FindingKind.DOUBLE_FETCH, _outside([(start, end)], allowed), place, first)
 

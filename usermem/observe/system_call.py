@@ -36,13 +36,16 @@ class SystemCall:
     ``result`` is for the handler to set; an OSError that leaves the ``with`` sets it to what linux_result() gives.
 
     The options are for a DoubleFetchDetector. ``writes``: the only ranges that the call may write. ``refetches``:
-    ranges that it may fetch more than once. ``late_fetches``: it may fetch after its visible effect, as recvmmsg(2)
-    does, which fetches each header after it has filled the one before.
+    ranges that it may fetch more than once; True for all, as in execve(2), where the path and argv[0] may be one string
+    and are fetched each for itself. ``late_fetches``: it may fetch after its visible effect, as recvmmsg(2) does, which
+    fetches each header after it has filled the one before.
     """
 
     result: int | None = None
     error: str | None = None
     """The type of an exception that left the ``with`` and is no result of a system call."""
+    waiting = False
+    """For a dispatcher to set before the ``with`` ends, if the call is not over: it goes on in another ``with``."""
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class SystemCall:
         args: tuple[object, ...] = (),
         *,
         writes: AddrRangeSeq | None = None,
-        refetches: AddrRangeSeq | None = None,
+        refetches: AddrRangeSeq | bool | None = None,
         late_fetches: bool = False,
     ) -> None:
         self.name = name
@@ -62,6 +65,7 @@ class SystemCall:
         self._tokens: list[Token[SystemCall | None]] = []
 
     def __enter__(self) -> Self:
+        self.waiting = False
         self._tokens.append(CURRENT.set(self))
         return self
 
@@ -72,8 +76,9 @@ class SystemCall:
                 self.result = linux_result(exc)
             except TypeError:
                 self.error = type(exc).__name__
-        for observer in tuple(self.states):
-            observer.call_ended(self)
+        if not self.waiting:
+            for observer in tuple(self.states):
+                observer.call_ended(self)
 
     def __str__(self) -> str:
         """``read(3, 0x10000, 48) = 48``, as strace(1) has it; ``= ?`` while there is no result."""
