@@ -19,8 +19,9 @@ SCAN: Final[ContextVar[tuple[int, int] | None]] = ContextVar("usermem_scan", def
 
 def scan(start: int, unit: int, read: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call ``read`` for the next piece of a string, or a table, that begins at ``start``."""
-    token = SCAN.set((start, unit))
+    before = SCAN.get()
     try:
+        SCAN.set((start, unit))
         return read(*args, **kwargs)
     finally:
-        SCAN.reset(token)
+        SCAN.set(before)  # an interrupt could lose the token for a reset

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, mman
@@ -238,6 +238,19 @@ def test_a_plan_is_replayed_by_its_repr(plan: FaultPlan, data: st.DataObject) ->
         assert dst == other
         done = found if isinstance(found, int) else int(found.split()[4])
         assert dst == BYTES[addr : addr + done].ljust(n, b"\0")
+
+
+def test_plans_shrink() -> None:
+    """To one fault, without what does not matter."""
+    settings_ = settings(database=None, derandomize=True, max_examples=500)
+
+    def hits(plan: FaultPlan) -> bool:
+        io = FaultyIO(BytesIO(bytearray(64)), plan)
+        return moved(lambda: io.copy_in(0, bytearray(8))) == 8 and moved(lambda: io.copy_out(8, b"x" * 8)) != 8
+
+    found = find(guests.fault_plans(near=(0x8, 0x10)), hits, settings=settings_)
+    assert len([step for step in found.steps if step is not None]) + len(found.faults) == 1
+    assert 0 in (*found.steps, *(fault.byte for fault in found.faults))
 
 
 @given(guests.faults(AMD64, near=(0x10000,), most=5, errors=(errno.EIO,)))

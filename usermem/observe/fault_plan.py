@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import field, frozen
 
@@ -81,10 +81,10 @@ class FaultPlan:
     steps: tuple[int | None, ...] = field(default=(), converter=_checked_steps)
     faults: tuple[Fault, ...] = field(default=(), converter=_checked_faults)
 
-    def armed(self, arch: Arch) -> list[ArmedFault]:
-        """The faults, each to be asked once for each access to come."""
-        steps = [Fault(nth=nth, byte=step) for nth, step in enumerate(self.steps) if step is not None]
-        return [ArmedFault(fault, arch) for fault in (*steps, *self.faults)]
+    def armed(self, arch: Arch) -> list[Armed]:
+        """The steps and the faults, each to be asked once for each access to come."""
+        faults = [ArmedFault(fault, arch) for fault in self.faults]
+        return [ArmedSteps(self.steps), *faults] if self.steps else [*faults]
 
     def __repr__(self) -> str:
         return shown(self)
@@ -93,7 +93,43 @@ class FaultPlan:
         printer.text(repr(self))
 
 
-class ArmedFault:
+class Armed(Protocol):
+    """A part of a plan in use, which counts accesses. ``errno`` is that of its faults."""
+
+    errno: int
+
+    def offset(self, access: Access) -> int | None:
+        """Before which of its bytes an access faults; None if it passes. To be asked once for each access."""
+        ...
+
+    def injected(self) -> None:
+        """Count a fault that was raised."""
+        ...
+
+    def heal(self) -> None:
+        """End the fault, because what was missing is there; one that is drawn goes on with the next access."""
+        ...
+
+
+class ArmedSteps(Armed):
+    """Steps in use: all of them in one, because plans have thousands."""
+
+    errno = errno.EFAULT
+
+    def __init__(self, steps: tuple[int | None, ...]) -> None:
+        self._steps = iter(steps)
+
+    def offset(self, access: Access) -> int | None:
+        return next(self._steps, None)
+
+    def injected(self) -> None:
+        """A step is over in any case."""
+
+    def heal(self) -> None:
+        """A step is over in any case."""
+
+
+class ArmedFault(Armed):
     """A Fault in use: what it has counted and drawn so far.
 
     Counters are iterators, each step of which is one instruction to other threads. Threads that meet a fault at the
@@ -102,6 +138,7 @@ class ArmedFault:
 
     def __init__(self, fault: Fault, arch: Arch) -> None:
         self.fault = fault
+        self.errno = fault.errno
         self._arch = arch
         self._seen = itertools.count()
         self._left = fault.times
@@ -112,7 +149,6 @@ class ArmedFault:
             self._draw = random.Random(fault.seed).random
 
     def offset(self, access: Access) -> int | None:
-        """Before which of its bytes an access faults; None if it passes. To be asked once for each access."""
         fault = self.fault
         if not fault.access & access.access or (fault.when is not None and not unseen(fault.when, access)):
             return None
@@ -135,11 +171,9 @@ class ArmedFault:
         return None
 
     def injected(self) -> None:
-        """Count a fault that was raised."""
         if self._left:
             self._left -= 1
 
     def heal(self) -> None:
-        """End the fault, because what was missing is there; one that is drawn goes on with the next access."""
         if self._draw is None:
             self._left = 0

@@ -19,7 +19,7 @@ from safemem.errors import error
 from usermem.errors import FaultError, FaultReason
 from usermem.memory_io import IO
 from usermem.observe.access import ATOMICS, Access
-from usermem.observe.fault_plan import ArmedFault, FaultPlan
+from usermem.observe.fault_plan import Armed, FaultPlan
 from usermem.observe.observed import ObservedIO, unseen
 from usermem.resolver import addr_at, checked_count
 
@@ -59,7 +59,7 @@ class FaultyIO(ObservedIO):
             return self._cut(access, args, _Cut(allowed), armed)
         return super()._make(access, args)
 
-    def _hits(self, access: Access) -> list[tuple[int, ArmedFault]]:
+    def _hits(self, access: Access) -> list[tuple[int, Armed]]:
         """The faults that an access meets, and after how many bytes, the first first.
 
         Each fault is asked, so that it counts the access. What leaves 64 bits faults by itself.
@@ -71,7 +71,7 @@ class FaultyIO(ObservedIO):
             return []
         return sorted((hit for hit in hits if hit[0] < access.length), key=lambda hit: hit[0])
 
-    def _atomic(self, access: Access, args: tuple[Any, ...], armed: ArmedFault) -> int:
+    def _atomic(self, access: Access, args: tuple[Any, ...], armed: Armed) -> int:
         # The memory's own fault comes first. Storing 0 where 0 is changes nothing.
         if access.access is READ:
             self.io.load_uint32(access.addr, ignore_permissions=access.ignore_permissions)
@@ -79,7 +79,7 @@ class FaultyIO(ObservedIO):
             self.io.compare_and_swap_uint32(access.addr, 0, 0, ignore_permissions=access.ignore_permissions)
         raise self._error(access, access.addr, 0, armed)
 
-    def _cut(self, access: Access, args: tuple[Any, ...], cut: _Cut, armed: ArmedFault) -> int:
+    def _cut(self, access: Access, args: tuple[Any, ...], cut: _Cut, armed: Armed) -> int:
         """An access that ends after the bytes that the fault allows, if the memory and the stream get that far.
 
         Any access is made as a stream over all of its ranges: so the memory checks and finds all of them.
@@ -104,9 +104,9 @@ class FaultyIO(ObservedIO):
             return moved
         raise self._error(access, addr_at(ars.pairs(), moved), moved, armed)
 
-    def _error(self, access: Access, addr: int, transferred: int, armed: ArmedFault) -> OSError:
+    def _error(self, access: Access, addr: int, transferred: int, armed: Armed) -> OSError:
         armed.injected()
-        twins = [_error(armed.fault.errno, access.access, addr, transferred) for _ in range(2)]
+        twins = [_error(armed.errno, access.access, addr, transferred) for _ in range(2)]
         self.injected.append(twins[0])
         return twins[1]
 

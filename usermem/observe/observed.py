@@ -36,11 +36,12 @@ _UNSEEN: Final[ContextVar[bool]] = ContextVar("usermem_unseen", default=False)
 
 def unseen(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call a function of the user's; no observer sees what it accesses."""
-    token = _UNSEEN.set(True)
+    before = _UNSEEN.get()
     try:
+        _UNSEEN.set(True)
         return function(*args, **kwargs)
     finally:
-        _UNSEEN.reset(token)
+        _UNSEEN.set(before)  # an interrupt could lose the token for a reset
 
 
 def size_of(buffer: ReadableBuffer, name: str) -> int:
