@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from hostarch import READ, READ_WRITE, WRITE, AddrRange, AddrRangeSeq, mman
+from hostarch import AMD64, READ, READ_WRITE, WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc
 from usermem import AddressSpace, BytesIO, FaultError, FaultReason, linux_result, readv_fd
 from usermem.iovec import copy_out_iovecs
@@ -61,6 +61,9 @@ def test_each_access_is_a_value() -> None:
         ("compare_and_swap_uint32", READ_WRITE, ((16, 4),), 4, 4),
         ("load_uint32", READ, ((16, 4),), 4, 4),
     ]
+    stream = trace.accesses[3]
+    assert stream.spans(AMD64) == [(12, 14), (20, 22)]
+    assert [stream.spans(AMD64, n) for n in (0, 2, 3)] == [[], [(12, 14)], [(12, 14), (20, 21)]]
     again = traced()
     everything(again)
     assert again.accesses == trace.accesses and len(set(trace.accesses)) == 8
