@@ -12,6 +12,7 @@ from usermem import (
     IO,
     AddressSpace,
     BytesIO,
+    FaultError,
     FaultPlan,
     FaultyIO,
     copy_in_vector,
@@ -210,6 +211,17 @@ def test_late_fetches() -> None:
     detector.effect()  # outside of any call
 
 
+def test_a_write_of_nothing_is_no_effect() -> None:
+    """One that faults at once, and a look whether memory can be written."""
+    detector = made(64)
+    with detector.call("recvmsg", writes=ranges()):
+        with pytest.raises(FaultError):
+            detector.copy_out(64, b"four")
+        assert detector.copy_out_from(ranges((0, 4)), _Short(0)) == 0
+        fetch(detector, 8, 4)
+    assert not detector.findings
+
+
 def test_stray_writes() -> None:
     """What lies outside the ranges, of each kind of write; what moved counts, not what was asked for."""
     detector = made()
@@ -221,8 +233,9 @@ def test_stray_writes() -> None:
         detector.swap_uint32(16, 1)
         assert not detector.findings
         detector.copy_out(4, b"x" * 14)
-    (finding,) = detector.findings
-    assert (finding.kind, finding.range) == (FindingKind.STRAY_WRITE, AddrRange(8, 16))
+        detector.zero_out(50, 10)
+    assert {finding.kind for finding in detector.findings} == {FindingKind.STRAY_WRITE}
+    assert [finding.range for finding in detector.findings] == [AddrRange(8, 16), AddrRange(50, 60)]
 
 
 class _Short:
@@ -278,17 +291,18 @@ class TestLeaks:
         assert find_poison(b"") is find_poison(bytes(99)) is None
 
 
-def test_a_bug_counts_once() -> None:
+@pytest.mark.parametrize(("limit", "most"), [(100, 3), (2, 2)])
+def test_a_bug_counts_once(limit: int, most: int) -> None:
     """However often the call is made; the number of findings is limited, and each is told as it is found."""
     told: list[Finding] = []
-    detector = DoubleFetchDetector(BytesIO(bytearray(64)), limit=2, on_finding=told.append)
+    detector = DoubleFetchDetector(BytesIO(bytearray(64)), limit=limit, on_finding=told.append)
     for _ in range(5):
         with detector.call("read"):
             fetch(detector, 0, 4)
             fetch(detector, 0, 4)
             fetch(detector, 0, 4)
             fetch(detector, 0, 4)
-    assert len(detector.findings) == 2
+    assert len(detector.findings) == most
     assert told == detector.findings
 
 

@@ -48,6 +48,19 @@ def test_a_byte_faults_wherever_an_access_meets_it() -> None:
     assert len(io.injected) == 5
 
 
+@pytest.mark.parametrize("addr", [-1, (1 << 64) - 4, 1 << 64, 1 << 70])
+def test_what_leaves_64_bits_faults_by_itself(addr: int) -> None:
+    """The memory's own fault, and no ranges that cannot be."""
+    io = faulty(Fault(byte=2))
+    for call in (
+        lambda: io.copy_in(addr, bytearray(8)),
+        lambda: io.copy_out(addr, bytes(8)),
+        lambda: io.zero_out(addr, 8),
+    ):
+        assert f"at {addr:#x} after 0 bytes" in str(moved(call))
+    assert not io.injected
+
+
 def test_a_page_and_an_access_type() -> None:
     """Only what is stored in the page faults."""
     space = AddressSpace()
