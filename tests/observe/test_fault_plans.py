@@ -50,15 +50,22 @@ def test_a_byte_faults_wherever_an_access_meets_it() -> None:
 
 @pytest.mark.parametrize("addr", [-1, (1 << 64) - 4, 1 << 64, 1 << 70])
 def test_what_leaves_64_bits_faults_by_itself(addr: int) -> None:
-    """The memory's own fault, and no ranges that cannot be."""
+    """The memory's own fault; the hook is not asked for what is no address."""
     io = faulty(Fault(byte=2))
+    asked: list[int] = []
+
+    def ask(at: int, access: AccessType) -> bool:
+        asked.append(at)
+        return False
+
+    io.on_fault = ask
     for call in (
         lambda: io.copy_in(addr, bytearray(8)),
         lambda: io.copy_out(addr, bytes(8)),
         lambda: io.zero_out(addr, 8),
     ):
         assert f"at {addr:#x} after 0 bytes" in str(moved(call))
-    assert not io.injected
+    assert not io.injected and not asked
 
 
 def test_a_page_and_an_access_type() -> None:
