@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import threading
@@ -158,6 +159,31 @@ def test_what_a_reader_gave_is_not_lost(name: str) -> None:
         io.copy_out_from(AddrRangeSeq([AddrRange(0x10FFC, 0x11004)]), reader)
     assert caught.value.transferred == 4
     assert io.copy_out_from(AddrRangeSeq([AddrRange(0x10000, 0x10010)]), reader) == 6
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_a_fault_leaves_no_garbage(name: str) -> None:
+    """Nor a buffer that cannot be resized while the error is at hand."""
+    io = OBSERVERS[name](LAYOUT.address_space())
+
+    def fault() -> None:
+        buffer = bytearray(64)
+        try:
+            with io.call("read"):
+                io.copy_in(0x12000 - 8, buffer)
+        except FaultError as exc:
+            buffer += b"more"
+            assert exc.transferred == 8
+
+    fault()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            fault()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_callbacks_may_use_the_memory() -> None:
