@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import define
+from attrs import define, field
 
 from hostarch import AccessType, AddrRangeSeq, Arch
 from usermem.errors import FaultError
@@ -29,7 +29,7 @@ class Access:
     """How many bytes were asked for."""
     ars: AddrRangeSeq | None = None
     """The ranges of copy_out_from and copy_in_to; None for the other calls."""
-    ignore_permissions: bool = False
+    ignore_permissions: bool = field(default=False, kw_only=True)
     moved: int = 0
     """How many bytes were moved; for an atomic 4 or 0."""
     fault: FaultError | None = None

@@ -87,54 +87,54 @@ class ObservedIO(IO):
         if (self._excludes is not None and self._excludes("copy_out", addr, src)) or _UNSEEN.get():
             return self.io.copy_out(addr, src, ignore_permissions=ignore_permissions)
         addr = check_int(addr, "addr")
-        access = Access("copy_out", WRITE, addr, size_of(src, "src"), None, ignore_permissions)
+        access = Access("copy_out", WRITE, addr, size_of(src, "src"), ignore_permissions=ignore_permissions)
         return self._see(access, (addr, src))
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         if (self._excludes is not None and self._excludes("copy_in", addr, dst)) or _UNSEEN.get():
             return self.io.copy_in(addr, dst, ignore_permissions=ignore_permissions)
         addr = check_int(addr, "addr")
-        access = Access("copy_in", READ, addr, size_of(dst, "dst"), None, ignore_permissions)
+        access = Access("copy_in", READ, addr, size_of(dst, "dst"), ignore_permissions=ignore_permissions)
         return self._see(access, (addr, dst))
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         if (self._excludes is not None and self._excludes("zero_out", addr, n)) or _UNSEEN.get():
             return self.io.zero_out(addr, n, ignore_permissions=ignore_permissions)
         addr, n = check_int(addr, "addr"), check_count(n, "n")
-        return self._see(Access("zero_out", WRITE, addr, n, None, ignore_permissions), (addr, n))
+        return self._see(Access("zero_out", WRITE, addr, n, ignore_permissions=ignore_permissions), (addr, n))
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
         if (self._excludes is not None and self._excludes("copy_out_from", 0, ars)) or _UNSEEN.get():
             return self.io.copy_out_from(ars, reader, ignore_permissions=ignore_permissions)
         addr, _ = next(ars.pairs(), (0, 0))
-        access = Access("copy_out_from", WRITE, addr, ars.num_bytes, ars, ignore_permissions)
+        access = Access("copy_out_from", WRITE, addr, ars.num_bytes, ars, ignore_permissions=ignore_permissions)
         return self._see(access, (ars, reader))
 
     def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
         if (self._excludes is not None and self._excludes("copy_in_to", 0, ars)) or _UNSEEN.get():
             return self.io.copy_in_to(ars, writer, ignore_permissions=ignore_permissions)
         addr, _ = next(ars.pairs(), (0, 0))
-        access = Access("copy_in_to", READ, addr, ars.num_bytes, ars, ignore_permissions)
+        access = Access("copy_in_to", READ, addr, ars.num_bytes, ars, ignore_permissions=ignore_permissions)
         return self._see(access, (ars, writer))
 
     def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
         if (self._excludes is not None and self._excludes("swap_uint32", addr, 4)) or _UNSEEN.get():
             return self.io.swap_uint32(addr, new, ignore_permissions=ignore_permissions)
         addr = check_int(addr, "addr")
-        return self._see(Access("swap_uint32", READ_WRITE, addr, 4, None, ignore_permissions), (addr, new))
+        return self._see(Access("swap_uint32", READ_WRITE, addr, 4, ignore_permissions=ignore_permissions), (addr, new))
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
         if (self._excludes is not None and self._excludes("compare_and_swap_uint32", addr, 4)) or _UNSEEN.get():
             return self.io.compare_and_swap_uint32(addr, old, new, ignore_permissions=ignore_permissions)
         addr = check_int(addr, "addr")
-        access = Access("compare_and_swap_uint32", READ_WRITE, addr, 4, None, ignore_permissions)
+        access = Access("compare_and_swap_uint32", READ_WRITE, addr, 4, ignore_permissions=ignore_permissions)
         return self._see(access, (addr, old, new))
 
     def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
         if (self._excludes is not None and self._excludes("load_uint32", addr, 4)) or _UNSEEN.get():
             return self.io.load_uint32(addr, ignore_permissions=ignore_permissions)
         addr = check_int(addr, "addr")
-        return self._see(Access("load_uint32", READ, addr, 4, None, ignore_permissions), (addr,))
+        return self._see(Access("load_uint32", READ, addr, 4, ignore_permissions=ignore_permissions), (addr,))
 
     def _see(self, access: Access, args: tuple[Any, ...]) -> int:
         """Carry out an access, complete its value, and show it to :meth:`_after`, whether it failed or not."""
