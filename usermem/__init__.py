@@ -40,7 +40,6 @@ from usermem.errors import (
     Signal,
     linux_result,
 )
-from usermem.faults import FaultPlan, FaultyIO
 from usermem.fd import pread_fd, pwrite_fd, read_fd, readv_fd, write_fd, writev_fd
 from usermem.futex import FUTEX_BITSET_MATCH_ANY, Futex, FutexTable, FutexWaiter
 from usermem.hexdump import hexdump
@@ -64,6 +63,8 @@ from usermem.mm.limits import Limits
 from usermem.mm.listeners import ChangeKind
 from usermem.mm.snapshot_file import SnapshotFileError
 from usermem.mm.vma import VMA
+from usermem.observe.fault_plan import FaultPlan
+from usermem.observe.faulty import FaultyIO
 from usermem.render import render
 from usermem.resolver import ResolvedIO
 from usermem.stack import Stack, build_stack

@@ -18,6 +18,7 @@ from safemem.errors import add_transferred, error
 from usermem.errors import FaultError, FaultReason, NameTooLongError
 from usermem.io_sequence import IOSequence
 from usermem.memory_io import IO, arch_of, checked_start, read_bytes, write_bytes
+from usermem.scan import scan
 from usermem.strings import copy_string_in
 
 MAX_RW_COUNT = 0x7FFF_F000
@@ -187,7 +188,7 @@ def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_
         n = max(min(_VECTOR_CHUNK, -addr % _PAGE) // word, 1) * word  # not beyond the page: a fault comes in its turn
         fault: FaultError | None = None
         try:
-            table = read_bytes(io, addr, n, ignore_permissions=ignore_permissions)
+            table = scan(addr, word, read_bytes, io, addr, n, ignore_permissions=ignore_permissions)
         except FaultError as exc:
             fault = exc.with_traceback(None)
             table = exc.partial[: exc.transferred // word * word]

@@ -12,6 +12,7 @@ from hostarch import AddrRangeSeq
 from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, InvalidIntegerError, NameTooLongError
 from usermem.memory_io import IO, read_bytes, write_bytes
+from usermem.scan import scan
 from usermem.vec import copy_in_vec
 
 _CHUNK = 4096
@@ -50,7 +51,7 @@ def copy_string_in_chunks(
         buffer = bytearray(n)
         fault: FaultError | None = None
         try:
-            io.copy_in(start, buffer, ignore_permissions=ignore_permissions)
+            scan(addr, 1, io.copy_in, start, buffer, ignore_permissions=ignore_permissions)
         except FaultError as exc:
             fault = exc.with_traceback(None)
             buffer = buffer[: exc.transferred]

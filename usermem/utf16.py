@@ -9,6 +9,7 @@ from hostarch import Arch
 from safemem.buffers import check_count, check_int
 from usermem.errors import FaultError, NameTooLongError
 from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
+from usermem.scan import scan
 
 _PAGE = 4096
 
@@ -30,7 +31,7 @@ def copy_utf16_in(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = 
         searched = len(data) & -2
         n = min(size, left, _PAGE - start % _PAGE)
         try:
-            data += read_bytes(io, start, n, ignore_permissions=ignore_permissions)
+            data += scan(addr, 2, read_bytes, io, start, n, ignore_permissions=ignore_permissions)
         except FaultError as exc:
             fault = exc.with_traceback(None)
             data += exc.partial

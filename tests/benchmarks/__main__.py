@@ -4,6 +4,7 @@
 ``datagram``: against a loop of socket calls. ``mapping``: many mappings against few. ``syscall``: whole system calls
 against what one writes by hand. ``snapshot``: snapshots, restores and forks against copies. ``memories``: another
 process's memory against the raw system calls. ``unicorn``: an engine that shares a space against its own calls.
+``observe``: accesses through observers against those by the memory itself.
 """
 
 from __future__ import annotations
@@ -162,6 +163,17 @@ def _unicorn(only: str) -> Iterator[dict[str, Any]]:
     return _ratios(unicorn_rows.rows(only))
 
 
+def _observe(only: str) -> Iterator[dict[str, Any]]:
+    import observe_rows
+
+    print(
+        f"what an access through an observer takes longer than by the memory\n{'row':32}{'us':>8}{'bar':>8}{'ratio':>8}"
+    )
+    for row in observe_rows.rows(only):
+        print(f"{row.name:32}{row.us:8.2f}{row.bar:8.2f}{row.ratio:8.2f}{'  MISSED' if row.missed else ''}")
+        yield {"row": row.name, "us": row.us, "bar": row.bar, "ratio": row.ratio, "missed": row.missed}
+
+
 def _ratios(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
     print(f"{'row':32}{'ratio':>10}{'bar':>8}")
     for row in rows:
@@ -198,6 +210,7 @@ _SUITES = {
     "snapshot": _snapshot,
     "memories": _memories,
     "unicorn": _unicorn,
+    "observe": _observe,
 }
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    ("suite", "only", "count"), [("copy", "u32", 2), ("walk", "BlockSeq", 3), ("syscall", "uint64", 1)]
+    ("suite", "only", "count"),
+    [("copy", "u32", 2), ("walk", "BlockSeq", 3), ("syscall", "uint64", 1), ("observe", "filter", 3)],
 )
 def test_a_suite_prints_and_writes_its_rows(suite: str, only: str, count: int, tmp_path: Path) -> None:
     """Each row has a positive ratio and a bar, and --json writes what was printed."""

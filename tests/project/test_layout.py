@@ -176,7 +176,16 @@ def test_no_module_is_long(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*PACKAGES, "safemem.tls", "safemem.datagram", "usermem.memories", "usermem.messages", "usermem.testing"]
+    "name",
+    [
+        *PACKAGES,
+        "safemem.tls",
+        "safemem.datagram",
+        "usermem.memories",
+        "usermem.messages",
+        "usermem.observe",
+        "usermem.testing",
+    ],
 )
 def test_all_is_what_is_there(name: str) -> None:
     """``__all__`` names every public name of a package once, and no more: its submodules only where it says so."""

@@ -1,5 +1,5 @@
 """Hypothesis strategies for guests: addresses at edges, ranges, layouts with holes, iovecs, strings at page ends,
-fault plans, and whole operations.
+fault plans, races, and whole operations.
 
 Edges are where memory code breaks, so most draws lie at one: page ends, 0, the end of user space, 2**63, 2**64 - 1, and
 lengths of 0. All of it shrinks to small numbers near the start of the first page. Everything takes any :class:`Arch`.
@@ -9,14 +9,16 @@ Needs hypothesis (``pip install 'usermem[testing]'``).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from itertools import pairwise
 
 from attrs import frozen
 from hypothesis import strategies as st
 
-from hostarch import AMD64, AccessType, AddrRange, AddrRangeSeq, Arch
-from usermem.faults import FaultPlan
+from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, Arch
+from usermem.observe.fault_plan import Fault, FaultPlan
+from usermem.observe.racing import Race
 from usermem.testing.layout import Layout, Mapping
 from usermem.testing.operations import (
     CompareAndSwapUint32,
@@ -41,6 +43,8 @@ from usermem.testing.operations import (
 
 # What is drawn as one number for each mapping: pages of hole before it, pages of it, its rights.
 _HOLES, _PAGES, _RIGHTS = 3, 3, (3, 1, 0, 7, 5, 2, 4)
+
+_FAULT_ACCESS = (READ_WRITE, READ, WRITE)
 
 # How sequences of ranges are cut: take so many eighths of their bytes, and drop so many eighths of those.
 _CUTS = st.sampled_from([None, None, None, (7, 0), (8, 2), (8, 5), (3, 3), (0, 0), (8, 8)])
@@ -196,10 +200,47 @@ def chunkings(data: bytes) -> st.SearchStrategy[list[bytes]]:
     return st.lists(st.integers(0, len(data)), max_size=8).map(cut)
 
 
-def fault_plans(max_accesses: int = 8, most: int = 64) -> st.SearchStrategy[FaultPlan]:
-    """For each of the first accesses whether it passes or after how many bytes it faults; most pass."""
+def fault_plans(max_accesses: int = 8, most: int = 64, near: tuple[int, ...] = ()) -> st.SearchStrategy[FaultPlan]:
+    """For each of the first accesses whether it passes or after how many bytes it faults; most pass.
+
+    With ``near`` (addresses, as of ``layout.edges``) up to two :func:`faults` come beside them.
+    """
     step = st.none() | st.none() | st.integers(0, most)
-    return st.lists(step, max_size=max_accesses).map(lambda steps: FaultPlan(tuple(steps)))
+    steps = st.lists(step, max_size=max_accesses).map(tuple)
+    more = st.lists(faults(near=near, most=most), max_size=2).map(tuple) if near else st.just(())
+    return st.builds(FaultPlan, steps, more)
+
+
+def faults(
+    arch: Arch = AMD64, near: tuple[int, ...] = (), most: int = 64, errors: tuple[int, ...] = (errno.EFAULT,)
+) -> st.SearchStrategy[Fault]:
+    """A byte or a page near the addresses in ``near``, one access, or some that are drawn by a seed.
+
+    Most are sticky, and all shrink to the first byte of all accesses. ``most`` limits the bytes before them, ``errors``
+    are the errnos to draw.
+    """
+    codes = st.sampled_from(errors)
+    how = {"times": st.sampled_from([None, None, 1, 2]), "errno": codes, "access": st.sampled_from(_FAULT_ACCESS)}
+    page = arch.page_size
+    nth = st.integers(0, 20)
+    return st.one_of(
+        st.builds(Fault, byte=st.integers(0, most), nth=st.none() | nth, **how),
+        st.builds(Fault, addr=addresses(arch, near), nth=st.none() | nth, **how),
+        st.builds(
+            lambda addr, **more: Fault(addr=addr - addr % page, length=page, **more), addresses(arch, near), **how
+        ),
+        st.builds(Fault, probability=st.sampled_from([0.5, 0.1, 0.01]), seed=st.integers(0, 1 << 16), **how),
+    )
+
+
+def races(max_races: int = 2, most: int = 64) -> st.SearchStrategy[list[Race]]:
+    """One to ``max_races`` changes of a byte between two fetches of it, for RacingIO; they shrink to the first byte.
+
+    ``most`` limits which byte of a refetch is changed.
+    """
+    values = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255)
+    race = st.builds(Race, st.sampled_from([0, 0, 0, 1, 2, 3]), st.integers(0, most), values)
+    return st.lists(race, min_size=1, max_size=max_races)
 
 
 def tempers() -> st.SearchStrategy[Temper]:
