@@ -63,8 +63,6 @@ from usermem.mm.limits import Limits
 from usermem.mm.listeners import ChangeKind
 from usermem.mm.snapshot_file import SnapshotFileError
 from usermem.mm.vma import VMA
-from usermem.observe.fault_plan import FaultPlan
-from usermem.observe.faulty import FaultyIO
 from usermem.render import render
 from usermem.resolver import ResolvedIO
 from usermem.stack import Stack, build_stack
@@ -90,9 +88,7 @@ __all__ = [
     "BytesIO",
     "ChangeKind",
     "FaultError",
-    "FaultPlan",
     "FaultReason",
-    "FaultyIO",
     "Futex",
     "FutexTable",
     "FutexWaiter",

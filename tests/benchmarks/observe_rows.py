@@ -9,8 +9,18 @@ from attrs import frozen
 
 from hostarch import AddrRange, AddrRangeSeq, mman
 from timing import Run, best
-from usermem import AddressSpace, FaultPlan, FaultyIO
-from usermem.observe import DoubleFetchDetector, Fault, Filter, ObservedIO, Race, RacingIO, TracingIO
+from usermem import AddressSpace
+from usermem.observe import (
+    DoubleFetchDetector,
+    Fault,
+    FaultPlan,
+    FaultyIO,
+    Filter,
+    ObservedIO,
+    Race,
+    RacingIO,
+    TracingIO,
+)
 
 _ACCESSES = 64  # of one system call
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from edge_layouts import BASE, FIXED, PAGE, RW, pattern
 from hostarch import AMD64, I386, AccessType, mman
 from safemem import Block
-from usermem import AddressSpace, BytesIO, FaultError, FaultPlan, FaultReason, FaultyIO, hexdump
+from usermem import AddressSpace, BytesIO, FaultError, FaultReason, hexdump
+from usermem.observe import FaultPlan, FaultyIO
 from watched_io import WatchedIO
 
 LINE = re.compile(r"([0-9a-f]{8,16})  (.{23})  (.{23})  \|(.{16})\|\n")

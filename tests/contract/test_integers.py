@@ -31,8 +31,6 @@ from usermem import (
     AddressSpace,
     BytesIO,
     FaultError,
-    FaultPlan,
-    FaultyIO,
     IOReadWriter,
     IOSequence,
     ResolvedIO,
@@ -67,6 +65,7 @@ from usermem import (
     zero_out_vec,
 )
 from usermem.messages import recvmmsg_into_user, recvmsg_into_user, sendmmsg_from_user, sendmsg_from_user
+from usermem.observe import FaultPlan, FaultyIO
 
 SIZE = 2 * PAGE
 

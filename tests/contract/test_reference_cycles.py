@@ -39,8 +39,6 @@ from safemem.datagram import datagram_pair
 from usermem import (
     AddressSpace,
     BytesIO,
-    FaultPlan,
-    FaultyIO,
     IOReadWriter,
     IOSequence,
     ResolvedIO,
@@ -67,6 +65,7 @@ from usermem import (
     zero_out_vec,
 )
 from usermem.messages import recvmsg_into_user, sendmsg_from_user
+from usermem.observe import FaultPlan, FaultyIO
 
 TIMES = 20
 

@@ -22,7 +22,8 @@ from simulator.process import Task  # noqa: E402
 from simulator.table import CALLS  # noqa: E402
 from test_simulator_commands import APPLETS, BUSYBOX, DYNAMIC, SCRIPTS, needs_busybox, split  # noqa: E402
 from test_simulator_programs import compiled  # noqa: E402
-from usermem import AddressSpace, FaultPlan, FaultyIO  # noqa: E402
+from usermem import AddressSpace  # noqa: E402
+from usermem.observe import FaultPlan, FaultyIO  # noqa: E402
 
 LIMIT = 2.0  # a guest may wait for ever for what did not come
 COMMANDS = {

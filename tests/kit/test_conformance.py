@@ -12,7 +12,8 @@ from helper_mutants import HELPER_MUTANTS, Helper
 from hostarch import AMD64, READ, READ_WRITE
 from mutants import MUTANTS, Wrapper
 from subtle_mutants import SUBTLE_MUTANTS
-from usermem import IO, BytesIO, FaultPlan, FaultyIO
+from usermem import IO, BytesIO
+from usermem.observe import FaultPlan, FaultyIO
 from usermem.testing import Layout, Mapping, ModelBytes, ModelMemory, check_io, conformance, conformance_layout
 from watched_io import WatchedIO
 

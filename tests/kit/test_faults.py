@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hostarch import MIPS, READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq
 from safemem import Block, BlockSeq, BlockSeqReader, BlockSeqWriter
-from usermem import BytesIO, FaultError, FaultPlan, FaultReason, FaultyIO, copy_in_vec, copy_string_in
+from usermem import BytesIO, FaultError, FaultReason, copy_in_vec, copy_string_in
+from usermem.observe import FaultPlan, FaultyIO
 from usermem.testing import ModelBytes
 from usermem.testing import strategies as guests
 from usermem.testing.operations import CopyOut, describe, outcome, pattern

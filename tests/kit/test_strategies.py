@@ -12,7 +12,8 @@ from hypothesis.errors import NoSuchExample
 
 import hostarch
 from hostarch import AMD64, ARM64_64K, I386, MIPS, AccessType, AddrRange, AddrRangeSeq, Arch
-from usermem import AddressSpace, BytesIO, FaultError, FaultPlan, copy_out_iovecs
+from usermem import AddressSpace, BytesIO, FaultError, copy_out_iovecs
+from usermem.observe import FaultPlan
 from usermem.testing import Layout, Mapping, ModelMemory, check_memory
 from usermem.testing import strategies as guests
 from usermem.testing.operations import KINDS, CopyOut, Operation, outcome

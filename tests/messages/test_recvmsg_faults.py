@@ -16,8 +16,9 @@ from patchy_io import PatchyIO
 from safemem import Block, Reader
 from safemem.datagram import Address, BadBlocksError
 from safemem.errors import HostFaultError
-from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, linux_result
+from usermem import FaultError, FaultReason, linux_result
 from usermem.messages import recvmsg_into_user
+from usermem.observe import FaultPlan, FaultyIO
 from watched_io import WatchedIO
 
 PEEK, CTRUNC, TRUNC = 2, 8, 0x20

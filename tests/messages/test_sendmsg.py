@@ -11,8 +11,9 @@ from guest_messages import ARCHES, BASE, CONTROL, DATA, HOLE, NAME, PAGE, Guest
 from hostarch import AMD64, I386, MIPS, READ, S390X, Arch, mman
 from memory_endpoint import Datagram, MemoryEndpoint
 from safemem.datagram import Address, Ancillary
-from usermem import FaultError, FaultPlan, FaultReason, FaultyIO, linux_result
+from usermem import FaultError, FaultReason, linux_result
 from usermem.messages import sendmmsg_from_user, sendmsg_from_user
+from usermem.observe import FaultPlan, FaultyIO
 from watched_io import WatchedIO
 
 each_arch = pytest.mark.parametrize("arch", ARCHES, ids=lambda arch: arch.name)

@@ -18,8 +18,6 @@ from usermem import (
     AddressSpace,
     BytesIO,
     FaultError,
-    FaultPlan,
-    FaultyIO,
     Futex,
     FutexTable,
     abi,
@@ -36,7 +34,17 @@ from usermem import (
     readv_fd,
     write_fd,
 )
-from usermem.observe import Access, DoubleFetchDetector, ObservedIO, Race, RacingIO, SystemCall, TracingIO
+from usermem.observe import (
+    Access,
+    DoubleFetchDetector,
+    FaultPlan,
+    FaultyIO,
+    ObservedIO,
+    Race,
+    RacingIO,
+    SystemCall,
+    TracingIO,
+)
 from usermem.testing import Layout, Mapping, ModelMemory, check_io
 
 LAYOUT = Layout(AMD64, (Mapping(0x10000, 4096, READ_WRITE), Mapping(0x11000, 4096, READ)))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq, BlockSeqReader
-from usermem import AddressSpace, BytesIO, FaultError, FaultPlan, FaultyIO, linux_result
-from usermem.observe import Access, Fault
+from usermem import AddressSpace, BytesIO, FaultError, linux_result
+from usermem.observe import Access, Fault, FaultPlan, FaultyIO
 from usermem.testing import strategies as guests
 from usermem.testing.operations import describe, pattern
 

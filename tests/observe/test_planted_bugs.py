@@ -13,8 +13,8 @@ from hypothesis import Phase, given, settings
 
 import planted_bugs as bugs
 from hostarch import AccessType, AddrRange, AddrRangeSeq, mman
-from usermem import AddressSpace, FaultPlan, FaultyIO, copy_out_iovecs, copy_uint32_out
-from usermem.observe import DoubleFetchDetector, Fault, FindingKind, Race, RacingIO, TracingIO
+from usermem import AddressSpace, copy_out_iovecs, copy_uint32_out
+from usermem.observe import DoubleFetchDetector, Fault, FaultPlan, FaultyIO, FindingKind, Race, RacingIO, TracingIO
 from usermem.testing import strategies as guests
 
 PAGE = 4096

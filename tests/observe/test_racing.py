@@ -9,8 +9,8 @@ from hypothesis import given
 
 from hostarch import READ, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, WriterFunc
-from usermem import IO, AddressSpace, BytesIO, FaultPlan, FaultyIO, copy_string_in
-from usermem.observe import DoubleFetchDetector, Race, RacingIO
+from usermem import IO, AddressSpace, BytesIO, copy_string_in
+from usermem.observe import DoubleFetchDetector, FaultPlan, FaultyIO, Race, RacingIO
 from usermem.testing import strategies as guests
 
 
