@@ -1,4 +1,4 @@
-"""The recipes in ``campaigns`` find what is planted in their sample, each run as a user runs it; they share, and end."""
+"""The recipes in ``campaigns``, each run as a user runs it, find what is planted in their sample, share it, and end."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def redis(tmp_path: Path) -> Iterator[str]:
 def campaign(database: str, cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """A process of the shared campaign, which shows its progress after each example."""
     recipe = RECIPES / "shared_database.py"
-    command = ("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *options, recipe)
-    return run(*command, cwd=cwd, CAMPAIGN_REDIS=database, EVERY="0")
+    quietly = ("-q", "-s", "-p", "no:cacheprovider")
+    return run("-m", "pytest", *quietly, *options, recipe, cwd=cwd, CAMPAIGN_REDIS=database, EVERY="0")
 
 
 def examples_before_a_failure(stderr: str) -> int:
@@ -74,7 +74,7 @@ def examples_before_a_failure(stderr: str) -> int:
 
 @needs("redis")
 def test_what_one_process_finds_the_next_replays_first(redis: str, tmp_path: Path) -> None:
-    """The second fails on its first example, with the operations that the first found; one that shares nothing does not."""
+    """The second fails on its first example, with what the first found; one that shares nothing does not."""
     found = []
     for database, first in ((redis, False), (redis, True), (f"{redis}?db=1", False)):
         result = campaign(database, tmp_path)

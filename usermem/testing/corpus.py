@@ -22,8 +22,8 @@ What bytes mean depends on the edges and on the machine, and may change with the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from attrs import fields
 
@@ -90,7 +90,9 @@ class Codec:
         self._limits = limits
         self._page = arch.page_size
         self._codes = {
-            addr: code for start, addrs in ((_LIMITS, limits), (0, self._edges)) for code, addr in enumerate(addrs, start)
+            addr: code
+            for start, addrs in ((_LIMITS, limits), (0, self._edges))
+            for code, addr in enumerate(addrs, start)
         }
 
     def decode(self, data: bytes) -> list[Operation]:
