@@ -74,10 +74,10 @@ def examples_before_a_failure(stderr: str) -> int:
 
 @needs("redis")
 def test_what_one_process_finds_the_next_replays_first(redis: str, tmp_path: Path) -> None:
-    """The second fails on its first example, with what the first found; one that shares nothing does not."""
+    """The second fails on its first example, with what the first found in some tens of examples."""
     found = []
-    for database, first in ((redis, False), (redis, True), (f"{redis}?db=1", False)):
-        result = campaign(database, tmp_path)
+    for first in (False, True):
+        result = campaign(redis, tmp_path)
         assert result.returncode == 1, result.stdout + result.stderr
         assert (examples_before_a_failure(result.stderr) == 1) == first
         found += re.findall(r"^E +operations=(\[.*?\])", result.stdout, re.MULTILINE | re.DOTALL)
@@ -88,11 +88,10 @@ def test_what_one_process_finds_the_next_replays_first(redis: str, tmp_path: Pat
 @needs("redis")
 @needs("xdist")
 def test_two_processes_of_xdist_at_once(redis: str, tmp_path: Path) -> None:
-    """Both workers run all of it, and what they found is in the database then."""
+    """Both workers run all of it, and each shows its progress."""
     result = campaign(redis, tmp_path, "-n", "2", "--dist", "each")
     assert "2 failed" in result.stdout, result.stdout + result.stderr
     assert {"gw0", "gw1"} == set(re.findall(r"^(gw\d): \d+ examples", result.stderr, re.MULTILINE))
-    assert examples_before_a_failure(campaign(redis, tmp_path).stderr) == 1
 
 
 @needs("distributed")

@@ -2,7 +2,7 @@
 
 From CPython 3.12 on an edge is a branch and the way it went, or a function that was entered. ``sys.monitoring`` reports
 a branch until both ways of it are known, and then costs nothing. CPython 3.11 has only ``sys.settrace``: there an edge
-is a line that ran after another in one call. So numbers are compared between runs of one version, never between the two.
+is a line that ran after another in one call. So compare the numbers of runs of one version only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any, ClassVar
 
 Edge = tuple[str, int, int]
-"""A function, by its file and name; from where; to where. Equal in all processes of one version of CPython."""
+"""A function, by its file, line and name; from where; to where. Equal in all processes of one version of CPython."""
 
 
 class Edges:
@@ -30,7 +30,7 @@ class Edges:
         """Raises ValueError for a module that has no file."""
         self.seen: set[Edge] = set()
         self._roots = [_root(module) for module in modules]
-        self._names: dict[CodeType, str | None] = {}
+        self._files: dict[str, str | None] = {}
         self._collector = _collector(self)
 
     def __enter__(self) -> Edges:
@@ -44,13 +44,12 @@ class Edges:
     def name(self, code: CodeType) -> str | None:
         """The name of a function of the modules, as edges have it; None for other code."""
         try:
-            return self._names[code]
+            file = self._files[code.co_filename]
         except KeyError:
-            file = Path(code.co_filename)
-            base = next((root.parent for root in self._roots if file.is_relative_to(root)), None)
-            name = None if base is None else f"{file.relative_to(base)}:{code.co_qualname}"
-            self._names[code] = name
-            return name
+            path = Path(code.co_filename)
+            base = next((root.parent for root in self._roots if path.is_relative_to(root)), None)
+            self._files[code.co_filename] = file = None if base is None else str(path.relative_to(base))
+        return file and f"{file}:{code.co_firstlineno}:{code.co_qualname}"
 
 
 def _root(module: ModuleType) -> Path:
@@ -104,7 +103,7 @@ if sys.version_info >= (3, 12):
         def __init__(self, edges: Edges) -> None:
             self._edges = edges
             self._tool: int | None = None
-            self._first: dict[tuple[CodeType, int], int] = {}
+            self._first: dict[tuple[str, int], int] = {}
 
         def start(self) -> None:
             tool = next(
@@ -145,9 +144,11 @@ if sys.version_info >= (3, 12):
             if name is None:
                 return sys.monitoring.DISABLE
             self._edges.seen.add((name, offset, destination))
-            other = self._first.setdefault((code, offset), destination)
+            other = self._first.setdefault((name, offset), destination)
             return None if other == destination else sys.monitoring.DISABLE
 
 
 def _collector(edges: Edges) -> Any:
-    return _Monitored(edges) if sys.version_info >= (3, 12) else _Traced(edges)
+    if sys.version_info >= (3, 12):
+        return _Monitored(edges)
+    return _Traced(edges)
