@@ -17,7 +17,7 @@ from usermem.testing import strategies as guests
 from usermem.testing.operations import KINDS, Operation, outcome
 
 LAYOUT = Layout(AMD64, (Mapping(0x1_0000, 0x2000, READ_WRITE), Mapping(0x1_4000, 0x1000, READ_WRITE)))
-OPERATIONS = st.lists(guests.operations(near=LAYOUT.edges, kinds=KINDS["copies"]), max_size=4)
+OPERATIONS = st.lists(guests.operations(near=LAYOUT.edges, kinds=KINDS["copies"]), max_size=3)
 PAGE = AMD64.page_size
 
 
