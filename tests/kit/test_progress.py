@@ -88,6 +88,9 @@ def test_failures_are_told_apart() -> None:
     tally.add(other)
     assert (tally.examples, tally.failures, tally.edges) == (8, other.failures, other.edges)
     assert other.edges
+    total = Tally()
+    total.add(other)
+    assert vars(total) == vars(other)
 
 
 class Terminal(io.StringIO):
