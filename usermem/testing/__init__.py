@@ -4,12 +4,13 @@
 - :class:`ModelMemory` and :class:`ModelBytes`: memory as plainly as it can be said, to compare with;
   :func:`check_memory` compares all of it.
 - :class:`Layout`: the mappings of a guest; :func:`conformance_layout` has every edge.
-  :mod:`usermem.testing.operations`: calls on memory as values.
+  :mod:`usermem.testing.operations`: calls on memory as values; :mod:`usermem.testing.corpus`: the same as bytes.
+- :mod:`usermem.testing.progress` and :mod:`usermem.testing.edges`: what a campaign has done, counted and shown.
 - :mod:`usermem.testing.strategies` and :mod:`usermem.testing.machine`: hypothesis strategies for all of that, and a
   state machine to subclass.
 
-The last two need hypothesis (``pip install 'usermem[testing]'``) and are imported by themselves; the rest needs
-nothing.
+Strategies and the machine need hypothesis (``pip install 'usermem[testing]'``); the rest needs nothing. Modules that
+are named here are imported by themselves.
 """
 
 from usermem.testing.compare import check_memory
