@@ -134,10 +134,12 @@ class ABIStruct(Generic[V]):
     def __init__(self, name: str, kind: type[V], layouts: dict[str, str] | str) -> None:
         """``layouts`` by the names of machines, or one for all; ``*`` is for those that have none of their own."""
         self.name = name
-        self._kind: Callable[..., V] = kind
+        self._kind = kind
         self._fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # of a NamedTuple
         self._layouts = {"*": layouts} if isinstance(layouts, str) else layouts
-        self._compiled: dict[tuple[object, ...], _Layout] = {}
+        self._compiled: dict[tuple[object, ...], _Layout[V]] = {}
+        self._recent: tuple[Arch | None, _Layout[V] | None] = None, None
+        """The last machine asked for, and its layout: to find that among all takes as long as to unpack two fields."""
 
     def layout(self, arch: Arch) -> Struct:
         """The struct's format. Raises ValueError if the machine's is not known, or has no such struct."""
@@ -149,11 +151,7 @@ class ABIStruct(Generic[V]):
 
     def unpack(self, arch: Arch, data: bytes) -> V:
         """The value that these bytes are. Raises ValueError as :meth:`layout`, struct.error for another size."""
-        layout = self._of(arch)
-        values = layout.struct.unpack(data)
-        if layout.own:
-            values = layout.decoded(values, arch)
-        return self._kind(*layout.in_order((*values, 0)))
+        return self._of(arch).value(data)
 
     def pack(self, arch: Arch, value: V) -> bytes:
         """The bytes of a value; padding is zero.
@@ -161,12 +159,7 @@ class ABIStruct(Generic[V]):
         Raises ValueError as :meth:`layout`, and for bytes that are too long; struct.error or OverflowError for a number
         that does not fit.
         """
-        layout = self._of(arch)
-        values = layout.picked(value)
-        for at, size in layout.strings:
-            if len(values[at]) > size:  # struct cuts them without a word
-                raise ValueError(f"{self.name}.{layout.names[at]} has {size} bytes, not {len(values[at])}")
-        return layout.struct.pack(*(layout.encoded(values, arch) if layout.own else values))
+        return self._of(arch).data(value, self.name)
 
     def copy_in(self, io: IO, addr: int, *, size: int | None = None, ignore_permissions: bool = False) -> V:
         """The value at addr. Of a shorter one, as socket addresses may be, only ``size`` bytes are read; the rest is 0.
@@ -174,11 +167,18 @@ class ABIStruct(Generic[V]):
         Raises FaultError with the bytes before the fault in ``partial``; ValueError as :meth:`layout`, and if size is
         negative.
         """
-        arch = arch_of(io)
-        whole = n = self.size(arch)
+        layout = self._of(arch_of(io))
+        n = layout.size
         if size is not None:
-            n = min(check_count(size, "size"), whole)
-        return self.unpack(arch, read_bytes(io, addr, n, ignore_permissions=ignore_permissions).ljust(whole, b"\0"))
+            n = min(check_count(size, "size"), n)
+        elif not ignore_permissions:  # a third of the time
+            try:
+                return layout.value(io.read_bytes(addr, n))  # type: ignore[attr-defined]
+            except AttributeError:
+                if hasattr(io, "read_bytes"):
+                    raise
+        data = read_bytes(io, addr, n, ignore_permissions=ignore_permissions)
+        return layout.value(data.ljust(layout.size, b"\0"))
 
     def copy_out(self, io: IO, addr: int, value: V, *, ignore_permissions: bool = False) -> int:
         """Store a value at addr and return its size in bytes.
@@ -186,26 +186,34 @@ class ABIStruct(Generic[V]):
         Raises FaultError with the bytes before the fault, which are stored, in ``partial``; else as :meth:`pack`, and
         nothing is written then.
         """
-        return write_bytes(io, addr, self.pack(arch_of(io), value), ignore_permissions=ignore_permissions)
+        data = self._of(arch_of(io)).data(value, self.name)
+        return write_bytes(io, addr, data, ignore_permissions=ignore_permissions)
 
-    def _of(self, arch: Arch) -> _Layout:
+    def _of(self, arch: Arch) -> _Layout[V]:
+        recent, layout = self._recent
+        if recent is arch and layout is not None:
+            return layout
         key = arch.name, arch.byte_order, arch.pointer_size, arch.max_align
         found = self._compiled.get(key)
         if found is None:
             text = self._layouts.get(arch.name.partition("-")[0]) or self._layouts.get("*")
             if text is None:
                 raise ValueError(f"struct {self.name} of {arch.name} is not known")
-            found = self._compiled[key] = _Layout(text, arch, self._fields)
+            found = self._compiled[key] = _Layout(text, arch, self._kind, self._fields)
+        self._recent = arch, found
         return found
 
 
-class _Layout:
-    """A layout on one machine, and how its fields and those of a value belong together."""
+class _Layout(Generic[V]):
+    """A layout on one machine: how its fields and those of a value belong together."""
 
-    def __init__(self, text: str, arch: Arch, fields: tuple[str, ...]) -> None:
-        items = _FIELD.findall(text.removeprefix("="))
+    def __init__(self, text: str, arch: Arch, kind: type[V], fields: tuple[str, ...]) -> None:
+        items = [(name, "Q" if code == "sigset64" and arch.pointer_size == 8 else code) for name, code in _items(text)]
         prefix = "=" if text[0] == "=" else ""
         self.struct = arch.struct(prefix + " ".join(_OWN.get(code, code) for _, code in items))
+        self.size = self.struct.size
+        self._arch = arch
+        self._kind = kind
         named = [item for item in items if item[0]]
         self.names = [name for name, _ in named]
         self.own = [(at, code) for at, (_, code) in enumerate(named) if code in _OWN]
@@ -213,6 +221,27 @@ class _Layout:
         self.picked: _Pick = itemgetter(*[fields.index(name) for name in self.names])
         last = {name: at for at, name in enumerate(self.names)}  # of two of one name the second counts
         self.in_order: _Pick = itemgetter(*[last.get(field, len(self.names)) for field in fields])
+        self.plain = self.names == list(fields) and not self.own and not self.strings
+        """Whether unpacked values are the fields, in their order."""
+
+    def value(self, data: bytes) -> V:
+        """The value that these bytes are. Raises struct.error for another size."""
+        values = self.struct.unpack(data)
+        if self.plain:
+            return tuple.__new__(self._kind, values)
+        if self.own:
+            values = self.decoded(values, self._arch)
+        return tuple.__new__(self._kind, self.in_order((*values, 0)))
+
+    def data(self, value: V, name: str) -> bytes:
+        """The bytes of a value of the struct of this name. Raises as :meth:`ABIStruct.pack`."""
+        if self.plain:
+            return self.struct.pack(*value)
+        values = self.picked(value)
+        for at, size in self.strings:
+            if len(values[at]) > size:  # struct cuts them without a word
+                raise ValueError(f"{name}.{self.names[at]} has {size} bytes, not {len(values[at])}")
+        return self.struct.pack(*(self.encoded(values, self._arch) if self.own else values))
 
     def decoded(self, values: tuple[Any, ...], arch: Arch) -> tuple[Any, ...]:
         """Values with those that have codes of our own as numbers."""
@@ -228,6 +257,11 @@ class _Layout:
             number = found[at] & 0xFFFF_FFFF if code == "low32" else found[at]
             found[at] = _words(number.to_bytes(int(_OWN[code][:-1]), _order(code, arch)), code, arch)
         return tuple(found)
+
+
+def _items(text: str) -> list[tuple[str, str]]:
+    """The fields of a layout, with their codes; what has no name is padding."""
+    return _FIELD.findall(text.removeprefix("="))
 
 
 _Pick = Callable[[tuple[Any, ...]], tuple[Any, ...]]
