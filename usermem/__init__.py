@@ -55,7 +55,7 @@ from usermem.iovec import (
     iovecs_io_sequence,
     single_io_sequence,
 )
-from usermem.memory_io import IO, arch_of, check_io_range
+from usermem.memory_io import IO, arch_of, check_io_range, read_bytes, write_bytes
 from usermem.mm.backing.mapped_object import MappedObject, WritableObject
 from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.host_limits import HostLimits, host_limits
@@ -157,12 +157,14 @@ __all__ = [
     "linux_result",
     "pread_fd",
     "pwrite_fd",
+    "read_bytes",
     "read_fd",
     "readv_fd",
     "render",
     "single_io_sequence",
     "strncpy_from_user",
     "strnlen_user",
+    "write_bytes",
     "write_fd",
     "writev_fd",
     "zero_out_vec",

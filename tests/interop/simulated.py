@@ -10,7 +10,6 @@ from pathlib import Path
 from attrs import frozen
 
 from simulator.kernel import Kernel
-from simulator.process import Wrap
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 LIMIT = 20.0
@@ -59,11 +58,9 @@ def run_really(argv: Sequence[str], folder: Path, stdin: bytes = b"") -> Outcome
     return Outcome(status, done.stdout, done.stderr, files_in(folder))
 
 
-def run_simulated(
-    argv: Sequence[str], folder: Path, stdin: bytes = b"", wrap: Wrap = lambda space: space, limit: float = LIMIT
-) -> Outcome:
-    """In the simulator, in this process."""
-    kernel = Kernel(wrap=wrap, limit=limit)
+def run_simulated(argv: Sequence[str], folder: Path, stdin: bytes = b"", kernel: Kernel | None = None) -> Outcome:
+    """In the simulator, in this process; in ``kernel``, if it is to be one that is special."""
+    kernel = kernel or Kernel(limit=LIMIT)
     with_streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
         os.write(with_streams[0], stdin)

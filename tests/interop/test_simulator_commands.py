@@ -10,10 +10,9 @@ import pytest
 from kernel_messages import needs_linux
 
 pytestmark = needs_linux
-for _module in ("unicorn", "elftools"):
-    pytest.importorskip(
-        _module, reason="needs Unicorn and pyelftools: pip install -e '.[interop]'", exc_type=ImportError
-    )
+WHY = "needs Unicorn and pyelftools: pip install -e '.[interop]'"
+for module in ("unicorn", "elftools"):
+    pytest.importorskip(module, reason=WHY, exc_type=ImportError)
 from simulated import prepare, run_really, run_simulated  # noqa: E402
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
@@ -96,7 +95,7 @@ SCRIPTS = {
     "loops": "for i in 1 2 3; do j=0; while [ $j -lt $i ]; do printf $i; j=$((j+1)); done; echo; done",
     "subshells": "x=1; (x=2; echo $x); echo $x; { x=3; }; echo $x",
     "substitution": 'echo "$(cat words | head -2) and $(echo $(echo deep))"',
-    "background": "for i in 1 2 3; do (echo $i > out$i; exit $i) & p=$!; done; wait $p; echo $?; wait; cat out1 out2 out3",
+    "background": "for i in 1 2 3; do (echo $i > out$i; exit $i) & p=$!; done; wait $p; echo $?; wait; cat out*",
     "here-document": "cat <<END | tr a-z A-Z\nfirst $((1+1))\nsecond\nEND",
     "trap": "trap 'echo got TERM' TERM; kill -TERM $$; echo after",
     "trap EXIT": "trap 'echo bye' EXIT; exit 7",
@@ -183,8 +182,8 @@ def test_busybox_scripts(name: str, tmp_path: Path) -> None:
     command([BUSYBOX, "sh", "-c", SCRIPTS[name]], tmp_path)
 
 
-@pytest.mark.parametrize("shell", ["dash", "bash"])
 @pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("shell", ["dash", "bash"])
 def test_dynamic_scripts(name: str, shell: str, tmp_path: Path) -> None:
     """The host's shells and programs."""
     path = shutil.which(shell)

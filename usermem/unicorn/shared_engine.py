@@ -100,11 +100,22 @@ class SharedEngine:
         if self._closed:
             return
         self._closed = True
-        if self._space.on_change == self._listener:
-            self._space.on_change = self._previous
+        self._leave()
         self._regions.remove(0, 1 << 64)
         self._uc.hook_del(self._hook)
         del self._uc.ctl
+
+    def _leave(self) -> None:
+        """Leave the listeners' chain, if only other engines of the space came after this one."""
+        if self._space.on_change == self._listener:
+            self._space.on_change = self._previous
+            return
+        later = getattr(self._space.on_change, "__self__", None)
+        while isinstance(later, SharedEngine):
+            if later._previous == self._listener:
+                later._previous = self._previous
+                return
+            later = getattr(later._previous, "__self__", None)
 
     @property
     def fault(self) -> FaultError | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     path = shutil.which(options.program) or options.program
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's would wait for the engine
     kernel = Kernel(trace=print_call if options.trace else None, limit=options.limit)
     try:
         process = kernel.start(path, [options.program, *options.arguments], os.environ)

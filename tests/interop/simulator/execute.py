@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from attrs import frozen
@@ -49,7 +50,7 @@ def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequenc
     cwd = process.directory.cwd
     at = cwd if at < 0 else at
     argv = list(argv)
-    name = os.path.basename(path)[:15]
+    name = path.rpartition(b"/")[2][:15]
     for _ in range(_SCRIPTS):
         line = _first_line(path, at)
         if line is None:
@@ -63,7 +64,7 @@ def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequenc
     file = f"/proc/self/fd/{host}"
     try:
         program = load(space, file, argv, envp, name=os.fsdecode(path), auxv=_identity())
-        return Image(space, program, os.readlink(file), name)
+        return Image(space, program, str(Path(file).readlink()), name)
     except ELFError:
         space.close()
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC)) from None

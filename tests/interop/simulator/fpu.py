@@ -10,14 +10,13 @@ from unicorn import x86_const as x86
 SIZE: Final = 512
 _XMM: Final = [getattr(x86, f"UC_X86_REG_XMM{n}") for n in range(16)]
 _ST: Final = [getattr(x86, f"UC_X86_REG_FP{n}") for n in range(8)]
+_CONTROL: Final = (x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG)
 _MXCSR_MASK: Final = 0xFFFF
 
 
 def fxsave(uc: Any) -> bytes:
     """The image."""
-    control, status, tags = (
-        uc.reg_read(each) for each in (x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG)
-    )
+    control, status, tags = (uc.reg_read(each) for each in _CONTROL)
     used = sum(1 << n for n in range(8) if tags >> 2 * n & 3 != 3)
     head = struct.pack("<HHBxH16xII", control, status, used, 0, uc.reg_read(x86.UC_X86_REG_MXCSR), _MXCSR_MASK)
     stack = b"".join(struct.pack("<QH6x", *uc.reg_read(each)) for each in _ST)

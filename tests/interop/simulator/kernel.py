@@ -146,7 +146,7 @@ class Kernel:
     def _step(self, task: Task) -> None:
         """Let a task run until it waits, or its slice ends."""
         if task.wait is not None:
-            self._go_on(task, interrupted=not task.wait.is_over({}) and signals.has_pending(task))
+            self.go_on(task, interrupted=not task.wait.is_over({}) and signals.has_pending(task))
         for _ in range(_CALLS):
             signals.deliver(task)
             if not task.alive or task.process.stopped or self._over:
@@ -154,7 +154,7 @@ class Kernel:
             self._running = cpu = task.cpu
             stop = cpu.run(preempt=self._others_can_run(task))
             if stop is Stop.SYSTEM_CALL:
-                self._system_call(task)
+                self.system_call(task)
             elif stop is Stop.TRAP:
                 signals.force(task, cpu.trap)
             if stop is Stop.SLICE or task.wait is not None:
@@ -170,7 +170,7 @@ class Kernel:
 
     # --- system calls
 
-    def _system_call(self, task: Task) -> None:
+    def system_call(self, task: Task) -> None:
         """Make the one that the program counter is behind."""
         task.number, *task.registers = task.cpu.arguments.read()
         call = CALLS.get(task.number)
@@ -178,15 +178,15 @@ class Kernel:
         if call is not None:
             try:
                 result = call.handler(task, *call.arguments(task.registers))
-            except (OSError, OverflowError) as error:
+            except (OSError, OverflowError, MemoryError) as error:
                 result = _failed(error)
         if result is None or isinstance(result, int):
             self._finish(task, result)
         else:
             task.call = result
-            self._go_on(task)
+            self.go_on(task)
 
-    def _go_on(self, task: Task, *, interrupted: bool = False) -> None:
+    def go_on(self, task: Task, *, interrupted: bool = False) -> None:
         """Go on with a system call whose wait is over, or that a signal ends."""
         call, result = task.call, None
         assert call is not None
@@ -197,7 +197,7 @@ class Kernel:
             result = end.value
         except InterruptedError:
             task.interrupted = True
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, MemoryError) as error:
             result = _failed(error)
         task.call = task.wait = None
         self._finish(task, result)
@@ -259,6 +259,8 @@ class Kernel:
         task.cpu.close()
 
 
-def _failed(error: OSError | OverflowError) -> int:
+def _failed(error: OSError | OverflowError | MemoryError) -> int:
     """What a system call returns for an error; a number that is too large for the host's call is EINVAL."""
-    return linux_result(error) if isinstance(error, OSError) else -errno.EINVAL
+    if isinstance(error, OSError):
+        return linux_result(error)
+    return -errno.EINVAL if isinstance(error, OverflowError) else -errno.ENOMEM

@@ -11,14 +11,13 @@ from simulator import host
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting
-from usermem import abi, copy_int64_out, copy_struct_out
-from usermem.memory_io import write_bytes
+from usermem import abi, copy_int64_out, copy_struct_out, write_bytes
 
 _NANO: Final = 1_000_000_000
 _TIMER_ABSTIME: Final = 1
 
 
-def seconds(found: abi.Timespec) -> float:
+def seconds_of(found: abi.Timespec) -> float:
     """A struct timespec in seconds. Raises OSError (EINVAL)."""
     if found.tv_sec < 0 or not 0 <= found.tv_nsec < _NANO:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -27,7 +26,7 @@ def seconds(found: abi.Timespec) -> float:
 
 def deadline_of(found: abi.Timespec, clock: int | None = None) -> float:
     """The monotonic time, in seconds, that is a while from now, or that time of a clock. Raises OSError (EINVAL)."""
-    passed = seconds(found) - (time.clock_gettime(clock) if clock is not None else 0)
+    passed = seconds_of(found) - (time.clock_gettime(clock) if clock is not None else 0)
     return time.monotonic() + passed
 
 

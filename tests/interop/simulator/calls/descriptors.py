@@ -14,8 +14,7 @@ from simulator.files import OpenFile
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting
-from usermem import copy_int32_in, copy_int32_out, copy_struct_out
-from usermem.memory_io import read_bytes, write_bytes
+from usermem import copy_int32_in, copy_int32_out, copy_struct_out, read_bytes, write_bytes
 
 _AT_FDCWD: Final = -100
 _HOST_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

@@ -9,8 +9,7 @@ from typing import Final
 from simulator import host
 from simulator.process import RLIM_INFINITY, Process, Task
 from simulator.table import Int, Result, syscall
-from usermem import abi, copy_struct_out
-from usermem.memory_io import write_bytes
+from usermem import abi, copy_struct_out, write_bytes
 
 _LIMITS: Final = 16
 _STACK, _FILES = 3, 7
@@ -77,13 +76,13 @@ def sys_getgroups(task: Task, size: Int, addr: int) -> Result:
     return len(groups)
 
 
-def _set_identity(task: Task, one: Int, two: Int, three: Int) -> Result:
+def sys_setid(task: Task, one: Int, two: Int, three: Int) -> Result:
     """setuid(2) and kin: a process stays who the simulator is."""
     return 0 if os.getuid() in (one, two, three) or os.getgid() in (one, two, three) else -errno.EPERM
 
 
 for _number in (105, 106, 113, 114, 117, 119):
-    syscall(_number)(_set_identity)
+    syscall(_number)(sys_setid)
 
 
 def find(task: Task, pid: int) -> Process:
@@ -97,6 +96,10 @@ def find(task: Task, pid: int) -> Process:
 @syscall(109)
 def sys_setpgid(task: Task, pid: Int, pgid: Int) -> Result:
     process = find(task, pid)
+    if pgid < 0:
+        return -errno.EINVAL
+    if pgid not in (0, process.pid) and all(each.pgid != pgid for each in task.kernel.processes.values()):
+        return -errno.EPERM
     process.pgid = pgid or process.pid
     return 0
 

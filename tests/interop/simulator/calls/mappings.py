@@ -7,7 +7,7 @@ import errno
 from hostarch import mman
 from simulator.process import Task
 from simulator.table import Int, Long, Result, syscall
-from usermem.memory_io import write_bytes
+from usermem import write_bytes
 
 
 @syscall(9)

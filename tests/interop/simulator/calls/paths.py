@@ -9,8 +9,7 @@ from simulator import host
 from simulator.calls.names import AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, path_at
 from simulator.process import Task
 from simulator.table import Int, Long, Result, syscall
-from usermem import copy_string_in
-from usermem.memory_io import read_bytes
+from usermem import copy_string_in, read_bytes
 
 
 @syscall(80)

@@ -24,8 +24,8 @@ from usermem import (
     copy_struct_out,
     copy_uint32_out,
     copy_uint64_out,
+    write_bytes,
 )
-from usermem.memory_io import write_bytes
 
 _CLONE_VM: Final = 0x100
 _CLONE_FILES: Final = 0x400

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import time
 from typing import Final
 
 from simulator import frame, signals
-from simulator.calls.clocks import deadline_of
+from simulator.calls.clocks import deadline_of, seconds_of
 from simulator.calls.identity import find
 from simulator.calls.polls import set_mask_for_call
 from simulator.process import Process, Task
 from simulator.siginfo import SI_KERNEL, SI_TKILL, SIZE, Siginfo
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting
-from usermem import FaultError, abi, copy_struct_in, copy_struct_out, copy_uint64_in, copy_uint64_out
-from usermem.memory_io import read_bytes, write_bytes
+from usermem import (
+    FaultError,
+    abi,
+    copy_struct_in,
+    copy_struct_out,
+    copy_uint64_in,
+    copy_uint64_out,
+    read_bytes,
+    write_bytes,
+)
 
 _MOST: Final = 64
 _MIN_STACK: Final = 2048
@@ -185,7 +194,7 @@ def _wait_for(task: Task, wanted: int, addr: int, deadline: float | None) -> Wai
 @syscall(37)
 def sys_alarm(task: Task, seconds: int) -> Result:
     left, _ = _set_alarm(task.process, seconds & 0xFFFF_FFFF, 0)
-    return -int(-left // 1)
+    return min(math.ceil(left), 0x7FFF_FFFF)
 
 
 def _set_alarm(process: Process, seconds: float, interval: float) -> tuple[float, float]:
@@ -197,12 +206,17 @@ def _set_alarm(process: Process, seconds: float, interval: float) -> tuple[float
     return before
 
 
+def _seconds(task: Task, addr: int) -> float:
+    found = abi.TIMEVAL.copy_in(task.memory, addr)
+    return seconds_of(abi.Timespec(found.tv_sec, found.tv_usec * 1000))
+
+
 @syscall(38)
 def sys_setitimer(task: Task, which: Int, new: int, old: int) -> Result:
     if which:  # ITIMER_REAL
         return -errno.EINVAL
-    every, every_us, seconds, us = copy_struct_in(task.memory, new, "4q")
-    left, interval = _set_alarm(task.process, seconds + us / 1e6, every + every_us / 1e6)
+    interval, seconds = (_seconds(task, addr) for addr in (new, new + 16))
+    left, interval = _set_alarm(task.process, seconds, interval)
     if old:
         copy_struct_out(task.memory, old, "4q", *divmod(int(interval * 1e6), 10**6), *divmod(int(left * 1e6), 10**6))
     return 0

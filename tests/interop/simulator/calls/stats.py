@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 from typing import Final
 
 from simulator import host
 from simulator.calls.names import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, path_at
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
-from usermem import abi
-from usermem.memory_io import write_bytes
+from usermem import abi, write_bytes
 
 _NANO: Final = 1_000_000_000
 _LARGEST_LISTING: Final = 1 << 20
@@ -46,7 +46,7 @@ def sys_newfstatat(task: Task, dirfd: Int, path: int, addr: int, flags: Int) -> 
     if where.name:
         found = os.stat(where.name, dir_fd=where.at, follow_symlinks=not flags & AT_SYMLINK_NOFOLLOW)
     else:
-        found = os.stat(where.at)
+        found = os.fstat(where.at)
     abi.STAT.copy_out(task.memory, addr, stat_of(found))
     return 0
 
@@ -102,16 +102,14 @@ def sys_readlinkat(task: Task, dirfd: Int, path: int, addr: int, size: Int) -> R
     if size <= 0:
         return -22
     where = path_at(task, dirfd, path, may_be_empty=True)
-    if where.name == os.fsencode(task.process.exe):
-        target = where.name  # /proc/self/exe
-    else:
-        target = os.readlink(where.name, dir_fd=where.at)
+    is_exe = where.name == os.fsencode(task.process.exe)  # which /proc/self/exe was made
+    target = where.name if is_exe else os.readlink(where.name, dir_fd=where.at)
     return write_bytes(task.memory, addr, target[:size])
 
 
 @syscall(79)
 def sys_getcwd(task: Task, addr: int, size: int) -> Result:
-    path = os.fsencode(os.readlink(f"/proc/self/fd/{task.process.directory.cwd}")) + b"\0"
+    path = os.fsencode(Path(f"/proc/self/fd/{task.process.directory.cwd}").readlink()) + b"\0"
     return write_bytes(task.memory, addr, path) if len(path) <= size else -34
 
 
@@ -128,10 +126,10 @@ def sys_getdents64(task: Task, fd: Int, addr: int, size: int) -> Result:
         raise
 
 
-def _no_attributes(task: Task) -> Result:
+def sys_xattr(task: Task) -> Result:
     """Extended attributes are not passed on."""
     return -95
 
 
 for _number in range(188, 200):
-    syscall(_number)(_no_attributes)
+    syscall(_number)(sys_xattr)
