@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from hostarch import Arch, ByteOrder
 from safemem.buffers import check_count
 from usermem.errors import FaultError
-from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
+from usermem.memory_io import IO, arch_of, read_bytes
 
 V = TypeVar("V", bound=tuple[Any, ...])
 

@@ -172,6 +172,11 @@ class Change(Tables):
         self.told.append((start, end, ChangeKind.MEMORY))
         self._clear(start, end)
 
+    def replace(self, pma: PMA) -> None:
+        """Put other memory, with the same bytes, in the place of what is there."""
+        self.told.append((pma.start, pma.end, ChangeKind.MEMORY))
+        self._clear(pma.start, pma.end, [pma])
+
     def guard(self, start: int, end: int) -> None:
         """Guard [start, end), all of which is mapped: its memory is forgotten, and nothing can be accessed there."""
         self.refill(start, end)
