@@ -158,7 +158,7 @@ class Pair:
         vma = tables.vmas.find(addr)
         if vma is None or tables.guards.find(addr) is not None:
             return ""
-        if vma.fork_flags & VM_WIPEONFORK:
+        if vma.advice_flags & VM_WIPEONFORK:
             return bytes(8).hex()
         assert self.guest.space._map.tables.guards.find(addr) is None
         return self.guest.content(addr, addr + 8).hex()

@@ -41,7 +41,7 @@ def shown(rows: Sequence[Row]) -> list[Shown]:
 
 def guest_row(vma: VMA) -> Row:
     """A mapping of a guest's with its rights and flags as the kernel shows them."""
-    flags = {"dc": vma.fork_flags & VM_DONTCOPY, "wf": vma.fork_flags & VM_WIPEONFORK, "lo": vma.mlock_mode}
+    flags = {"dc": vma.advice_flags & VM_DONTCOPY, "wf": vma.advice_flags & VM_WIPEONFORK, "lo": vma.mlock_mode}
     words = [f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}", *(name for name, there in flags.items() if there)]
     what: object = vma.backing.inode or (id(vma.backing) if vma.shared else None)
     return Row(vma.start, vma.end, " ".join(words), vma.offset if what else 0, what)

@@ -156,9 +156,9 @@ class Change(Tables):
         """Lock everything mapped in [start, end) by an mlock_mode, or unlock it. Its rights and bytes are as before."""
         self._put_evolved(start, end, mlock_mode=mode)
 
-    def set_fork_flags(self, start: int, end: int, flags: int) -> None:
+    def set_advice(self, start: int, end: int, flags: int) -> None:
         """Say what a forked child has of everything mapped in [start, end). Its rights and bytes are as before."""
-        self._put_evolved(start, end, fork_flags=flags)
+        self._put_evolved(start, end, advice_flags=flags)
 
     def _put_evolved(self, start: int, end: int, **changes: Any) -> None:
         """Change some fields of everything mapped in [start, end)."""
