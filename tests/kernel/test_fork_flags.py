@@ -1,4 +1,4 @@
-"""Advice about forking against the running kernel: what it splits and merges, and what a child has after a fork(2).
+"""Advice that lasts against the running kernel: what it splits and merges, and what a child has after a fork(2).
 
 A process of its own makes the calls (see :mod:`kernel_fork`). After each, both sides have answered the same and have
 the same mappings with the same VmFlags. At the end the process forks, and its child has what inherited() says.
@@ -37,6 +37,9 @@ KERNEL = tuple(int(n) for n in platform.release().split("-")[0].split(".")[:2]) 
 DONTFORK, DOFORK = mman.MADV_DONTFORK, mman.MADV_DOFORK
 WIPE, KEEP = mman.MADV_WIPEONFORK, mman.MADV_KEEPONFORK
 FORKING = [DONTFORK, DOFORK, WIPE, KEEP]
+LASTING = [mman.MADV_NORMAL, mman.MADV_SEQUENTIAL, mman.MADV_RANDOM, mman.MADV_DONTDUMP, mman.MADV_DODUMP]
+if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+    LASTING += [mman.MADV_HUGEPAGE, mman.MADV_NOHUGEPAGE]
 GUARDING = [mman.MADV_GUARD_INSTALL, mman.MADV_GUARD_REMOVE] if KERNEL >= (6, 15) else []
 FIXED = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
@@ -77,6 +80,12 @@ FIXED_SEQUENCES: dict[str, list[Call]] = {
                 *(("madvise", (at + page * PAGE, PAGE, advice)) for page in (1, 3, 5) for advice in GUARDING[:1]),
             )
         ],
+    ],
+    "advice of each kind": [
+        EIGHT,
+        *(("madvise", (BASE + i * PAGE, 3 * PAGE, advice)) for i, advice in enumerate(LASTING)),
+        *(("madvise", (BASE + i * PAGE, PAGE, advice)) for i, advice in enumerate(LASTING[::-1])),
+        ("mremap", (BASE + PAGE, 2 * PAGE, 2 * PAGE, MOVE, BASE + 9 * PAGE)),
     ],
     "locked": [
         EIGHT,
@@ -119,7 +128,7 @@ def calls() -> st.SearchStrategy[Call]:
         call("mremap", pages, st.just(PAGE), more, st.just(0), st.just(0)),
         call("mremap", pages, st.just(PAGE), more, st.just(MOVE), pages),
     )
-    advising = call("madvise", pages, size, st.sampled_from(FORKING))
+    advising = call("madvise", pages, size, st.sampled_from([*FORKING, *FORKING, *LASTING]))
     return st.booleans().flatmap(lambda advises: advising if advises else others)
 
 
