@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,7 +91,7 @@ APPLETS = {
     "sleep": "sleep 0.05",
     "id": "id -u",
     "uname": "uname -srm",
-    "vi": "vi --nothing",
+    "realpath": "realpath /bin/sh /proc/self/exe",
 }
 
 SCRIPTS = {
@@ -121,6 +125,9 @@ SCRIPTS = {
     "orphan": "(sleep 0.05; echo late) & echo early",
     "alarm": "(sleep 0.05; kill -USR1 $$) & trap 'echo usr1; exit 3' USR1; while :; do :; done",
     "stop and continue": "sleep 0.02 & kill -STOP $!; kill -CONT $!; wait $!; echo $?",
+    "ignored SIGCHLD": "trap '' CHLD; (exit 3) & wait; echo $?",
+    "lock": "flock f sh -c 'flock -n f echo no || echo taken'; flock f echo free",
+    "time limit": "timeout 1 sh -c 'while :; do :; done'; echo $?",
     "dev fd": "echo x | cat /dev/stdin /dev/fd/0; echo e > /dev/stderr",
 }
 
@@ -149,6 +156,10 @@ DYNAMIC = {
     "factor": "factor 1234567890123",
     "timeout": "timeout 1 sleep 10",
     "tail": "tail -n 3 words numbers",
+    "readlink": "readlink -f /proc/self/exe",
+    "perl": "perl -e 'print join(q(,), map { $_ ** 2 } 1 .. 5); fork or exit 3; wait; print $? >> 8'",
+    "perl's close-on-exec": "perl -e 'open F, q(words); system q(cat <&3 || test -e /dev/fd/3 || echo closed)'",
+    "git": "git init -q --template= r",
     "awk": "awk 'BEGIN { for (i = 0; i < 5; i++) print i, sin(i), exp(i) }'",
 }
 
@@ -163,8 +174,6 @@ def command(argv: list[str], tmp_path: Path, stdin: bytes = b"some\nlines of inp
 
 def split(line: str) -> list[str]:
     """A shell's words."""
-    import shlex
-
     return shlex.split(line)
 
 
@@ -200,3 +209,17 @@ def test_dynamic_programs(name: str, tmp_path: Path) -> None:
     if path is None:
         pytest.skip(f"there is no {program}")
     command([path, *arguments], tmp_path)
+
+
+def test_main(tmp_path: Path) -> None:
+    """``python tests/interop/simulator`` has the caller's streams, and exits as the program does."""
+    command = [sys.executable, str(Path(__file__).resolve().parent / "simulator"), "--trace", "sh", "-c"]
+    done = subprocess.run(
+        [*command, "cat; echo e >&2; kill -9 $$"], input=b"in", cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.stdout == b"in"
+    assert done.returncode == 128 + 9
+    assert b"e\n" in done.stderr
+    assert re.search(rb"\[\d+\] read\(0x0, 0x[0-9a-f]+, 0x[0-9a-f]+\) = 2\n", done.stderr)
+    done = subprocess.run([*command[:2], "nosuch"], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (127, b"simulator: nosuch: No such file or directory\n")

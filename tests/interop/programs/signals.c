@@ -42,6 +42,7 @@ static void skip(int signo, siginfo_t *info, void *context)
     ucontext_t *uc = context;
     uc->uc_mcontext.gregs[REG_RIP] += 2; /* over ud2 */
     uc->uc_mcontext.gregs[REG_RBX] = 77;
+    __asm__ volatile("xorps %%xmm7, %%xmm7" : : : "xmm7");
     got = signo;
     (void)info;
 }
@@ -89,14 +90,14 @@ int main(void)
         zero = 1 / zero;
     printf("%d %d\n", got, code);
     long rbx;
-    __asm__ volatile("mov $5, %%rbx; ud2; mov %%rbx, %0" : "=r"(rbx) : : "rbx");
-    printf("%d %ld\n", got, rbx);
+    double seven = 7.25, after;
+    __asm__ volatile("movsd %2, %%xmm7; mov $5, %%rbx; ud2; mov %%rbx, %0; movsd %%xmm7, %1"
+                     : "=r"(rbx), "=m"(after) : "m"(seven) : "rbx", "xmm7");
+    printf("%d %ld %.2f\n", got, rbx, after);
 
     install(SIGUSR1, note, 0);
-    double kept = 1.25;
-    __asm__ volatile("" : "+x"(kept));
     raise(SIGUSR1);
-    printf("%d %d %.2f\n", got, code == SI_TKILL, kept);
+    printf("%d %d\n", got, code == SI_TKILL);
     sigset_t set, pending;
     sigemptyset(&set);
     sigaddset(&set, SIGUSR1);

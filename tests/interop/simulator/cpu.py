@@ -29,7 +29,7 @@ GENERAL: Final = [
 _ARGUMENTS: Final = [getattr(x86, f"UC_X86_REG_{name}") for name in ("RAX", "RDI", "RSI", "RDX", "R10", "R8", "R9")]
 _NOWHERE: Final = 1 << 63  # no canonical address: the program never gets to the end that emu_start is told
 _unicorn: Any = unicorn  # which has no types
-_CODE_BUFFER: Final = 32 << 20  # for translated code; an engine with Unicorn's 1 GiB takes 7 ms to make, and not 0.8
+_CODE_BUFFER: Final = 32 << 20  # for translated code, in bytes; Unicorn's own would reserve 1 GiB a task
 _SLICE: Final = 1_000_000  # instructions, or 9 ms
 _TRAPS: Final = {0: (8, 1), 1: (5, 2), 3: (5, SI_KERNEL), 4: (11, SI_KERNEL), 16: (8, 3), 19: (8, 3)}
 """Interrupts, as signals and si_codes: arch/x86/kernel/traps.c."""

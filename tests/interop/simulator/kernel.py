@@ -92,38 +92,41 @@ class Kernel:
     def run(self) -> None:
         """Run until no process is left."""
         umask = os.umask(0)
-        timer = threading.Timer(self._limit, self._end_all) if self._limit is not None else None
+        ended = threading.Event()
+        timer = threading.Thread(target=self._time, args=(ended,), daemon=True)
         try:
-            if timer is not None:
-                timer.start()
+            timer.start()
             while self.tasks and not self._over:
                 self._turn()
         finally:
             os.umask(umask)
-            if timer is not None:
-                timer.cancel()
+            ended.set()
+            timer.join()
             for each in list(self.processes.values()):
                 self.end(each, signal.SIGKILL)
 
-    def _end_all(self) -> None:
-        """The time is up: in another thread."""
-        self._over = True
-        running = self._running
-        if running is not None:
-            running.stop()
+    def _time(self, ended: threading.Event) -> None:
+        """Stop what runs when the time is up, in another thread, until it has noticed."""
+        wait = self._limit
+        while not ended.wait(wait):
+            self._over, wait = True, 0.05
+            if self._running is not None:
+                self._running.stop()
 
     # --- whose turn it is
 
     def _turn(self) -> None:
         """Let each task run that can; if none can, wait until one can."""
         self._send_alarms()
-        waits = [task.wait for task in self.tasks if task.wait is not None]
-        events = {fd: mask for wait in waits for fd, mask in wait.events.items()}
+        events: dict[int, int] = {}
+        for task in self.tasks:
+            for fd, mask in task.wait.events.items() if task.wait is not None else ():
+                events[fd] = events.get(fd, 0) | mask
         idle = not any(self._can_run(task, {}) for task in self.tasks)
         ready = poll_now(events, self._idle_time() if idle else 0) if events or idle else {}
         for task in list(self.tasks):
             if self._can_run(task, ready):
-                self._step(task)
+                self._step(task, ready)
 
     def _can_run(self, task: Task, ready: dict[int, int]) -> bool:
         if not task.alive or task.process.stopped:
@@ -143,10 +146,10 @@ class Kernel:
                 process.alarm = process.alarm + process.interval if process.interval else None
                 signals.send(process, Siginfo(signal.SIGALRM))
 
-    def _step(self, task: Task) -> None:
+    def _step(self, task: Task, ready: dict[int, int]) -> None:
         """Let a task run until it waits, or its slice ends."""
         if task.wait is not None:
-            self.go_on(task, interrupted=not task.wait.is_over({}) and signals.has_pending(task))
+            self.go_on(task, interrupted=not task.wait.is_over(ready) and signals.has_pending(task))
         for _ in range(_CALLS):
             signals.deliver(task)
             if not task.alive or task.process.stopped or self._over:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import time
+from collections.abc import Callable
 from typing import Final
 
 from simulator.calls.names import Path, path_at
@@ -18,8 +19,20 @@ from usermem import copy_int32_in, copy_int32_out, copy_struct_out, read_bytes, 
 
 _AT_FDCWD: Final = -100
 _HOST_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_FIFO_POLL: Final = 0.005
+_POLL: Final = 0.005
 _F_DUPFD_CLOEXEC: Final = 1030
+_NUMBERS: Final = {1031, 1032, 1033, 1034}
+"""Commands of fcntl whose argument is a number: pipes' sizes, and seals. Of others the host takes a pointer."""
+_LOCKS: Final = {
+    fcntl.F_GETLK: (fcntl.F_GETLK, False),
+    fcntl.F_SETLK: (fcntl.F_SETLK, False),
+    fcntl.F_SETLKW: (fcntl.F_SETLK, True),
+    fcntl.F_OFD_GETLK: (fcntl.F_OFD_GETLK, False),
+    fcntl.F_OFD_SETLK: (fcntl.F_OFD_SETLK, False),
+    fcntl.F_OFD_SETLKW: (fcntl.F_OFD_SETLK, True),
+}
+"""Commands with a struct flock: what the host is asked, and whether the caller waits."""
+_TESTS: Final = {fcntl.F_GETLK, fcntl.F_OFD_GETLK}
 _IN, _OUT = True, False
 _IOCTLS: Final = {
     0x5401: (_OUT, 36),  # TCGETS
@@ -64,7 +77,7 @@ def _is_fifo(path: Path) -> bool:
 def _open_fifo(task: Task, path: Path, flags: int) -> Waiting:
     """Open a FIFO for writing when somebody reads it."""
     while True:
-        yield Wait(deadline=time.monotonic() + _FIFO_POLL)
+        yield Wait(deadline=time.monotonic() + _POLL)
         try:
             host = os.open(path.name, flags | _HOST_FLAGS, dir_fd=path.at)
         except OSError as error:
@@ -151,22 +164,41 @@ def sys_fcntl(task: Task, fd: Int, command: Int, argument: int) -> Result:
     if command == fcntl.F_SETFL:
         entry.file.set_flags(argument & 0xFFFF_FFFF)
         return 0
-    if command in (fcntl.F_GETLK, fcntl.F_SETLK, fcntl.F_SETLKW):
+    if command in _LOCKS:
         return _lock(task, entry.file, command, argument)
-    return fcntl.fcntl(entry.file.host, command, argument & 0x7FFF_FFFF)
+    if command in _NUMBERS:
+        return fcntl.fcntl(entry.file.host, command, argument & 0x7FFF_FFFF)
+    return -errno.EINVAL
 
 
-def _lock(task: Task, file: OpenFile, command: int, addr: int) -> int:
+def _lock(task: Task, file: OpenFile, command: int, addr: int) -> Result:
     """Record locks: they are the simulator's, so the processes in it do not exclude each other."""
-    found = fcntl.fcntl(file.host, command, read_bytes(task.memory, addr, 32))
-    if command == fcntl.F_GETLK:
+    lock = read_bytes(task.memory, addr, 32)
+    command, waits = _LOCKS[command]
+    if waits:
+        return _when_free(lambda: fcntl.fcntl(file.host, command, lock))
+    found = fcntl.fcntl(file.host, command, lock)
+    if command in _TESTS:
         write_bytes(task.memory, addr, found)
     return 0
 
 
+def _when_free(lock: Callable[[], object]) -> Waiting:
+    """Take a lock as soon as it can be had."""
+    while True:
+        try:
+            lock()
+            return 0
+        except (BlockingIOError, PermissionError):
+            yield Wait(deadline=time.monotonic() + _POLL)
+
+
 @syscall(73)
 def sys_flock(task: Task, fd: Int, operation: Int) -> Result:
-    fcntl.flock(task.files[fd].host, operation | fcntl.LOCK_NB)
+    host = task.files[fd].host
+    if not operation & fcntl.LOCK_NB:
+        return _when_free(lambda: fcntl.flock(host, operation | fcntl.LOCK_NB))
+    fcntl.flock(host, operation)
     return 0
 
 

@@ -14,7 +14,6 @@ PATH_MAX: Final = 4096
 AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_REMOVEDIR: Final = 0x200
-AT_SYMLINK_FOLLOW: Final = 0x400
 AT_EMPTY_PATH: Final = 0x1000
 
 _DESCRIPTOR: Final = re.compile(rb"/(?:proc/self|dev)/fd/(\d+)")
@@ -26,6 +25,8 @@ class Path(NamedTuple):
 
     name: bytes
     at: int
+    link: bytes | None = None
+    """What readlink(2) says, of a link of the process's own."""
 
 
 def path_at(task: Task, dirfd: int, addr: int, *, may_be_empty: bool = False) -> Path:
@@ -33,17 +34,24 @@ def path_at(task: Task, dirfd: int, addr: int, *, may_be_empty: bool = False) ->
     name = copy_string_in(task.memory, addr, PATH_MAX)
     if not name and not may_be_empty:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-    absolute = dirfd == AT_FDCWD or name.startswith(b"/")
-    return Path(_own(task, name), task.process.directory.cwd if absolute else task.files[dirfd].host)
+    cwd = task.process.directory.cwd
+    if name.startswith((b"/proc/", b"/dev/")):
+        return _own(task, name, cwd)
+    return Path(name, cwd if dirfd == AT_FDCWD or name.startswith(b"/") else task.files[dirfd].host)
 
 
-def _own(task: Task, name: bytes) -> bytes:
-    """A name where those of the process itself are of the simulator's."""
-    if not name.startswith((b"/proc/", b"/dev/")):
-        return name
-    name = name.replace(b"/proc/%d" % task.process.pid, b"/proc/self")
+def _own(task: Task, name: bytes, cwd: int) -> Path:
+    """A name that may be the process's own, which are the simulator's on the host."""
+    if name == b"/proc/self":
+        return Path(name, cwd, b"%d" % task.process.pid)
+    name = re.sub(rb"^/proc/%d(?=/|$)" % task.process.pid, b"/proc/self/.", name).replace(b"self/./", b"self/")
     if name == b"/proc/self/exe":
-        return os.fsencode(task.process.exe)
+        exe = os.fsencode(task.process.exe)
+        return Path(exe, cwd, exe)
+    if name == b"/proc/self/cwd":
+        return Path(b"/proc/self/fd/%d" % cwd, cwd)
     found = _DESCRIPTOR.fullmatch(name)
-    fd = _STANDARD.get(name, -1) if found is None else int(found[1])
-    return b"/proc/self/fd/%d" % task.files.table[fd].file.host if fd in task.files.table else name
+    if found is None and name not in _STANDARD:
+        return Path(name, cwd)
+    entry = task.files.table.get(_STANDARD[name] if found is None else int(found[1]))
+    return Path(b"/proc/self/fd/%d" % (entry.file.host if entry is not None else -1), cwd)

@@ -186,11 +186,16 @@ def _ended(task: Task, chosen: Chosen) -> Process | None:
 
 def _wait(task: Task, chosen: Chosen, found: Callable[[Process], int]) -> Waiting:
     """Wait for a child's end, and then call a function that stores what there is to know."""
+
+    def done() -> bool:
+        children = [child for child in task.process.children if chosen(child)]
+        return not children or any(child.status is not None for child in children)
+
     while True:
         child = _ended(task, chosen)
         if child is not None:
             return found(child)
-        yield Wait(done=lambda: any(each.status is not None for each in task.process.children if chosen(each)))
+        yield Wait(done=done)
 
 
 @syscall(61)

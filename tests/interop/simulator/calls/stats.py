@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -100,17 +101,16 @@ def sys_readlink(task: Task, path: int, addr: int, size: Int) -> Result:
 @syscall(267)
 def sys_readlinkat(task: Task, dirfd: Int, path: int, addr: int, size: Int) -> Result:
     if size <= 0:
-        return -22
+        return -errno.EINVAL
     where = path_at(task, dirfd, path, may_be_empty=True)
-    is_exe = where.name == os.fsencode(task.process.exe)  # which /proc/self/exe was made
-    target = where.name if is_exe else os.readlink(where.name, dir_fd=where.at)
+    target = where.link if where.link is not None else os.readlink(where.name, dir_fd=where.at)
     return write_bytes(task.memory, addr, target[:size])
 
 
 @syscall(79)
 def sys_getcwd(task: Task, addr: int, size: int) -> Result:
     path = os.fsencode(Path(f"/proc/self/fd/{task.process.directory.cwd}").readlink()) + b"\0"
-    return write_bytes(task.memory, addr, path) if len(path) <= size else -34
+    return write_bytes(task.memory, addr, path) if len(path) <= size else -errno.ERANGE
 
 
 @syscall(217)
@@ -128,7 +128,7 @@ def sys_getdents64(task: Task, fd: Int, addr: int, size: int) -> Result:
 
 def sys_xattr(task: Task) -> Result:
     """Extended attributes are not passed on."""
-    return -95
+    return -errno.EOPNOTSUPP
 
 
 for _number in range(188, 200):

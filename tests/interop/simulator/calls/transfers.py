@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -131,7 +132,7 @@ def sys_fadvise64(task: Task, fd: Int, offset: Long, length: Long, advice: Int) 
 @syscall(285)
 def sys_fallocate(task: Task, fd: Int, mode: Int, offset: Long, length: Long) -> Result:
     if mode:
-        return -95
+        return -errno.EOPNOTSUPP
     os.posix_fallocate(task.files[fd].host, offset, length)
     return 0
 
