@@ -17,6 +17,7 @@ for module in ("unicorn", "elftools"):
         module, reason="needs Unicorn and pyelftools: pip install -e '.[interop]'", exc_type=ImportError
     )
 from simulated import run_really, run_simulated  # noqa: E402
+from simulator.kernel import Kernel  # noqa: E402
 
 SOURCE = Path(__file__).resolve().parent / "programs" / "mappings.c"
 CALLS = 1500
@@ -45,6 +46,6 @@ def test_mapping_calls(program: str, seed: int, tmp_path: Path) -> None:
     real = run_really(command, work)
     assert real.status == 0
     assert real.stdout.count(b" hash ") == CALLS // 50
-    found = run_simulated(command, work, limit=LIMIT)
+    found = run_simulated(command, work, kernel=Kernel(limit=LIMIT))
     assert found.stdout.decode().splitlines() == real.stdout.decode().splitlines()
     assert found == real

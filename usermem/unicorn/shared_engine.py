@@ -274,6 +274,7 @@ class SharedEngine:
         if regions.prot(page) is None:
             if not self._space.host_runs(page, page + PAGE, copy_files=self._copy_files):
                 return FaultError(addr, kind, FaultReason.BEYOND_FILE)
+            self._space.host_runs(page, page + PAGE)  # which says why
             raise ValueError(f"the memory at {page:#x} is not mapped in the engine")
         return None
 
