@@ -189,7 +189,11 @@ def sys_rt_sigaction(task: Task, signo: Int, new: int, old: int, size: int) -> R
     before = signals.action_of(process, signo)
     try:
         if new:
-            process.actions[signo] = read_sigaction(uc, new)
+            action = read_sigaction(uc, new)
+            process.actions[signo] = action._replace(sa_mask=signals.mask_of(action.sa_mask))
+            if signals.is_ignored(process, signo):
+                for each in (process, *process.tasks):
+                    each.pending.pop(signo, None)
         if old:
             write_sigaction(uc, old, before)
     except UcError:

@@ -76,7 +76,7 @@ class Machine:
         names = {
             "set_rax": self.task.cpu.set_result,
             "number": number,
-            "call": self.kernel._system_call,
+            "call": self.kernel.system_call,
             "task": self.task,
         }
         run = loop("set_rax(number); call(task)", names)

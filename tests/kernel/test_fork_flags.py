@@ -38,8 +38,10 @@ DONTFORK, DOFORK = mman.MADV_DONTFORK, mman.MADV_DOFORK
 WIPE, KEEP = mman.MADV_WIPEONFORK, mman.MADV_KEEPONFORK
 FORKING = [DONTFORK, DOFORK, WIPE, KEEP]
 LASTING = [mman.MADV_NORMAL, mman.MADV_SEQUENTIAL, mman.MADV_RANDOM, mman.MADV_DONTDUMP, mman.MADV_DODUMP]
+STACK: list[int] = []
 if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
     LASTING += [mman.MADV_HUGEPAGE, mman.MADV_NOHUGEPAGE]
+    STACK += [mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED | mman.MAP_STACK] if KERNEL >= (6, 7) else []
 GUARDING = [mman.MADV_GUARD_INSTALL, mman.MADV_GUARD_REMOVE] if KERNEL >= (6, 15) else []
 FIXED = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
@@ -85,6 +87,7 @@ FIXED_SEQUENCES: dict[str, list[Call]] = {
         EIGHT,
         *(("madvise", (BASE + i * PAGE, 3 * PAGE, advice)) for i, advice in enumerate(LASTING)),
         *(("madvise", (BASE + i * PAGE, PAGE, advice)) for i, advice in enumerate(LASTING[::-1])),
+        *(("mmap", (BASE + 8 * PAGE, 2 * PAGE, RW, flags)) for flags in STACK),
         ("mremap", (BASE + PAGE, 2 * PAGE, 2 * PAGE, MOVE, BASE + 9 * PAGE)),
     ],
     "locked": [
@@ -118,7 +121,7 @@ def calls() -> st.SearchStrategy[Call]:
     more = st.integers(1, 3).map(lambda n: n * PAGE)
     others = st.one_of(
         call("madvise", pages, few, st.sampled_from([*GUARDING, mman.MADV_DONTNEED])),
-        call("mmap", pages, few, prots, st.sampled_from([FIXED, FIXED, SHARED, FIXED | mman.MAP_LOCKED])),
+        call("mmap", pages, few, prots, st.sampled_from([FIXED, FIXED, SHARED, FIXED | mman.MAP_LOCKED, *STACK])),
         call("mmap_file", pages, few, prots, st.sampled_from(OF_FILE), st.integers(0, 2).map(lambda n: n * PAGE)),
         call("fill", pages, size),
         call("munmap", pages, few),
