@@ -125,7 +125,7 @@ SCRIPTS = {
     "orphan": "(sleep 0.05; echo late) & echo early",
     "alarm": "(sleep 0.05; kill -USR1 $$) & trap 'echo usr1; exit 3' USR1; while :; do :; done",
     "stop and continue": "sleep 0.02 & kill -STOP $!; kill -CONT $!; wait $!; echo $?",
-    "ignored SIGCHLD": "trap '' CHLD; (exit 3) & wait; echo $?",
+    "ignored SIGCHLD": "trap '' CHLD; (exit 3) & wait; echo ended",
     "lock": "flock f sh -c 'flock -n f echo no || echo taken'; flock f echo free",
     "time limit": "timeout 1 sh -c 'while :; do :; done'; echo $?",
     "dev fd": "echo x | cat /dev/stdin /dev/fd/0; echo e > /dev/stderr",

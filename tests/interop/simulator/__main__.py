@@ -32,7 +32,7 @@ def main() -> int:
         process = kernel.start(path, [options.program, *options.arguments], os.environ)
     except OSError as error:
         print(f"simulator: {options.program}: {error.strerror}", file=sys.stderr)
-        return 127
+        return 127 if isinstance(error, FileNotFoundError) else 126
     kernel.run()
     return process.exit_code
 

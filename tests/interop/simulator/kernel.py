@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 import simulator.calls  # noqa: F401 - fills the table
@@ -70,7 +71,8 @@ class Kernel:
         os.umask(directory.umask)
         files = Files()
         for fd, stream in enumerate(streams):
-            files.install_at(fd, OpenFile(os.dup(stream)))
+            with suppress(OSError):  # one that the caller has closed is closed here
+                files.install_at(fd, OpenFile(os.dup(stream)))
         memory = Memory(new_space({}), self.wrap)
         process = Process(self, self.new_pid(), None, memory, files, directory, os.getpgrp(), os.getsid(0))
         variables = [f"{name}={value}" for name, value in envp.items()]
@@ -254,11 +256,9 @@ class Kernel:
         self.tasks.remove(task)
         task.process.tasks.remove(task)
         if task.clear_child_tid and (task.process.memory.users > 1 or task.process.tasks):
-            try:
+            with suppress(OSError):  # nobody is told where there is no memory
                 copy_uint32_out(task.memory, task.clear_child_tid, 0)
                 self.futexes.wake(Futex(task.memory, task.clear_child_tid))
-            except OSError:
-                pass  # nobody is told where there is no memory
         task.cpu.close()
 
 

@@ -1,4 +1,7 @@
-"""The system calls, a function each. Importing this fills :data:`simulator.table.CALLS`."""
+"""The system calls, a function each. Importing this fills :data:`simulator.table.CALLS`.
+
+What each does, section 2 of the manual says; docstrings here are about what is the simulator's own.
+"""
 
 from simulator.calls import (
     clocks,

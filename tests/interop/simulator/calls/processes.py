@@ -36,6 +36,7 @@ _CLONE_SETTLS: Final = 0x80000
 _CLONE_PARENT_SETTID: Final = 0x100000
 _CLONE_CHILD_CLEARTID: Final = 0x200000
 _CLONE_CHILD_SETTID: Final = 0x1000000
+_CLONE_NEW: Final = 0x7E02_0000  # namespaces, of which there is one each
 _CLONE_CLEAR_SIGHAND: Final = 1 << 32
 
 _WNOHANG, _WSTOPPED, _WEXITED, _WNOWAIT = 1, 2, 4, 0x0100_0000
@@ -69,6 +70,8 @@ def sys_clone3(task: Task, addr: int, size: int) -> Result:
 
 def _clone(task: Task, flags: int, stack: int, tids: tuple[int, int], tls: int) -> Result:
     """A thread, or a process whose memory is the same or a copy."""
+    if flags & _CLONE_NEW or (flags & _CLONE_THREAD and not flags & _CLONE_VM):
+        return -errno.EINVAL
     kernel, parent_tid, child_tid = task.kernel, *tids
     tid = kernel.new_pid()
     process = task.process if flags & _CLONE_THREAD else _child(task.process, tid, flags)
