@@ -13,13 +13,15 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
+import unicorn
+
 from simulator import signals
 from simulator.process import Memory, Task
 from simulator.table import Int, Result, syscall
-from unicorn import UcError
 from usermem import abi
 
 BY_HAND: Final = 1000
+UcError: Final[type[Exception]] = unicorn.UcError  # type: ignore[attr-defined]
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _PATH_MAX: Final = 4096
@@ -44,7 +46,8 @@ def read_string(uc: Any, addr: int, maxlen: int) -> bytes:
         chunk = uc.mem_read(addr, min(_CHUNK, _PAGE - addr % _PAGE))
         end = chunk.find(0)
         if end >= 0:
-            return found + chunk[:end]
+            text: bytes = found + chunk[:end]
+            return text
         found += chunk
         addr += len(chunk)
     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -192,7 +195,8 @@ def sys_rt_sigaction(task: Task, signo: Int, new: int, old: int, size: int) -> R
             action = read_sigaction(uc, new)
             process.actions[signo] = action._replace(sa_mask=signals.mask_of(action.sa_mask))
             if signals.is_ignored(process, signo):
-                for each in (process, *process.tasks):
+                process.pending.pop(signo, None)
+                for each in process.tasks:
                     each.pending.pop(signo, None)
         if old:
             write_sigaction(uc, old, before)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
 from typing import Any, Final
@@ -48,8 +48,9 @@ class Machine:
     """A simulated process that does not run: its memory is filled, and system calls are made for it."""
 
     def __init__(self, folder: str) -> None:
-        from simulator.kernel import Kernel
         from unicorn import x86_const
+
+        from simulator.kernel import Kernel
 
         self._rbx = x86_const.UC_X86_REG_RBX
         self.kernel = Kernel()
@@ -97,7 +98,6 @@ class Machine:
         """Close what open(2) has opened."""
         for fd in [fd for fd in self.task.files.table if fd > self.fd]:
             self.task.files.close(fd)
-
 
     def rewind(self, n: int) -> None:
         """Go to the beginning of the file."""
@@ -159,7 +159,11 @@ def _strings(machine: Machine) -> Iterator[SimulatorRow]:
 
     names = {"io": machine.task.memory, "uc": machine.uc, "copy_string_in": copy_string_in, "read_string": read_string}
     for n in (20, 300):
-        places = {"": _PATH + 0x2000, ", at the last page's end": _EDGE - n - 1, ", over an edge": _PATH + 0x5000 - n // 2}
+        places = {
+            "": _PATH + 0x2000,
+            ", at the last page's end": _EDGE - n - 1,
+            ", over an edge": _PATH + 0x5000 - n // 2,
+        }
         for place, addr in places.items():
             machine.space.copy_out(addr, b"x" * n + b"\0")
             ours, theirs = "copy_string_in(io, addr, 4096)", "read_string(uc, addr, 4096)"
@@ -172,7 +176,13 @@ def _structs(machine: Machine) -> Iterator[SimulatorRow]:
     from simulator.calls.stats import stat_of
     from usermem import abi, copy_in_iovecs
 
-    names = {"io": machine.task.memory, "uc": machine.uc, "addr": _ACTION + 0x1000, "found": os.stat("/"), "iov": _IOV}
+    names = {
+        "io": machine.task.memory,
+        "uc": machine.uc,
+        "addr": _ACTION + 0x1000,
+        "found": Path("/").stat(),
+        "iov": _IOV,
+    }
     names |= {name: getattr(by_hand, name) for name in dir(by_hand) if name.startswith(("read_", "write_"))}
     names |= {"stat_of": stat_of, "copy_in_iovecs": copy_in_iovecs, "action": abi.Sigaction(1, 2, 3, 4)}
     names |= {"TIMESPEC": abi.TIMESPEC, "STAT": abi.STAT, "SIGACTION": abi.SIGACTION}

@@ -86,7 +86,7 @@ FIXED_SEQUENCES: dict[str, list[Call]] = {
     "advice of each kind": [
         EIGHT,
         *(("madvise", (BASE + i * PAGE, 3 * PAGE, advice)) for i, advice in enumerate(LASTING)),
-        *(("madvise", (BASE + i * PAGE, PAGE, advice)) for i, advice in enumerate(LASTING[::-1])),
+        *(("madvise", (BASE + i * PAGE, 3 * PAGE, advice)) for i, advice in enumerate(LASTING[::-1])),
         *(("mmap", (BASE + 8 * PAGE, 2 * PAGE, RW, flags)) for flags in STACK),
         ("mremap", (BASE + PAGE, 2 * PAGE, 2 * PAGE, MOVE, BASE + 9 * PAGE)),
     ],

@@ -148,7 +148,8 @@ def test_private_pages_of_a_file_become_the_guests_own() -> None:
         assert places([run]) == places(space.host_runs(BASE, BASE + 2 * PAGE)) == [(BASE, 2 * PAGE, RW)]
         ctypes.memmove(run.address, b"x", 1)
         assert space.read_bytes(BASE, 14) == b"x" + pattern(8)[1:] + b"before"
-        assert space.mremap(BASE, PAGE, PAGE, mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED, BASE + 8 * PAGE) == BASE + 8 * PAGE
+        move = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED
+        assert space.mremap(BASE, PAGE, PAGE, move, BASE + 8 * PAGE) == BASE + 8 * PAGE
         assert space.read_bytes(BASE + 8 * PAGE, 2) == b"x" + pattern(2)[1:]
         with space.fork() as child:
             space.madvise(BASE + 8 * PAGE, PAGE, mman.MADV_DONTNEED)
