@@ -19,7 +19,8 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from hostarch import Arch, ByteOrder
 from safemem.buffers import check_count, check_int
-from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
+from usermem.errors import FaultError
+from usermem.memory_io import IO, arch_of, read_bytes
 
 V = TypeVar("V", bound=tuple[Any, ...])
 
@@ -134,10 +135,12 @@ class ABIStruct(Generic[V]):
     def __init__(self, name: str, kind: type[V], layouts: dict[str, str] | str) -> None:
         """``layouts`` by the names of machines, or one for all; ``*`` is for those that have none of their own."""
         self.name = name
-        self._kind: Callable[..., V] = kind
+        self.kind = kind
         self.fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # of a NamedTuple
         self._layouts = {"*": layouts} if isinstance(layouts, str) else layouts
-        self._compiled: dict[tuple[object, ...], _Layout] = {}
+        self._compiled: dict[tuple[object, ...], _Layout[V]] = {}
+        self._recent: tuple[Arch, _Layout[V]] | tuple[None, None] = None, None
+        """The last machine asked for, and its layout: to find it among all takes as long as to read the struct."""
 
     def layout(self, arch: Arch) -> Struct:
         """The struct's format. Raises ValueError if the machine's is not known, or has no such struct."""
@@ -149,11 +152,7 @@ class ABIStruct(Generic[V]):
 
     def unpack(self, arch: Arch, data: bytes) -> V:
         """The value that these bytes are. Raises ValueError as :meth:`layout`, struct.error for another size."""
-        layout = self._of(arch)
-        values = layout.struct.unpack(data)
-        if layout.own:
-            values = layout.decoded(values, arch)
-        return self._kind(*layout.in_order((*values, 0)))
+        return self._of(arch).value(data)
 
     def pack(self, arch: Arch, value: V) -> bytes:
         """The bytes of a value; padding is zero.
@@ -161,12 +160,7 @@ class ABIStruct(Generic[V]):
         Raises ValueError as :meth:`layout`, and for bytes that are too long; struct.error or OverflowError for a number
         that does not fit.
         """
-        layout = self._of(arch)
-        values = layout.picked(value)
-        for at, size in layout.strings:
-            if len(values[at]) > size:  # struct cuts them without a word
-                raise ValueError(f"{self.name}.{layout.names[at]} has {size} bytes, not {len(values[at])}")
-        return layout.struct.pack(*(layout.encoded(values, arch) if layout.own else values))
+        return self._of(arch).data(value)
 
     def copy_in(self, io: IO, addr: int, *, size: int | None = None, ignore_permissions: bool = False) -> V:
         """The value at addr. Of a shorter one, as socket addresses may be, only ``size`` bytes are read; the rest is 0.
@@ -174,11 +168,18 @@ class ABIStruct(Generic[V]):
         Raises FaultError with the bytes before the fault in ``partial``; ValueError as :meth:`layout`, and if size is
         negative.
         """
-        arch = arch_of(io)
-        whole = n = self.size(arch)
-        if size is not None:
-            n = min(check_count(size, "size"), whole)
-        return self.unpack(arch, read_bytes(io, addr, n, ignore_permissions=ignore_permissions).ljust(whole, b"\0"))
+        arch, layout = self._recent
+        if layout is None or getattr(io, "arch", None) is not arch:
+            layout = self._of(arch_of(io))
+        if size is None and not ignore_permissions:  # three quarters of the time of what follows
+            try:
+                return layout.value(io.read_bytes(addr, layout.size))  # type: ignore[attr-defined]
+            except AttributeError:
+                if hasattr(io, "read_bytes"):
+                    raise
+        n = layout.size if size is None else min(check_count(size, "size"), layout.size)
+        data = read_bytes(io, addr, n, ignore_permissions=ignore_permissions)
+        return layout.value(data.ljust(layout.size, b"\0"))
 
     def copy_out(self, io: IO, addr: int, value: V, *, ignore_permissions: bool = False) -> int:
         """Store a value at addr and return its size in bytes.
@@ -186,26 +187,38 @@ class ABIStruct(Generic[V]):
         Raises FaultError with the bytes before the fault, which are stored, in ``partial``; else as :meth:`pack`, and
         nothing is written then.
         """
-        return write_bytes(io, addr, self.pack(arch_of(io), value), ignore_permissions=ignore_permissions)
+        arch, layout = self._recent
+        if layout is None or getattr(io, "arch", None) is not arch:
+            layout = self._of(arch_of(io))
+        data = layout.data(value)
+        try:
+            return io.copy_out(addr, data, ignore_permissions=ignore_permissions)
+        except FaultError as fault:
+            fault.partial = data[: fault.transferred]
+            raise
 
-    def _of(self, arch: Arch) -> _Layout:
+    def _of(self, arch: Arch) -> _Layout[V]:
         key = arch.name, arch.byte_order, arch.pointer_size, arch.max_align
         found = self._compiled.get(key)
         if found is None:
             text = self._layouts.get(arch.family) or self._layouts.get("*")
             if text is None:
                 raise ValueError(f"struct {self.name} of {arch.name} is not known")
-            found = self._compiled[key] = _Layout(text, arch, self.fields)
+            found = self._compiled[key] = _Layout(text, arch, self)
+        self._recent = arch, found
         return found
 
 
-class _Layout:
-    """A layout on one machine, and how its fields and those of a value belong together."""
+class _Layout(Generic[V]):
+    """A layout on one machine: how its fields and those of a value belong together."""
 
-    def __init__(self, text: str, arch: Arch, fields: tuple[str, ...]) -> None:
-        items = _FIELD.findall(text.removeprefix("="))
+    def __init__(self, text: str, arch: Arch, of: ABIStruct[V]) -> None:
+        self._arch, self._kind, self._name = arch, of.kind, of.name
+        fields = of.fields
+        items = [(name, "Q" if code == "sigset64" and arch.pointer_size == 8 else code) for name, code in _items(text)]
         prefix = "=" if text[0] == "=" else ""
         self.struct = arch.struct(prefix + " ".join(_OWN.get(code, code) for _, code in items))
+        self.size = self.struct.size
         named = [item for item in items if item[0]]
         self.names = [name for name, _ in named]
         self.own = [(at, code) for at, (_, code) in enumerate(named) if code in _OWN]
@@ -213,6 +226,27 @@ class _Layout:
         self.picked: _Pick = itemgetter(*[fields.index(name) for name in self.names])
         last = {name: at for at, name in enumerate(self.names)}  # of two of one name the second counts
         self.in_order: _Pick = itemgetter(*[last.get(field, len(self.names)) for field in fields])
+        self.plain = self.names == list(fields) and not self.own and not self.strings
+        """Whether unpacked values are the fields, in their order."""
+
+    def value(self, data: bytes) -> V:
+        """The value that these bytes are. Raises struct.error for another size."""
+        values = self.struct.unpack(data)
+        if self.plain:
+            return tuple.__new__(self._kind, values)
+        if self.own:
+            values = self.decoded(values, self._arch)
+        return tuple.__new__(self._kind, self.in_order((*values, 0)))
+
+    def data(self, value: V) -> bytes:
+        """The bytes of a value. Raises as :meth:`ABIStruct.pack`."""
+        if self.plain:
+            return self.struct.pack(*value)
+        values = self.picked(value)
+        for at, size in self.strings:
+            if len(values[at]) > size:  # struct cuts them without a word
+                raise ValueError(f"{self._name}.{self.names[at]} has {size} bytes, not {len(values[at])}")
+        return self.struct.pack(*(self.encoded(values, self._arch) if self.own else values))
 
     def decoded(self, values: tuple[Any, ...], arch: Arch) -> tuple[Any, ...]:
         """Values with those that have codes of our own as numbers."""
@@ -230,6 +264,11 @@ class _Layout:
                 number &= 0xFFFF_FFFF
             found[at] = _words(number.to_bytes(int(_OWN[code][:-1]), _order(code, arch)), code, arch)
         return tuple(found)
+
+
+def _items(text: str) -> list[tuple[str, str]]:
+    """The fields of a layout, with their codes; what has no name is padding."""
+    return _FIELD.findall(text.removeprefix("="))
 
 
 _Pick = Callable[[tuple[Any, ...]], tuple[Any, ...]]

@@ -135,8 +135,10 @@ class AddressSpace(SystemCalls):
 
         Memory of a file that somebody can truncate must not be aliased: touching it beyond the file's end kills the
         process with SIGBUS. Raises ValueError, naming the mapping, if the range has any; with ``copy_files`` such runs
-        are copies of what the file holds now, up to its end. A closed space has no runs. Raises MemoryError if the
-        host has no address space left, or more than 1 TiB would get some; and what the code of a mapped object raises.
+        hold copies of what the file holds now, up to its end: those of private mappings are the guest's memory from
+        then on, as if it had written all of it, and those of shared ones nobody else's. A closed space has no runs.
+        Raises MemoryError if the host has no address space left, or more than 1 TiB would get some; and what the code
+        of a mapped object raises.
         """
         return host_runs.host_runs(self._map, start, end, copy_files)
 

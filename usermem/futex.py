@@ -152,16 +152,19 @@ class FutexTable:
         if self._due:
             self._call_due()
         bitset = _checked(bitset)
-        waiter = FutexWaiter(self, futex.key(), wake, bitset)
-        bucket = self._bucket(waiter._key)
+        key = futex.key()
+        bucket = self._bucket(key)
+        before = bucket.changes
+        _compare(futex, val)
+        waiter = FutexWaiter(self, key, wake, bitset)
         try:
             joined = False
             while True:
+                with self._lock: joined = self._join(bucket, waiter, before)  # fmt: skip # noqa: E701
                 if joined:
                     break
                 before = bucket.changes
                 _compare(futex, val)
-                with self._lock: joined = self._join(bucket, waiter, before)  # fmt: skip # noqa: E701
         except BaseException:
             waiter.cancel()
             raise

@@ -5,6 +5,7 @@
 against what one writes by hand. ``snapshot``: snapshots, restores and forks against copies. ``memories``: another
 process's memory against the raw system calls. ``unicorn``: an engine that shares a space against its own calls.
 ``observe``: accesses through observers against those by the memory itself.
+``simulator``: the simulator's system calls against the same over uc.mem_read and uc.mem_write.
 """
 
 from __future__ import annotations
@@ -182,6 +183,19 @@ def _ratios(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
         yield {"row": row.name, "ratio": row.ratio, "bar": row.bar, "missed": row.missed}
 
 
+def _simulator(only: str) -> Iterator[dict[str, Any]]:
+    import simulator_rows
+
+    print(f"{'row':34}{'ours':>8}{'theirs':>8}{'theirs / ours':>15}{'bar':>6}")
+    for row in simulator_rows.rows(only):
+        times = best(row.runs, rounds=60)
+        ratio = times["theirs"] / times["ours"]
+        missed = ratio < row.bar
+        line = f"{row.name:34}{times['ours']:8.0f}{times['theirs']:8.0f}{ratio:15.2f}{'>=':>3}{row.bar:3g}"
+        print(f"{line}{'  MISSED' if missed else ''}")
+        yield {"row": row.name, "ratio": ratio, "bar": row.bar, "ns": times, "missed": missed}
+
+
 def _syscall(only: str) -> Iterator[dict[str, Any]]:
     import syscall_rows
 
@@ -211,6 +225,7 @@ _SUITES = {
     "memories": _memories,
     "unicorn": _unicorn,
     "observe": _observe,
+    "simulator": _simulator,
 }
 
 if __name__ == "__main__":

@@ -243,10 +243,27 @@ def test_files() -> None:
         space.mprotect(BASE, PAGE, RW)
         assert cpu.store(BASE, 2) is None
         assert space.read_bytes(BASE, 2) == b"\2f"
+        space.madvise(BASE, PAGE, mman.MADV_DONTNEED)
+        assert cpu.load(BASE) == ord("f")
         with pytest.raises(ValueError, match="aliased"):
             cpu.load(BASE + 8 * PAGE)
         file.seek(0)
         assert file.read(1) == b"f"
+
+
+@pytest.mark.parametrize("flags", [mman.MAP_PRIVATE, mman.MAP_SHARED])
+def test_behind_a_files_end(flags: int) -> None:
+    """An access there is SIGBUS, as the kernel has it; the rest of the last page is zero."""
+    with AddressSpace() as space, tempfile.TemporaryFile(buffering=0) as file:
+        file.write(b"f" * (PAGE + 1))
+        cpu = CPU(space, copy_files=True)
+        space.mmap(BASE, 4 * PAGE, mman.PROT_READ, flags | mman.MAP_FIXED, file.fileno(), 0)
+        for first in (0, PAGE):  # before and after the engine has the rest
+            fault = cpu.load(BASE + 2 * PAGE + 5)
+            assert isinstance(fault, FaultError)
+            assert (fault.address, fault.signo, fault.si_code) == (BASE + 2 * PAGE + 5, 7, 2)
+            assert cpu.load(BASE + first) == ord("f")
+        assert cpu.load(BASE + PAGE + 1) == 0
 
 
 def test_snapshots_of_the_engines_memory_are_refused(cpu: CPU) -> None:

@@ -1,4 +1,4 @@
-"""Advice about forking against the running kernel: what it splits and merges, and what a child has after a fork(2).
+"""Advice that lasts against the running kernel: what it splits and merges, and what a child has after a fork(2).
 
 A process of its own makes the calls (see :mod:`kernel_fork`). After each, both sides have answered the same and have
 the same mappings with the same VmFlags. At the end the process forks, and its child has what inherited() says.
@@ -37,6 +37,11 @@ KERNEL = tuple(int(n) for n in platform.release().split("-")[0].split(".")[:2]) 
 DONTFORK, DOFORK = mman.MADV_DONTFORK, mman.MADV_DOFORK
 WIPE, KEEP = mman.MADV_WIPEONFORK, mman.MADV_KEEPONFORK
 FORKING = [DONTFORK, DOFORK, WIPE, KEEP]
+LASTING = [mman.MADV_NORMAL, mman.MADV_SEQUENTIAL, mman.MADV_RANDOM, mman.MADV_DONTDUMP, mman.MADV_DODUMP]
+STACK: list[int] = []
+if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+    LASTING += [mman.MADV_HUGEPAGE, mman.MADV_NOHUGEPAGE]
+    STACK += [mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED | mman.MAP_STACK] if KERNEL >= (6, 7) else []
 GUARDING = [mman.MADV_GUARD_INSTALL, mman.MADV_GUARD_REMOVE] if KERNEL >= (6, 15) else []
 FIXED = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
 SHARED = mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED
@@ -78,6 +83,13 @@ FIXED_SEQUENCES: dict[str, list[Call]] = {
             )
         ],
     ],
+    "advice of each kind": [
+        EIGHT,
+        *(("madvise", (BASE + i * PAGE, 3 * PAGE, advice)) for i, advice in enumerate(LASTING)),
+        *(("madvise", (BASE + i * PAGE, 3 * PAGE, advice)) for i, advice in enumerate(LASTING[::-1])),
+        *(("mmap", (BASE + 8 * PAGE, 2 * PAGE, RW, flags)) for flags in STACK),
+        ("mremap", (BASE + PAGE, 2 * PAGE, 2 * PAGE, MOVE, BASE + 9 * PAGE)),
+    ],
     "locked": [
         EIGHT,
         ("mlock", (BASE, 8 * PAGE, 0)),
@@ -109,7 +121,7 @@ def calls() -> st.SearchStrategy[Call]:
     more = st.integers(1, 3).map(lambda n: n * PAGE)
     others = st.one_of(
         call("madvise", pages, few, st.sampled_from([*GUARDING, mman.MADV_DONTNEED])),
-        call("mmap", pages, few, prots, st.sampled_from([FIXED, FIXED, SHARED, FIXED | mman.MAP_LOCKED])),
+        call("mmap", pages, few, prots, st.sampled_from([FIXED, FIXED, SHARED, FIXED | mman.MAP_LOCKED, *STACK])),
         call("mmap_file", pages, few, prots, st.sampled_from(OF_FILE), st.integers(0, 2).map(lambda n: n * PAGE)),
         call("fill", pages, size),
         call("munmap", pages, few),
@@ -119,7 +131,7 @@ def calls() -> st.SearchStrategy[Call]:
         call("mremap", pages, st.just(PAGE), more, st.just(0), st.just(0)),
         call("mremap", pages, st.just(PAGE), more, st.just(MOVE), pages),
     )
-    advising = call("madvise", pages, size, st.sampled_from(FORKING))
+    advising = call("madvise", pages, size, st.sampled_from([*FORKING, *FORKING, *LASTING]))
     return st.booleans().flatmap(lambda advises: advising if advises else others)
 
 
@@ -158,7 +170,7 @@ class Pair:
         vma = tables.vmas.find(addr)
         if vma is None or tables.guards.find(addr) is not None:
             return ""
-        if vma.fork_flags & VM_WIPEONFORK:
+        if vma.advice_flags & VM_WIPEONFORK:
             return bytes(8).hex()
         assert self.guest.space._map.tables.guards.find(addr) is None
         return self.guest.content(addr, addr + 8).hex()

@@ -29,9 +29,9 @@ def code(call: Callable[[], object]) -> str:
 
 
 def flags(tables: AddressSpace | Tables) -> list[tuple[int, int, int]]:
-    """The mappings as (first page, page after the last, fork_flags), pages counted from BASE."""
+    """The mappings as (first page, page after the last, advice_flags), pages counted from BASE."""
     vmas = tables.mappings() if isinstance(tables, AddressSpace) else list(tables.vmas)
-    return [((vma.start - BASE) // PAGE, (vma.end - BASE) // PAGE, vma.fork_flags) for vma in vmas]
+    return [((vma.start - BASE) // PAGE, (vma.end - BASE) // PAGE, vma.advice_flags) for vma in vmas]
 
 
 def advised(*calls: tuple[int, int, int], pages: int = 8, how: int = FIXED) -> AddressSpace:
@@ -105,7 +105,7 @@ def test_what_another_maps_meanwhile_is_not_advised() -> None:
     space = advised(pages=2)
     mm, looked_at = space._map, space.mappings()[0]
     space.mmap(BASE, PAGE, RW, SHARED)
-    mm.change(lambda change: madvise._set_fork_flags(mm, change, looked_at, (BASE, BASE + 2 * PAGE), WIPE))
+    mm.change(lambda change: madvise._set_advice(mm, change, looked_at, (BASE, BASE + 2 * PAGE), WIPE))
     assert flags(space) == [(0, 1, 0), (1, 2, VM_WIPEONFORK)]
 
 

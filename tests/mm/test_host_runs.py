@@ -121,14 +121,43 @@ def test_a_file_is_refused_by_name_or_copied(tmp_path: Path, flags: int) -> None
             space.host_runs(BASE, BASE + 3 * PAGE)
         assert len(space.host_runs(BASE, BASE + PAGE)) == 1
         runs = space.host_runs(BASE, BASE + 3 * PAGE, copy_files=True)
-        assert [run.is_copy for run in runs] == [False, True]
+        assert [run.is_copy for run in runs] == [False, flags == mman.MAP_SHARED]
         assert places(runs)[1] == (BASE + PAGE, 2 * PAGE, RW)
         expected = pattern(PAGE + 100) + bytes(PAGE - 100)
         assert content(runs[1]) == expected
         file.truncate(0)
         assert content(runs[1]) == expected
+        if flags == mman.MAP_PRIVATE:
+            assert space.read_bytes(BASE + PAGE, 2 * PAGE) == expected
+            assert space.madvise(BASE + PAGE, PAGE, mman.MADV_DONTNEED) == 0
         with pytest.raises(FaultError):
             space.read_bytes(BASE + PAGE, 1)
+
+
+@files
+def test_private_pages_of_a_file_become_the_guests_own() -> None:
+    """As if all had been written: stored bytes are seen from both sides and move; given up, they are the file's."""
+    events: list[tuple[int, int, ChangeKind]] = []
+    with tempfile.TemporaryFile(buffering=0) as file, AddressSpace() as space:
+        file.write(pattern(2 * PAGE))
+        space.mmap(BASE, 4 * PAGE, RW, mman.MAP_PRIVATE | mman.MAP_FIXED, file.fileno(), 0)
+        space.copy_out(BASE + 8, b"before")
+        space.on_change = lambda *event: events.append(event)
+        (run,) = space.host_runs(BASE, BASE + 4 * PAGE, copy_files=True)
+        assert events == [(BASE, BASE + 2 * PAGE, ChangeKind.MEMORY)]
+        assert places([run]) == places(space.host_runs(BASE, BASE + 2 * PAGE)) == [(BASE, 2 * PAGE, RW)]
+        ctypes.memmove(run.address, b"x", 1)
+        assert space.read_bytes(BASE, 14) == b"x" + pattern(8)[1:] + b"before"
+        move = mman.MREMAP_MAYMOVE | mman.MREMAP_FIXED
+        assert space.mremap(BASE, PAGE, PAGE, move, BASE + 8 * PAGE) == BASE + 8 * PAGE
+        assert space.read_bytes(BASE + 8 * PAGE, 2) == b"x" + pattern(2)[1:]
+        with space.fork() as child:
+            space.madvise(BASE + 8 * PAGE, PAGE, mman.MADV_DONTNEED)
+            assert child.read_bytes(BASE + 8 * PAGE, 1) == b"x"
+        assert space.read_bytes(BASE + 8 * PAGE, PAGE) == pattern(PAGE)
+        with pytest.raises(OSError, match="Invalid"):
+            space.madvise(BASE + 8 * PAGE, PAGE, mman.MADV_FREE)
+        space._check()
 
 
 @files

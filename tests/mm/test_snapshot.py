@@ -56,7 +56,7 @@ def test_everything_comes_back() -> None:
 
 def states(space: AddressSpace) -> list[tuple[int, int, int]]:
     """What maps does not show of each mapping: where it begins, how it is locked, what a forked child has of it."""
-    return [(vma.start, vma.mlock_mode, vma.fork_flags) for vma in space.mappings()]
+    return [(vma.start, vma.mlock_mode, vma.advice_flags) for vma in space.mappings()]
 
 
 def cannot_be_read(space: AddressSpace, addr: int) -> bool:

@@ -33,6 +33,13 @@ def test_a_suite_prints_and_writes_its_rows(suite: str, only: str, count: int, t
         assert row["row"].split()[0] in done.stdout
 
 
+def test_the_simulators_rows(tmp_path: Path) -> None:
+    """System calls that both sides make with equal results, strings and structs, where the interop extra is there."""
+    for module in ("unicorn", "elftools"):
+        pytest.importorskip(module, reason="needs the extra interop", exc_type=ImportError)
+    test_a_suite_prints_and_writes_its_rows("simulator", "stat", 3, tmp_path)
+
+
 def test_check_fails_when_a_bar_is_missed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """--check is 1 if a row misses its bar and 0 if none does; without it a miss is only said."""
     monkeypatch.syspath_prepend(str(_BENCHMARKS))

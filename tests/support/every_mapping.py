@@ -120,7 +120,7 @@ def contents(space: AddressSpace) -> Seen:
 
 def states(space: AddressSpace) -> list[tuple[int, int, int, int, int]]:
     """What maps does not tell of each mapping."""
-    return [(vma.start, vma.max_prot, vma.guard, vma.mlock_mode, vma.fork_flags) for vma in space.mappings()]
+    return [(vma.start, vma.max_prot, vma.guard, vma.mlock_mode, vma.advice_flags) for vma in space.mappings()]
 
 
 def assert_same(one: AddressSpace, other: AddressSpace) -> None:

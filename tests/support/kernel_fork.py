@@ -19,12 +19,32 @@ from attrs import evolve
 
 from hostarch import AccessType
 from kernel_memory import BASE, DATA, FILE, PAGE, KernelMemory, Result, Row, join, new_file, without_privileges
-from usermem.mm.vma import VM_DONTCOPY, VM_WIPEONFORK, VMA
+from usermem.mm.vma import (
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_NOHUGEPAGE,
+    VM_RAND_READ,
+    VM_SEQ_READ,
+    VM_WIPEONFORK,
+    VMA,
+)
 
 PAGES = 16
 """How many pages of the window, from BASE on, are looked at."""
 
-_FLAGS = ("dc", "wf", "lo")
+_ADVICE = {
+    "dc": VM_DONTCOPY,
+    "wf": VM_WIPEONFORK,
+    "sr": VM_SEQ_READ,
+    "rr": VM_RAND_READ,
+    "dd": VM_DONTDUMP,
+    "hg": VM_HUGEPAGE,
+    "nh": VM_NOHUGEPAGE,
+}
+"""The names of flags in smaps."""
+
+_FLAGS = (*_ADVICE, "lo")
 _SECONDS = 60  # how long a call may take: the process ends by itself
 
 Shown = tuple[int, int, str, int]
@@ -41,7 +61,7 @@ def shown(rows: Sequence[Row]) -> list[Shown]:
 
 def guest_row(vma: VMA) -> Row:
     """A mapping of a guest's with its rights and flags as the kernel shows them."""
-    flags = {"dc": vma.fork_flags & VM_DONTCOPY, "wf": vma.fork_flags & VM_WIPEONFORK, "lo": vma.mlock_mode}
+    flags = {name: vma.advice_flags & flag for name, flag in _ADVICE.items()} | {"lo": vma.mlock_mode}
     words = [f"{AccessType(vma.prot)}{'s' if vma.shared else 'p'}", *(name for name, there in flags.items() if there)]
     what: object = vma.backing.inode or (id(vma.backing) if vma.shared else None)
     return Row(vma.start, vma.end, " ".join(words), vma.offset if what else 0, what)

@@ -156,9 +156,9 @@ class Change(Tables):
         """Lock everything mapped in [start, end) by an mlock_mode, or unlock it. Its rights and bytes are as before."""
         self._put_evolved(start, end, mlock_mode=mode)
 
-    def set_fork_flags(self, start: int, end: int, flags: int) -> None:
+    def set_advice(self, start: int, end: int, flags: int) -> None:
         """Say what a forked child has of everything mapped in [start, end). Its rights and bytes are as before."""
-        self._put_evolved(start, end, fork_flags=flags)
+        self._put_evolved(start, end, advice_flags=flags)
 
     def _put_evolved(self, start: int, end: int, **changes: Any) -> None:
         """Change some fields of everything mapped in [start, end)."""
@@ -171,6 +171,11 @@ class Change(Tables):
         """Forget the memory of [start, end): the backing gives it anew when it is touched."""
         self.told.append((start, end, ChangeKind.MEMORY))
         self._clear(start, end)
+
+    def replace(self, pma: PMA) -> None:
+        """Put other memory, with the same bytes, in the place of what is there."""
+        self.told.append((pma.start, pma.end, ChangeKind.MEMORY))
+        self._clear(pma.start, pma.end, [pma])
 
     def guard(self, start: int, end: int) -> None:
         """Guard [start, end), all of which is mapped: its memory is forgotten, and nothing can be accessed there."""

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from usermem.mm.change import Tables
 from usermem.mm.pma import PMASet
-from usermem.mm.vma import MLOCK_NONE, VM_DONTCOPY, VMASet
+from usermem.mm.vma import MLOCK_NONE, VM_DONTCOPY, VM_WIPEONFORK, VMASet
 
 
 def inherited(parent: Tables) -> Tables:
@@ -23,12 +23,12 @@ def inherited(parent: Tables) -> Tables:
     kept = [
         evolve(vma, mlock_mode=MLOCK_NONE) if vma.mlock_mode else vma
         for vma in vmas
-        if not vma.fork_flags & VM_DONTCOPY
+        if not vma.advice_flags & VM_DONTCOPY
     ]
     child = Tables(parent.vmas if kept == vmas else VMASet().put(0, 1 << 64, kept, []), PMASet())
     child.brk_start, child.brk = parent.brk_start, parent.brk
     child.guards = parent.guards
     for vma in vmas:
-        if vma.fork_flags:
+        if vma.advice_flags & (VM_DONTCOPY | VM_WIPEONFORK):
             child.guards = child.guards.without(vma.start, vma.end)
     return child

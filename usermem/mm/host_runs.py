@@ -10,9 +10,11 @@ from attrs import field, frozen
 from safemem import HostFaultError, safecopy
 from safemem.buffers import check_int
 from usermem.mm.arena import Arena
+from usermem.mm.change import Change
 from usermem.mm.host_run import HostRun
 from usermem.mm.maps import printable
 from usermem.mm.memory_map import MemoryMap
+from usermem.mm.pma import PMA
 from usermem.mm.vma import VMA
 
 # How often it begins anew where others map meanwhile.
@@ -89,24 +91,36 @@ def _runs(mm: MemoryMap, vmas: list[VMA], part: tuple[int, int], copy_files: boo
                     f"the memory at {at:#x}, {printable(vma.label) or 'of a file'}, must not be aliased: it may be "
                     "truncated, and touching it then kills the process. Ask for copies (copy_files=True)"
                 )
-            is_copy = run.may_fault
-            if is_copy:
+            is_copy = run.may_fault and vma.shared
+            if run.may_fault:
                 run, wanted = _copied(run), len(run)
                 stop = stop if len(run) == wanted else last  # the file ends there
+                if len(run) and not is_copy:
+                    _own(mm, vma, pma, PMA(at, run))
             if len(run):
                 _append(found, GuestRun(at, run.address, len(run), vma.prot, is_copy, (run,)))
             at = last
     return found
 
 
+def _own(mm: MemoryMap, vma: VMA, shown: PMA, copy: PMA) -> None:
+    """Let a private mapping have a copy of the file's pages that ``shown`` shows, as if it had written all of them."""
+
+    def build(change: Change) -> None:
+        if change.vmas.find(copy.start) is vma and change.pmas.find(copy.start) is shown:  # else it was overtaken
+            change.replace(copy)
+
+    mm.change(build)
+
+
 def _copied(run: HostRun) -> HostRun:
-    """A copy of memory that may fault, as far as it does not."""
+    """A copy of memory that may fault, in whole pages, as far as it does not."""
     copy = _copies.allocate(-(-len(run) // PAGESIZE) * PAGESIZE)
     try:
         done = safecopy.copy_in(copy.view()[: len(run)], run.address)
     except HostFaultError as exc:
         done = exc.transferred
-    return copy.part(0, done)
+    return copy.part(0, -(-done // PAGESIZE) * PAGESIZE)
 
 
 def _append(found: list[GuestRun], run: GuestRun) -> None:

@@ -17,30 +17,42 @@ from usermem.mm.change import Change
 from usermem.mm.memory_map import MemoryMap
 from usermem.mm.mincore import mincore
 from usermem.mm.page_range import page_range
-from usermem.mm.vma import VM_DONTCOPY, VM_WIPEONFORK, VMA
+from usermem.mm.vma import (
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_NOHUGEPAGE,
+    VM_RAND_READ,
+    VM_SEQ_READ,
+    VM_WIPEONFORK,
+    VMA,
+)
 
 _HINTS: Final = frozenset(
     {
-        mman.MADV_NORMAL,
-        mman.MADV_RANDOM,
-        mman.MADV_SEQUENTIAL,
         mman.MADV_WILLNEED,
         mman.MADV_MERGEABLE,
         mman.MADV_UNMERGEABLE,
-        mman.MADV_HUGEPAGE,
-        mman.MADV_NOHUGEPAGE,
-        mman.MADV_DONTDUMP,
-        mman.MADV_DODUMP,
         mman.MADV_COLD,
         mman.MADV_PAGEOUT,
     }
 )
 """Advice that changes no byte: it is checked and not followed."""
 
-_SETTING: Final = {mman.MADV_DONTFORK: VM_DONTCOPY, mman.MADV_WIPEONFORK: VM_WIPEONFORK}
-
-_CLEARING: Final = {mman.MADV_DOFORK: VM_DONTCOPY, mman.MADV_KEEPONFORK: VM_WIPEONFORK}
-"""Advice that sets or clears one of a mapping's fork_flags."""
+_LASTING: Final = {
+    mman.MADV_DONTFORK: (VM_DONTCOPY, 0),
+    mman.MADV_DOFORK: (0, VM_DONTCOPY),
+    mman.MADV_WIPEONFORK: (VM_WIPEONFORK, 0),
+    mman.MADV_KEEPONFORK: (0, VM_WIPEONFORK),
+    mman.MADV_NORMAL: (0, VM_SEQ_READ | VM_RAND_READ),
+    mman.MADV_SEQUENTIAL: (VM_SEQ_READ, VM_RAND_READ),
+    mman.MADV_RANDOM: (VM_RAND_READ, VM_SEQ_READ),
+    mman.MADV_DONTDUMP: (VM_DONTDUMP, 0),
+    mman.MADV_DODUMP: (0, VM_DONTDUMP),
+    mman.MADV_HUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+    mman.MADV_NOHUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+}
+"""Advice that changes a mapping's advice_flags: those it sets, and those it clears."""
 
 _POPULATING: Final = {mman.MADV_POPULATE_READ: READ, mman.MADV_POPULATE_WRITE: WRITE}
 
@@ -49,8 +61,7 @@ _DROPPING: Final = (mman.MADV_DONTNEED, mman.MADV_DONTNEED_LOCKED)
 _KNOWN: Final = _HINTS | {
     *_DROPPING,
     *_POPULATING,
-    *_SETTING,
-    *_CLEARING,
+    *_LASTING,
     mman.MADV_FREE,
     mman.MADV_REMOVE,
     mman.MADV_COLLAPSE,
@@ -102,8 +113,8 @@ def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None
         _check_collapse(mm, vma, start, end)
     if advice in (mman.MADV_FREE, mman.MADV_WIPEONFORK) and not vma.backing.anonymous:
         raise error(errno.EINVAL, f"madvise {advice} is for private anonymous memory")
-    if advice in _SETTING or advice in _CLEARING:
-        mm.change(lambda change: _set_fork_flags(mm, change, vma, part, advice))
+    if advice in _LASTING:
+        mm.change(lambda change: _set_advice(mm, change, vma, part, advice))
     if advice == mman.MADV_REMOVE:
         if vma.backing.anonymous:
             raise error(errno.EINVAL, "MADV_REMOVE is for shared memory that can have holes")
@@ -115,16 +126,17 @@ def _advise(mm: MemoryMap, vma: VMA, part: tuple[int, int], advice: int) -> None
         _discard(mm, vma, start, end)
 
 
-def _set_fork_flags(mm: MemoryMap, change: Change, vma: VMA, part: tuple[int, int], advice: int) -> None:
-    """Set or clear a flag in a part, where that mapping is still there.
+def _set_advice(mm: MemoryMap, change: Change, vma: VMA, part: tuple[int, int], advice: int) -> None:
+    """Set and clear flags in a part, where that mapping is still there.
 
     Raises EAGAIN where the other calls that split mappings raise ENOMEM, as madvise_vma_behavior does.
     """
     before = change.vmas.count
+    sets, clears = _LASTING[advice]
     for now in change.vmas.within(*part):
-        flags = (now.fork_flags | _SETTING.get(advice, 0)) & ~_CLEARING.get(advice, 0)
-        if now.backing is vma.backing and flags != now.fork_flags:
-            change.set_fork_flags(now.start, now.end, flags)
+        flags = (now.advice_flags | sets) & ~clears
+        if now.backing is vma.backing and flags != now.advice_flags:
+            change.set_advice(now.start, now.end, flags)
     mm.check_splits(change, before, errno.EAGAIN)
 
 

@@ -21,7 +21,7 @@ from usermem.mm.backing.shared_memory import SharedMemory
 from usermem.mm.change import Change, Tables
 from usermem.mm.madvise import fault_in
 from usermem.mm.memory_map import MemoryMap
-from usermem.mm.vma import MLOCK_EAGER, VMA, VMASet
+from usermem.mm.vma import MLOCK_EAGER, VM_NOHUGEPAGE, VMA, VMASet
 
 _ANONYMOUS_KINDS: Final = (mman.MAP_SHARED, mman.MAP_PRIVATE)
 _FILE_KINDS: Final = (*_ANONYMOUS_KINDS, mman.MAP_SHARED_VALIDATE)
@@ -104,6 +104,8 @@ def map_backing(mm: MemoryMap, addr: int, length: int, flags: int, vma: VMA, off
     """Map what ``vma`` says where ``addr`` and ``flags`` say, and return the address. It becomes the mapping."""
     names, limits = mm.arch.map_flags, mm.limits
     vma.guard = mm.guard if flags & names.growsdown else 0
+    if flags & names.stack:
+        vma.advice_flags |= VM_NOHUGEPAGE  # since Linux 6.7: calc_vm_flag_bits(), include/linux/mman.h
 
     def build(change: Change) -> int:
         start, end = find_place(mm, change.vmas, addr, length, flags, offset)

@@ -80,7 +80,7 @@ def _saved_mapping(vma: VMA, numbers: dict[object, int], page: int) -> SavedMapp
         accessible = backing.reach(page)
     return SavedMapping(
         vma.start, vma.end, vma.prot, vma.max_prot, vma.shared, behind, number, accessible, vma.offset, vma.guard,
-        vma.mlock_mode, vma.fork_flags, backing.device, backing.inode, vma.name, backing.label, backing.name_format,
+        vma.mlock_mode, vma.advice_flags, backing.device, backing.inode, vma.name, backing.label, backing.name_format,
     )  # fmt: skip
 
 

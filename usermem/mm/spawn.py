@@ -50,7 +50,7 @@ def fork(mm: MemoryMap, state: State) -> None:
     tables = inherited(state.tables)
     extents = state.extents
     for vma in state.tables.vmas:
-        if vma.fork_flags & VM_WIPEONFORK:
+        if vma.advice_flags & VM_WIPEONFORK:
             extents = extents.replace(vma.start, vma.end, [])
     mm.change(lambda change: _begin(change, tables, tables.vmas, extents))
 

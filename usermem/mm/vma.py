@@ -27,6 +27,12 @@ VM_DONTCOPY: Final = 1
 """A forked child does not have the mapping (MADV_DONTFORK)."""
 VM_WIPEONFORK: Final = 2
 """A forked child has the mapping, and zeros in it (MADV_WIPEONFORK)."""
+VM_SEQ_READ: Final = 4
+VM_RAND_READ: Final = 8
+VM_DONTDUMP: Final = 16
+VM_HUGEPAGE: Final = 32
+VM_NOHUGEPAGE: Final = 64
+"""These do nothing here but keep mappings apart, as in Linux: mremap, say, refuses a range of two."""
 
 
 @define(eq=False)
@@ -36,7 +42,7 @@ class VMA:
     ``max_prot`` is the most that mprotect may grant. ``backing`` is what lies behind the mapping; its byte ``offset``
     is at ``start`` (0 for private anonymous memory). A mapping that grows down keeps ``guard`` bytes free below it.
     ``name`` is its name in /proc/PID/maps, if it has one of its own. ``mlock_mode`` says whether its pages are locked,
-    ``fork_flags`` (VM_DONTCOPY, VM_WIPEONFORK) what a forked child has of it.
+    ``advice_flags`` (VM_DONTCOPY to VM_NOHUGEPAGE) what madvise(2) has said of it that lasts.
     """
 
     start: int
@@ -49,7 +55,7 @@ class VMA:
     guard: int = 0
     name: str = ""
     mlock_mode: int = MLOCK_NONE
-    fork_flags: int = 0
+    advice_flags: int = 0
 
     @property
     def growsdown(self) -> bool:
@@ -82,14 +88,14 @@ class VMA:
     def over(self, start: int, end: int, prot: int) -> VMA:
         """The same mapping over other addresses, which may reach beyond it, with other rights."""
         offset = 0 if self.backing.anonymous else self.offset + start - self.start
-        backing, mode, flags = self.backing, self.mlock_mode, self.fork_flags
+        backing, mode, flags = self.backing, self.mlock_mode, self.advice_flags
         return VMA(start, end, prot, self.max_prot, self.shared, backing, offset, self.guard, self.name, mode, flags)
 
     def placed(self, start: int, end: int) -> VMA:
         """The same mapping elsewhere: its backing from the same offset on."""
         prot, max_prot, shared, backing = self.prot, self.max_prot, self.shared, self.backing
         offset, guard, name = self.offset, self.guard, self.name
-        return VMA(start, end, prot, max_prot, shared, backing, offset, guard, name, self.mlock_mode, self.fork_flags)
+        return VMA(start, end, prot, max_prot, shared, backing, offset, guard, name, self.mlock_mode, self.advice_flags)
 
     def can_merge(self, right: VMA) -> bool:
         """Whether the next mapping says the same and continues this one."""
@@ -101,7 +107,7 @@ class VMA:
             and self.guard == right.guard
             and self.name == right.name
             and self.mlock_mode == right.mlock_mode
-            and self.fork_flags == right.fork_flags
+            and self.advice_flags == right.advice_flags
             and (self.backing is right.backing or self.backing.key == right.backing.key)
             and (self.backing.anonymous or self.offset + self.end - self.start == right.offset)
         )

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from hostarch import EXECUTE, mman
+from hostarch import EXECUTE, AccessType, mman
 from safemem.buffers import check_count, check_int
+from usermem.errors import FaultError, FaultReason
 from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import engine
 from usermem.unicorn.engine import PAGE, Engine
@@ -27,7 +28,6 @@ from usermem.unicorn.regions import MANY, Region, Regions, joined
 
 if TYPE_CHECKING:
     from usermem.address_space import AddressSpace
-    from usermem.errors import FaultError
     from usermem.mm.host_runs import GuestRun
 
 # What is mapped around an access, in bytes: beside what is there already, usually, and where mappings are many.
@@ -51,9 +51,9 @@ def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: b
     long, and where they are more than 128 some are forgotten all the same.
 
     Memory of a host's file cannot be aliased, for somebody may truncate the file. Without ``copy_files`` the engine
-    has none of it, and an access is a ValueError from :meth:`SharedEngine.take_fault`. With it, what cannot be written
-    is a copy as of when it was mapped, and a private mapping that can be written becomes anonymous memory with the
-    file's bytes, in the space too; a shared one that can be written stays refused.
+    has none of it, and an access is a ValueError from :meth:`SharedEngine.take_fault`. With it, a private mapping has a
+    copy of the file's pages when the CPU touches it, in the space too, as if it had written them; a shared one that
+    cannot be written is a copy as of then; one that can stays refused.
     """
     if next(uc.mem_regions(), None) is not None:
         raise ValueError("the engine's map is not empty: share() it first, and map what is your own afterwards")
@@ -224,18 +224,14 @@ class SharedEngine:
             for vma in self._space.mappings():
                 if vma.start < end and start < vma.end:
                     runs += self._runs_of(max(start, vma.start), min(end, vma.end))
-        copies = [run for run in runs if run.is_copy and run.prot & mman.PROT_WRITE]
-        if any(self._make_anonymous(run) for run in copies):
-            return self._wanted(start, end)
         found = []
         for run in runs:
-            if run in copies:
-                continue
+            if run.is_copy and run.prot & mman.PROT_WRITE:
+                continue  # what is stored there would reach nobody
             if not run.prot:
                 continue  # Unicorn 2.1.4 lets loads pass in such a region once a store there has failed
             prot = run.prot | mman.PROT_READ if run.prot & _IMPLY_READ else run.prot
-            stop = run.start - (-run.length // PAGE) * PAGE  # a copy up to its file's end lies in whole pages
-            found.append(Region(run.start, stop, run.address, prot, run.keepers))
+            found.append(Region(run.start, run.end, run.address, prot, run.keepers))
         return found
 
     def _runs_of(self, start: int, end: int) -> list[GuestRun]:
@@ -244,17 +240,6 @@ class SharedEngine:
             return self._space.host_runs(start, end, copy_files=self._copy_files)
         except ValueError:
             return []
-
-    def _make_anonymous(self, run: GuestRun) -> bool:
-        """Put anonymous memory in the place of a file's mapping, if it is private: a copy-on-write of all of it."""
-        vma = next(each for each in self._space.mappings() if each.start <= run.start < each.end)
-        if vma.shared:
-            return False
-        data = self._space.read_bytes(run.start, run.length, ignore_permissions=True)
-        flags = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
-        self._space.mmap(run.start, run.length, run.prot, flags)
-        self._space.copy_out(run.start, data, ignore_permissions=True)
-        return True
 
     # --- what the CPU cannot access
 
@@ -275,22 +260,25 @@ class SharedEngine:
         _, fault = self._space.resolve(addr, 1, kind)
         if self._closed:  # by a hook of the space
             return False
+        found = self._regions.prot(addr)
+        if fault is None and found is None:
+            fault = self._fill(addr, kind)
         if fault is not None:
             # An access that goes on in a page without the right faults byte by byte: the first counts.
             if self._fault is None or addr != self._last + 1:
                 self._fault = self._space.range_fault(addr, 1, kind) or fault
             self._last = addr
             return False
-        found = self._regions.prot(addr)
-        if found is None:
-            self._fill(addr // PAGE * PAGE)
-        elif not found & kind:
+        if found is not None and not found & kind:
             self._match(addr // PAGE * PAGE, addr // PAGE * PAGE + PAGE)
         return bool((self._regions.prot(addr) or 0) & kind)
 
-    def _fill(self, page: int) -> None:
-        """Map what the engine does not have of the window around a page. Raises ValueError for a file's memory."""
-        regions = self._regions
+    def _fill(self, addr: int, kind: AccessType) -> FaultError | None:
+        """Map what the engine does not have of the window around addr.
+
+        Returns a fault if addr lies behind a file's end. Raises ValueError for a file's memory.
+        """
+        regions, page = self._regions, addr // PAGE * PAGE
         before, after = regions.gap(page)
         usual = page // _USUAL * _USUAL
         goes_on = len(regions) < MANY and (before == usual or after == usual + _USUAL)
@@ -308,8 +296,11 @@ class SharedEngine:
         for region in wanted:
             regions.add(region)
         if regions.prot(page) is None:
-            self._space.host_runs(page, page + PAGE)
+            if not self._space.host_runs(page, page + PAGE, copy_files=self._copy_files):
+                return FaultError(addr, kind, FaultReason.BEYOND_FILE)
+            self._space.host_runs(page, page + PAGE)  # which says why
             raise ValueError(f"the memory at {page:#x} is not mapped in the engine")
+        return None
 
     def _checked_ctl(self, ctl: int, op: int, *args: Any) -> Any:
         """Uc.ctl, which all its controls go through, without snapshots of memory."""

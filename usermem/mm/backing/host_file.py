@@ -232,6 +232,8 @@ class HostFile(Backing):
 
     def discard(self, run: HostRun) -> bool:
         """Forget what private pages hold: the file's bytes are back (MADV_DONTNEED), anew if the host refuses it."""
+        if not run.may_fault:  # a copy, for an emulator
+            return False
         return not run.is_imaged and host_calls.can_advise(run.address, len(run), mman.MADV_DONTNEED)
 
     def punch(self, start: int, end: int) -> None:
