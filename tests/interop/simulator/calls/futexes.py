@@ -10,7 +10,7 @@ from simulator.calls.clocks import deadline_of
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting
-from usermem import FUTEX_BITSET_MATCH_ANY, Futex, abi
+from usermem import FUTEX_BITSET_MATCH_ANY, Futex, FutexWaiter, abi
 
 _PRIVATE: Final = 128
 _CLOCK_REALTIME: Final = 256
@@ -20,16 +20,17 @@ _WAIT, _WAKE, _REQUEUE, _CMP_REQUEUE, _WAKE_OP, _WAIT_BITSET, _WAKE_BITSET = 0, 
 @syscall(202)
 def sys_futex(task: Task, addr: int, operation: Int, val: int, timeout: int, addr2: int, val3: int) -> Result:
     command, private = operation & ~(_PRIVATE | _CLOCK_REALTIME), bool(operation & _PRIVATE)
-    futex, other = Futex(task.memory, addr, private=private), Futex(task.memory, addr2, private=private)
-    table = task.kernel.futexes
+    futex, table = Futex(task.memory, addr, private=private), task.kernel.futexes
+    if command in (_WAKE, _WAKE_BITSET):
+        return table.wake(futex, val, bitset=val3 if command == _WAKE_BITSET else FUTEX_BITSET_MATCH_ANY)
     if command in (_WAIT, _WAIT_BITSET):
         deadline = None
         if timeout:
             clock = (0 if operation & _CLOCK_REALTIME else 1) if command == _WAIT_BITSET else None
             deadline = deadline_of(abi.TIMESPEC.copy_in(task.memory, timeout), clock)
-        return _wait(task, futex, val, deadline, val3 if command == _WAIT_BITSET else FUTEX_BITSET_MATCH_ANY)
-    if command in (_WAKE, _WAKE_BITSET):
-        return table.wake(futex, val, bitset=val3 if command == _WAKE_BITSET else FUTEX_BITSET_MATCH_ANY)
+        bitset = val3 if command == _WAIT_BITSET else FUTEX_BITSET_MATCH_ANY
+        return _wait(table.wait(futex, val, lambda: None, bitset=bitset), deadline)
+    other = Futex(task.memory, addr2, private=private)
     if command in (_REQUEUE, _CMP_REQUEUE):
         return table.requeue(futex, other, val, timeout, val=val3 if command == _CMP_REQUEUE else None)
     if command == _WAKE_OP:
@@ -37,8 +38,7 @@ def sys_futex(task: Task, addr: int, operation: Int, val: int, timeout: int, add
     return -errno.ENOSYS
 
 
-def _wait(task: Task, futex: Futex, val: int, deadline: float | None, bitset: int) -> Waiting:
-    waiter = task.kernel.futexes.wait(futex, val, lambda: None, bitset=bitset)
+def _wait(waiter: FutexWaiter, deadline: float | None) -> Waiting:
     try:
         yield Wait(deadline=deadline, done=lambda: not waiter.waiting)
         if waiter.cancel():

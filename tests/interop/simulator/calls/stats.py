@@ -20,9 +20,11 @@ _LARGEST_LISTING: Final = 1 << 20
 
 def stat_of(found: os.stat_result) -> abi.Stat:
     """The host's answer as struct stat."""
-    times = [part for each in (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) for part in divmod(each, _NANO)]
-    device = found.st_dev, found.st_ino, found.st_mode, found.st_nlink, found.st_uid, found.st_gid, found.st_rdev
-    return abi.Stat(*device, found.st_size, found.st_blksize, found.st_blocks, *times)
+    mode, ino, dev, nlink, uid, gid, size, atime, mtime, ctime = found
+    return abi.Stat(
+        *(dev, ino, mode, nlink, uid, gid, found.st_rdev, size, found.st_blksize, found.st_blocks),
+        *(atime, found.st_atime_ns % _NANO, mtime, found.st_mtime_ns % _NANO, ctime, found.st_ctime_ns % _NANO),
+    )
 
 
 @syscall(4)
