@@ -27,6 +27,7 @@ from usermem import (
 )
 from usermem.iovec import copy_out_iovecs
 from usermem.memories import ProcessIO, process, process_maps
+from usermem.memories.process_maps import Maps
 
 PAGE = mmap.PAGESIZE
 BASE = 0x2000_0000
@@ -347,8 +348,9 @@ def test_mappings_are_those_of_proc(other: OtherProcess, io: ProcessIO) -> None:
     assert [f"{m.start:08x}-{m.end:08x}" for m in found] == [line.split()[0] for line in lines]
     assert [m.label for m in found] == [" ".join(line.split()[5:]) for line in lines]
     assert f"{BASE:016x}-{BASE + 2 * PAGE:016x}      8 KiB  rw-p" in render(io)
-    for line in lines[:40]:
-        mapping = process_maps.mapping_at(other.pid, int(line.split("-")[0], 16))
-        assert mapping is not None
-        assert f"{mapping.start:08x}-{mapping.end:08x}" == line.split()[0]
-    assert process_maps.mapping_at(other.pid, BASE + 3 * PAGE) is None
+    with Maps(other.pid) as maps:
+        for line in lines[:40]:
+            mapping = maps.at(int(line.split("-")[0], 16))
+            assert mapping is not None
+            assert f"{mapping.start:08x}-{mapping.end:08x}" == line.split()[0]
+        assert maps.at(BASE + 3 * PAGE) is None

@@ -32,7 +32,7 @@ class Undelivered:
         holder, given = self._given.pop(id(reader), (None, None))
         return given if holder is not None else None
 
-    def keep(self, reader: Reader, data: bytes, error: BaseException | None, delivered: int) -> None:
+    def keep(self, reader: Reader, data: memoryview, error: BaseException | None, delivered: int) -> None:
         """Keep bytes that come before all that the Reader gives from now on.
 
         Its error is kept with them, but for would-block, which tells what was so at that moment. An interrupt is raised
@@ -48,16 +48,27 @@ class Undelivered:
                 error = None
             else:
                 error = error.with_traceback(None)
-        holder: Any
-        try:
-            holder = weakref.ref(reader, lambda _: self._given.pop(key, None))
-        except TypeError:  # slots without __weakref__
-            holder = reader
         if data or error is not None:
-            self._given[key] = holder, Given(memoryview(data), error)
+            if not data.readonly:  # the Reader's buffer; what was kept before need not be copied again
+                data = memoryview(data.tobytes())
+            self._given[key] = self._holder(reader), Given(data, error)
         if interrupt is not None:
             add_transferred(interrupt, delivered)
             try:
                 raise interrupt
             finally:
                 del error, interrupt
+
+    def _holder(self, reader: Reader) -> Any:
+        """A reference to a Reader: a weak one, unless it has slots without __weakref__."""
+        key, ours = id(reader), weakref.ref(self)  # a strong one would be a cycle, which keeps a closed memory
+
+        def gone(_: object) -> None:
+            undelivered = ours()
+            if undelivered is not None:
+                undelivered._given.pop(key, None)
+
+        try:
+            return weakref.ref(reader, gone)
+        except TypeError:
+            return reader
