@@ -88,13 +88,8 @@ def _parsed(line: bytes) -> MappedRange:
 def is_guard(pid: int, addr: int) -> bool:
     """Whether addr lies in a page that MADV_GUARD_INSTALL guards; False where the kernel does not tell."""
     try:
-        fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:  # noqa: PTH123
+            word = os.pread(file.fileno(), 8, addr // mmap.PAGESIZE * 8)
     except OSError:
         return False
-    try:
-        word = os.pread(fd, 8, addr // mmap.PAGESIZE * 8)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
     return bool(int.from_bytes(word, "little") & _GUARD)

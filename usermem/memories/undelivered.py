@@ -61,7 +61,7 @@ class Undelivered:
 
     def _holder(self, reader: Reader) -> Any:
         """A reference to a Reader: a weak one, unless it has slots without __weakref__."""
-        key, ours = id(reader), weakref.ref(self)  # a strong one would be a cycle, which keeps a closed memory
+        key, ours = id(reader), weakref.ref(self)  # a strong one would be a cycle, which keeps the bytes
 
         def gone(_: object) -> None:
             undelivered = ours()
