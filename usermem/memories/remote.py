@@ -28,7 +28,7 @@ from safemem.errors import add_transferred, error, moved_count
 from usermem.errors import FaultError, FaultReason
 from usermem.iovec import UIO_MAXIOV
 from usermem.memories.ranges import Ranges, first_bytes
-from usermem.memories.undelivered import Given, Undelivered
+from usermem.memories.undelivered import Undelivered
 from usermem.memory_io import IO, checked_start
 from usermem.resolver import Found, addr_at, moved
 from usermem.strings import copy_string_in_chunks
@@ -336,7 +336,7 @@ class RemoteIO(IO):
 
         What cannot be stored is kept.
         """
-        given = self._undelivered.take(reader) or _asked(reader, dsts)
+        given = self._undelivered.take(reader, dsts)
         data, stopped = given.data, given.error
         n = min(len(data), dsts.num_bytes)
         done = 0
@@ -359,17 +359,6 @@ class RemoteIO(IO):
             return done
         finally:
             del fault, stopped, given
-
-
-def _asked(reader: Reader, dsts: BlockSeq) -> Given:
-    """What a Reader gives for dsts, which is one buffer."""
-    (data,) = dsts.views()
-    try:
-        n = moved_count(reader.read_to_blocks(dsts), len(data), "the reader")
-    except BaseException as exc:
-        n = moved_count(getattr(exc, "transferred", 0), len(data), "the reader's error")
-        return Given(data[:n], exc)
-    return Given(data[:n], None)
 
 
 def _call(

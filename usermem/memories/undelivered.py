@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from safemem import Reader
-from safemem.errors import add_transferred, is_interrupt
+from safemem import BlockSeq, Reader
+from safemem.errors import add_transferred, is_interrupt, moved_count
 
 
 class Given:
@@ -25,12 +25,18 @@ class Undelivered:
     def __init__(self) -> None:
         self._given: dict[int, tuple[Any, Given]] = {}
 
-    def take(self, reader: Reader) -> Given | None:
-        """What this Reader gave; nothing of it is kept here any longer."""
-        if not self._given:
-            return None
-        holder, given = self._given.pop(id(reader), (None, None))
-        return given if holder is not None else None
+    def take(self, reader: Reader, dsts: BlockSeq) -> Given:
+        """What is kept of a Reader, and no longer here then; else what it gives now for dsts, which is one buffer."""
+        _, given = self._given.pop(id(reader), (None, None))
+        if given is not None:
+            return given
+        (data,) = dsts.views()
+        try:
+            n = moved_count(reader.read_to_blocks(dsts), len(data), "the reader")
+        except BaseException as exc:
+            n = moved_count(getattr(exc, "transferred", 0), len(data), "the reader's error")
+            return Given(data[:n], exc)
+        return Given(data[:n], None)
 
     def keep(self, reader: Reader, data: memoryview, error: BaseException | None, delivered: int) -> None:
         """Keep bytes that come before all that the Reader gives from now on.
