@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from each_line import Event, interrupt
 from hostarch import AddrRange, AddrRangeSeq, mman
 from other_process import OtherProcess
 from safemem import Block, BlockSeq, BlockSeqReader, ReaderFunc, WriterFunc
 from usermem import (
     FaultError,
     copy_in_vec,
+    copy_out_vec,
     copy_string_in,
     iovecs_io_sequence,
     read_fd,
@@ -26,7 +31,7 @@ from usermem import (
     writev_fd,
 )
 from usermem.iovec import copy_out_iovecs
-from usermem.memories import ProcessIO, process, process_maps
+from usermem.memories import MappedRange, ProcessIO, process, process_maps, remote
 from usermem.memories.process_maps import Maps
 
 PAGE = mmap.PAGESIZE
@@ -79,11 +84,16 @@ def test_both_see_the_same_bytes(other: OtherProcess, io: ProcessIO) -> None:
     assert other.peek(BASE, 14) == b"\0\0\0\0 the child"
 
 
-@pytest.mark.parametrize("asked", ["ioctl", "text"])
-def test_faults_say_where_and_why(io: ProcessIO, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly as far as the memory goes, with the reason out of the mappings, asked in either way."""
-    if asked == "text":  # as before Linux 6.11
+@pytest.fixture(params=["ioctl", "text"])
+def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which way mappings are asked for: the latter as before Linux 6.11."""
+    if request.param == "text":
         monkeypatch.setattr(process_maps, "_PROCMAP_QUERY", 0xC06866FF)
+
+
+@pytest.mark.usefixtures("asked")
+def test_faults_say_where_and_why(io: ProcessIO) -> None:
+    """Exactly as far as the memory goes, with the reason out of the mappings, asked in either way."""
     buffer = bytearray(4 * PAGE)
     assert fault(lambda: io.copy_in(BASE + 5, buffer)) == (3 * PAGE - 5, BASE + 3 * PAGE, "unmapped")
     assert fault(lambda: io.copy_out(BASE + 5, buffer)) == (2 * PAGE - 5, BASE + 2 * PAGE, "permission")
@@ -208,6 +218,10 @@ def test_16_ranges_are_one_system_call(other: OtherProcess, io: ProcessIO, calls
     assert taken == [data]
     assert calls == [("process_vm_readv", 16)] * 2
     calls.clear()
+    assert copy_out_vec(io, seq(*ranges), b"y" * 90) == 80
+    assert calls == [("process_vm_writev", 16)]
+    assert other.peek(BASE, 17) == b"yyyyy" + bytes(range(5, 16)) + b"y"
+    calls.clear()
     assert io.copy_out_from(seq(*ranges), BlockSeqReader(BlockSeq.of(Block(b"x" * 80)))) == 80
     assert [call for call in calls if call[0] == "process_vm_writev"] == [("process_vm_writev", 16)]
     assert other.peek(BASE, 17) == b"xxxxx" + bytes(range(5, 16)) + b"x"
@@ -220,6 +234,27 @@ def test_more_ranges_than_a_call_takes(io: ProcessIO, calls: list[tuple[str, int
     assert [count for _, count in calls] == [1024, 1024, 452]
     ranges[1500] = (BASE + 3 * PAGE, 1)
     assert fault(lambda: copy_in_vec(io, seq(*ranges), bytearray(2500))) == (1500, BASE + 3 * PAGE, "unmapped")
+
+
+def test_many_mappings_are_asked_for_once(other: OtherProcess, io: ProcessIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one reading of the text for an access, however many ranges and mappings it is over."""
+    monkeypatch.setattr(process_maps, "_PROCMAP_QUERY", 0xC06866FF)
+    for i in range(20):
+        other.mmap(BASE + (8 + i) * PAGE, PAGE, RW, SHARED_FIXED | mman.MAP_ANONYMOUS)
+    parsed: list[bytes] = []
+    real = process_maps._parsed
+
+    def watched(line: bytes) -> MappedRange:
+        parsed.append(line)
+        return real(line)
+
+    monkeypatch.setattr(process_maps, "_parsed", watched)
+    lines = len(io.mappings())
+    for ranges in ([(BASE + 8 * PAGE, 20 * PAGE)], [(BASE + i * PAGE, 8) for i in range(8, 28)]):
+        parsed.clear()
+        size = sum(length for _, length in ranges)
+        assert io.copy_out_from(seq(*ranges), ReaderFunc(lambda dsts: dsts.num_bytes)) == size
+        assert len(parsed) == lines
 
 
 def test_a_supervisors_system_calls(other: OtherProcess, io: ProcessIO, tmp_path: Path) -> None:
@@ -238,6 +273,7 @@ def test_a_supervisors_system_calls(other: OtherProcess, io: ProcessIO, tmp_path
     assert path.read_bytes() == b"0123456789abcd\0\0\0\0"
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_process_that_has_ended(other: OtherProcess, io: ProcessIO) -> None:
     """ProcessLookupError for a zombie and for one that was waited for, of every call; and before it is opened."""
     os.kill(other.pid, 9)
@@ -247,13 +283,14 @@ def test_a_process_that_has_ended(other: OtherProcess, io: ProcessIO) -> None:
         lambda: io.copy_out(BASE, b"data"),
         lambda: io.copy_in(BASE, bytearray(4), ignore_permissions=True),
         lambda: io.copy_out_from(seq((BASE, 4)), ReaderFunc(_not_called)),
+        io.mappings,
     )
     for call in calls:
         with pytest.raises((ProcessLookupError, FaultError)) as caught:
             call()
         assert isinstance(caught.value, ProcessLookupError), call
     other.end()
-    for call in (*calls, io.mappings, lambda: ProcessIO(other.pid)):
+    for call in (*calls, lambda: ProcessIO(other.pid)):
         with pytest.raises(ProcessLookupError, match=f"{other.pid} does not exist, or has ended"):
             call()
 
@@ -288,8 +325,11 @@ def test_a_number_that_is_used_again(other: OtherProcess, io: ProcessIO) -> None
 
 
 _NOT_ALLOWED = """
-import ctypes, sys
+import ctypes, subprocess, sys
 from usermem.memories import ProcessIO
+with subprocess.Popen(["true"]) as ended:
+    gone = ProcessIO(ended.pid)
+gone.pid = int(sys.argv[1])  # as if the kernel had given the number to it
 libc = ctypes.CDLL(None)
 header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 assert libc.capset(header, none) == 0
@@ -306,11 +346,20 @@ for call in (
         assert "ptrace" in str(exc) and "PR_SET_PTRACER" in str(exc), exc
     else:
         raise AssertionError(call)
+for ignored in (False, True):
+    try:
+        gone.copy_in(0x20000000, bytearray(4), ignore_permissions=ignored)
+    except ProcessLookupError:
+        continue
+    raise AssertionError(ignored)
 """
 
 
 def test_without_the_right_to_ptrace(other: OtherProcess) -> None:
-    """PermissionError, which says what to do: of a process that is not dumpable, without CAP_SYS_PTRACE."""
+    """PermissionError, which says what to do: of a process that is not dumpable, without CAP_SYS_PTRACE.
+
+    That another process with the same number does not allow it says nothing of the one that was opened.
+    """
     assert other.run("libc.prctl(4, 0, 0, 0, 0)") == 0  # PR_SET_DUMPABLE
     done = subprocess.run(
         [sys.executable, "-c", _NOT_ALLOWED, str(other.pid)], capture_output=True, text=True, timeout=60
@@ -328,6 +377,16 @@ def test_wrong_numbers() -> None:
             ProcessIO(pid)
     with pytest.raises(TypeError, match="pid"):
         ProcessIO("1")  # type: ignore[arg-type]
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with pytest.raises(OSError, match=f"{thread.native_id} is a thread") as caught:
+            ProcessIO(thread.native_id or 0)
+        assert caught.value.errno == errno.EINVAL
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_closed(other: OtherProcess) -> None:
@@ -339,6 +398,32 @@ def test_closed(other: OtherProcess) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     with pytest.raises(ValueError, match="closed"):
         io.read_bytes(BASE, 1)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files that it closes
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_leaves_no_descriptor(io: ProcessIO, ignored: bool) -> None:
+    """Wherever it comes in an access that opens files of /proc."""
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for at in count(1):
+        event = Event((process, process_maps, remote), at, interrupt, between=True)
+        try:
+            event.during(lambda: io.copy_in(BASE + 3 * PAGE, bytearray(1), ignore_permissions=ignored))
+        except KeyboardInterrupt:
+            continue
+        except FaultError:
+            break
+    assert at > 20
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_file_may_have_any_name(other: OtherProcess, io: ProcessIO, tmp_path: Path) -> None:
+    """As /proc/PID/maps shows it."""
+    for name, shown in ((b"a\rb\x0bc", "a\rb\x0bc"), (b"\xff ", "\udcff "), (b"a\nb", "a\\012b")):
+        path = os.fsencode(tmp_path) + b"/" + name
+        Path(os.fsdecode(path)).write_bytes(b"x")
+        other.mmap(BASE, PAGE, mman.PROT_READ, SHARED_FIXED, other.run(f"os.open({path!r}, os.O_RDONLY)"))
+        assert [m.label for m in io.mappings() if m.start == BASE] == [f"{tmp_path}/{shown}"]
 
 
 def test_mappings_are_those_of_proc(other: OtherProcess, io: ProcessIO) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ import pytest
 
 from hostarch import AMD64, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc, WriterFunc
-from usermem import AddressSpace, FaultError, FaultReason, copy_in_vec, copy_string_in, linux_result
+from usermem import AddressSpace, FaultError, FaultReason, copy_in_vec, copy_out_vec, copy_string_in, linux_result
 from usermem.memories import FunctionIO
 
 PAGE = AMD64.page_size
@@ -69,6 +70,29 @@ def test_all_or_nothing_calls_find_the_exact_byte(before: int) -> None:
     assert (caught.value.transferred, caught.value.address) == (before, end)
     assert bytes(buffer) == bytes(debugger.memory[len(debugger.memory) - before :]) + bytes(9 * PAGE)
     assert len(debugger.calls) <= 40
+    assert len({*debugger.calls}) == len(debugger.calls)
+
+
+@pytest.mark.parametrize("what", ["bytes", "ranges"])
+def test_time_is_linear(what: str) -> None:
+    """In the bytes that are read at once, and in ranges of which each takes several calls."""
+    content = memoryview(bytes(1 << 20))
+    io = FunctionIO(lambda addr, n: content[: n if what == "bytes" else 4], lambda addr, data: 4)
+
+    def seconds(size: int) -> float:
+        ars = AddrRangeSeq.from_pairs([x for i in range(size) for x in (8 * i, 8)])
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            if what == "bytes":
+                io.read_bytes(0, size << 14)
+            else:
+                copy_in_vec(io, ars, bytearray(8 * size))
+                copy_out_vec(io, ars, bytes(8 * size))
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(8000) < 10 * seconds(2000)
 
 
 def test_small_packets_are_found() -> None:
@@ -107,12 +131,20 @@ def test_errors_of_the_functions_pass_through() -> None:
     def read(addr: int, n: int) -> bytes:
         if addr > BASE:
             raise error
-        return b"abc"
+        return bytes(min(n, 1 << 20))
 
-    with pytest.raises(LibraryError) as caught:
-        FunctionIO(read).copy_in(BASE, bytearray(10))
-    assert caught.value is error
-    assert vars(error)["transferred"] == 3
+    io, size = FunctionIO(read), (1 << 20) + 7
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: io.copy_in(BASE, bytearray(size)),
+        lambda: io.read_bytes(BASE, size),
+        lambda: copy_in_vec(io, seq((BASE, 1 << 20), (BASE + PAGE, 7)), bytearray(size)),
+    )
+    for call in calls:
+        vars(error).clear()
+        with pytest.raises(LibraryError) as caught:
+            call()
+        assert caught.value is error
+        assert vars(error)["transferred"] == 1 << 20
 
     space = AddressSpace()
     space.mmap(BASE, PAGE, mman.PROT_NONE, FIXED)
@@ -148,6 +180,14 @@ def test_impossible_answers_are_named(
     io = FunctionIO(read, write)
     with pytest.raises(raised, match=r"read\(\)|write\(\)"):
         io.copy_in(BASE, bytearray(4)) if write is None else io.copy_out(BASE, b"data")
+
+
+@pytest.mark.parametrize("room", [-1, 5])
+def test_room_that_cannot_be_is_named(room: int) -> None:
+    """And the Reader is not called."""
+    io = FunctionIO(lambda addr, n: bytes(n), lambda addr, data: None, writable=lambda addr, n: room)
+    with pytest.raises(ValueError, match=r"writable\(\) returned"):
+        io.copy_out_from(seq((BASE, 4)), Source(b"data", lambda: pytest.fail("the reader was called")))
 
 
 def test_no_write_function_is_no_permission() -> None:
@@ -237,7 +277,9 @@ def test_bytes_that_a_fault_keeps_are_not_lost(space: AddressSpace) -> None:
     other = Source(b"other", lambda: None)
     assert io.copy_out_from(seq((BASE, 5)), other) == 5
     assert space.read_bytes(BASE, 5) == b"other"
+    kept = io._undelivered._given[id(source)][1].data.obj
     assert io.copy_out_from(seq((BASE, 3)), source) == 3
+    assert io._undelivered._given[id(source)][1].data.obj is kept  # it is not copied once more
     assert io.copy_out_from(seq((BASE + 3, 100)), source) == 1
     assert io.copy_out_from(seq((BASE + 4, 100)), source) == 4
     assert space.read_bytes(BASE, 8) == b"efghijkl"
@@ -283,6 +325,12 @@ def test_a_reader_that_is_gone_takes_its_bytes_along(space: AddressSpace) -> Non
         del source
         assert gone() is None
         assert not io._undelivered._given
+        source = Source(b"abcd", lambda: space.munmap(BASE + PAGE, PAGE))
+        with suppress(FaultError):
+            io.copy_out_from(seq((BASE + PAGE, 4)), source)
+        held = weakref.ref(io._undelivered)
+        del io
+        assert held() is None
     finally:
         gc.enable()
 

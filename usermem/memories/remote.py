@@ -292,18 +292,18 @@ class RemoteIO(IO):
             if done == len(view):
                 return done, None
             at = addr + done
-            end = (at // page + pages) * page - addr
+            end = min((at // page + pages) * page, addr + len(view))
             try:
-                with view[done:end] as part:
+                with view[done : end - addr] as part:
                     n, reason = _call(call, at, part, ignore_permissions)
-                if not n and pages == 1:
+                pages = 2 * pages if n else ((end - 1) // page - at // page + 1) // 2
+                if not pages:
                     reason = reason or self.reason(at, access, ignore_permissions=ignore_permissions)
                     return done, FaultError(at, access, reason, done)
             except BaseException as exc:
                 add_transferred(exc, done)
                 raise
             done += n
-            pages = 2 * pages if n else pages // 2
 
     def _found(self, ars: AddrRangeSeq, ignore_permissions: bool) -> Found:
         """A copy of the bytes at ars up to a fault, and the fault. Raises FaultError if a range leaves user space."""
