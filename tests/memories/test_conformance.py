@@ -17,12 +17,21 @@ PAGE = mmap.PAGESIZE
 
 
 def test_two_functions_make_the_contract() -> None:
-    """Reads do all or nothing, addresses have tags, and write access is found by writing back."""
+    """Reads do all or nothing, write access is found by writing back, and the functions see no address with a tag."""
     layout = Layout(ARM64, (Mapping(0x10000, 2 * PAGE, READ_WRITE),))
 
     def make() -> tuple[IO, ModelMemory]:
         space = layout.address_space()
-        return FunctionIO(space.read_bytes, space.copy_out, faults=FaultError, arch=ARM64), layout.model()
+
+        def read(addr: int, n: int) -> bytes:
+            assert ARM64.untagged(addr) == addr
+            return space.read_bytes(addr, n)
+
+        def write(addr: int, data: bytes) -> int:
+            assert ARM64.untagged(addr) == addr
+            return space.copy_out(addr, data)
+
+        return FunctionIO(read, write, faults=FaultError, arch=ARM64), layout.model()
 
     check_io(make, atomics=False)
 

@@ -15,6 +15,7 @@ from hostarch import AMD64, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc, WriterFunc
 from usermem import AddressSpace, FaultError, FaultReason, copy_in_vec, copy_out_vec, copy_string_in, linux_result
 from usermem.memories import FunctionIO
+from usermem.memories.ranges import Ranges
 
 PAGE = AMD64.page_size
 BASE = 0x10000
@@ -93,6 +94,21 @@ def test_time_is_linear(what: str) -> None:
         return min(times)
 
     assert seconds(8000) < 10 * seconds(2000)
+
+
+def test_many_short_calls_get_few_ranges() -> None:
+    """As many as can be moved, about: what a memory makes of all that it gets may cost more than the copy."""
+
+    class Counted(FunctionIO):
+        given = 0
+
+        def readv(self, ranges: Ranges, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
+            self.given += len(ranges)
+            return super().readv(ranges, buffer, ignore_permissions=ignore_permissions)
+
+    io = Counted(lambda addr, n: bytes(min(n, 4)))
+    assert copy_in_vec(io, seq(*((8 * i, 8) for i in range(3000))), bytearray(24000)) == 24000
+    assert io.given < 6000
 
 
 def test_small_packets_are_found() -> None:
