@@ -154,13 +154,14 @@ def test_errors_of_the_functions_pass_through() -> None:
         lambda: io.copy_in(BASE, bytearray(size)),
         lambda: io.read_bytes(BASE, size),
         lambda: copy_in_vec(io, seq((BASE, 1 << 20), (BASE + PAGE, 7)), bytearray(size)),
+        lambda: copy_in_vec(io, seq((BASE, size - 7), (BASE, size)), bytearray(2 * size)),
     )
     for call in calls:
         vars(error).clear()
         with pytest.raises(LibraryError) as caught:
             call()
         assert caught.value is error
-        assert vars(error)["transferred"] == 1 << 20
+        assert vars(error)["transferred"] == (2 << 20 if call is calls[-1] else 1 << 20)
 
     space = AddressSpace()
     space.mmap(BASE, PAGE, mman.PROT_NONE, FIXED)
@@ -374,6 +375,8 @@ def test_strings_take_one_call_and_stop_at_the_page() -> None:
     debugger = Debugger(2)
     debugger.memory[300] = debugger.memory[2 * PAGE - 1] = 0
     assert copy_string_in(debugger.io(), BASE, 4096) == bytes(debugger.memory[:300])
+    assert len(debugger.calls) == 1
+    assert debugger.io().copy_in(BASE, bytearray()) == debugger.io().copy_out(BASE, b"") == 0  # by none
     assert len(debugger.calls) == 1
     start = 2 * PAGE - 10
     assert copy_string_in(debugger.io(), BASE + start, 4096) == bytes(debugger.memory[start:-1])
