@@ -115,6 +115,8 @@ def test_permissions_can_be_ignored(other: OtherProcess, io: ProcessIO) -> None:
     assert io.copy_out(BASE + 4 * PAGE, b"hidden", ignore_permissions=True) == 6
     assert io.read_bytes(BASE + 4 * PAGE, 6, ignore_permissions=True) == b"hidden"
     assert fault(lambda: io.copy_in(BASE + 3 * PAGE, bytearray(1), ignore_permissions=True))[2] == "unmapped"
+    ranges = seq((BASE + 3 * PAGE - 2, 4), (BASE, 4))
+    assert fault(lambda: copy_in_vec(io, ranges, bytearray(8), ignore_permissions=True))[:2] == (2, BASE + 3 * PAGE)
     assert fault(lambda: io.zero_out(BASE + PAGE, 9 * PAGE, ignore_permissions=True)) == (
         2 * PAGE,
         BASE + 3 * PAGE,
@@ -122,6 +124,7 @@ def test_permissions_can_be_ignored(other: OtherProcess, io: ProcessIO) -> None:
     )
 
 
+@pytest.mark.usefixtures("asked")
 def test_shared_memory_that_is_read_only_stays_so(other: OtherProcess, io: ProcessIO) -> None:
     """What the mapped object does not allow stays forbidden, and a Reader is not asked for it."""
     other.mmap(BASE + 8 * PAGE, PAGE, mman.PROT_READ, mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED)

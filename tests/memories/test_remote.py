@@ -173,6 +173,64 @@ def test_errors_of_the_functions_pass_through() -> None:
     assert fault.value.reason is FaultReason.PERMISSION
 
 
+def test_an_error_says_what_was_stored_before_it() -> None:
+    """In whichever call it comes: after a short count, and in a later piece of zeros."""
+    error = LibraryError("the target is gone")
+
+    def write(addr: int, data: bytes) -> int:
+        if addr >= BASE + (1 << 20):
+            raise error
+        return min(len(data), (1 << 20) - 4) if addr == BASE else len(data)
+
+    io = FunctionIO(lambda addr, n: bytes(n), write)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: io.copy_out(BASE, bytes(2 << 20)),
+        lambda: io.zero_out(BASE, 2 << 20),
+    )
+    for call in calls:
+        vars(error).clear()
+        with pytest.raises(LibraryError):
+            call()
+        assert vars(error)["transferred"] == 1 << 20
+
+
+def test_bytes_before_a_fault_and_outside() -> None:
+    """read_bytes reads in pieces: all before the fault are its partial result, and none if user space ends."""
+    debugger = Debugger(300)
+    with pytest.raises(FaultError) as caught:
+        debugger.io().read_bytes(BASE, 400 * PAGE)
+    assert caught.value.partial == debugger.memory
+    assert caught.value.transferred == 300 * PAGE
+    debugger.calls.clear()
+    with pytest.raises(FaultError) as caught:
+        debugger.io().read_bytes(BASE, AMD64.max_addr)
+    assert (caught.value.partial, caught.value.reason) == (b"", FaultReason.OUTSIDE_RANGE)
+    assert not debugger.calls
+
+
+def test_room_is_found_by_writing_back() -> None:
+    """A Reader is asked for what can be written, which is less than what can be read."""
+    debugger = Debugger(3)
+
+    def write(addr: int, data: bytes) -> None:
+        if addr + len(data) > BASE + PAGE:
+            raise LibraryError
+        debugger.write(addr, data)
+
+    asked: list[int] = []
+
+    def read(dsts: BlockSeq) -> int:
+        asked.append(dsts.num_bytes)
+        return dsts.num_bytes
+
+    with pytest.raises(FaultError) as caught:
+        FunctionIO(debugger.read, write, faults=LibraryError).copy_out_from(
+            seq((BASE + PAGE - 3, 2 * PAGE)), ReaderFunc(read)
+        )
+    assert (caught.value.address, caught.value.reason) == (BASE + PAGE, FaultReason.PERMISSION)
+    assert asked == [3]
+
+
 def test_a_fault_of_the_function_has_no_bytes() -> None:
     """A read function that raises a FaultError with a count has returned nothing: the bytes are asked for again."""
     space = AddressSpace()

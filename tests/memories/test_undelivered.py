@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hostarch import AMD64, AddrRange, AddrRangeSeq, mman
+from hostarch import AMD64, ARM64, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc
 from usermem import AddressSpace, FaultError
 from usermem.memories import FunctionIO
@@ -88,6 +88,28 @@ def test_bytes_that_a_fault_keeps_are_not_lost(space: AddressSpace) -> None:
     assert io.copy_out_from(seq((BASE + 4, 100)), source) == 4
     assert space.read_bytes(BASE, 8) == b"efghijkl"
     assert io.copy_out_from(seq((BASE, 9)), source) == 0
+
+
+def test_an_error_of_the_memory_keeps_the_rest(space: AddressSpace) -> None:
+    """It says how many bytes were stored, and the others come next; a fault has the tag of the address."""
+    error = OSError(5, "the target is gone")
+
+    def write(addr: int, data: bytes) -> int:
+        if addr == BASE + 4:
+            raise error
+        return space.copy_out(addr, data[:4])
+
+    io = FunctionIO(space.read_bytes, write, arch=ARM64, writable=lambda addr, n: n)
+    source = Source(b"abcdefgh", lambda: None)
+    with pytest.raises(OSError, match="the target is gone") as caught:
+        io.copy_out_from(seq((BASE, 8)), source)
+    assert caught.value is error
+    assert vars(error)["transferred"] == 4
+    with pytest.raises(FaultError) as fault:
+        io.copy_out_from(seq((BASE + 2 * PAGE - 2 | 0x5A << 56, 4)), source)
+    assert (fault.value.transferred, fault.value.address) == (2, BASE + 2 * PAGE | 0x5A << 56)
+    assert io.copy_out_from(seq((BASE + 8, 8)), source) == 2
+    assert space.read_bytes(BASE, 10) == b"abcd\0\0\0\0gh"
 
 
 def test_an_error_comes_after_the_bytes_before_it(space: AddressSpace) -> None:
