@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -154,6 +155,40 @@ def test_every_mutant_is_caught(mutant: type[Wrapper], only: Callable[..., None]
     assert rule.startswith(RULE_OF[mutant.__name__])
     assert rule.endswith("(after other calls)") == (mutant.__name__ in NEED_OTHER_CALLS)
     assert call.strip().startswith("call") and len(answers) == 2
+
+
+class Refuses(Wrapper):
+    """Without atomics."""
+
+    def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+
+class Pretends(Refuses):
+    def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
+        return 7
+
+
+class WrongError(Refuses):
+    def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
+        raise OSError(errno.EINVAL, "no")
+
+
+def test_atomics_may_be_refused(only: Callable[..., None]) -> None:
+    """If that was said: each by EOPNOTSUPP; a value, or another error, is found."""
+    only("load_uint32", "swap_uint32", "compare_and_swap_uint32")
+    check_io(lambda: small_space(Refuses), atomics=False)
+    for mutant in (Pretends, WrongError):
+        with pytest.raises(AssertionError, match="an IO without atomics refuses them"):
+            check_io(lambda mutant=mutant: small_space(mutant), atomics=False)  # type: ignore[misc]
+    with pytest.raises(AssertionError, match="load_uint32"):
+        check_io(lambda: small_space(Refuses))
 
 
 def test_wrappers_conform() -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import hostarch
 from core_writer import PAGE, CoreFile, Load
 from hostarch import Arch
 from other_process import OtherProcess
-from usermem import FaultError, copy_pointer_in, copy_string_in, render, write_fd
+from usermem import BytesIO, FaultError, copy_pointer_in, copy_string_in, render, write_fd
 from usermem.memories import CoreIO, MappedRange, ProcessIO, open_core
 from usermem.memories.arguments import program_arguments
 
@@ -186,6 +187,18 @@ def test_any_damage_is_an_error_or_a_memory(
                 core.read_bytes(mapping.start, min(mapping.end - mapping.start, 64))
             except FaultError:
                 continue
+
+
+def test_an_auxiliary_vector_of_any_size() -> None:
+    """A core may have one of 64 MiB: it costs no multiple of that, and shows no arguments."""
+    auxv = bytes(1 << 22)
+    tracemalloc.start()
+    try:
+        with pytest.raises(OSError, match="arguments are not where"):
+            program_arguments(BytesIO(bytearray(PAGE)), auxv)
+        assert tracemalloc.get_traced_memory()[1] < len(auxv)
+    finally:
+        tracemalloc.stop()
 
 
 _CRASHING = """

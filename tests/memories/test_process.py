@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from each_line import Event, interrupt
 from hostarch import AddrRange, AddrRangeSeq, mman
 from other_process import OtherProcess
 from safemem import Block, BlockSeq, BlockSeqReader, ReaderFunc, WriterFunc
 from usermem import (
     FaultError,
     copy_in_vec,
+    copy_out_vec,
     copy_string_in,
     iovecs_io_sequence,
     read_fd,
     readv_fd,
-    render,
     writev_fd,
 )
 from usermem.iovec import copy_out_iovecs
-from usermem.memories import ProcessIO, process, process_maps
+from usermem.memories import ProcessIO, process, process_maps, remote
 
 PAGE = mmap.PAGESIZE
 BASE = 0x2000_0000
@@ -79,11 +83,16 @@ def test_both_see_the_same_bytes(other: OtherProcess, io: ProcessIO) -> None:
     assert other.peek(BASE, 14) == b"\0\0\0\0 the child"
 
 
-@pytest.mark.parametrize("asked", ["ioctl", "text"])
-def test_faults_say_where_and_why(io: ProcessIO, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly as far as the memory goes, with the reason out of the mappings, asked in either way."""
-    if asked == "text":  # as before Linux 6.11
+@pytest.fixture(params=["ioctl", "text"])
+def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which way mappings are asked for: the latter as before Linux 6.11."""
+    if request.param == "text":
         monkeypatch.setattr(process_maps, "_PROCMAP_QUERY", 0xC06866FF)
+
+
+@pytest.mark.usefixtures("asked")
+def test_faults_say_where_and_why(io: ProcessIO) -> None:
+    """Exactly as far as the memory goes, with the reason out of the mappings, asked in either way."""
     buffer = bytearray(4 * PAGE)
     assert fault(lambda: io.copy_in(BASE + 5, buffer)) == (3 * PAGE - 5, BASE + 3 * PAGE, "unmapped")
     assert fault(lambda: io.copy_out(BASE + 5, buffer)) == (2 * PAGE - 5, BASE + 2 * PAGE, "permission")
@@ -107,6 +116,8 @@ def test_permissions_can_be_ignored(other: OtherProcess, io: ProcessIO) -> None:
     assert io.copy_out(BASE + 4 * PAGE, b"hidden", ignore_permissions=True) == 6
     assert io.read_bytes(BASE + 4 * PAGE, 6, ignore_permissions=True) == b"hidden"
     assert fault(lambda: io.copy_in(BASE + 3 * PAGE, bytearray(1), ignore_permissions=True))[2] == "unmapped"
+    ranges = seq((BASE + 3 * PAGE - 2, 4), (BASE, 4))
+    assert fault(lambda: copy_in_vec(io, ranges, bytearray(8), ignore_permissions=True))[:2] == (2, BASE + 3 * PAGE)
     assert fault(lambda: io.zero_out(BASE + PAGE, 9 * PAGE, ignore_permissions=True)) == (
         2 * PAGE,
         BASE + 3 * PAGE,
@@ -114,6 +125,7 @@ def test_permissions_can_be_ignored(other: OtherProcess, io: ProcessIO) -> None:
     )
 
 
+@pytest.mark.usefixtures("asked")
 def test_shared_memory_that_is_read_only_stays_so(other: OtherProcess, io: ProcessIO) -> None:
     """What the mapped object does not allow stays forbidden, and a Reader is not asked for it."""
     other.mmap(BASE + 8 * PAGE, PAGE, mman.PROT_READ, mman.MAP_SHARED | mman.MAP_ANONYMOUS | mman.MAP_FIXED)
@@ -208,6 +220,10 @@ def test_16_ranges_are_one_system_call(other: OtherProcess, io: ProcessIO, calls
     assert taken == [data]
     assert calls == [("process_vm_readv", 16)] * 2
     calls.clear()
+    assert copy_out_vec(io, seq(*ranges), b"y" * 90) == 80
+    assert calls == [("process_vm_writev", 16)]
+    assert other.peek(BASE, 17) == b"yyyyy" + bytes(range(5, 16)) + b"y"
+    calls.clear()
     assert io.copy_out_from(seq(*ranges), BlockSeqReader(BlockSeq.of(Block(b"x" * 80)))) == 80
     assert [call for call in calls if call[0] == "process_vm_writev"] == [("process_vm_writev", 16)]
     assert other.peek(BASE, 17) == b"xxxxx" + bytes(range(5, 16)) + b"x"
@@ -238,6 +254,7 @@ def test_a_supervisors_system_calls(other: OtherProcess, io: ProcessIO, tmp_path
     assert path.read_bytes() == b"0123456789abcd\0\0\0\0"
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_process_that_has_ended(other: OtherProcess, io: ProcessIO) -> None:
     """ProcessLookupError for a zombie and for one that was waited for, of every call; and before it is opened."""
     os.kill(other.pid, 9)
@@ -247,13 +264,14 @@ def test_a_process_that_has_ended(other: OtherProcess, io: ProcessIO) -> None:
         lambda: io.copy_out(BASE, b"data"),
         lambda: io.copy_in(BASE, bytearray(4), ignore_permissions=True),
         lambda: io.copy_out_from(seq((BASE, 4)), ReaderFunc(_not_called)),
+        io.mappings,
     )
     for call in calls:
         with pytest.raises((ProcessLookupError, FaultError)) as caught:
             call()
         assert isinstance(caught.value, ProcessLookupError), call
     other.end()
-    for call in (*calls, io.mappings, lambda: ProcessIO(other.pid)):
+    for call in (*calls, lambda: ProcessIO(other.pid)):
         with pytest.raises(ProcessLookupError, match=f"{other.pid} does not exist, or has ended"):
             call()
 
@@ -288,8 +306,11 @@ def test_a_number_that_is_used_again(other: OtherProcess, io: ProcessIO) -> None
 
 
 _NOT_ALLOWED = """
-import ctypes, sys
+import ctypes, subprocess, sys
 from usermem.memories import ProcessIO
+with subprocess.Popen(["true"]) as ended:
+    gone = ProcessIO(ended.pid)
+gone.pid = int(sys.argv[1])  # as if the kernel had given the number to it
 libc = ctypes.CDLL(None)
 header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 assert libc.capset(header, none) == 0
@@ -306,11 +327,20 @@ for call in (
         assert "ptrace" in str(exc) and "PR_SET_PTRACER" in str(exc), exc
     else:
         raise AssertionError(call)
+for ignored in (False, True):
+    try:
+        gone.copy_in(0x20000000, bytearray(4), ignore_permissions=ignored)
+    except ProcessLookupError:
+        continue
+    raise AssertionError(ignored)
 """
 
 
 def test_without_the_right_to_ptrace(other: OtherProcess) -> None:
-    """PermissionError, which says what to do: of a process that is not dumpable, without CAP_SYS_PTRACE."""
+    """PermissionError, which says what to do: of a process that is not dumpable, without CAP_SYS_PTRACE.
+
+    That another process with the same number does not allow it says nothing of the one that was opened.
+    """
     assert other.run("libc.prctl(4, 0, 0, 0, 0)") == 0  # PR_SET_DUMPABLE
     done = subprocess.run(
         [sys.executable, "-c", _NOT_ALLOWED, str(other.pid)], capture_output=True, text=True, timeout=60
@@ -328,6 +358,16 @@ def test_wrong_numbers() -> None:
             ProcessIO(pid)
     with pytest.raises(TypeError, match="pid"):
         ProcessIO("1")  # type: ignore[arg-type]
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with pytest.raises(OSError, match=f"{thread.native_id} is a thread") as caught:
+            ProcessIO(thread.native_id or 0)
+        assert caught.value.errno == errno.EINVAL
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_closed(other: OtherProcess) -> None:
@@ -351,15 +391,18 @@ def test_its_end_can_be_waited_for(other: OtherProcess) -> None:
         io.fileno()
 
 
-def test_mappings_are_those_of_proc(other: OtherProcess, io: ProcessIO) -> None:
-    """Every line of /proc/PID/maps, and render() shows them."""
-    lines = Path(f"/proc/{other.pid}/maps").read_text().splitlines()
-    found = io.mappings()
-    assert [f"{m.start:08x}-{m.end:08x}" for m in found] == [line.split()[0] for line in lines]
-    assert [m.label for m in found] == [" ".join(line.split()[5:]) for line in lines]
-    assert f"{BASE:016x}-{BASE + 2 * PAGE:016x}      8 KiB  rw-p" in render(io)
-    for line in lines[:40]:
-        mapping = process_maps.mapping_at(other.pid, int(line.split("-")[0], 16))
-        assert mapping is not None
-        assert f"{mapping.start:08x}-{mapping.end:08x}" == line.split()[0]
-    assert process_maps.mapping_at(other.pid, BASE + 3 * PAGE) is None
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files that it closes
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_leaves_no_descriptor(io: ProcessIO, ignored: bool) -> None:
+    """Wherever it comes in an access that opens files of /proc."""
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for at in count(1):
+        event = Event((process, process_maps, remote), at, interrupt, between=True)
+        try:
+            event.during(lambda: io.copy_in(BASE + 3 * PAGE, bytearray(1), ignore_permissions=ignored))
+        except KeyboardInterrupt:
+            continue
+        except FaultError:
+            break
+    assert at > 20
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

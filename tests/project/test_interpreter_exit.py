@@ -11,6 +11,7 @@ import os, socket, sys
 from hostarch import mman
 from safemem.datagram import DatagramQueue, DatagramSocket, datagram_pair
 from usermem import AddressSpace, Snapshot
+from usermem.memories import ProcessIO
 
 PRIVATE, SHARED = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS, mman.MAP_SHARED | mman.MAP_ANONYMOUS
 space = AddressSpace()
@@ -29,7 +30,7 @@ loaded = Snapshot.load(sys.argv[1])
 child = space.fork()
 child.copy_out(private, b"z")
 space.munmap(private, 4096)
-os.kept = (space, snapshot, spawned, second, loaded, loaded.spawn(), child, datagram_pair())
+os.kept = (space, snapshot, spawned, second, loaded, loaded.spawn(), child, datagram_pair(), ProcessIO(os.getpid()))
 os.kept += (DatagramQueue(DatagramSocket(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))),)
 """
 

@@ -30,7 +30,8 @@ def program_arguments(io: IO, auxv: bytes) -> list[bytes]:
     """
     arch = arch_of(io)
     pointer = arch.pointer
-    words = [word for (word,) in pointer.iter_unpack(auxv[: len(auxv) // pointer.size * pointer.size])]
+    most = min(len(auxv), _BEHIND)  # a core may have made up any
+    words = [word for (word,) in pointer.iter_unpack(auxv[: most - most % pointer.size])]
     random = dict(zip(words[::2], words[1::2], strict=False)).get(_AT_RANDOM, 0)
     behind = _before(io, random, _BEHIND)
     at = behind.rfind(auxv) if random else -1

@@ -98,7 +98,8 @@ class CoreIO(ResolvedIO):
         self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
         """Raises ValueError if the core is closed."""
-        if self._file is None:
+        file = self._file
+        if file is None:
             raise ValueError("the core is closed")
         addr, length = check_int(addr, "addr"), check_count(length, "length")
         start = at = self.arch.untagged(addr)
@@ -112,7 +113,7 @@ class CoreIO(ResolvedIO):
             n = min(start + length, mapping.start + size) - at
             if n <= 0:
                 return blocks, FaultError(addr + at - start, access, FaultReason.BEYOND_FILE)
-            blocks.append(self._file.run(0, self._file.length).block(offset + at - mapping.start, n))
+            blocks.append(file.run(0, file.length).block(offset + at - mapping.start, n))
             at += n
         return blocks, None
 

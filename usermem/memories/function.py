@@ -14,10 +14,14 @@ exception of one of the types in ``faults``; every other exception passes throug
 
     FunctionIO(read, lambda addr, data: process.WriteMemory(addr, data, lldb.SBError()))
 
-    script = session.create_script(...)  # frida: read and write are exported by the script
+    script = session.create_script(  # frida
+        "rpc.exports = {read: (addr, n) => ptr(addr).readByteArray(n),"
+        " write: (addr, data) => { ptr(addr).writeByteArray(data); }}"
+    )
+    script.load()
     FunctionIO(script.exports_sync.read, script.exports_sync.write, faults=frida.core.RPCException)
 
-    def read(addr, n):  # angr: concrete memory
+    def read(addr, n):  # angr: concrete memory, of a state with angr.options.STRICT_PAGE_ACCESS: else nothing faults
         return state.solver.eval(state.memory.load(addr, n), cast_to=bytes)
 
     FunctionIO(read, lambda addr, data: state.memory.store(addr, data), faults=angr.errors.SimMemoryError)

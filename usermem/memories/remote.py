@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from operator import itemgetter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Never
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
@@ -27,8 +26,9 @@ from safemem import BlockSeq, Reader, Writer
 from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import add_transferred, error, moved_count
 from usermem.errors import FaultError, FaultReason
-from usermem.memories.ranges import Ranges, cut, drop_first, first_bytes
-from usermem.memories.undelivered import Given, Undelivered
+from usermem.iovec import UIO_MAXIOV
+from usermem.memories.ranges import Ranges, first_bytes
+from usermem.memories.undelivered import Undelivered
 from usermem.memory_io import IO, checked_start
 from usermem.resolver import Found, addr_at, moved
 from usermem.strings import copy_string_in_chunks
@@ -41,7 +41,6 @@ _STAGED: Final = 1 << 24
 _PIECE: Final = 1 << 20
 # A call costs more than the bytes it moves, so most strings are read by one.
 _STRING: Final = 512
-_length = itemgetter(1)
 _ZEROS: Final = memoryview(bytes(1 << 16))
 
 
@@ -72,7 +71,10 @@ class RemoteIO(IO):
         """Store a prefix of the buffer at addr and return its length. As :meth:`read`."""
 
     def readv(self, ranges: Ranges, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
-        """As :meth:`read`, from several ranges one after the other, none of them empty; the buffer has their size."""
+        """As :meth:`read`, from several ranges one after the other; the buffer has their size.
+
+        None of them is empty, and there are at most 1,024 (UIO_MAXIOV).
+        """
         return _each(self.read, ranges, buffer, ignore_permissions)
 
     def writev(self, ranges: Ranges, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
@@ -93,6 +95,16 @@ class RemoteIO(IO):
             done += page - at % page
         return length
 
+    def writablev(self, ranges: Ranges, *, ignore_permissions: bool = False) -> int:
+        """As :meth:`writable`, of several ranges one after the other, none of them empty, and however many."""
+        room = 0
+        for addr, length in ranges:
+            n = self.writable(addr, length, ignore_permissions=ignore_permissions)
+            room += moved_count(n, length, "writable()")
+            if n < length:
+                break
+        return room
+
     def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason:
         """Why addr cannot be accessed, when ``read`` or ``write`` has just moved nothing there."""
         return FaultReason.UNMAPPED
@@ -111,20 +123,21 @@ class RemoteIO(IO):
         """The n bytes at addr. Raises FaultError with the bytes before it in ``partial``; ValueError if n < 0."""
         addr, n = check_int(addr, "addr"), check_count(n, "n")
         data = piece = bytearray()
-        while True:
-            try:
-                if not data:
-                    checked_start(addr, n, self.arch, READ)
+        try:
+            checked_start(addr, n, self.arch, READ)
+            while True:
                 piece = bytearray(min(n - len(data), _PIECE))  # a guest may name more than a host has
                 self.copy_in(addr + len(data), piece, ignore_permissions=ignore_permissions)
-            except FaultError as fault:
-                done = len(data)
-                fault.partial = bytes(data + piece[: fault.transferred])
-                add_transferred(fault, done)
-                raise
-            data = data + piece if data else piece
-            if len(data) == n:
-                return bytes(data)
+                if len(piece) == n:
+                    return bytes(piece)
+                data += piece
+                if len(data) == n:
+                    return bytes(data)
+        except BaseException as exc:
+            add_transferred(exc, len(data))
+            if isinstance(exc, FaultError):
+                exc.partial = bytes((data + piece)[: exc.transferred])
+            raise
 
     def copy_string_in(self, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
         """usermem.copy_string_in, in larger reads."""
@@ -133,9 +146,12 @@ class RemoteIO(IO):
     def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
         """usermem.copy_in_vec, with all ranges in one call."""
         with writable_view(dst, "dst") as view:
-            pairs = first_bytes(ars, len(view))
-            with view[: sum(length for _, length in pairs)] as part:
-                return self._copy(pairs, part, READ, ignore_permissions)
+            return self._copy(first_bytes(ars.pairs(), len(view)), view, READ, ignore_permissions)
+
+    def copy_out_vec(self, ars: AddrRangeSeq, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
+        """usermem.copy_out_vec, with all ranges in one call."""
+        with readable_view(src, "src") as view:
+            return self._copy(first_bytes(ars.pairs(), len(view)), view, WRITE, ignore_permissions)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         addr, n = check_int(addr, "addr"), check_count(n, "n")
@@ -189,15 +205,22 @@ class RemoteIO(IO):
         n, _ = _call(self.write if access is WRITE else self.read, start, view, ignore_permissions)
         if n == length:
             return n
+        fault = None
         try:
             with view[n:] as rest:
-                return n + self._copy(((addr + n, length - n),), rest, access, ignore_permissions)
+                more, fault = self._walk(start + n, rest, access, ignore_permissions)
+            if fault is not None:
+                fault.address = addr + n + more
+                raise fault
         except BaseException as exc:
             add_transferred(exc, n)
             raise
+        finally:
+            del fault
+        return length
 
     def _copy(self, pairs: Ranges, view: memoryview, access: AccessType, ignore_permissions: bool) -> int:
-        """Move the bytes between a view and ranges of its size. A range is checked when it is reached."""
+        """Move the bytes between a view and ranges no larger than it. A range is checked when it is reached."""
         ranges: list[tuple[int, int]] = []
         outside: FaultError | None = None
         for addr, length in pairs:
@@ -206,9 +229,7 @@ class RemoteIO(IO):
             except FaultError as exc:
                 outside = exc.with_traceback(None)
                 break
-        total = sum(length for _, length in ranges)
-        with view[:total] as part:
-            done, fault = self._move(ranges, part, access, ignore_permissions)
+        done, fault = self._move(ranges, view, access, ignore_permissions)
         if fault is not None:
             fault.address = addr_at(pairs, done)
         elif outside is not None:
@@ -224,60 +245,65 @@ class RemoteIO(IO):
     def _move(
         self, ranges: Ranges, view: memoryview, access: AccessType, ignore_permissions: bool
     ) -> tuple[int, FaultError | None]:
-        """Move bytes between a view and ranges of its size: how many, and what stopped it."""
-        one, many = (self.write, self.writev) if access.write else (self.read, self.readv)
-        done, total = 0, len(view)
-        while done < total:
+        """Move bytes between a view and ranges no larger than it: how many, and what stopped it.
+
+        Calls that are short get fewer ranges the next time, so that many short ones cost no more than as many ranges.
+        """
+        one, many = (self.write, self.writev) if access is WRITE else (self.read, self.readv)
+        ranges = [each for each in ranges if each[1]]
+        done, first, most = 0, 0, UIO_MAXIOV
+        while first < len(ranges):
+            batch = ranges[first : first + most]
+            most = min(2 * most, UIO_MAXIOV)
             try:
-                with view[done:] as part:
-                    if len(ranges) == 1:
-                        n, reason = _call(one, ranges[0][0], part, ignore_permissions)
+                with view[done : done + sum(length for _, length in batch)] as part:
+                    if len(batch) == 1:
+                        n, _ = _call(one, batch[0][0], part, ignore_permissions)
                     else:
-                        n, reason = _call(many, [*filter(_length, ranges)], part, ignore_permissions)
-                done += n
-                if done == total:
-                    break
-                ranges = drop_first(ranges, n)
-                addr, length = ranges[0]
-                with view[done : done + length] as part:
-                    n, reason = self._walk(one, addr, part, ignore_permissions)
+                        n, _ = _call(many, batch, part, ignore_permissions)
+                for addr, length in batch:
+                    first += 1
+                    done += min(n, length)
+                    if n < length:
+                        most = max(len(batch) // 2, 1)
+                        with view[done : done + length - n] as part:
+                            n, fault = self._walk(addr + n, part, access, ignore_permissions)
+                        done += n
+                        if fault is not None:
+                            fault.transferred = done
+                            return done, fault
+                        break
+                    n -= length
             except BaseException as exc:
                 add_transferred(exc, done)
                 raise
-            done += n
-            if n < length:
-                reason = reason or self.reason(addr + n, access, ignore_permissions=ignore_permissions)
-                return done, FaultError(addr + n, access, reason, done)
-            ranges = ranges[1:]
         return done, None
 
     def _walk(
-        self, call: Callable[..., int], addr: int, view: memoryview, ignore_permissions: bool
-    ) -> tuple[int, FaultReason | None]:
-        """Move bytes from where a call stopped: how many can be, and the reason if the memory gave one.
+        self, addr: int, view: memoryview, access: AccessType, ignore_permissions: bool
+    ) -> tuple[int, FaultError | None]:
+        """Move bytes from where a call stopped: how many can be, and what stops them.
 
         First to the end of the page; pieces then double while they can be moved, and halve where nothing of one can.
         """
-        page = self.arch.page_size
+        call, page = self.write if access is WRITE else self.read, self.arch.page_size
         done, pages = 0, 1
         while True:
             if done == len(view):
                 return done, None
             at = addr + done
-            end = (at // page + pages) * page - addr
+            end = min((at // page + pages) * page, addr + len(view))
             try:
-                with view[done:end] as part:
+                with view[done : end - addr] as part:
                     n, reason = _call(call, at, part, ignore_permissions)
+                pages = 2 * pages if n else ((end - 1) // page - at // page + 1) // 2
+                if not pages:
+                    reason = reason or self.reason(at, access, ignore_permissions=ignore_permissions)
+                    return done, FaultError(at, access, reason, done)
             except BaseException as exc:
                 add_transferred(exc, done)
                 raise
             done += n
-            if n:
-                pages *= 2
-            elif pages == 1:
-                return done, reason
-            else:
-                pages //= 2
 
     def _found(self, ars: AddrRangeSeq, ignore_permissions: bool) -> Found:
         """A copy of the bytes at ars up to a fault, and the fault. Raises FaultError if a range leaves user space."""
@@ -292,19 +318,17 @@ class RemoteIO(IO):
         """The ranges without tags, cut to what is staged of them, and how much. Raises FaultError if one is outside."""
         ranges = [(checked_start(addr, length, self.arch, access), length) for addr, length in ars.pairs()]
         total = min(ars.num_bytes, _STAGED)
-        return cut(ranges, total), total
+        return first_bytes(ranges, total), total
 
     def _room(self, ars: AddrRangeSeq, ignore_permissions: bool) -> Found:
         """A buffer for the bytes at ars that can be written, and what stops them. Raises as :meth:`_found`."""
-        ranges, _ = self._staged(ars, WRITE)
-        room, fault = 0, None
-        for addr, length in ranges:
-            n = self.writable(addr, length, ignore_permissions=ignore_permissions) if length else 0
-            room += n
-            if n < length:
-                reason = self.reason(addr + n, WRITE, ignore_permissions=ignore_permissions)
-                fault = FaultError(addr_at(ars.pairs(), room), WRITE, reason)
-                break
+        ranges, total = self._staged(ars, WRITE)
+        fault = None
+        room = self.writablev([each for each in ranges if each[1]], ignore_permissions=ignore_permissions)
+        if room < total:
+            at = addr_at(ranges, room)
+            reason = self.reason(at, WRITE, ignore_permissions=ignore_permissions)
+            fault = FaultError(addr_at(ars.pairs(), room), WRITE, reason)
         return BlockSeq.unchecked([memoryview(bytearray(room))] if room else [], room), fault
 
     def _deliver(self, ars: AddrRangeSeq, dsts: BlockSeq, reader: Reader, ignore_permissions: bool) -> int:
@@ -312,18 +336,18 @@ class RemoteIO(IO):
 
         What cannot be stored is kept.
         """
-        given = self._undelivered.take(reader) or _asked(reader, dsts)
+        given = self._undelivered.take(reader, dsts)
         data, stopped = given.data, given.error
         n = min(len(data), dsts.num_bytes)
         done = 0
         fault: BaseException | None = None
         try:
             try:
-                done, fault = self._move(cut(self._staged(ars, WRITE)[0], n), data[:n], WRITE, ignore_permissions)
+                done, fault = self._move(first_bytes(self._staged(ars, WRITE)[0], n), data, WRITE, ignore_permissions)
             except BaseException as exc:
                 done, fault = getattr(exc, "transferred", 0), exc
             if fault is not None or n < len(data):
-                self._undelivered.keep(reader, data[done:].tobytes(), stopped, done)
+                self._undelivered.keep(reader, data[done:], stopped, done)
                 stopped = None
             if isinstance(fault, FaultError):
                 fault.address = addr_at(ars.pairs(), done)
@@ -335,17 +359,6 @@ class RemoteIO(IO):
             return done
         finally:
             del fault, stopped, given
-
-
-def _asked(reader: Reader, dsts: BlockSeq) -> Given:
-    """What a Reader gives for dsts, which is one buffer."""
-    (data,) = dsts.views()
-    try:
-        n = moved_count(reader.read_to_blocks(dsts), len(data), "the reader")
-    except BaseException as exc:
-        n = moved_count(getattr(exc, "transferred", 0), len(data), "the reader's error")
-        return Given(data[:n], exc)
-    return Given(data[:n], None)
 
 
 def _call(
@@ -361,7 +374,7 @@ def _call(
     return n, None
 
 
-def _each(call: Callable[..., int], ranges: Iterable[tuple[int, int]], buffer: memoryview, ignore: bool) -> int:
+def _each(call: Callable[..., int], ranges: Ranges, buffer: memoryview, ignore: bool) -> int:
     """Call a primitive for one range after the other, until one is short."""
     done = 0
     for addr, length in ranges:
