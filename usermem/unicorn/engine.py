@@ -5,6 +5,7 @@ Source: include/unicorn/unicorn.h of Unicorn 2.1.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final, TypeAlias
 
 from hostarch import EXECUTE, READ, WRITE, AccessType
@@ -25,5 +26,28 @@ CTL_CONTEXT_MODE: Final = 14
 CTL_CONTEXT_CPU: Final = 1
 CTL_CONTEXT_MEMORY: Final = 2
 
+# uc_err
+ERR_READ_UNMAPPED: Final = 6
+ERR_WRITE_UNMAPPED: Final = 7
+
 Engine: TypeAlias = Any
 """A unicorn.Uc of Unicorn 2.1 or later."""
+
+
+def binding(uc: Engine, name: str) -> Any:
+    """What Unicorn's Python module has of this name. Raises TypeError if uc is none of its engines."""
+    for each in type(uc).__mro__:
+        found = getattr(sys.modules.get(each.__module__), name, None)
+        if found is not None:
+            return found
+    raise TypeError(f"uc is a {type(uc).__name__}, expected a unicorn.Uc of Unicorn 2.1 or later")
+
+
+def end_by_error(uc: Engine, code: int) -> None:
+    """Have emu_start, in whose callback this is called, stop at this instruction and raise an UcError.
+
+    The binding does so with what its callbacks raise. But what is raised in one that returns a number is printed, too.
+    """
+    if uc._hook_exception is None:
+        uc._hook_exception = binding(uc, "UcError")(code)
+    uc.emu_stop()

@@ -9,10 +9,13 @@ and 55 ns a page.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from hostarch import mman
 from usermem.unicorn.engine import Engine
+
+THROUGH: Final = 1 << 64
+"""``Region.host`` of memory that has no host address: this and its guest address. The engine asks for each access."""
 
 # How many regions there may be before neighbours are joined, and before all are forgotten.
 MANY: Final = 32
@@ -27,6 +30,11 @@ class Region(NamedTuple):
     host: int
     prot: int
     kept: frozenset[object]
+
+    @property
+    def asks(self) -> bool:
+        """Whether it has no host memory. The engine cannot divide it: its parts would ask for wrong addresses."""
+        return self.host >= THROUGH
 
     def part(self, start: int, end: int) -> Region:
         """What of it lies in [start, end)."""
@@ -51,13 +59,26 @@ def joined(regions: list[Region]) -> list[Region]:
     return found
 
 
+class Asked(Protocol):
+    """Who is asked for memory that has no host address."""
+
+    def load(self, addr: int, size: int) -> int:
+        """The number of ``size`` bytes at addr."""
+        ...
+
+    def store(self, addr: int, size: int, value: int) -> None:
+        """Store a number of ``size`` bytes at addr."""
+        ...
+
+
 class Regions:
     """The regions of one engine, in the order of their addresses."""
 
-    def __init__(self, uc: Engine) -> None:
+    def __init__(self, uc: Engine, asked: Asked) -> None:
         self.replaced = 0
         """How many regions the engine has given up or divided: it must not go on with one of them."""
         self._uc = uc
+        self._asked = asked
         self._starts: list[int] = []
         self._regions: list[Region] = []
         self._many = MANY
@@ -93,6 +114,11 @@ class Regions:
         region = self._regions[index]
         return region.prot if addr < region.end else None
 
+    def asks(self, addr: int) -> bool:
+        """Whether the engine asks for what is at an address."""
+        parts = self.parts(addr, addr + 1)
+        return bool(parts) and parts[0].asks
+
     def add(self, region: Region) -> None:
         """Map a region where nothing is mapped. Raises what the engine raises; then it is not mapped."""
         if len(self._regions) >= self._many:
@@ -107,16 +133,36 @@ class Regions:
                 self._uc.mem_unmap(old.start, old.end - old.start)
             self._replace(first, last, [])
         self._new = region
-        self._uc.mem_map_ptr(region.start, region.end - region.start, region.prot, region.host)
+        if region.asks:
+            self._map_asking(region)
+        else:
+            self._uc.mem_map_ptr(region.start, region.end - region.start, region.prot, region.host)
         self._starts.insert(first, region.start)
         self._regions.insert(first, region)
         self._new = None
+
+    def _map_asking(self, region: Region) -> None:
+        asked, start, size = self._asked, region.start, region.end - region.start
+        self._uc.mmio_map(
+            start,
+            size,
+            lambda uc, offset, n, data: asked.load(start + offset, n),
+            None,
+            lambda uc, offset, n, value, data: asked.store(start + offset, n, value),
+            None,
+        )
+        if region.prot != mman.PROT_READ | mman.PROT_WRITE:
+            self._uc.mem_protect(start, size, region.prot)
 
     def remove(self, start: int, end: int) -> None:
         """Unmap what is mapped in [start, end), and let go of the memory."""
         first, last = self._span(start, end)
         if first < last:
             removed = self._regions[first:last]
+            if removed[0].asks:
+                start = min(start, removed[0].start)
+            if removed[-1].asks:
+                end = max(end, removed[-1].end)
             for region in removed:
                 part = region.part(start, end)
                 self._uc.mem_unmap(part.start, part.end - part.start)

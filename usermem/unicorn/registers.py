@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from safemem.buffers import check_int
-from usermem.unicorn.engine import Engine
+from usermem.unicorn.engine import Engine, binding
 
 if TYPE_CHECKING:
     import ctypes
@@ -36,7 +35,7 @@ class RegisterBatch:
         # Without argtypes: their conversion takes longer than the call. With the GIL: it never waits.
         types = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         prototype = ctypes.PYFUNCTYPE(*types)
-        library = _library(uc)
+        library = binding(uc, "uclib")
         engine, ids = ctypes.c_void_p(uc._uch.value), ctypes.c_void_p(ctypes.addressof(self._ids))
         self._from, self._to = (
             (engine, ids, ctypes.c_void_p(ctypes.addressof(places)), ctypes.c_int(n)) for places in self._places
@@ -55,15 +54,6 @@ class RegisterBatch:
         self._values[:] = list(values)
         if self._write(*self._to):
             raise ValueError(f"the engine cannot write registers {self._registers}")
-
-
-def _library(uc: Engine) -> Any:
-    """The library that an engine's class calls."""
-    for each in type(uc).__mro__:
-        library = getattr(sys.modules.get(each.__module__), "uclib", None)
-        if library is not None:
-            return library
-    raise TypeError(f"uc is a {type(uc).__name__}, expected a unicorn.Uc of Unicorn 2.1 or later")
 
 
 def _places(values: ctypes.Array[ctypes.c_uint64]) -> ctypes.Array[ctypes.c_void_p]:

@@ -24,11 +24,13 @@ from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import engine
 from usermem.unicorn.engine import PAGE, Engine
 from usermem.unicorn.listener import Listener
-from usermem.unicorn.regions import MANY, Region, Regions, joined
+from usermem.unicorn.regions import MANY, Region, joined
+from usermem.unicorn.shared_files import SharedFiles
 
 if TYPE_CHECKING:
     from usermem.address_space import AddressSpace
     from usermem.mm.host_runs import GuestRun
+    from usermem.mm.vma import VMA
 
 # What is mapped around an access, in bytes: beside what is there already, usually, and where mappings are many.
 _LARGE: Final = 64 << 20
@@ -52,8 +54,9 @@ def share(uc: Engine, space: AddressSpace, *, copy_files: bool = False, eager: b
 
     Memory of a host's file cannot be aliased, for somebody may truncate the file. Without ``copy_files`` the engine
     has none of it, and an access is a ValueError from :meth:`SharedEngine.take_fault`. With it, a private mapping has a
-    copy of the file's pages when the CPU touches it, in the space too, as if it had written them; a shared one that
-    cannot be written is a copy as of then; one that can stays refused.
+    copy of the file's pages when the CPU touches it, in the space too, as if it had written them. Of a shared one the
+    engine asks the space at each access (1 us); a page of it that is executed is a copy until the space or the CPU
+    writes it, or the emulation ends.
     """
     if next(uc.mem_regions(), None) is not None:
         raise ValueError("the engine's map is not empty: share() it first, and map what is your own afterwards")
@@ -76,13 +79,14 @@ class SharedEngine:
         self._space = space
         self._copy_files = copy_files
         self._eager = eager
-        self._regions = Regions(uc)
+        self._files = SharedFiles(uc, space)
+        self._regions = self._files.regions
         self._fault: FaultError | None = None
         self._failed: BaseException | None = None
         self._last = -1  # where the last fault was
         self._fetched = False  # whether the engine has fetched from where nothing was mapped
         self._closed = False
-        self._ctl = uc.ctl
+        self._ctl, self._emu_start = uc.ctl, uc.emu_start
         self._hook: int | None = None
         self._listeners = [
             Listener(space, "on_change", self._changed),
@@ -94,6 +98,7 @@ class SharedEngine:
         uc, space = self._uc, self._space
         uc.ctl(engine.CTL_CONTEXT_MODE, engine.CTL_IO_WRITE, engine.CTL_CONTEXT_CPU)
         uc.ctl = self._checked_ctl
+        uc.emu_start = self._start
         self._hook = uc.hook_add(engine.HOOK_MEM_INVALID, self._invalid)
         for listener in self._listeners:
             listener.join()
@@ -119,7 +124,8 @@ class SharedEngine:
         hook, self._hook = self._hook, None
         if hook is not None:
             self._uc.hook_del(hook)
-        self._uc.__dict__.pop("ctl", None)
+        for name in ("ctl", "emu_start"):
+            self._uc.__dict__.pop(name, None)
         self._closed = True
 
     @property
@@ -134,9 +140,11 @@ class SharedEngine:
         no access did; if the UcError is for memory, the access was made good: start again at the program counter.
         Raises what the space raised when it was asked, such as ValueError for memory of a file.
         """
-        fault, failed = self._fault, self._failed
-        self._fault = self._failed = None
+        fault, failed = self._fault, self._failed or self._files.failed
+        self._fault = self._failed = self._files.failed = None
         self._last = -1
+        if self._files.drop_cut():
+            fault = None  # of another part of the same access, which is made again
         try:
             if failed is not None:
                 raise failed
@@ -176,6 +184,7 @@ class SharedEngine:
         try:
             if not self._closed:
                 self._retranslate(start, end)
+                self._files.drop_code(start, end)
         except BaseException:
             self._regions.forget()
             raise
@@ -205,6 +214,8 @@ class SharedEngine:
     def _protect(self, there: list[Region], wanted: list[Region]) -> bool:
         """Give regions other rights if that is all they lack; whether it was."""
         there = joined(there)
+        if any(region.asks for region in there):
+            return False
         if [region[:3] for region in there] != [region[:3] for region in wanted]:
             return False
         if any(old.prot & ~new.prot & mman.PROT_EXEC for old, new in zip(there, wanted, strict=True)):
@@ -218,28 +229,28 @@ class SharedEngine:
     def _wanted(self, start: int, end: int) -> list[Region]:
         """The regions for [start, end), without memory of files that cannot be had."""
         try:
-            runs = self._space.host_runs(start, end, copy_files=self._copy_files)
+            return self._regions_of(self._space.host_runs(start, end))
         except ValueError:  # it has memory of a file somewhere
-            runs = []
+            found = []
             for vma in self._space.mappings():
                 if vma.start < end and start < vma.end:
-                    runs += self._runs_of(max(start, vma.start), min(end, vma.end))
-        found = []
-        for run in runs:
-            if run.is_copy and run.prot & mman.PROT_WRITE:
-                continue  # what is stored there would reach nobody
-            if not run.prot:
-                continue  # Unicorn 2.1.4 lets loads pass in such a region once a store there has failed
-            prot = run.prot | mman.PROT_READ if run.prot & _IMPLY_READ else run.prot
-            found.append(Region(run.start, run.end, run.address, prot, run.keepers))
-        return found
+                    found += self._wanted_of(vma, max(start, vma.start), min(end, vma.end))
+            return found
 
-    def _runs_of(self, start: int, end: int) -> list[GuestRun]:
-        """The runs of a part of one mapping; none if it is a file's."""
+    def _wanted_of(self, vma: VMA, start: int, end: int) -> list[Region]:
+        """The regions for a part of one mapping."""
         try:
-            return self._space.host_runs(start, end, copy_files=self._copy_files)
+            return self._regions_of(self._space.host_runs(start, end))
         except ValueError:
-            return []
+            if not self._copy_files:
+                return []
+        if not vma.shared:
+            return self._regions_of(self._space.host_runs(start, end, copy_files=True))
+        return self._files.region(start, end, _rights(vma.prot))
+
+    def _regions_of(self, runs: list[GuestRun]) -> list[Region]:
+        """Regions of runs, but those without rights: Unicorn 2.1.4 lets loads pass there once a store has failed."""
+        return [Region(run.start, run.end, run.address, _rights(run.prot), run.keepers) for run in runs if run.prot]
 
     # --- what the CPU cannot access
 
@@ -269,8 +280,11 @@ class SharedEngine:
                 self._fault = self._space.range_fault(addr, 1, kind) or fault
             self._last = addr
             return False
+        page = addr // PAGE * PAGE
         if found is not None and not found & kind:
-            self._match(addr // PAGE * PAGE, addr // PAGE * PAGE + PAGE)
+            self._match(page, page + PAGE)
+        if kind == EXECUTE and self._regions.asks(addr):
+            self._files.copy_code(page)
         return bool((self._regions.prot(addr) or 0) & kind)
 
     def _fill(self, addr: int, kind: AccessType) -> FaultError | None:
@@ -302,6 +316,11 @@ class SharedEngine:
             raise ValueError(f"the memory at {page:#x} is not mapped in the engine")
         return None
 
+    def _start(self, *args: Any, **options: Any) -> None:
+        """Uc.emu_start, which finds the code of shared files as it is now."""
+        self._files.drop_code()
+        self._emu_start(*args, **options)
+
     def _checked_ctl(self, ctl: int, op: int, *args: Any) -> Any:
         """Uc.ctl, which all its controls go through, without snapshots of memory."""
         if ctl == engine.CTL_CONTEXT_MODE and args:
@@ -312,3 +331,8 @@ class SharedEngine:
                     "use AddressSpace.snapshot and restore"
                 )
         return self._ctl(ctl, op, *args)
+
+
+def _rights(prot: int) -> int:
+    """The rights of a region: on Linux's machines what can be written or executed can be read."""
+    return prot | mman.PROT_READ if prot & _IMPLY_READ else prot

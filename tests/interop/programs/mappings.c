@@ -32,7 +32,7 @@
 static uint64_t state, hash;
 static unsigned char *heap;
 static int moves_many;  // mremap: since Linux 6.17
-static int files[3];  // to read, the first a short one
+static int files[3];  // two to read, the first a short one; and one to be shared, which is written and cut
 
 // --- numbers at random: splitmix64
 
@@ -174,6 +174,7 @@ static void do_mmap(void) {
     int prot = rights(), flags = kinds[below(LENGTH(kinds))], fd = -1;
     if (one_in(3)) {
         fd = files[below(LENGTH(files))];
+        if (fd == files[2]) flags = MAP_SHARED;  // an untouched private page shows what others write: not so here
         offset = below(6) * PAGE;
     } else {
         flags |= MAP_ANONYMOUS;
@@ -265,6 +266,17 @@ static void do_read(void) {
     say("pread", addr, n, offset, pread(files[1], addr, n, offset));
 }
 
+static void do_write(void) {
+    uint64_t words[8], n = 1 + below(sizeof words), offset = below(10 * PAGE);
+    for (unsigned i = 0; i < LENGTH(words); i++) words[i] = next();
+    say("pwrite", NULL, n, offset, pwrite(files[2], words, n, offset));
+}
+
+static void do_truncate(void) {
+    uint64_t size = one_in(2) ? 10 * PAGE : below(12 * PAGE);
+    say("ftruncate", NULL, size, 0, ftruncate(files[2], size));
+}
+
 static void make_files(void) {
     static const char *const names[] = {"short", "long", "third"};
     static const int pages[] = {3, 12, 10};
@@ -275,14 +287,14 @@ static void make_files(void) {
             write(fd, &word, left < 8 ? left : 8);
         }
         close(fd);
-        files[i] = open(names[i], O_RDONLY);
+        files[i] = open(names[i], i == 2 ? O_RDWR : O_RDONLY);
     }
 }
 
 int main(int argc, char **argv) {
     static void (*const calls[])(void) = {do_mmap,    do_mmap,   do_mmap,    do_munmap, do_mprotect, do_mprotect, do_mremap,
                                           do_mremap,  do_madvise, do_madvise, do_brk,   do_msync,    do_mincore,  do_mlock,
-                                          do_read};
+                                          do_read,    do_write,  do_truncate};
     static char buffer[1 << 16];
     struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
     int count = argc > 2 ? atoi(argv[2]) : 1500;

@@ -106,7 +106,7 @@ class CPU:
     def _fault(self) -> Siginfo | None:
         try:
             fault = self.shared.take_fault()
-        except ValueError:  # a shared mapping of a file that can be written: no engine may have it
+        except ValueError:  # memory that no engine can have
             return Siginfo(7, SI_KERNEL)
         return None if fault is None else Siginfo(fault.signo, fault.si_code, addr=fault.address)
 
