@@ -20,7 +20,8 @@ import errno
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, Never
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, Reader, Writer
@@ -125,6 +126,10 @@ class RemoteIO(IO):
             data = data + piece if data else piece
             if len(data) == n:
                 return bytes(data)
+
+    def copy_struct_in(self, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
+        """usermem.copy_struct_in."""
+        return layout.unpack(self.read_bytes(addr, layout.size, ignore_permissions=ignore_permissions))
 
     def copy_string_in(self, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
         """usermem.copy_string_in, in larger reads."""

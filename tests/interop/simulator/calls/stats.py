@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from simulator import host
 from simulator.calls.names import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, path_at
@@ -20,9 +20,10 @@ _LARGEST_LISTING: Final = 1 << 20
 
 def stat_of(found: os.stat_result) -> abi.Stat:
     """The host's answer as struct stat."""
-    mode, ino, dev, nlink, uid, gid, size, atime, mtime, ctime = found
+    fields: Any = found  # all of which are ints, whatever typeshed has
+    mode, ino, dev, nlink, uid, gid, size, atime, mtime, ctime = fields
     return abi.Stat(
-        *(dev, ino, mode, nlink, uid, gid, found.st_rdev, size, found.st_blksize, found.st_blocks),
+        *(dev, ino, nlink, mode, uid, gid, found.st_rdev, size, found.st_blksize, found.st_blocks),
         *(atime, found.st_atime_ns % _NANO, mtime, found.st_mtime_ns % _NANO, ctime, found.st_ctime_ns % _NANO),
     )
 
