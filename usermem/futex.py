@@ -9,11 +9,13 @@ the memory and the address, else what the memory's ``futex_key`` says, so that a
 taken when a call is made, and kept: whoever waits when the page is unmapped, moved by mremap or mapped anew goes on
 waiting under the old key, as in Linux. A forked child's private memory is another memory: nobody waits there yet.
 
-No lock is held while memory is read, for that may run the simulator's code. Each bucket counts its changes instead: a
-wait is begun only if nothing has changed in its bucket since before the word was read, else it is read again. So no
-wake between the two is lost. Buckets are fixed, and a waiter is in one in effect by its key and by being pending:
-entries that an interrupt left behind are passed over, and dropped by the next who meets them. A function to be called
-goes from its waiter to the table's ``_due`` by one call in C, which no interrupt divides, and is called from there.
+No lock is held while memory is read, for that may run the simulator's code. Instead each bucket knows that it changes:
+a wait is begun only if nothing has changed in its bucket since before the word was read, else it is read again. So no
+wake between the two is lost. A wake is a change, too, before it looks who waits; and who begins to wait is in the
+bucket before it looks for changes. So a wake takes the lock only where somebody waits. Buckets are fixed, and a waiter
+is in one in effect by its key and by being pending: entries that an interrupt left behind are passed over, and dropped
+by the next who meets them. A function to be called goes from its waiter to the table's ``_due`` by one call in C, which
+no interrupt divides, and is called from there.
 
 Source: Linux kernel/futex/ (core.c, waitwake.c, requeue.c, syscalls.c); futex(2).
 """
@@ -86,7 +88,7 @@ class Futex:
 
 
 class _Bucket:
-    """Some of those who wait, in their order, and an object that is another after each change of that."""
+    """Some of those who wait, in their order. ``changes`` is another object after each change of that, or wake."""
 
     __slots__ = ("changes", "waiters")
 
