@@ -175,8 +175,7 @@ class ABIStruct(Generic[V]):
         try:  # half the time of what follows
             if io.arch is arch and size is None and not ignore_permissions:  # type: ignore[attr-defined]
                 values = io.copy_struct_in(addr, layout.struct)  # type: ignore[attr-defined]
-                found: V = _new(layout.kind, values) if layout.plain else layout.value(values)
-                return found
+                return _new(layout.kind, values) if layout.plain else layout.value(values)  # type: ignore[no-any-return]
         except AttributeError:
             if hasattr(io, "copy_struct_in") and hasattr(io, "arch"):
                 raise
