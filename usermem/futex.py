@@ -9,11 +9,13 @@ the memory and the address, else what the memory's ``futex_key`` says, so that a
 taken when a call is made, and kept: whoever waits when the page is unmapped, moved by mremap or mapped anew goes on
 waiting under the old key, as in Linux. A forked child's private memory is another memory: nobody waits there yet.
 
-No lock is held while memory is read, for that may run the simulator's code. Each bucket counts its changes instead: a
-wait is begun only if nothing has changed in its bucket since before the word was read, else it is read again. So no
-wake between the two is lost. Buckets are fixed, and a waiter is in one in effect by its key and by being pending:
-entries that an interrupt left behind are passed over, and dropped by the next who meets them. A function to be called
-goes from its waiter to the table's ``_due`` by one call in C, which no interrupt divides, and is called from there.
+No lock is held while memory is read, for that may run the simulator's code. Instead each bucket knows that it changes:
+a wait is begun only if nothing has changed in its bucket since before the word was read, else it is read again. So no
+wake between the two is lost. A wake is a change, too, before it looks who waits; and who begins to wait is in the
+bucket before it looks for changes. So a wake takes the lock only where somebody waits. Buckets are fixed, and a waiter
+is in one in effect by its key and by being pending: entries that an interrupt left behind are passed over, and dropped
+by the next who meets them. A function to be called goes from its waiter to the table's ``_due`` by one call in C, which
+no interrupt divides, and is called from there.
 
 Source: Linux kernel/futex/ (core.c, waitwake.c, requeue.c, syscalls.c); futex(2).
 """
@@ -58,7 +60,7 @@ class Futex:
         (AddressSpace has it) the memory counts as private.
         """
         self.io = io
-        self.addr = check_int(addr, "addr")
+        self.addr = addr if type(addr) is int else check_int(addr, "addr")
         self.private = private
 
     def key(self, *, write: bool = False) -> tuple[Any, ...]:
@@ -66,17 +68,19 @@ class Futex:
 
         The page of a private word is not looked at. Any other must be readable, with ``write`` writable.
         """
-        if self.addr & 3:
-            raise error(errno.EINVAL, f"futex at {self.addr:#x}")
-        access = WRITE if write else READ
-        checked_start(self.addr, 4, arch_of(self.io), access)
+        io, addr, access = self.io, self.addr, WRITE if write else READ
+        if addr & 3:
+            raise error(errno.EINVAL, f"futex at {addr:#x}")
+        arch = arch_of(io)
+        if not 0 <= addr <= arch.max_addr - 4:
+            checked_start(addr, 4, arch, access)
         if self.private:
-            return "private", identity(self.io), self.addr
-        find = getattr(self.io, "futex_key", None)
+            return "private", identity(io), addr
+        find = getattr(io, "futex_key", None)
         if find is not None:
-            return ("shared", *find(self.addr, access))
+            return ("shared", *find(addr, access))
         self.load()
-        return "shared", identity(self.io), self.addr
+        return "shared", identity(io), addr
 
     def load(self) -> int:
         """The word, by one atomic load. Raises FaultError."""
@@ -84,14 +88,14 @@ class Futex:
 
 
 class _Bucket:
-    """Some of those who wait, in their order, and how often that has changed."""
+    """Some of those who wait, in their order. ``changes`` is another object after each change of that, or wake."""
 
     __slots__ = ("changes", "waiters")
 
     def __init__(self) -> None:
         # A dict that has lost its first entries is walked past all of them to find the next one.
         self.waiters: OrderedDict[FutexWaiter, None] = OrderedDict()
-        self.changes = 0
+        self.changes = object()
 
 
 class FutexWaiter:
@@ -176,10 +180,17 @@ class FutexTable:
         As Linux it wakes one if n is less. Raises OSError (EINVAL) as :meth:`wait`; FaultError. What a ``wake``
         function raises comes out when all others were called.
         """
-        bitset, n = _checked(bitset), _int32(n)
+        if bitset != FUTEX_BITSET_MATCH_ANY:
+            bitset = _checked(bitset)
+        if type(n) is not int or n >> 31:
+            n = _int32(n)
         key = futex.key()
+        bucket = self._buckets[hash(key) % _BUCKETS]
+        count = 0
+        bucket.changes = object()  # before the look: who is about to wait sees this, or is seen
         try:
-            with self._lock: count = self._wake(key, n, bitset)  # fmt: skip # noqa: E701
+            if bucket.waiters:
+                with self._lock: count = self._wake(key, n, bitset)  # fmt: skip # noqa: E701
         finally:
             if self._due:
                 self._call_due()
@@ -201,11 +212,10 @@ class FutexTable:
             while True:
                 if count >= 0:
                     break
-                before = bucket.changes
+                before = None
                 if val is not None:
+                    before = bucket.changes
                     _compare(futex, val)
-                if val is None:
-                    before = -1
                 with self._lock: count = self._requeue(key, other_key, (n_wake, n_requeue), before)  # fmt: skip # noqa: E701
         finally:
             if self._due:
@@ -252,16 +262,16 @@ class FutexTable:
     def _bucket(self, key: tuple[Any, ...]) -> _Bucket:
         return self._buckets[hash(key) % _BUCKETS]
 
-    def _join(self, bucket: _Bucket, waiter: FutexWaiter, before: int) -> bool:
+    def _join(self, bucket: _Bucket, waiter: FutexWaiter, before: object) -> bool:
         """Put a waiter into its bucket if nothing has changed there; under the lock, as all that follow.
 
         It is put there first: a signal handler that wakes in between finds it.
         """
         bucket.waiters[waiter] = None
-        if bucket.changes != before and waiter.waiting:
+        if bucket.changes is not before and waiter.waiting:
             del bucket.waiters[waiter]
             return False
-        bucket.changes += 1
+        bucket.changes = object()
         return True
 
     def _waiting(self, key: tuple[Any, ...]) -> Iterator[FutexWaiter]:
@@ -280,7 +290,7 @@ class FutexTable:
 
     def _wake(self, key: tuple[Any, ...], n: int, bitset: int = _MASK) -> int:
         bucket = self._bucket(key)
-        bucket.changes += 1
+        bucket.changes = object()
         count = 0
         for waiter in self._waiting(key) if bucket.waiters else ():
             if waiter._bitset & bitset and waiter._claim(self._due):
@@ -290,14 +300,14 @@ class FutexTable:
                     break
         return count
 
-    def _requeue(self, key: tuple[Any, ...], other: tuple[Any, ...], counts: tuple[int, int], before: int) -> int:
-        """How many were woken or moved; -1 if the bucket has changed since ``before``, unless that is -1."""
+    def _requeue(self, key: tuple[Any, ...], other: tuple[Any, ...], counts: tuple[int, int], before: object) -> int:
+        """How many were woken or moved; -1 if the bucket has changed since ``before``, unless that is None."""
         n_wake, n_requeue = counts
         here, there = self._bucket(key), self._bucket(other)
-        if before not in (-1, here.changes):
+        if before is not None and here.changes is not before:
             return -1
-        here.changes += 1
-        there.changes += 1
+        here.changes = object()
+        there.changes = object()
         count = 0
         for waiter in self._waiting(key):
             if count - n_wake >= n_requeue:
@@ -325,8 +335,8 @@ def _checked(bitset: int) -> int:
 
 def _compare(futex: Futex, val: int) -> None:
     """Raise OSError (EAGAIN) if the word is another; FaultError."""
-    found = futex.load()
-    if found != check_int(val, "val") & _MASK:
+    found = futex.io.load_uint32(futex.addr)
+    if found != val and found != check_int(val, "val") & _MASK:
         raise error(errno.EAGAIN, f"futex at {futex.addr:#x} is {found}")
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from struct import Struct
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics
@@ -69,6 +70,10 @@ class ResolvedIO(ABC):
             fault.partial = bytes(data[: fault.transferred])
             raise
         return bytes(data)
+
+    def copy_struct_in(self, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
+        """See usermem.copy_struct_in."""
+        return layout.unpack(self.read_bytes(addr, layout.size, ignore_permissions=ignore_permissions))
 
     def write_bytes(self, addr: int, data: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """The same as :meth:`copy_out`, the twin of :meth:`read_bytes`."""

@@ -462,6 +462,7 @@ def test_integers_of_all_kinds(name: str) -> None:
             abi.TIMEVAL.copy_in(io, i(8), size=i(12)),
             abi.SOCKADDR_IN.pack(AMD64, abi.SockaddrIn(2, i(80))),
             abi.SIGACTION.pack(AMD64, abi.Sigaction(sa_mask=i(9))),
+            abi.SIGACTION.copy_out(io, i(8), abi.Sigaction(sa_mask=i(9))),
             table.requeue(word, word, i(0), i(1), val=i(0x6261)),
             table.wake(word, i(2), bitset=i(3)),
             bytes(memory),

@@ -136,7 +136,7 @@ def test_copies_answer_as_the_slow_way(addr: int, n: int, kind: str, ignored: bo
 @example(BASE + 3 * PAGE - 9, 20, False, True)
 @example(BASE + 6 * PAGE + 1, 2 * PAGE, False, True)
 def test_reads_answer_as_the_slow_way(addr: int, n: int, ignored: bool, warm: bool) -> None:
-    """read_bytes, copy_string_in and copy_uint32_in: the same value or the same error."""
+    """read_bytes, copy_string_in, copy_uint32_in and copy_struct_in: the same value or the same error."""
     quick, _ = sample_space(warm)
     slow = SlowWay(sample_space(warm)[0])
     assert outcome(lambda: quick.read_bytes(addr, n, ignore_permissions=ignored)) == outcome(
@@ -147,6 +147,10 @@ def test_reads_answer_as_the_slow_way(addr: int, n: int, ignored: bool, warm: bo
     )
     assert outcome(lambda: quick.copy_uint32_in(addr, ignore_permissions=ignored)) == outcome(
         lambda: copy_struct_in(slow, addr, Struct("<I"), ignore_permissions=ignored)[0]
+    )
+    layout = Struct(f"<{min(max(n, 0), 2 * PAGE)}s")
+    assert outcome(lambda: quick.copy_struct_in(addr, layout, ignore_permissions=ignored)) == outcome(
+        lambda: slow.copy_struct_in(addr, layout, ignore_permissions=ignored)
     )
 
 

@@ -122,7 +122,7 @@ class KernelFutex:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         while not result:
-            if started and sleeps_in_futex(started[0]):
+            if started and sleeps_in_futex(started[0], addr):
                 self._threads[name] = thread
                 return 0
             time.sleep(0.0005)
@@ -133,9 +133,12 @@ class KernelFutex:
         """See Side."""
         before = len(self.woken)
         result = self.futex(addr, op | PRIVATE * private, val, ctypes.c_long(val2), other, val3)
-        if isinstance(result, int) and result:
-            most = time.monotonic() + 0.02  # those who were requeued do not come
-            while len(self.woken) - before < result and time.monotonic() < most:
+        if isinstance(result, int):
+            # Those who were requeued are counted, after those who were woken, and do not come.
+            come = min(result, val) if op in (REQUEUE, CMP_REQUEUE) else result
+            limit = time.monotonic() + 30
+            while len(self.woken) - before < come:
+                assert time.monotonic() < limit, f"{come} were woken, {len(self.woken) - before} have come"
                 time.sleep(0.0005)
         return result
 
@@ -171,13 +174,13 @@ def arguments(name: str, fd: int) -> tuple[int, int, int]:
     }[name]
 
 
-def sleeps_in_futex(thread: int) -> bool:
-    """Whether a thread of this process sleeps in futex(2)."""
+def sleeps_in_futex(thread: int, addr: int) -> bool:
+    """Whether a thread of this process sleeps in futex(2) for the word at addr, and not for the GIL's."""
     task = Path(f"/proc/self/task/{thread}")
     try:
         sleeps = (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
-        return sleeps and (task / "syscall").read_text().split()[0] == str(SYS_FUTEX)
-    except OSError:  # a sandbox that does not tell the call: it sleeps nowhere else but for the GIL's own futex
+        return sleeps and (task / "syscall").read_text().split()[:2] == [str(SYS_FUTEX), hex(addr)]
+    except OSError:  # a sandbox that does not tell the call, or the thread has ended
         return False
 
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Never
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, Reader, Writer
@@ -138,6 +139,10 @@ class RemoteIO(IO):
             if isinstance(exc, FaultError):
                 exc.partial = bytes((data + piece)[: exc.transferred])
             raise
+
+    def copy_struct_in(self, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
+        """usermem.copy_struct_in."""
+        return layout.unpack(self.read_bytes(addr, layout.size, ignore_permissions=ignore_permissions))
 
     def copy_string_in(self, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
         """usermem.copy_string_in, in larger reads."""

@@ -34,7 +34,6 @@ from safemem import BlockSeq, atomics
 from safemem.block import Piece
 from safemem.buffers import check_int
 from safemem.errors import short_count
-from usermem.cstruct import copy_struct_in
 from usermem.errors import FaultError, NameTooLongError
 from usermem.iovec import MAX_RW_COUNT, UIO_MAXIOV
 from usermem.mm.range_views import MANY, Rests, rest_of, views
@@ -327,7 +326,18 @@ class PagedIO(ResolvedIO):
                     start = (addr & -4096) - base - run.start
                     words[addr >> 12] = run.view()[start : start + 4096].cast("I")
                 return int(self._uint32.unpack_from(memory, addr - base)[0])
-        return int(copy_struct_in(self, addr, self._uint32, ignore_permissions=ignore_permissions)[0])
+        return int(self.copy_struct_in(addr, self._uint32, ignore_permissions)[0])
+
+    def copy_struct_in(self, addr: int, layout: Struct, ignore_permissions: bool = False) -> tuple[Any, ...]:
+        """See usermem.copy_struct_in."""
+        try:
+            memory, base, limit, _ = self._readable[addr >> PAGE_SHIFT]
+            start = addr - base
+            if start + layout.size <= limit and not ignore_permissions:
+                return layout.unpack_from(memory, start)
+        except _NOT_QUICK:
+            pass
+        return super().copy_struct_in(addr, layout, ignore_permissions=ignore_permissions)
 
     def copy_string_in(self, addr: int, maxlen: int, ignore_permissions: bool = False) -> bytes:
         """See usermem.copy_string_in."""

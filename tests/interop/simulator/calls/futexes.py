@@ -19,10 +19,12 @@ _WAIT, _WAKE, _REQUEUE, _CMP_REQUEUE, _WAKE_OP, _WAIT_BITSET, _WAKE_BITSET = 0, 
 
 @syscall(202)
 def sys_futex(task: Task, addr: int, operation: Int, val: int, timeout: int, addr2: int, val3: int) -> Result:
-    command, private = operation & ~(_PRIVATE | _CLOCK_REALTIME), bool(operation & _PRIVATE)
+    command, private = operation & ~(_PRIVATE | _CLOCK_REALTIME), operation & _PRIVATE != 0
     futex, table = Futex(task.memory, addr, private=private), task.kernel.futexes
-    if command in (_WAKE, _WAKE_BITSET):
-        return table.wake(futex, val, bitset=val3 if command == _WAKE_BITSET else FUTEX_BITSET_MATCH_ANY)
+    if command == _WAKE:
+        return table.wake(futex, val)
+    if command == _WAKE_BITSET:
+        return table.wake(futex, val, bitset=val3)
     if command in (_WAIT, _WAIT_BITSET):
         deadline = None
         if timeout:
