@@ -11,7 +11,27 @@ from hypothesis import strategies as st
 
 from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq, BlockSeqReader
-from usermem import AddressSpace, BytesIO, FaultError, linux_result
+from usermem import (
+    AddressSpace,
+    BytesIO,
+    FaultError,
+    abi,
+    copy_in_iovecs,
+    copy_in_vector,
+    copy_int32_string_in_vec,
+    copy_int32_strings_in_vec,
+    copy_out_iovecs,
+    copy_string_in,
+    copy_string_out,
+    copy_struct_from_user,
+    copy_struct_in,
+    copy_struct_out,
+    copy_uint32_in,
+    copy_uint32_out,
+    copy_utf16_in,
+    copy_vector_out,
+    linux_result,
+)
 from usermem.observe import Access, Fault, FaultPlan, FaultyIO
 from usermem.testing import strategies as guests
 from usermem.testing.operations import describe, pattern
@@ -278,3 +298,36 @@ def test_drawn_faults(fault: Fault) -> None:
     """As the arguments limit them."""
     assert fault.errno == errno.EIO
     assert fault.byte <= 5
+
+
+WHOLES: dict[str, Callable[[FaultyIO], object]] = {
+    "an int": lambda io: copy_uint32_in(io, 0),
+    "an int out": lambda io: copy_uint32_out(io, 0, 1),
+    "a struct": lambda io: copy_struct_in(io, 0, "QQ"),
+    "a struct out": lambda io: copy_struct_out(io, 0, "QQ", 1, 2),
+    "a struct of a version": lambda io: copy_struct_from_user(io, 0, 40, "QQ"),
+    "a struct of the ABI": lambda io: abi.TIMESPEC.copy_in(io, 0),
+    "a string": lambda io: copy_string_in(io, 0, 60),
+    "a string out": lambda io: copy_string_out(io, 0, b"string"),
+    "a string of 16-bit units": lambda io: copy_utf16_in(io, 0, 30),
+    "a number in decimal": lambda io: copy_int32_string_in_vec(io, AddrRangeSeq([AddrRange(0, 9)])),
+    "numbers in two ranges": lambda io: copy_int32_strings_in_vec(io, AddrRangeSeq.from_pairs([0, 2, 2, 3]), 2),
+    "iovecs": lambda io: copy_in_iovecs(io, 0, 2),
+    "iovecs out": lambda io: copy_out_iovecs(io, 0, AddrRangeSeq.from_pairs([0, 2, 2, 3])),
+    "a vector": lambda io: copy_in_vector(io, 0, 99, 99),
+    "a vector out": lambda io: copy_vector_out(io, 0, [b"sh"], 32),
+}
+
+
+@pytest.mark.parametrize("code", [errno.EFAULT, errno.EIO])
+@pytest.mark.parametrize("name", WHOLES)
+def test_a_part_of_what_is_no_stream_is_no_result(name: str, code: int) -> None:
+    """The system call returns the errno, whichever it is, wherever the fault comes."""
+    for at in (1, 3, 17, 20, 33):
+        io = FaultyIO(BytesIO(bytearray(b"1 2".ljust(64, b"\0"))), FaultPlan(faults=(Fault(addr=at, errno=code),)))
+        result = 0
+        try:
+            WHOLES[name](io)
+        except OSError as exc:
+            result = linux_result(exc)
+        assert result == -code if at <= 3 else result <= 0, at

@@ -26,7 +26,7 @@ from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, Reader, Writer
 from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import add_transferred, error, moved_count
-from usermem.errors import FaultError, FaultReason
+from usermem.errors import FaultError, FaultReason, bytes_before, cut_short
 from usermem.memories.ranges import Ranges, cut, drop_first, first_bytes
 from usermem.memories.undelivered import Given, Undelivered
 from usermem.memory_io import IO, checked_start
@@ -117,10 +117,10 @@ class RemoteIO(IO):
                     checked_start(addr, n, self.arch, READ)
                 piece = bytearray(min(n - len(data), _PIECE))  # a guest may name more than a host has
                 self.copy_in(addr + len(data), piece, ignore_permissions=ignore_permissions)
-            except FaultError as fault:
+            except OSError as exc:
                 done = len(data)
-                fault.partial = bytes(data + piece[: fault.transferred])
-                add_transferred(fault, done)
+                cut_short(exc, bytes(data + piece[: bytes_before(exc)]))
+                add_transferred(exc, done)
                 raise
             data = data + piece if data else piece
             if len(data) == n:
