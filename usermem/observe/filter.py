@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from attrs import field, frozen
 
 from hostarch import READ, READ_WRITE, WRITE, AccessType, AddrRangeSeq
-from usermem.observe.system_call import CURRENT
+from usermem.observe.system_call import current
 
 _ACCESS: Final = {
     "copy_out": WRITE,
@@ -31,9 +31,18 @@ def _checked_calls(calls: Iterable[str]) -> frozenset[str]:
     return found
 
 
+def _checked_tags(tags: Iterable[str] | None) -> frozenset[str] | None:
+    if isinstance(tags, str):
+        raise TypeError(f"tags must be names of system calls, as in {{{tags!r}}}, not a str")
+    return None if tags is None else frozenset(tags)
+
+
 @frozen(kw_only=True)
 class Filter:
-    """Conditions on an access, all of which must hold. Raises ValueError for a call that IO does not have."""
+    """Conditions on an access, all of which must hold.
+
+    Raises ValueError for a call that IO does not have; TypeError for tags that are one string.
+    """
 
     calls: frozenset[str] = field(default=frozenset(CALLS), converter=_checked_calls)
     """Methods of the contract."""
@@ -41,7 +50,7 @@ class Filter:
     """Accesses that do one of these: with WRITE all but copy_in, copy_in_to and load_uint32."""
     ranges: AddrRangeSeq | None = None
     """Accesses that touch one of these bytes. Pointer tags are part of an address here."""
-    tags: Collection[str] | None = None
+    tags: frozenset[str] | None = field(default=None, converter=_checked_tags)
     """Accesses in system calls of these names."""
 
     def excludes(self) -> Callable[[str, int, object], bool]:
@@ -60,8 +69,8 @@ class Filter:
             if some and call not in calls:
                 return True
             if tags is not None:
-                current = CURRENT.get()
-                if current is None or current.name not in tags:
+                running = current()
+                if running is None or running.name not in tags:
                     return True
             if spans is None:
                 return False

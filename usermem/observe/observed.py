@@ -23,7 +23,7 @@ from safemem.buffers import check_count, check_int, readable_view
 from usermem.errors import FaultError
 from usermem.memory_io import IO, arch_of
 from usermem.observe.access import ATOMICS, Access
-from usermem.observe.system_call import CURRENT, SystemCall
+from usermem.observe.system_call import SystemCall, current
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -176,4 +176,4 @@ class ObservedIO(IO):
     @staticmethod
     def current_call() -> SystemCall | None:
         """The system call in which this code runs."""
-        return CURRENT.get()
+        return current()

@@ -23,13 +23,14 @@ Callers: TypeAlias = tuple[CodeType | int, ...]
 class Place:
     """The callers of an access. Frames of this library before the first one that is not its own are left out."""
 
-    callers: Callers
+    lines: tuple[tuple[str, int, str], ...]
+    """The (file, line, function) of each caller, the innermost first."""
 
-    @property
-    def lines(self) -> list[tuple[str, int, str]]:
-        """The (file, line, function) of each caller."""
-        pairs = zip(self.callers[::2], self.callers[1::2], strict=True)
-        return [(code.co_filename, _line(code, at), code.co_qualname) for code, at in pairs]  # type: ignore
+    @classmethod
+    def of(cls, callers: Callers) -> Place:
+        """The place with its lines."""
+        pairs = zip(callers[::2], callers[1::2], strict=True)
+        return cls(tuple((code.co_filename, _line(code, at), code.co_qualname) for code, at in pairs))  # type: ignore
 
     def __str__(self) -> str:
         """``handlers.py:12 in sys_readv, called from dispatch.py:40 in dispatch, …``"""

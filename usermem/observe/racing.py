@@ -12,19 +12,20 @@ from attrs import fields, frozen
 from safemem.buffers import check_count
 from usermem.errors import FaultError
 from usermem.memory_io import IO
-from usermem.observe.access import FETCHES, Access
+from usermem.observe.access import ATOMICS, FETCHES, Access
 from usermem.observe.fetched import Fetched, fetched_spans
 from usermem.observe.observed import ObservedIO, memory_of
 from usermem.observe.shown import shown
-from usermem.observe.system_call import CURRENT
+from usermem.observe.system_call import current
 
 
 @frozen(repr=False)
 class Race:
     """A byte changed: before the refetch number ``refetch`` the byte ``byte`` of it becomes ``value``.
 
-    A refetch is an access that fetches bytes which its system call has fetched before; those are what ``byte`` counts,
-    from 0 and beginning again at their end. Raises ValueError for a number that is negative, or no byte.
+    A refetch is an access that fetches bytes which its system call has fetched before, or swaps such a word; those are
+    what ``byte`` counts, from 0 and beginning again at their end. Raises ValueError for a number that is negative, or
+    no byte.
     """
 
     refetch: int = 0
@@ -48,8 +49,9 @@ class RacingIO(ObservedIO):
     """An IO over another one that proves double fetches: it changes bytes between the fetches, as ``races`` say.
 
     Only what a system call (:class:`SystemCall`) fetches again is changed, so that a handler which fetches each byte
-    once gives the same results as without. Bytes are changed in the memory beneath all observers, whatever the guest
-    forbade. ``raced`` are the last 1,000 changes, (address, old value, new value).
+    once, and swaps no word that it has fetched, gives the same results as without. Bytes are changed in the memory
+    beneath all observers, whatever the guest forbade. ``raced`` are the last 1,000 changes, (address, old value, new
+    value).
     """
 
     def __init__(self, io: IO, races: Iterable[Race]) -> None:
@@ -62,8 +64,8 @@ class RacingIO(ObservedIO):
         return Fetched()
 
     def _make(self, access: Access, args: tuple[Any, ...]) -> int:
-        call = CURRENT.get()
-        if call is not None and access.call in FETCHES:
+        call = current()
+        if call is not None and (access.call in FETCHES or (access.call in ATOMICS and access.access.write)):
             fetched: Fetched = self._state(call)
             again = [part[:2] for span in fetched_spans(self, access) for part in fetched.overlaps(*span)]
             if again:
@@ -74,7 +76,7 @@ class RacingIO(ObservedIO):
         return super()._make(access, args)
 
     def _after(self, access: Access) -> None:
-        call = CURRENT.get()
+        call = current()
         if call is not None and access.call in FETCHES:
             self._state(call).add_all(fetched_spans(self, access, access.moved), None)
 

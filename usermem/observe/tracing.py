@@ -12,7 +12,7 @@ from usermem.memory_io import IO
 from usermem.observe.access import Access
 from usermem.observe.filter import CALLS, Filter
 from usermem.observe.observed import ObservedIO, unseen
-from usermem.observe.system_call import CURRENT, SystemCall
+from usermem.observe.system_call import SystemCall, current
 
 _FASTER: Final = (
     "read_bytes",
@@ -92,7 +92,7 @@ class TracingIO(ObservedIO):
         return "  ".join(parts)
 
     def _after(self, access: Access) -> None:
-        call = CURRENT.get()
+        call = current()
         if call is not None:
             access.tag = call.name
             self._state(call).append(access)
