@@ -40,6 +40,7 @@ class FindingKind(StrEnum):
 
     DOUBLE_FETCH = "double fetch"
     LATE_FETCH = "fetch after the visible effect"
+    REPEATED_EFFECT = "visible effect again"
     LOST_UPDATE = "word fetched, and swapped whatever it is by then"
     STRAY_FETCH = "fetch of what was not asked for"
     STRAY_WRITE = "write to what was not asked for"
@@ -51,6 +52,7 @@ class Finding:
     """What was found, in which system call, about which bytes, where in the handler's code.
 
     ``first`` is the place of the first fetch, or of the effect that a late fetch came after; None for the other kinds.
+    The range of an effect is empty.
     It can be pickled.
     """
 
@@ -61,7 +63,8 @@ class Finding:
     first: Place | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.call}: {self.kind.value}, {self.range.length} bytes at {self.range.start:#x}"]
+        where = f", {self.range.length} bytes at {self.range.start:#x}" if self.range.length else ""
+        lines = [f"{self.call}: {self.kind.value}{where}"]
         if self.first is not None:
             lines.append(f"  first  {self.first}")
         return "\n".join([*lines, f"  {'then' if self.first is not None else 'at  '}   {self.place}"])
@@ -79,7 +82,7 @@ class _State:
 
 
 class DoubleFetchDetector(ObservedIO):
-    """An IO over another one that looks for six kinds of bugs while a system call runs; see :class:`FindingKind`.
+    """An IO over another one that looks for seven kinds of bugs while a system call runs; see :class:`FindingKind`.
 
     ``with detector.call("readv"):`` bounds a call; what is accessed outside of any is not looked at. Each bug counts
     once, by its kind, its call and its places: ``findings`` are the first ``limit``, and ``on_finding`` gets each as it
@@ -91,7 +94,8 @@ class DoubleFetchDetector(ObservedIO):
     - An **update is lost** if a word that was fetched is swapped without a comparison (swap_uint32): the swap undoes
       what another thread has stored between.
     - The **visible effect** is the first write to the guest's memory (a compare-and-swap counts, stored or not), or
-      :meth:`effect`. A handler that fetches after it can no longer fail as if nothing had happened.
+      :meth:`effect`. A handler that fetches after it can no longer fail as if nothing had happened; one that comes to
+      the same :meth:`effect` again, as on a retry after a fault, **repeats** it. Calls with ``late_fetches`` may.
     - Fetches are **stray** outside the ``reads`` of the call, and writes outside its ``writes``, if it has them.
     - A **leak** is bytes of :meth:`buffer`, or :meth:`poison`, that were never stored, and are written to the guest.
       Four or more are found at once, as the padding of a struct two or three at the second call and one at the fourth,
@@ -138,7 +142,10 @@ class DoubleFetchDetector(ObservedIO):
         call = current()
         if call is not None:
             state: _State = self._state(call)
-            state.effect = state.effect or here(1)
+            place = here(1)
+            if state.effect == place and not call.late_fetches:
+                self._find(call, FindingKind.REPEATED_EFFECT, [(0, 0)], place)
+            state.effect = state.effect or place
 
     def buffer(self, n: int) -> bytearray:
         """A buffer of n bytes for a handler to fill and write to the guest. What it does not fill is found then.

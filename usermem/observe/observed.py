@@ -71,6 +71,9 @@ class ObservedIO(IO):
     """Whether an access is passed on unseen, given its call, its address or ranges, and its buffer or length."""
 
     def __init__(self, io: IO) -> None:
+        """Raises TypeError if io has not the methods of an IO."""
+        if not hasattr(io, "copy_out_from"):
+            raise TypeError(f"io must be an IO, not {type(io).__name__}")
         self.arch: Arch = arch_of(io)
         self.io = io
         find = getattr(io, "futex_key", None)

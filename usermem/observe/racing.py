@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from attrs import fields, frozen
+from attrs import frozen
 
 from safemem.buffers import check_count
 from usermem.errors import FaultError
@@ -15,7 +15,7 @@ from usermem.memory_io import IO
 from usermem.observe.access import ATOMICS, FETCHES, Access
 from usermem.observe.fetched import Fetched, fetched_spans
 from usermem.observe.observed import ObservedIO, memory_of
-from usermem.observe.shown import shown
+from usermem.observe.shown import checked, shown
 from usermem.observe.system_call import current
 
 
@@ -28,13 +28,11 @@ class Race:
     no byte.
     """
 
-    refetch: int = 0
-    byte: int = 0
-    value: int = 0
+    refetch: int = checked(check_count, "refetch", 0)
+    byte: int = checked(check_count, "byte", 0)
+    value: int = checked(check_count, "value", 0)
 
     def __attrs_post_init__(self) -> None:
-        for each in fields(Race):
-            check_count(getattr(self, each.name), each.name)
         if self.value > 255:
             raise ValueError(f"value must be a byte: {self.value}")
 
@@ -55,9 +53,12 @@ class RacingIO(ObservedIO):
     """
 
     def __init__(self, io: IO, races: Iterable[Race]) -> None:
+        """Raises TypeError if races are no Races."""
         super().__init__(io)
         self.raced: deque[tuple[int, int, int]] = deque(maxlen=1000)
         self._races = tuple(races)
+        if not all(isinstance(race, Race) for race in self._races):
+            raise TypeError(f"races must be Races: {self._races}")
         self._refetches = itertools.count()
 
     def _new_state(self) -> Fetched:

@@ -84,32 +84,29 @@ class SystemCall:
 
     def __enter__(self) -> Self:
         self.waiting = False
+        outer = _CURRENT.get()
+        self.outer.append(outer)
         try:
-            self.outer.append(_CURRENT.get())
             _CURRENT.set(self)
             return self
         except BaseException:  # an interrupt: the ``with`` does not begin, and nobody would end it
-            self._leave()
+            _CURRENT.set(outer)
+            self.outer.pop()
             raise
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if exc is not None:
-                try:
-                    self.result = linux_result(exc)
-                except TypeError:
-                    self.error = type(exc).__name__
-        finally:
-            self._leave()
+        # First of all, since an interrupt may come at any line; and no reset by a token, because a generator may end
+        # its ``with`` in another context than it began it.
+        _CURRENT.set(self.outer[-1])
+        self.outer.pop()
+        if exc is not None:
+            try:
+                self.result = linux_result(exc)
+            except TypeError:
+                self.error = type(exc).__name__
         if not self.waiting:
             for observer in tuple(self.states):
                 observer.call_ended(self)
-
-    def _leave(self) -> None:
-        # No reset by a token: a generator may end its ``with`` in another context than it began it.
-        if self.outer:
-            _CURRENT.set(self.outer[-1])
-            self.outer.pop()
 
     def __str__(self) -> str:
         """``read(3, 0x10000, 48) = 48``, as strace(1) has it; ``= ?`` while there is no result."""

@@ -45,14 +45,16 @@ class TracingIO(ObservedIO):
         on_access: Callable[[Access], object] | None = None,
         on_call: Callable[[SystemCall], object] | None = None,
     ) -> None:
-        """Raises ValueError if limit < 1."""
+        """Raises ValueError if limit < 1; TypeError if ``only`` is no Filter."""
         super().__init__(io)
         self._limit = check_positive(limit, "limit")
         self._ring: deque[Access] = deque(maxlen=self._limit)
         self._on_access = on_access
         self._on_call = on_call
         if only is not None:
-            self._excludes = only.excludes()
+            if not isinstance(only, Filter):
+                raise TypeError(f"only must be a Filter, not {type(only).__name__}")
+            self._excludes = only.excludes(self.arch)
 
     @property
     def accesses(self) -> list[Access]:
