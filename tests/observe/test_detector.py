@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import pickle
 import random
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,7 +34,7 @@ from usermem.observe import (
     SystemCall,
     TracingIO,
 )
-from usermem.observe.place import here
+from usermem.observe.place import Place, here
 from usermem.observe.poison import find_poison, poisoned
 
 HERE = __file__
@@ -473,3 +476,20 @@ def test_places_compare_by_caller() -> None:
     assert one != two
     places = [here(0) for _ in range(2)]
     assert places[0] == places[1]
+
+
+def test_places_have_up_to_five_callers() -> None:
+    """All of them where there are fewer, as in a thread whose function is the handler."""
+
+    def depth(n: int) -> int:
+        return len(Place.of(here(0)).lines) if n == 0 else depth(n - 1)
+
+    assert depth(0) == depth(9) == 5
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(depth, 0).result() == 5  # run, _worker, run, _bootstrap_inner come before it
+    found: list[int] = []
+    _thread.start_new_thread(lambda: found.append(depth(0)), ())
+    limit = time.monotonic() + 10
+    while not found and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert found == [2]

@@ -210,6 +210,8 @@ class DoubleFetchDetector(ObservedIO):
 
     def _outside(self, spans: list[tuple[int, int]], allowed: list[AddrRangeSeq]) -> list[tuple[int, int]]:
         """The parts of [start, end) spans, without pointer tags, that lie in none of the ranges."""
+        if not allowed:
+            return spans
         pairs = [(self.arch.untagged(addr), length) for ars in allowed for addr, length in ars.pairs()]
         holes = sorted((start, start + length) for start, length in pairs)
         found = []
@@ -249,8 +251,10 @@ class DoubleFetchDetector(ObservedIO):
         first: Callers | None = None,
     ) -> None:
         """Note a finding about the first of some spans, if there is any, and if it is new."""
+        if not spans:
+            return
         key = (kind, call.name, callers, first)
-        if not spans or key in self._found or len(self._found) >= self._limit:
+        if key in self._found or len(self._found) >= self._limit:
             return
         places = Place.of(callers), None if first is None else Place.of(first)
         finding = self._found[key] = Finding(kind, call.name, AddrRange(*spans[0]), *places)

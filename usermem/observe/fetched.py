@@ -61,8 +61,9 @@ class Fetched:
                 items[-1] = items[-1][0], end, value
                 return []
         found = [part for start, end in spans for part in self.overlaps(start, end)]
-        for start, end in spans:
-            self.add(start, end, value)
+        if [part[:2] for part in found] != spans:  # else all of it is there
+            for start, end in spans:
+                self.add(start, end, value)
         return found
 
     def overlaps(self, start: int, end: int) -> list[Interval]:

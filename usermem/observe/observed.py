@@ -157,8 +157,10 @@ class ObservedIO(IO):
 
     def _make(self, access: Access, args: tuple[Any, ...]) -> int:
         """Carry out an access on the memory beneath, by the arguments of its method."""
-        result: int = getattr(self.io, access.call)(*args, ignore_permissions=access.ignore_permissions)
-        return result
+        method: Callable[..., int] = getattr(self.io, access.call)
+        if not access.ignore_permissions:
+            return method(*args)  # a keyword takes 0.1 us
+        return method(*args, ignore_permissions=True)
 
     def _after(self, access: Access) -> None:
         """See an access that has ended. What this raises comes out of the access, whose bytes have moved."""
