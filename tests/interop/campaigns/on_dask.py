@@ -1,6 +1,7 @@
 """A campaign over a cluster of dask.distributed: workers load one snapshot, and seeds are mapped over them.
 
-``python on_dask.py SEEDS [SCHEDULER]``: without a scheduler's address, two processes on this machine.
+In ``tests/interop``: ``python -m campaigns.on_dask SEEDS [SCHEDULER]``. Without a scheduler's address it starts two
+processes on this machine.
 """
 
 from __future__ import annotations
