@@ -75,9 +75,7 @@ class Fetched:
         i = bisect_left(items, (start,))
         if i and items[i - 1][1] > start:
             i -= 1
-        for first, last, value in items[i:]:
-            if first >= end:
-                break
+        for first, last, value in items[i : bisect_left(items, (end,), i)]:
             found.append((max(first, start), min(last, end), value))
         return found
 
