@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import weakref
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import pytest
 
 from hostarch import AMD64, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc, WriterFunc
-from usermem import AddressSpace, FaultError, FaultReason, copy_in_vec, copy_string_in, linux_result
-from usermem.memories import FunctionIO
+from usermem import AddressSpace, FaultError, FaultReason, copy_in_vec, copy_string_in, copy_struct_in, linux_result
+from usermem.memories import FunctionIO, RemoteIO
 
 PAGE = AMD64.page_size
 BASE = 0x10000
@@ -347,3 +348,22 @@ def test_nothing_keeps_a_callers_buffer(space: AddressSpace, kind: Any) -> None:
         assert io.copy_out_from(seq((BASE + PAGE, 4)), source) == 4
     finally:
         gc.enable()
+
+
+def test_a_process_that_ends_while_its_struct_is_read_gives_its_errno() -> None:
+    """The bytes before are no result, though they were moved."""
+
+    class Ends(RemoteIO):
+        def read(self, addr: int, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
+            if addr:
+                raise ProcessLookupError(errno.ESRCH, "No such process")
+            return len(buffer)
+
+        def write(self, addr: int, data: memoryview, *, ignore_permissions: bool = False) -> int:
+            raise NotImplementedError
+
+    with pytest.raises(ProcessLookupError) as caught:
+        copy_struct_in(Ends(AMD64), 0, f"{(1 << 20) + 8}s")
+    error: Any = caught.value
+    assert (error.transferred, len(error.partial)) == (1 << 20, 1 << 20)
+    assert linux_result(error) == -errno.ESRCH
