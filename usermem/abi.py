@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from hostarch import Arch, ByteOrder
 from safemem.buffers import check_count, check_int
-from usermem.errors import FaultError
+from usermem.errors import bytes_before, cut_short
 from usermem.memory_io import IO, arch_of, read_bytes
 
 V = TypeVar("V", bound=tuple[Any, ...])
@@ -201,8 +201,8 @@ class ABIStruct(Generic[V]):
             if not ignore_permissions:  # a call with a keyword takes longer
                 return io.copy_out(addr, data)
             return io.copy_out(addr, data, ignore_permissions=True)
-        except FaultError as fault:
-            fault.partial = data[: fault.transferred]
+        except OSError as error:
+            cut_short(error, data[: bytes_before(error)])
             raise
 
     def _of(self, arch: Arch) -> _Layout[V]:

@@ -15,7 +15,7 @@ from typing import Any
 from hostarch import ByteOrder
 from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred, error
-from usermem.errors import FaultError
+from usermem.errors import cut_short
 from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
 
 _Int = dict[ByteOrder, Struct]
@@ -71,11 +71,11 @@ def copy_struct_from_user(
         raise error(errno.E2BIG, f"a struct of {size} bytes")
     try:
         rest = read_bytes(io, addr + known, size - known, ignore_permissions=ignore_permissions)
-    except FaultError as fault:
-        rest = fault.partial
+    except OSError as exc:
+        rest = getattr(exc, "partial", b"")
         if not any(rest):
-            fault.partial = read_bytes(io, addr, known, ignore_permissions=ignore_permissions) + rest
-            add_transferred(fault, known)
+            cut_short(exc, read_bytes(io, addr, known, ignore_permissions=ignore_permissions) + rest)
+            add_transferred(exc, known)
             raise
     if any(rest):
         raise error(errno.E2BIG, f"a struct of {size} bytes, not all zero behind {known}")

@@ -141,6 +141,17 @@ class BusyError(OSError):
         return (type(self), (self.reason, self.thread), self.__dict__)
 
 
+def bytes_before(error: OSError) -> int:
+    """How many bytes a call had moved when it raised; 0 if the error does not say."""
+    moved: int = getattr(error, "transferred", 0)
+    return moved
+
+
+def cut_short(error: OSError, partial: Any) -> None:
+    """Note on any error the part of a result that is no count: to linux_result it is the errno, whatever has moved."""
+    error.partial = partial  # type: ignore[attr-defined]
+
+
 def linux_result(outcome: int | BaseException) -> int:
     """What a Linux system call returns for a count or an error: the count if anything moved, else ``-errno``.
 

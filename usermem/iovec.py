@@ -15,7 +15,7 @@ from contextlib import suppress
 from hostarch import READ, WRITE, AddrRangeSeq, Arch
 from safemem.buffers import check_count, check_int
 from safemem.errors import add_transferred, error
-from usermem.errors import FaultError, FaultReason, NameTooLongError
+from usermem.errors import FaultError, FaultReason, NameTooLongError, bytes_before, cut_short
 from usermem.io_sequence import IOSequence
 from usermem.memory_io import IO, arch_of, checked_start, read_bytes, write_bytes
 from usermem.scan import scan
@@ -57,14 +57,15 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
     flat: list[int] = []
     left = MAX_RW_COUNT
     simple = True
-    fault: FaultError | None = None
+    fault: OSError | None = None
     for first in range(0, n, _TABLE_CHUNK):
         count = n - first if n - first < _TABLE_CHUNK else _TABLE_CHUNK
         try:
             table = read_bytes(io, addr + first * entry.size, count * entry.size, ignore_permissions=ignore_permissions)
-        except FaultError as exc:
+        except OSError as exc:
             fault = exc.with_traceback(None)
-            table = exc.partial[: exc.transferred // entry.size * entry.size]
+            table = getattr(exc, "partial", b"")
+            table = table[: len(table) // entry.size * entry.size]
             add_transferred(fault, first * entry.size)
         for start, length in entry.iter_unpack(table):
             if start + length > top or length > left:
@@ -76,7 +77,7 @@ def copy_in_iovecs(io: IO, addr: int, n: int, *, ignore_permissions: bool = Fals
             break
     ars = AddrRangeSeq.unchecked(flat, MAX_RW_COUNT - left if simple else _check_ranges(flat, arch))
     if fault is not None:
-        fault.partial = ars
+        cut_short(fault, ars)
         try:
             raise fault
         finally:
@@ -123,9 +124,9 @@ def copy_out_iovecs(io: IO, addr: int, ars: AddrRangeSeq, *, ignore_permissions:
     for packed in table:  # one by one: those before one that leaves user space are written
         try:
             done += io.copy_out(addr + done, packed, ignore_permissions=ignore_permissions)
-        except FaultError as fault:
-            add_transferred(fault, done)
-            fault.partial = b"".join(table)[: fault.transferred]
+        except OSError as exc:
+            add_transferred(exc, done)
+            cut_short(exc, b"".join(table)[: bytes_before(exc)])
             raise
     return done
 
@@ -186,12 +187,13 @@ def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_
     word = arch.pointer.size
     while True:
         n = max(min(_VECTOR_CHUNK, -addr % _PAGE) // word, 1) * word  # not beyond the page: a fault comes in its turn
-        fault: FaultError | None = None
+        fault: OSError | None = None
         try:
             table = scan(addr, word, read_bytes, io, addr, n, ignore_permissions=ignore_permissions)
-        except FaultError as exc:
+        except OSError as exc:
             fault = exc.with_traceback(None)
-            table = exc.partial[: exc.transferred // word * word]
+            table = getattr(exc, "partial", b"")
+            table = table[: len(table) // word * word]
         for (pointer,) in arch.pointer.iter_unpack(table):
             if not pointer:
                 return
@@ -201,7 +203,7 @@ def _copy_in_pointers(io: IO, addr: int, most: int, pointers: list[int], ignore_
             if len(pointers) > most:
                 raise error(errno.E2BIG, f"over {most} bytes of strings")
         if fault is not None:
-            fault.transferred %= word
+            fault.transferred = bytes_before(fault) % word  # type: ignore[attr-defined]
             try:
                 raise fault
             finally:
@@ -235,9 +237,9 @@ def copy_vector_out(
     write_bytes(io, strings_addr, data, ignore_permissions=ignore_permissions)
     try:
         write_bytes(io, addr, table + arch.pointer.pack(0), ignore_permissions=ignore_permissions)
-    except FaultError as fault:
-        fault.partial = data + fault.partial
-        add_transferred(fault, len(data))
+    except OSError as exc:
+        cut_short(exc, data + getattr(exc, "partial", b""))
+        add_transferred(exc, len(data))
         raise
     return len(data)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from hostarch import AMD64, NO_ACCESS, AccessType, AddrRange, AddrRangeSeq, Arch
 from safemem import Reader, Writer
 from safemem.buffers import check_count, check_int
-from usermem.errors import FaultError, FaultReason
+from usermem.errors import FaultError, FaultReason, bytes_before, cut_short
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -87,8 +87,8 @@ def read_bytes(io: IO, addr: int, n: int, *, ignore_permissions: bool = False) -
         addr, buffer = check_int(addr, "addr"), bytearray(check_count(n, "n"))
         try:
             io.copy_in(addr, buffer, ignore_permissions=ignore_permissions)
-        except FaultError as exc:
-            exc.partial = bytes(buffer[: exc.transferred])
+        except OSError as exc:
+            cut_short(exc, bytes(buffer[: bytes_before(exc)]))
             raise
         return bytes(buffer)
     return found
@@ -101,8 +101,8 @@ def write_bytes(io: IO, addr: int, data: bytes, *, ignore_permissions: bool = Fa
     """
     try:
         return io.copy_out(addr, data, ignore_permissions=ignore_permissions)
-    except FaultError as fault:
-        fault.partial = data[: fault.transferred]
+    except OSError as exc:
+        cut_short(exc, data[: bytes_before(exc)])
         raise
 
 

@@ -10,7 +10,8 @@ import re
 
 from hostarch import AddrRangeSeq
 from safemem.buffers import check_count, check_int
-from usermem.errors import FaultError, InvalidIntegerError, NameTooLongError
+from safemem.errors import add_transferred
+from usermem.errors import InvalidIntegerError, NameTooLongError, bytes_before, cut_short
 from usermem.memory_io import IO, read_bytes, write_bytes
 from usermem.scan import scan
 from usermem.vec import copy_in_vec
@@ -49,20 +50,20 @@ def copy_string_in_chunks(
         start = addr + done
         n = min(size, maxlen - done, _CHUNK - start % _CHUNK)
         buffer = bytearray(n)
-        fault: FaultError | None = None
+        fault: OSError | None = None
         try:
             scan(addr, 1, io.copy_in, start, buffer, ignore_permissions=ignore_permissions)
-        except FaultError as exc:
+        except OSError as exc:
             fault = exc.with_traceback(None)
-            buffer = buffer[: exc.transferred]
+            buffer = buffer[: bytes_before(exc)]
         end = buffer.find(0)
         if end >= 0:
             parts.append(bytes(buffer[:end]))
             return b"".join(parts)
         parts.append(bytes(buffer))
         if fault is not None:
-            fault.partial = b"".join(parts)
-            fault.transferred = len(fault.partial)
+            cut_short(fault, b"".join(parts))
+            add_transferred(fault, done)
             try:
                 raise fault
             finally:
@@ -142,8 +143,8 @@ def copy_int32_strings_in_vec(
         consumed = number.end()
     consumed = _start_of_token(data, consumed)
     if fault is not None:
-        fault.partial = (consumed, values)
-        fault.transferred = consumed
+        cut_short(fault, (consumed, values))
+        fault.transferred = consumed  # type: ignore[attr-defined]
         try:
             raise fault
         finally:
@@ -160,21 +161,21 @@ def _start_of_token(data: bytes, start: int) -> int:
     return start
 
 
-def _read_all(io: IO, ars: AddrRangeSeq, ignore_permissions: bool) -> tuple[bytes, FaultError | None]:
+def _read_all(io: IO, ars: AddrRangeSeq, ignore_permissions: bool) -> tuple[bytes, OSError | None]:
     """The bytes at ars up to a fault, and that fault: piece by piece, since a guest may name more than a host has."""
     if len(ars.flat) == 2 and ars.window is None and 0 < ars.flat[1] <= _PIECE:  # as is usual, in a third of the time
         try:
             return read_bytes(io, *ars.flat, ignore_permissions=ignore_permissions), None
-        except FaultError as exc:
-            return exc.partial, exc.with_traceback(None)
+        except OSError as exc:
+            return getattr(exc, "partial", b""), exc.with_traceback(None)
     pieces = []
     while True:
         left = ars.num_bytes
         piece = bytearray(left if 0 <= left < _PIECE else _PIECE)
         try:
             n = copy_in_vec(io, ars, piece, ignore_permissions=ignore_permissions)
-        except FaultError as exc:
-            pieces.append(piece[: exc.transferred])
+        except OSError as exc:
+            pieces.append(piece[: bytes_before(exc)])
             return b"".join(pieces), exc.with_traceback(None)
         pieces.append(piece)
         if n == left:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hostarch import Arch
 from safemem.buffers import check_count, check_int
-from usermem.errors import FaultError, NameTooLongError
+from usermem.errors import NameTooLongError, cut_short
 from usermem.memory_io import IO, arch_of, read_bytes, write_bytes
 from usermem.scan import scan
 
@@ -24,7 +24,7 @@ def copy_utf16_in(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = 
     """
     addr, left = check_int(addr, "addr"), 2 * check_count(maxlen, "maxlen")
     data = bytearray()
-    fault: FaultError | None = None
+    fault: OSError | None = None
     size = 128
     while left and fault is None:
         start = addr + len(data)
@@ -32,9 +32,9 @@ def copy_utf16_in(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = 
         n = min(size, left, _PAGE - start % _PAGE)
         try:
             data += scan(addr, 2, read_bytes, io, start, n, ignore_permissions=ignore_permissions)
-        except FaultError as exc:
+        except OSError as exc:
             fault = exc.with_traceback(None)
-            data += exc.partial
+            data += getattr(exc, "partial", b"")
         end = _find_nul(data, searched)
         if end >= 0:
             return _decoded(data[:end], arch_of(io))
@@ -43,8 +43,8 @@ def copy_utf16_in(io: IO, addr: int, maxlen: int, *, ignore_permissions: bool = 
     string = _decoded(data[: len(data) & -2], arch_of(io))
     if fault is None:
         raise NameTooLongError(string)
-    fault.partial = string
-    fault.transferred = len(data)
+    cut_short(fault, string)
+    fault.transferred = len(data)  # type: ignore[attr-defined]
     try:
         raise fault
     finally:

@@ -123,3 +123,21 @@ def test_elsewhere_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("sum", every=0) as total:
         total.add(progress)
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+class Gone(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stderr", [Gone(), None])
+def test_a_campaign_goes_on_unseen(stderr: Gone | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure of an example is still that, and the count goes on."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with Progress("guest", every=0) as progress:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="x"), progress.example():
+                raise ValueError("x")
+    assert (progress.examples, len(progress.failures)) == (3, 1)

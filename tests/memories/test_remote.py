@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from hostarch import AMD64, WRITE, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, ReaderFunc, WriterFunc
-from usermem import AddressSpace, FaultError, FaultReason, copy_in_vec, copy_out_vec, copy_string_in, linux_result
-from usermem.memories import FunctionIO, remote
+from usermem import (
+    AddressSpace,
+    FaultError,
+    FaultReason,
+    copy_in_vec,
+    copy_out_vec,
+    copy_string_in,
+    copy_struct_in,
+    linux_result,
+)
+from usermem.memories import FunctionIO, RemoteIO, remote
 from usermem.memories.ranges import Ranges
 
 PAGE = AMD64.page_size
@@ -355,3 +366,22 @@ def test_a_vector_stops_at_the_last_byte() -> None:
     assert buffer == debugger.memory[:2] + debugger.memory[9:11]
     with pytest.raises(FaultError):
         copy_in_vec(debugger.io(), seq((BASE, 2), (1 << 60, 0), (BASE, 2)), buffer)
+
+
+def test_a_process_that_ends_while_its_struct_is_read_gives_its_errno() -> None:
+    """The bytes before are no result, though they were moved."""
+
+    class Ends(RemoteIO):
+        def read(self, addr: int, buffer: memoryview, *, ignore_permissions: bool = False) -> int:
+            if addr:
+                raise ProcessLookupError(errno.ESRCH, "No such process")
+            return len(buffer)
+
+        def write(self, addr: int, data: memoryview, *, ignore_permissions: bool = False) -> int:
+            raise NotImplementedError
+
+    with pytest.raises(ProcessLookupError) as caught:
+        copy_struct_in(Ends(AMD64), 0, f"{(1 << 20) + 8}s")
+    error: Any = caught.value
+    assert (error.transferred, len(error.partial)) == (1 << 20, 1 << 20)
+    assert linux_result(error) == -errno.ESRCH

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
+import pickle
+import random
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hostarch import AddrRange, AddrRangeSeq, mman
+from hostarch import ARM64, AddrRange, AddrRangeSeq, mman
 from safemem import BlockSeq, WriterFunc
 from usermem import (
     IO,
@@ -29,7 +34,7 @@ from usermem.observe import (
     SystemCall,
     TracingIO,
 )
-from usermem.observe.place import here
+from usermem.observe.place import Place, here
 from usermem.observe.poison import find_poison, poisoned
 
 HERE = __file__
@@ -253,6 +258,81 @@ class _Short:
         return self.n
 
 
+def test_stray_fetches() -> None:
+    """One byte more than was asked for, as behind the end of a page."""
+    detector = made()
+    with detector.call("write", reads=ranges((0, 8), (16, 4))):
+        fetch(detector, 0, 8)
+        fetch(detector, 18, 2)
+        assert not detector.findings
+        fetch(detector, 16, 5)
+    assert (kinds(detector), detector.findings[0].range) == (["STRAY_FETCH", "DOUBLE_FETCH"], AddrRange(20, 21))
+
+
+def test_ranges_with_pointer_tags() -> None:
+    """The guest's pointer, as the handler was given it, says which bytes may be written."""
+    space = AddressSpace(ARM64)
+    addr = space.mmap(0, 4096, 3, mman.MAP_PRIVATE | ARM64.map_flags.anonymous)
+    detector = DoubleFetchDetector(space)
+    pointer = addr | 0x5A << 56
+    allowed = ranges((pointer, 8))
+    with detector.call("read", reads=allowed, writes=allowed, refetches=allowed):
+        fetch(detector, pointer, 8)
+        fetch(detector, addr, 8)
+        detector.copy_out(pointer, bytes(8))
+    assert not detector.findings
+
+
+@pytest.mark.parametrize("how", ["swap", "compare", "load", "allowed"])
+def test_a_word_that_is_fetched_and_swapped(how: str) -> None:
+    """What is stored in between is lost; not where the swap compares, nor where nothing was fetched by a copy."""
+    detector = made()
+    with detector.call("futex", refetches=how == "allowed"):
+        if how == "load":
+            detector.load_uint32(0)
+        else:
+            first_fetch(detector)
+        if how == "compare":
+            detector.compare_and_swap_uint32(8, 0, 1)
+        else:
+            detector.swap_uint32(8, 1)
+    assert kinds(detector) == ["LOST_UPDATE"] * (how == "swap")
+    if detector.findings:
+        assert detector.findings[0].range == AddrRange(8, 12)
+        assert "in first_fetch" in str(detector.findings[0].first)
+
+
+def test_an_effect_that_is_repeated() -> None:
+    """A retry after a fault sends again; not a second effect elsewhere, nor a call that has many."""
+
+    def send(detector: DoubleFetchDetector, times: int) -> None:
+        for _ in range(times):
+            detector.effect()
+
+    detector = made()
+    with detector.call("sendto"):
+        send(detector, 1)
+        detector.effect()
+    with detector.call("sendmmsg", late_fetches=True):
+        send(detector, 2)
+    assert not detector.findings
+    with detector.call("sendto"):
+        send(detector, 2)
+    assert kinds(detector) == ["REPEATED_EFFECT"]
+    assert str(detector.findings[0]).startswith("sendto: visible effect again\n  at     test_detector.py:")
+
+
+def test_findings_can_be_pickled() -> None:
+    """As they are by the workers of a campaign."""
+    detector = made()
+    with detector.call("read"):
+        first_fetch(detector)
+        second_fetch(detector)
+    again = pickle.loads(pickle.dumps(detector.findings))
+    assert again == detector.findings
+    assert str(again[0]) == str(detector.findings[0])
+
+
 class TestLeaks:
     """Bytes of a poisoned buffer that were never stored."""
 
@@ -290,6 +370,43 @@ class TestLeaks:
         assert not detector.findings
         with pytest.raises(ValueError, match="n must not be negative"):
             detector.buffer(-1)
+
+    @pytest.mark.parametrize(("padding", "calls"), [(3, 2), (2, 2), (1, 4)])
+    def test_short_padding_is_found_in_some_calls(self, padding: int, calls: int) -> None:
+        """What no buffer has by chance each time; the handler's own bytes, the same in each call, are none."""
+        detector = made()
+        for number in range(1, calls + 1):
+            with detector.call("fstat"):
+                detector.buffer(99)
+                data = detector.buffer(24)
+                data[: 8 - padding] = b"\xf5" + bytes(7 - padding)
+                data[8:] = random.Random(number).randbytes(16)
+                detector.copy_out(33, bytes(data))
+            assert len(detector.findings) == (number == calls)
+        assert detector.findings[0].range == AddrRange(41 - padding, 41)
+
+    def test_right_handlers_leak_nothing(self) -> None:
+        """Whatever they store: random bytes, the same bytes, as many as they like."""
+        detector, source = made(1 << 14), random.Random(1)
+        same = poisoned(2) + bytes(6)
+        for number in range(2000):
+            with detector.call("read"):
+                data = detector.buffer(256)
+                data[:] = source.randbytes(256) if number % 2 else same * 32
+                detector.copy_out(0, data)
+        assert not detector.findings
+
+    def test_a_buffer_that_is_used_again(self) -> None:
+        """What an earlier call left in it is no part of the next one."""
+        detector, buffer = made(), bytearray(64)
+        for text in (b"a long secret", b"short"):
+            with detector.call("ioctl"):
+                detector.poison(buffer)
+                buffer[: len(text)] = text
+                detector.copy_out(0, memoryview(buffer)[: 13 if text == b"short" else len(text)])
+        assert [finding.range for finding in detector.findings] == [AddrRange(5, 13)]
+        with pytest.raises(TypeError, match="buffer must be a writable"):
+            detector.poison(b"bytes")
 
     def test_the_search_alone(self) -> None:
         """Of any four bytes of the pattern."""
@@ -359,3 +476,20 @@ def test_places_compare_by_caller() -> None:
     assert one != two
     places = [here(0) for _ in range(2)]
     assert places[0] == places[1]
+
+
+def test_places_have_up_to_five_callers() -> None:
+    """All of them where there are fewer, as in a thread whose function is the handler."""
+
+    def depth(n: int) -> int:
+        return len(Place.of(here(0)).lines) if n == 0 else depth(n - 1)
+
+    assert depth(0) == depth(9) == 5
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(depth, 0).result() == 5  # run, _worker, run, _bootstrap_inner come before it
+    found: list[int] = []
+    _thread.start_new_thread(lambda: found.append(depth(0)), ())
+    limit = time.monotonic() + 10
+    while not found and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert found == [2]

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import errno
+import pickle
 from collections.abc import Callable
 
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
-from hostarch import AMD64, READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, mman
+from hostarch import AMD64, ARM64, READ, READ_WRITE, WRITE, AccessType, AddrRange, AddrRangeSeq, mman
 from safemem import Block, BlockSeq, BlockSeqReader
-from usermem import AddressSpace, BytesIO, FaultError, linux_result
-from usermem.observe import Access, Fault, FaultPlan, FaultyIO
+from usermem import (
+    AddressSpace,
+    BytesIO,
+    FaultError,
+    abi,
+    copy_in_iovecs,
+    copy_in_vector,
+    copy_int32_string_in_vec,
+    copy_int32_strings_in_vec,
+    copy_out_iovecs,
+    copy_string_in,
+    copy_string_out,
+    copy_struct_from_user,
+    copy_struct_in,
+    copy_struct_out,
+    copy_uint32_in,
+    copy_uint32_out,
+    copy_utf16_in,
+    copy_vector_out,
+    linux_result,
+)
+from usermem.observe import Access, Fault, FaultPlan, FaultyIO, Race, RacingIO
+from usermem.observe import faulty as faulty_module
 from usermem.testing import strategies as guests
 from usermem.testing.operations import describe, pattern
 
@@ -278,3 +300,87 @@ def test_drawn_faults(fault: Fault) -> None:
     """As the arguments limit them."""
     assert fault.errno == errno.EIO
     assert fault.byte <= 5
+
+
+WHOLES: dict[str, Callable[[FaultyIO], object]] = {
+    "an int": lambda io: copy_uint32_in(io, 0),
+    "an int out": lambda io: copy_uint32_out(io, 0, 1),
+    "a struct": lambda io: copy_struct_in(io, 0, "QQ"),
+    "a struct out": lambda io: copy_struct_out(io, 0, "QQ", 1, 2),
+    "a struct of a version": lambda io: copy_struct_from_user(io, 0, 40, "QQ"),
+    "a struct of the ABI": lambda io: abi.TIMESPEC.copy_in(io, 0),
+    "a string": lambda io: copy_string_in(io, 0, 60),
+    "a string out": lambda io: copy_string_out(io, 0, b"string"),
+    "a string of 16-bit units": lambda io: copy_utf16_in(io, 0, 30),
+    "a number in decimal": lambda io: copy_int32_string_in_vec(io, AddrRangeSeq([AddrRange(0, 9)])),
+    "numbers in two ranges": lambda io: copy_int32_strings_in_vec(io, AddrRangeSeq.from_pairs([0, 2, 2, 3]), 2),
+    "iovecs": lambda io: copy_in_iovecs(io, 0, 2),
+    "iovecs out": lambda io: copy_out_iovecs(io, 0, AddrRangeSeq.from_pairs([0, 2, 2, 3])),
+    "a vector": lambda io: copy_in_vector(io, 0, 99, 99),
+    "a vector out": lambda io: copy_vector_out(io, 0, [b"sh"], 32),
+}
+
+
+@pytest.mark.parametrize("code", [errno.EFAULT, errno.EIO])
+@pytest.mark.parametrize("name", WHOLES)
+def test_a_part_of_what_is_no_stream_is_no_result(name: str, code: int) -> None:
+    """The system call returns the errno, whichever it is, wherever the fault comes."""
+    for at in (1, 3, 17, 20, 33):
+        io = FaultyIO(BytesIO(bytearray(b"1 2".ljust(64, b"\0"))), FaultPlan(faults=(Fault(addr=at, errno=code),)))
+        result = 0
+        try:
+            WHOLES[name](io)
+        except OSError as exc:
+            result = linux_result(exc)
+        assert result == -code if at <= 3 else result <= 0, at
+
+
+def test_numbers_of_other_classes_become_plain_ones() -> None:
+    """So that the repr of a plan replays it wherever it is read; a plan can be pickled."""
+
+    class Number(int):
+        def __repr__(self) -> str:
+            return "Number"
+
+    one = Number(1)
+    fault = Fault(addr=one, length=one, byte=one, nth=one, seed=one, times=one, errno=one, access=AccessType(2))
+    plan = FaultPlan((one, None), (fault,))
+    assert eval(repr(plan)) == pickle.loads(pickle.dumps(plan)) == plan
+    assert repr([Race(one, one, one)]) == "[Race(refetch=1, byte=1, value=1)]"
+
+
+def test_the_tag_of_a_pointer_hides_no_fault() -> None:
+    """The plan may have the guest's pointer, and the handler another one to the same byte."""
+    space = AddressSpace(ARM64)
+    start = space.mmap(0, 4096, READ_WRITE, mman.MAP_PRIVATE | ARM64.map_flags.anonymous)
+    for tag in (0, 0x5A << 56):
+        io = FaultyIO(space, FaultPlan(faults=(Fault(addr=start + 4 | tag),)))
+        for addr in (start, start | 0x11 << 56):
+            with pytest.raises(FaultError) as caught:
+                io.copy_in(addr, bytearray(8))
+            assert caught.value.transferred == 4
+
+
+def test_faults_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sticky one may be met a million times."""
+    monkeypatch.setattr(faulty_module, "_MOST", 3)
+    io = faulty(Fault())
+    for _ in range(5):
+        moved(lambda: io.copy_in(0, bytearray(1)))
+    assert len(io.injected) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Fault(addr="x"), TypeError, "addr must be an int"),  # type: ignore[arg-type]
+        (lambda: Fault(addr=-1), ValueError, "addr must not be negative"),
+        (lambda: Fault(when=3), TypeError, "when must be a function of an Access"),  # type: ignore[arg-type]
+        (lambda: Fault(probability=float("nan")), ValueError, "probability must lie between"),
+        (lambda: RacingIO(BytesIO(b""), [Fault()]), TypeError, "races must be Races"),  # type: ignore[list-item]
+    ],
+)
+def test_wrong_arguments_are_told_by_name(make: Callable[[], object], error: type[Exception], message: str) -> None:
+    """And what they must be."""
+    with pytest.raises(error, match=message):
+        make()

@@ -84,6 +84,19 @@ def test_what_the_guest_may_not_write_is_changed_if_the_object_allows() -> None:
         assert len(racing.raced) == raced
 
 
+@pytest.mark.parametrize("swap", ["swap_uint32", "compare_and_swap_uint32"])
+def test_a_word_that_was_fetched_is_raced_before_it_is_swapped(swap: str) -> None:
+    """What another thread stored in between is lost by a swap, and refused by a comparison."""
+    memory = bytearray(8)
+    racing = RacingIO(BytesIO(memory), [Race(0, 3, 0x80)])
+    with racing.call("futex"):
+        assert racing.load_uint32(0) == 0
+        word = int.from_bytes(fetched(racing, 0, 4), "little")
+        old = racing.swap_uint32(0, 7) if swap == "swap_uint32" else racing.compare_and_swap_uint32(0, word, 7)
+    assert old == 0x8000_0000
+    assert bytes(memory[:4]) == (b"\7\0\0\0" if swap == "swap_uint32" else b"\0\0\0\x80")
+
+
 @pytest.mark.parametrize("bad", [{"refetch": -1}, {"byte": -1}, {"value": -1}, {"value": 256}])
 def test_bad_races(bad: dict[str, int]) -> None:
     """They are told at once, by name."""

@@ -7,10 +7,12 @@ import errno
 import io
 import json
 import os
+from array import array
+from collections.abc import Callable
 
 import pytest
 
-from hostarch import AMD64, READ, READ_WRITE, WRITE, AddrRange, AddrRangeSeq, mman
+from hostarch import AMD64, ARM64, MIPS, READ, READ_WRITE, WRITE, AddrRange, AddrRangeSeq, Arch, mman
 from safemem import BlockSeq, ReaderFunc
 from usermem import AddressSpace, BytesIO, FaultError, FaultReason, linux_result, readv_fd
 from usermem.iovec import copy_out_iovecs
@@ -284,3 +286,50 @@ def test_an_access_is_completed_before_it_is_shown() -> None:
     with trace.call("read"):
         trace.copy_out(0, b"four")
     assert [(access.tag, access.moved) for access in seen] == [("read", 4)]
+
+
+class Number(int):
+    """An int of the caller's own class, as NumPy's and ctypes' are."""
+
+
+@pytest.mark.parametrize("arch", [AMD64, ARM64, MIPS])
+def test_filters_by_range_see_all_kinds_of_arguments(arch: Arch) -> None:
+    """Integers of other classes, all buffers, pointers with tags."""
+    space = AddressSpace(arch)
+    start = space.mmap(0, 4096, READ_WRITE, mman.MAP_PRIVATE | arch.map_flags.anonymous)
+    trace = TracingIO(space, only=Filter(ranges=ranges((start + 8, 4))))
+    tag = 0x5A << 56 if arch is ARM64 else 0
+    for addr in (start + 8 | tag, Number(start + 11)):
+        trace.copy_in(addr, array("H", [0]))
+        trace.copy_out(addr, memoryview(b"x"))
+        trace.zero_out(addr, Number(2))
+        trace.copy_out_from(ranges((addr, 2)), ReaderFunc(lambda blocks: blocks.num_bytes))
+    assert len(trace.accesses) == 8
+    for addr in (start + 12 | tag, Number(start + 6)):
+        trace.copy_in(addr, array("H", [0]))
+        trace.zero_out(addr, Number(2))
+        trace.copy_out_from(ranges((addr, 2)), ReaderFunc(lambda blocks: blocks.num_bytes))
+    assert len(trace.accesses) == 8
+
+
+def test_one_name_is_enough_for_a_filter() -> None:
+    """And is not taken for its letters."""
+    trace = traced(only=Filter(calls="copy_in", tags="pread"))
+    for name in ("pread", "read"):
+        with trace.call(name):
+            everything(trace)
+    assert [(access.tag, access.call) for access in trace.accesses] == [("pread", "copy_in")]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TracingIO(None), "io must be an IO, not NoneType"),  # type: ignore[arg-type]
+        (lambda: traced(only="copy_in"), "only must be a Filter, not str"),
+        (lambda: Filter(ranges=[AddrRange(0, 8)]), "ranges must be an AddrRangeSeq, not list"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_options_are_told_at_once(make: Callable[[], object], message: str) -> None:
+    """By name, and what they must be."""
+    with pytest.raises(TypeError, match=message):
+        make()

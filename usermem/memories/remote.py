@@ -26,7 +26,7 @@ from hostarch import READ, WRITE, AccessType, AddrRangeSeq, Arch
 from safemem import BlockSeq, Reader, Writer
 from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import add_transferred, error, moved_count
-from usermem.errors import FaultError, FaultReason
+from usermem.errors import FaultError, FaultReason, bytes_before, cut_short
 from usermem.iovec import UIO_MAXIOV
 from usermem.memories.ranges import Ranges, first_bytes
 from usermem.memories.undelivered import Undelivered
@@ -136,8 +136,8 @@ class RemoteIO(IO):
                     return bytes(data)
         except BaseException as exc:
             add_transferred(exc, len(data))
-            if isinstance(exc, FaultError):
-                exc.partial = bytes((data + piece)[: exc.transferred])
+            if isinstance(exc, OSError):
+                cut_short(exc, bytes((data + piece)[: bytes_before(exc)]))
             raise
 
     def copy_struct_in(self, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:

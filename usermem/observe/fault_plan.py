@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from hostarch import READ_WRITE, AccessType, Arch
-from safemem.buffers import check_count, check_positive
+from safemem.buffers import check_count, check_int, check_positive
 from usermem.observe.access import Access
 from usermem.observe.observed import unseen
-from usermem.observe.shown import shown
+from usermem.observe.shown import checked, shown
 
 
 @frozen(kw_only=True, repr=False)
@@ -30,23 +30,20 @@ class Fault:
     exact ``transferred``.
     """
 
-    addr: int | None = None
-    length: int = 1
-    byte: int = 0
-    access: AccessType = READ_WRITE
+    addr: int | None = checked(check_count, "addr", None)
+    length: int = checked(check_positive, "length", 1)
+    byte: int = checked(check_count, "byte", 0)
+    access: AccessType = field(default=READ_WRITE, converter=AccessType)
     when: Callable[[Access], bool] | None = None
-    nth: int | None = None
-    probability: float = 1.0
-    seed: int = 0
-    times: int | None = None
-    errno: int = errno.EFAULT
+    nth: int | None = checked(check_count, "nth", None)
+    probability: float = field(default=1.0, converter=float)
+    seed: int = checked(check_int, "seed", 0)
+    times: int | None = checked(check_positive, "times", None)
+    errno: int = checked(check_positive, "errno", errno.EFAULT)
 
     def __attrs_post_init__(self) -> None:
-        check_count(self.byte, "byte")
-        check_count(0 if self.nth is None else self.nth, "nth")
-        check_positive(self.length, "length")
-        check_positive(1 if self.times is None else self.times, "times")
-        check_positive(self.errno, "errno")
+        if self.when is not None and not callable(self.when):
+            raise TypeError(f"when must be a function of an Access, not {type(self.when).__name__}")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must lie between 0 and 1: {self.probability}")
 
@@ -140,6 +137,7 @@ class ArmedFault(Armed):
         self.fault = fault
         self.errno = fault.errno
         self._arch = arch
+        self._addr = None if fault.addr is None else arch.untagged(fault.addr)
         self._seen = itertools.count()
         self._left = fault.times
         self._draw: Callable[[], float] | None = None
@@ -153,7 +151,7 @@ class ArmedFault(Armed):
         if not fault.access & access.access or (fault.when is not None and not unseen(fault.when, access)):
             return None
         found: int | None = fault.byte
-        if fault.addr is not None and (found := self._reached(access, fault.addr)) is None:
+        if self._addr is not None and (found := self._reached(access, self._addr)) is None:
             return None
         nth = next(self._seen)
         if fault.nth not in (None, nth) or (self._draw is not None and self._draw() >= fault.probability):

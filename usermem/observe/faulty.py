@@ -24,13 +24,14 @@ from usermem.observe.observed import ObservedIO, unseen
 from usermem.resolver import addr_at, checked_count
 
 _TOP: Final = 1 << 64
+_MOST: Final = 10_000
 
 
 class FaultyIO(ObservedIO):
     """An IO over another one, with the faults of a plan; the reason of a FaultError is ``injected``.
 
-    ``injected`` lists the errors so far, FaultErrors and OSErrors of other errnos, each as a twin of the one that was
-    raised: without its traceback, which keeps the caller's buffers. Where the memory itself faults before the plan
+    ``injected`` lists the first 10,000 errors, FaultErrors and OSErrors of other errnos, each as a twin of the one that
+    was raised: without its traceback, which keeps the caller's buffers. Where the memory itself faults before the plan
     does, its own fault comes. A stream that stops before the fault does not meet it.
 
     ``on_fault`` is as AddressSpace's: called with the first address that is about to fault and the access, before a
@@ -107,7 +108,8 @@ class FaultyIO(ObservedIO):
     def _error(self, access: Access, addr: int, transferred: int, armed: Armed) -> OSError:
         armed.injected()
         twins = [_error(armed.errno, access.access, addr, transferred) for _ in range(2)]
-        self.injected.append(twins[0])
+        if len(self.injected) < _MOST:
+            self.injected.append(twins[0])
         return twins[1]
 
 

@@ -61,8 +61,9 @@ class Fetched:
                 items[-1] = items[-1][0], end, value
                 return []
         found = [part for start, end in spans for part in self.overlaps(start, end)]
-        for start, end in spans:
-            self.add(start, end, value)
+        if [part[:2] for part in found] != spans:  # else all of it is there
+            for start, end in spans:
+                self.add(start, end, value)
         return found
 
     def overlaps(self, start: int, end: int) -> list[Interval]:
@@ -74,9 +75,7 @@ class Fetched:
         i = bisect_left(items, (start,))
         if i and items[i - 1][1] > start:
             i -= 1
-        for first, last, value in items[i:]:
-            if first >= end:
-                break
+        for first, last, value in items[i : bisect_left(items, (end,), i)]:
             found.append((max(first, start), min(last, end), value))
         return found
 

@@ -7,33 +7,32 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from attrs import fields, frozen
+from attrs import frozen
 
 from safemem.buffers import check_count
 from usermem.errors import FaultError
 from usermem.memory_io import IO
-from usermem.observe.access import FETCHES, Access
+from usermem.observe.access import ATOMICS, FETCHES, Access
 from usermem.observe.fetched import Fetched, fetched_spans
 from usermem.observe.observed import ObservedIO, memory_of
-from usermem.observe.shown import shown
-from usermem.observe.system_call import CURRENT
+from usermem.observe.shown import checked, shown
+from usermem.observe.system_call import current
 
 
 @frozen(repr=False)
 class Race:
     """A byte changed: before the refetch number ``refetch`` the byte ``byte`` of it becomes ``value``.
 
-    A refetch is an access that fetches bytes which its system call has fetched before; those are what ``byte`` counts,
-    from 0 and beginning again at their end. Raises ValueError for a number that is negative, or no byte.
+    A refetch is an access that fetches bytes which its system call has fetched before, or swaps such a word; those are
+    what ``byte`` counts, from 0 and beginning again at their end. Raises ValueError for a number that is negative, or
+    no byte.
     """
 
-    refetch: int = 0
-    byte: int = 0
-    value: int = 0
+    refetch: int = checked(check_count, "refetch", 0)
+    byte: int = checked(check_count, "byte", 0)
+    value: int = checked(check_count, "value", 0)
 
     def __attrs_post_init__(self) -> None:
-        for each in fields(Race):
-            check_count(getattr(self, each.name), each.name)
         if self.value > 255:
             raise ValueError(f"value must be a byte: {self.value}")
 
@@ -48,22 +47,26 @@ class RacingIO(ObservedIO):
     """An IO over another one that proves double fetches: it changes bytes between the fetches, as ``races`` say.
 
     Only what a system call (:class:`SystemCall`) fetches again is changed, so that a handler which fetches each byte
-    once gives the same results as without. Bytes are changed in the memory beneath all observers, whatever the guest
-    forbade. ``raced`` are the last 1,000 changes, (address, old value, new value).
+    once, and swaps no word that it has fetched, gives the same results as without. Bytes are changed in the memory
+    beneath all observers, whatever the guest forbade. ``raced`` are the last 1,000 changes, (address, old value, new
+    value).
     """
 
     def __init__(self, io: IO, races: Iterable[Race]) -> None:
+        """Raises TypeError if races are no Races."""
         super().__init__(io)
         self.raced: deque[tuple[int, int, int]] = deque(maxlen=1000)
         self._races = tuple(races)
+        if not all(isinstance(race, Race) for race in self._races):
+            raise TypeError(f"races must be Races: {self._races}")
         self._refetches = itertools.count()
 
     def _new_state(self) -> Fetched:
         return Fetched()
 
     def _make(self, access: Access, args: tuple[Any, ...]) -> int:
-        call = CURRENT.get()
-        if call is not None and access.call in FETCHES:
+        call = current()
+        if call is not None and (access.call in FETCHES or (access.call in ATOMICS and access.access.write)):
             fetched: Fetched = self._state(call)
             again = [part[:2] for span in fetched_spans(self, access) for part in fetched.overlaps(*span)]
             if again:
@@ -74,7 +77,7 @@ class RacingIO(ObservedIO):
         return super()._make(access, args)
 
     def _after(self, access: Access) -> None:
-        call = CURRENT.get()
+        call = current()
         if call is not None and access.call in FETCHES:
             self._state(call).add_all(fetched_spans(self, access, access.moved), None)
 

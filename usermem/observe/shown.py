@@ -1,12 +1,22 @@
-"""The repr of a value, without what has its default, so that eval() gives an equal value."""
+"""Plain values of plans: numbers checked by name, and a repr without what has its default, which eval() makes equal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from attrs import Attribute, fields
+from attrs import Attribute, field, fields
 
 from hostarch import AccessType
+
+
+def checked(check: Callable[[int, str], int], name: str, default: int | None) -> Any:
+    """A field for a number, a plain int whatever kind of integer is given; None where that is the default."""
+
+    def convert(value: int | None) -> int | None:
+        return None if value is None and default is None else check(value, name)  # type: ignore[arg-type]
+
+    return field(default=default, converter=convert)
 
 
 def shown(value: Any) -> str:

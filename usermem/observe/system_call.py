@@ -1,22 +1,36 @@
 """SystemCall: what bounds one system call for all observers.
 
 The innermost ``with`` counts: a call inside another is one of its own. A context variable holds it, so that each
-thread and each asyncio task has its own; threads that a handler starts are in no call.
+thread and each asyncio task has its own. Threads that a handler starts are in no call; asyncio tasks that it starts are
+in its call until that ends.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
+from reprlib import Repr
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from hostarch import AddrRangeSeq
 from usermem.errors import linux_result
 
-CURRENT: Final[ContextVar[SystemCall | None]] = ContextVar("usermem_system_call", default=None)
-"""The system call in which this thread, or this asyncio task, is."""
+_CURRENT: Final[ContextVar[SystemCall | None]] = ContextVar("usermem_system_call", default=None)
+_REPR: Final = Repr()  # what strace(1) does not show whole is cut, and a repr that raises does no harm
+_REPR.maxstring = _REPR.maxother = 48
+
+
+def current() -> SystemCall | None:
+    """The system call in which this thread, or this asyncio task, is.
+
+    A context that was copied while a call ran, or in which a generator began one and ended it in another context, does
+    not learn that it has ended: so the call is asked.
+    """
+    call = _CURRENT.get()
+    return call if call is not None and call.outer else None
+
 
 _DECIMAL = 1 << 12  # integers below are shown in decimal, others are taken for addresses or flags
 
@@ -35,10 +49,11 @@ class SystemCall:
     Any observer's ``call("read", fd, addr, n)`` makes one; all observers that the memory is wrapped in see it.
     ``result`` is for the handler to set; an OSError that leaves the ``with`` sets it to what linux_result() gives.
 
-    The options are for a DoubleFetchDetector. ``writes``: the only ranges that the call may write. ``refetches``:
-    ranges that it may fetch more than once; True for all, as in execve(2), where the path and argv[0] may be one string
-    and are fetched each for itself. ``late_fetches``: it may fetch after its visible effect, as recvmmsg(2) does, which
-    fetches each header after it has filled the one before.
+    The options are for a DoubleFetchDetector. ``reads`` and ``writes``: the only ranges that the call may fetch, and
+    write. ``refetches``: ranges that it may fetch more than once; True for all, as in execve(2), where the path and
+    argv[0] may be one string and are fetched each for itself. ``late_fetches``: it may fetch after its visible effect,
+    as recvmmsg(2) does, which fetches each header after it has filled the one before. Raises TypeError for ranges that
+    are no AddrRangeSeq.
     """
 
     result: int | None = None
@@ -52,25 +67,38 @@ class SystemCall:
         name: str,
         args: tuple[object, ...] = (),
         *,
+        reads: AddrRangeSeq | None = None,
         writes: AddrRangeSeq | None = None,
         refetches: AddrRangeSeq | bool | None = None,
         late_fetches: bool = False,
     ) -> None:
         self.name = name
         self.args = args
-        self.writes = writes
-        self.refetches = refetches
+        self.reads = checked_ranges(reads, "reads")
+        self.writes = checked_ranges(writes, "writes")
+        self.refetches = refetches if isinstance(refetches, bool) else checked_ranges(refetches, "refetches")
         self.late_fetches = late_fetches
         self.states: dict[Observer, Any] = {}  # what each observer knows of this call
-        self._tokens: list[Token[SystemCall | None]] = []
+        self.outer: list[SystemCall | None] = []
+        """For each ``with`` of this call that has not ended, the call that it is in."""
 
     def __enter__(self) -> Self:
         self.waiting = False
-        self._tokens.append(CURRENT.set(self))
-        return self
+        outer = _CURRENT.get()
+        self.outer.append(outer)
+        try:
+            _CURRENT.set(self)
+            return self
+        except BaseException:  # an interrupt: the ``with`` does not begin, and nobody would end it
+            _CURRENT.set(outer)
+            self.outer.pop()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        CURRENT.reset(self._tokens.pop())
+        # First of all, since an interrupt may come at any line; and no reset by a token, because a generator may end
+        # its ``with`` in another context than it began it.
+        _CURRENT.set(self.outer[-1])
+        self.outer.pop()
         if exc is not None:
             try:
                 self.result = linux_result(exc)
@@ -89,7 +117,14 @@ class SystemCall:
 def _shown(arg: object) -> str:
     if isinstance(arg, int) and not isinstance(arg, bool):
         return str(int(arg)) if -_DECIMAL < arg < _DECIMAL else hex(arg)
-    return repr(arg)
+    return _REPR.repr(arg)
+
+
+def checked_ranges(ranges: AddrRangeSeq | None, name: str) -> AddrRangeSeq | None:
+    """The ranges. Raises TypeError, naming the argument, if they are neither None nor an AddrRangeSeq."""
+    if ranges is not None and not isinstance(ranges, AddrRangeSeq):
+        raise TypeError(f"{name} must be an AddrRangeSeq, not {type(ranges).__name__}")
+    return ranges
 
 
 def _returned(result: int | None) -> str:

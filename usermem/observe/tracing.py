@@ -12,7 +12,7 @@ from usermem.memory_io import IO
 from usermem.observe.access import Access
 from usermem.observe.filter import CALLS, Filter
 from usermem.observe.observed import ObservedIO, unseen
-from usermem.observe.system_call import CURRENT, SystemCall
+from usermem.observe.system_call import SystemCall, current
 
 _FASTER: Final = (
     "read_bytes",
@@ -45,14 +45,16 @@ class TracingIO(ObservedIO):
         on_access: Callable[[Access], object] | None = None,
         on_call: Callable[[SystemCall], object] | None = None,
     ) -> None:
-        """Raises ValueError if limit < 1."""
+        """Raises ValueError if limit < 1; TypeError if ``only`` is no Filter."""
         super().__init__(io)
         self._limit = check_positive(limit, "limit")
         self._ring: deque[Access] = deque(maxlen=self._limit)
         self._on_access = on_access
         self._on_call = on_call
         if only is not None:
-            self._excludes = only.excludes()
+            if not isinstance(only, Filter):
+                raise TypeError(f"only must be a Filter, not {type(only).__name__}")
+            self._excludes = only.excludes(self.arch)
 
     @property
     def accesses(self) -> list[Access]:
@@ -92,7 +94,7 @@ class TracingIO(ObservedIO):
         return "  ".join(parts)
 
     def _after(self, access: Access) -> None:
-        call = CURRENT.get()
+        call = current()
         if call is not None:
             access.tag = call.name
             self._state(call).append(access)

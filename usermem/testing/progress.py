@@ -47,7 +47,8 @@ class Tally:
 class Progress(Tally):
     """A tally that is shown on stderr: on a terminal one line that is renewed, else a line from time to time.
 
-    To be entered around the campaign, whose last state is shown at the end. Under pytest ``-s`` lets it through.
+    To be entered around the campaign, whose last state is shown at the end. Under pytest ``-s`` lets it through. Where
+    stderr is closed, or its reader is gone, the campaign goes on unseen.
     """
 
     def __init__(self, name: str, *, every: float | None = None) -> None:
@@ -56,6 +57,7 @@ class Progress(Tally):
         self._name = name
         self._every = every
         self._start = self._shown = time.monotonic()
+        self._seen = sys.stderr is not None
 
     def __enter__(self) -> Progress:
         """The time starts."""
@@ -90,14 +92,21 @@ class Progress(Tally):
         )
 
     def _show_if_due(self) -> None:
-        every = self._every if self._every is not None else 0.2 if sys.stderr.isatty() else 10
+        if not self._seen:
+            return
+        terminal = sys.stderr.isatty()
+        every = self._every if self._every is not None else 0.2 if terminal else 10
         if time.monotonic() - self._shown >= every:
-            self._show(end="" if sys.stderr.isatty() else "\n")
+            self._show(end="" if terminal else "\n")
 
     def _show(self, end: str) -> None:
         self._shown = time.monotonic()
-        line = f"\r{self}\x1b[K" if sys.stderr.isatty() else str(self)
-        print(line, end=end, file=sys.stderr, flush=True)
+        if self._seen:
+            line = f"\r{self}\x1b[K" if sys.stderr.isatty() else str(self)
+            try:
+                print(line, end=end, file=sys.stderr, flush=True)
+            except OSError:  # it must not come out in the place of an example's failure
+                self._seen = False
 
 
 def _raised_at(traceback: TracebackType | None) -> tuple[str, int]:

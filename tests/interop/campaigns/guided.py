@@ -1,4 +1,7 @@
-"""A campaign that coverage guides, by atheris: ``python guided.py CORPUS_FOLDER [libFuzzer's options]``."""
+"""A campaign that coverage guides, by atheris.
+
+In ``tests/interop``: ``python -m campaigns.guided CORPUS_FOLDER [libFuzzer's options]``.
+"""
 
 from __future__ import annotations
 

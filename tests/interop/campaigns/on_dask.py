@@ -1,6 +1,7 @@
 """A campaign over a cluster of dask.distributed: workers load one snapshot, and seeds are mapped over them.
 
-``python on_dask.py SEEDS [SCHEDULER]``: without a scheduler's address, two processes on this machine.
+In ``tests/interop``: ``python -m campaigns.on_dask SEEDS [SCHEDULER]``. Without a scheduler's address it starts two
+processes on this machine.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def main(seeds: int, *scheduler: str) -> None:
             address = scheduler or (opened.enter_context(LocalCluster(**here)),)
             client = opened.enter_context(Client(*address))
             for future in as_completed(client.map(work, range(seeds), path=path, pure=False)):
+                if future.status == "error":  # such as KilledWorker, where a seed ends each worker that runs it
+                    print(future.key, repr(future.exception()), flush=True)
+                    continue
                 tally, failed = future.result()
                 progress.add(tally)
                 if failed:

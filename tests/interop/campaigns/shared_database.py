@@ -1,8 +1,10 @@
 """A campaign of any number of processes that share one example database, in Redis: what one finds, others replay first.
 
-On one machine, and the same on each other one::
+On one machine, and the same on each other one, in ``tests/interop``::
 
-    CAMPAIGN_REDIS=redis://the.host:6379 python -m pytest -s -n auto --dist each shared_database.py
+    CAMPAIGN_REDIS=redis://the.host:6379 python -m pytest -s -n auto --dist each campaigns/shared_database.py
+
+What is found while Redis cannot be written stays in a folder here, and is shared when the campaign is started again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import Phase, given, settings
+from hypothesis.database import DirectoryBasedExampleDatabase, MultiplexedDatabase
 from hypothesis.extra.redis import RedisExampleDatabase
 from redis import Redis
 
@@ -23,7 +26,8 @@ from usermem.testing.progress import Progress
 PROGRESS = Progress(os.environ.get("PYTEST_XDIST_WORKER", "campaign"), every=float(os.environ.get("EVERY", 10)))
 EDGES, GUEST = Edges(sample), sample.begin()
 PHASES = (Phase.reuse, Phase.generate, Phase.shrink)
-DATABASE = RedisExampleDatabase(Redis.from_url(os.environ["CAMPAIGN_REDIS"]))
+SHARED = RedisExampleDatabase(Redis.from_url(os.environ["CAMPAIGN_REDIS"]))
+DATABASE = MultiplexedDatabase(DirectoryBasedExampleDatabase(".hypothesis/examples"), SHARED)
 
 
 @pytest.fixture(scope="module", autouse=True)
