@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -247,6 +248,19 @@ def test_files() -> None:
             cpu.load(BASE + 8 * PAGE)
         file.seek(0)
         assert file.read(1) == b"f"
+
+
+def test_behind_the_end_of_a_file() -> None:
+    """SIGBUS, as the CPU has it: no region can be had for such a page."""
+    with AddressSpace() as space, tempfile.TemporaryFile(buffering=0) as file:
+        file.write(b"f" * 10)
+        cpu = CPU(space, copy_files=True)
+        for at, prot in ((BASE, mman.PROT_READ), (BASE + 4 * PAGE, RW)):
+            space.mmap(at, 2 * PAGE, prot, mman.MAP_PRIVATE | mman.MAP_FIXED, file.fileno(), 0)
+            assert cpu.load(at) == ord("f")
+            fault = cpu.load(at + PAGE + 5)
+            assert isinstance(fault, FaultError)
+            assert (fault.address, fault.access, fault.signo, fault.si_code) == (at + PAGE + 5, READ, signal.SIGBUS, 2)
 
 
 def test_snapshots_of_the_engines_memory_are_refused(cpu: CPU) -> None:

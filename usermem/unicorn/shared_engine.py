@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from hostarch import EXECUTE, mman
 from safemem.buffers import check_count, check_int
+from usermem.errors import FaultError
 from usermem.mm.listeners import ChangeKind
 from usermem.unicorn import engine
 from usermem.unicorn.engine import PAGE, Engine
@@ -27,7 +28,6 @@ from usermem.unicorn.regions import MANY, Region, Regions, joined
 
 if TYPE_CHECKING:
     from usermem.address_space import AddressSpace
-    from usermem.errors import FaultError
     from usermem.mm.host_runs import GuestRun
 
 # What is mapped around an access, in bytes: beside what is there already, usually, and where mappings are many.
@@ -276,20 +276,29 @@ class SharedEngine:
         if self._closed:  # by a hook of the space
             return False
         if fault is not None:
-            # An access that goes on in a page without the right faults byte by byte: the first counts.
-            if self._fault is None or addr != self._last + 1:
-                self._fault = self._space.range_fault(addr, 1, kind) or fault
-            self._last = addr
+            self._note(addr, self._space.range_fault(addr, 1, kind) or fault)
             return False
         found = self._regions.prot(addr)
         if found is None:
-            self._fill(addr // PAGE * PAGE)
+            behind = self._fill(addr // PAGE * PAGE)
+            if behind is not None:
+                self._note(addr, FaultError(addr, kind, behind.reason))
+                return False
         elif not found & kind:
             self._match(addr // PAGE * PAGE, addr // PAGE * PAGE + PAGE)
         return bool((self._regions.prot(addr) or 0) & kind)
 
-    def _fill(self, page: int) -> None:
-        """Map what the engine does not have of the window around a page. Raises ValueError for a file's memory."""
+    def _note(self, addr: int, fault: FaultError) -> None:
+        """An access that goes on in a page without the right faults byte by byte: the first counts."""
+        if self._fault is None or addr != self._last + 1:
+            self._fault = fault
+        self._last = addr
+
+    def _fill(self, page: int) -> FaultError | None:
+        """Map what the engine does not have of the window around a page. Raises ValueError for a file's memory.
+
+        Returns what the space says of a page behind its file's end, which nothing can be mapped for.
+        """
         regions = self._regions
         before, after = regions.gap(page)
         usual = page // _USUAL * _USUAL
@@ -308,8 +317,13 @@ class SharedEngine:
         for region in wanted:
             regions.add(region)
         if regions.prot(page) is None:
+            try:
+                self._space.copy_in(page, bytearray(1), ignore_permissions=True)
+            except FaultError as fault:
+                return fault.with_traceback(None)
             self._space.host_runs(page, page + PAGE)
             raise ValueError(f"the memory at {page:#x} is not mapped in the engine")
+        return None
 
     def _checked_ctl(self, ctl: int, op: int, *args: Any) -> Any:
         """Uc.ctl, which all its controls go through, without snapshots of memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from usermem import AddressSpace
 
 String = str | bytes
 _SCRIPTS: Final = 5
-_LINE: Final = 255
+_LINE: Final = 256
 
 
 @frozen
@@ -51,7 +52,7 @@ def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequenc
     at = cwd if at < 0 else at
     argv = list(argv)
     name = path.rpartition(b"/")[2][:15]
-    for _ in range(_SCRIPTS):
+    for _ in range(_SCRIPTS + 1):
         line = _first_line(path, at)
         if line is None:
             break
@@ -87,8 +88,10 @@ def _first_line(path: bytes, at: int) -> list[bytes] | None:
         os.close(file)
     if not head.startswith(b"#!"):
         return None
-    words = head[2:].split(b"\n", 1)[0].strip(b" \t").split(None, 1)
-    if not words:
+    line, newline, _ = head[2:].partition(b"\n")
+    whole = newline or len(head) < _LINE
+    words = re.split(rb"[ \t]+", line[: _LINE - 3].partition(b"\0")[0].strip(b" \t"), maxsplit=1)
+    if not words[0] or (not whole and len(words) == 1):
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
     return words
 
