@@ -101,13 +101,13 @@ def writev_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = 
 
 
 def preadv_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
-    """preadv(2): as :func:`readv_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd too."""
+    """preadv(2): as :func:`readv_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd."""
     offset = _checked_offset(offset)
     return _transfer(FDReader(fd, offset), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
 
 def pwritev_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
-    """pwritev(2): as :func:`writev_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd too."""
+    """pwritev(2): as :func:`writev_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd."""
     offset = _checked_offset(offset)
     return _transfer(FDWriter(fd, offset), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 

@@ -17,7 +17,7 @@ from simulator.files import OpenFile, kept
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting
-from usermem import copy_int32_in, copy_string_in, copy_int32_out, copy_struct_out, read_bytes, write_bytes
+from usermem import copy_int32_in, copy_int32_out, copy_string_in, copy_struct_out, read_bytes, write_bytes
 
 _AT_FDCWD: Final = -100
 _HOST_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -111,7 +111,7 @@ def _maps(task: Task) -> int:
 
 @syscall(319)
 def sys_memfd_create(task: Task, name: int, flags: int) -> Result:
-    host = os.memfd_create(copy_string_in(task.memory, name, 250), flags & 0xFFFF_FFFF | os.MFD_CLOEXEC)
+    host = os.memfd_create(os.fsdecode(copy_string_in(task.memory, name, 250)), flags & 0xFFFF_FFFF | os.MFD_CLOEXEC)
     return task.files.open_host(host, os.O_CLOEXEC if flags & os.MFD_CLOEXEC else 0)
 
 
@@ -164,7 +164,7 @@ def sys_pipe2(task: Task, fds: int, flags: Int) -> Result:
     with kept(files):
         try:
             for file in files:
-                opened.append(task.files.install(file, cloexec=bool(flags & os.O_CLOEXEC)))  # noqa: PERF401
+                opened.append(task.files.install(file, cloexec=bool(flags & os.O_CLOEXEC)))
             copy_struct_out(task.memory, fds, "ii", *opened)
         except OSError:
             for fd in opened:
