@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from enum import Enum
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ _ARGUMENTS: Final = [getattr(x86, f"UC_X86_REG_{name}") for name in ("RAX", "RDI
 _NOWHERE: Final = 1 << 63  # no canonical address: the program never gets to the end that emu_start is told
 _unicorn: Any = unicorn  # which has no types
 _CODE_BUFFER: Final = 32 << 20  # for translated code, in bytes; Unicorn's own would reserve 1 GiB a task
+_ROOM: Final = 2 * _CODE_BUFFER
+"""The host memory that an engine may need, in bytes."""
 _SLICE: Final = 1_000_000  # instructions, or 9 ms
 _TRAPS: Final = {0: (8, 1), 1: (5, 2), 3: (5, SI_KERNEL), 4: (11, SI_KERNEL), 16: (8, 3), 19: (8, 3)}
 """Interrupts, as signals and si_codes: arch/x86/kernel/traps.c."""
@@ -52,7 +55,8 @@ class CPU:
     """The registers of a task, and the engine that changes them."""
 
     def __init__(self, space: AddressSpace, like: CPU | None = None) -> None:
-        """Registers are zero, or those of another CPU."""
+        """Registers are zero, or those of another CPU. Raises OSError (ENOMEM) where Unicorn would end this process."""
+        mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE, prot=0).close()
         self.uc = _unicorn.Uc(_unicorn.UC_ARCH_X86, _unicorn.UC_MODE_64)
         self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         self.shared = share(self.uc, space, copy_files=True)
@@ -115,6 +119,8 @@ class CPU:
             fault = self.shared.take_fault()
         except ValueError:  # a shared mapping of a file that can be written: no engine may have it
             return Siginfo(7, SI_KERNEL)
+        except MemoryError:  # the host has none left: pagefault_out_of_memory()
+            return Siginfo(9, SI_KERNEL)
         if fault is None:
             return None
         if _CANONICAL <= fault.address < (1 << 64) - _CANONICAL:

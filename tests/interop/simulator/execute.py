@@ -13,7 +13,7 @@ from typing import Final
 from attrs import frozen
 from elftools.common.exceptions import ELFError
 
-from elf_loader import Program, load
+from elf_loader import load
 from hostarch import auxvec
 from simulator.cpu import CPU
 from simulator.process import Memory, Process, new_space
@@ -29,18 +29,16 @@ class Image:
     """A program in memory of its own."""
 
     space: AddressSpace
-    program: Program
+    cpu: CPU
     exe: str
     name: bytes
 
     def take_over(self, process: Process) -> CPU:
-        """Be what a process runs, on a new CPU."""
+        """Be what a process runs, on its CPU. This cannot fail any more."""
         process.memory.put()
         process.memory = Memory(self.space, process.kernel.wrap)
         process.exe, process.name = self.exe, self.name
-        cpu = CPU(self.space)
-        cpu.jump(self.program.entry, self.program.stack.pointer)
-        return cpu
+        return self.cpu
 
 
 def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequence[String], at: int = -1) -> Image:
@@ -65,7 +63,9 @@ def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequenc
     file = f"/proc/self/fd/{host}"
     try:
         program = load(space, file, argv, envp, name=os.fsdecode(path), auxv=_identity())
-        return Image(space, program, str(Path(file).readlink()), name)
+        cpu = CPU(space)
+        cpu.jump(program.entry, program.stack.pointer)
+        return Image(space, cpu, str(Path(file).readlink()), name)
     except ELFError:
         space.close()
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC)) from None

@@ -138,15 +138,12 @@ class Files:
     def install(self, file: OpenFile, *, cloexec: bool = False, lowest: int = 0) -> int:
         """Give a file the lowest free descriptor. Raises OSError (EMFILE), and lets the file go then."""
         file.get()
-        fd = next(fd for fd in self._numbers(lowest) if fd not in self.table)
-        if fd >= self.limit:
+        fd = next((fd for fd in range(lowest, self.limit) if fd not in self.table), -1)
+        if fd < 0:
             file.put()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.table[fd] = Descriptor(file, cloexec)
         return fd
-
-    def _numbers(self, lowest: int) -> Iterator[int]:
-        return iter(range(lowest, max(lowest, self.limit) + 1))
 
     def install_at(self, fd: int, file: OpenFile, *, cloexec: bool = False) -> int:
         """dup3(2): put a file at a number, and close what is there. Raises OSError (EBADF)."""

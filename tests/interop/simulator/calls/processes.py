@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from simulator import signals
@@ -38,6 +38,7 @@ _CLONE_NEW: Final = 0x7E02_0000  # namespaces, of which there is one each
 _CLONE_CLEAR_SIGHAND: Final = 1 << 32
 _NEEDS: Final = {_CLONE_THREAD: _CLONE_SIGHAND, _CLONE_SIGHAND: _CLONE_VM}
 
+_MOST_TASKS: Final = 512  # of 2 MiB each
 _ARG_MAX: Final = 6 << 20
 _LONGEST: Final = 32 * 4096  # MAX_ARG_STRLEN
 
@@ -73,9 +74,13 @@ def _clone(task: Task, flags: int, stack: int, tids: tuple[int, int], tls: int) 
     if flags & _CLONE_SIGHAND and flags & _CLONE_CLEAR_SIGHAND:
         return -errno.EINVAL
     kernel, parent_tid, child_tid = task.kernel, *tids
+    if len(kernel.tasks) >= _MOST_TASKS:
+        return -errno.EAGAIN
     tid = kernel.new_pid()
-    process = task.process if flags & _CLONE_THREAD else _child(task.process, tid, flags)
-    cpu = CPU(process.memory.space, task.cpu)
+    with ExitStack() as undo:
+        process = task.process if flags & _CLONE_THREAD else _child(task.process, tid, flags, undo)
+        cpu = CPU(process.memory.space, task.cpu)
+        undo.pop_all()
     cpu.set_result(0)
     if stack:
         cpu.jump(cpu.rip, stack)
@@ -95,13 +100,16 @@ def _clone(task: Task, flags: int, stack: int, tids: tuple[int, int], tls: int) 
     return _until_it_has_its_own_memory(child) if flags & _CLONE_VFORK else tid
 
 
-def _child(parent: Process, pid: int, flags: int) -> Process:
-    """A new process. Raises OSError."""
+def _child(parent: Process, pid: int, flags: int, undo: ExitStack) -> Process:
+    """A new process. Raises OSError, MemoryError; what has been done by then, ``undo`` undoes."""
     kernel = parent.kernel
     memory = parent.memory.get() if flags & _CLONE_VM else Memory(parent.memory.space.fork(), kernel.wrap)
+    undo.callback(memory.put)
     files = parent.files.get() if flags & _CLONE_FILES else parent.files.copy()
+    undo.callback(files.put)
     owner = parent.parent if flags & _CLONE_PARENT else parent
     directory = parent.directory.get() if flags & _CLONE_FS else parent.directory.copy()
+    undo.callback(directory.put)
     child = Process(kernel, pid, owner, memory, files, directory, parent.pgid, parent.sid)
     child.exe, child.name, child.limits = parent.exe, parent.name, dict(parent.limits)
     if flags & _CLONE_SIGHAND:
@@ -111,6 +119,7 @@ def _child(parent: Process, pid: int, flags: int) -> Process:
     child.exit_signal = flags & 0xFF
     if owner is not None:
         owner.children.append(child)
+        undo.callback(owner.children.remove, child)
     return child
 
 
