@@ -124,7 +124,7 @@ static void pipes(void) {
     SHOW(write(pipe_ends[0], bytes, 1));
     SHOW(read(pipe_ends[1], bytes, 1));
     pthread_create(&thread, NULL, read_one, NULL);
-    usleep(20000);
+    usleep(100000);
     close(pipe_ends[0]);
     SHOW(open("/dev/zero", O_RDONLY) == pipe_ends[0]);
     SHOW(write(pipe_ends[1], "x", 1));
