@@ -282,7 +282,7 @@ def test_a_killed_launcher() -> None:
 
 def test_a_program_that_kills_the_launcher() -> None:
     """What has made a call is killed when the supervisor is left."""
-    script = "kill -9 $PPID; exec sleep 50"
+    script = "kill -9 $PPID; kill -STOP $$"
     with limited(), tempfile.TemporaryFile() as out:
         supervisor = Supervisor(["sh", "-c", f"echo $$; {script}"], {"execve": None}, stdout=out)
         with supervisor, pytest.raises(ChildProcessError):
