@@ -87,7 +87,7 @@ APPLETS = {
     "true": "true",
     "false": "false",
     "usage": "cut",
-    "timeout": "timeout 1 sleep 20",
+    "timeout": "timeout 0.2 sleep 20",
     "sleep": "sleep 0.05",
     "id": "id -u",
     "uname": "uname -srm",
@@ -137,7 +137,7 @@ SCRIPTS = {
     "stopped": "sh -c 'kill -STOP $$; exit 3' & sleep 0.1; kill -CONT $!; wait $!; echo $?",
     "memory limit": "ulimit -v 20000; dd if=/dev/zero of=big bs=50000000 count=1 2> /dev/null; echo $?",
     "lock": "flock f sh -c 'flock -n f echo no || echo taken'; flock f echo free",
-    "time limit": "timeout 1 sh -c 'while :; do :; done'; echo $?",
+    "time limit": "timeout 0.2 sh -c 'while :; do :; done'; echo $?",
     "dev fd": "echo x | cat /dev/stdin /dev/fd/0; echo e > /dev/stderr",
 }
 
@@ -164,7 +164,7 @@ DYNAMIC = {
     "od": "od -c words",
     "sed": "sed -n '/apple/{p;=}' words",
     "factor": "factor 1234567890123",
-    "timeout": "timeout 1 sleep 10",
+    "timeout": "timeout 0.2 sleep 10",
     "tail": "tail -n 3 words numbers",
     "readlink": "readlink -f /proc/self/exe",
     "perl": "perl -e 'print join(q(,), map { $_ ** 2 } 1 .. 5); fork or exit 3; wait; print $? >> 8'",

@@ -294,9 +294,9 @@ def test_a_program_that_stops_the_launcher() -> None:
     """It goes on when the program has ended, and when the supervisor is left."""
     with limited(), Supervisor(["sh", "-c", "kill -STOP $PPID; exit 3"], {"uname": None}) as supervisor:
         assert supervisor.run() == 3
-    with limited(), Supervisor(["sh", "-c", "kill -STOP $PPID; uname; sleep 50"], {"uname": _interrupt}) as supervisor:
-        with pytest.raises(KeyboardInterrupt):
-            supervisor.run()
+    second = Supervisor(["sh", "-c", "kill -STOP $PPID; uname; sleep 50"], {"uname": _interrupt})
+    with limited(), second, pytest.raises(KeyboardInterrupt):
+        second.run()
 
 
 def _interrupt(call: Call, addr: int) -> int:
