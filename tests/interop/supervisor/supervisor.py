@@ -117,7 +117,7 @@ class Supervisor:
         self._poll.register(self.listener.fd, select.POLLIN)
         self._poll.register(self._launcher_fd, select.POLLIN)
         while True:
-            for fd, event in self._poll.poll():
+            for fd, event in reversed(self._poll.poll()):  # the listener last: who has ended is forgotten before
                 if fd == self._launcher_fd:
                     return self._receive_status()
                 if fd != self.listener.fd:
