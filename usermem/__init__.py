@@ -40,7 +40,7 @@ from usermem.errors import (
     Signal,
     linux_result,
 )
-from usermem.fd import pread_fd, pwrite_fd, read_fd, readv_fd, write_fd, writev_fd
+from usermem.fd import pread_fd, preadv_fd, pwrite_fd, pwritev_fd, read_fd, readv_fd, write_fd, writev_fd
 from usermem.futex import FUTEX_BITSET_MATCH_ANY, Futex, FutexTable, FutexWaiter
 from usermem.hexdump import hexdump
 from usermem.io_sequence import IOReadWriter, IOSequence, IOSequenceReadWriter
@@ -153,7 +153,9 @@ __all__ = [
     "iovecs_io_sequence",
     "linux_result",
     "pread_fd",
+    "preadv_fd",
     "pwrite_fd",
+    "pwritev_fd",
     "read_bytes",
     "read_fd",
     "readv_fd",

@@ -100,6 +100,18 @@ def writev_fd(io: IO, fd: int, addr: int, n: int, *, ignore_permissions: bool = 
     return _transfer(FDWriter(fd), iovecs_io_sequence, (io, addr, n), ignore_permissions)
 
 
+def preadv_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
+    """preadv(2): as :func:`readv_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd."""
+    offset = _checked_offset(offset)
+    return _transfer(FDReader(fd, offset), iovecs_io_sequence, (io, addr, n), ignore_permissions)
+
+
+def pwritev_fd(io: IO, fd: int, addr: int, n: int, offset: int, *, ignore_permissions: bool = False) -> int:
+    """pwritev(2): as :func:`writev_fd`, from ``offset`` of the file on; its own position stays. Raises as pread_fd."""
+    offset = _checked_offset(offset)
+    return _transfer(FDWriter(fd, offset), iovecs_io_sequence, (io, addr, n), ignore_permissions)
+
+
 def _transfer(
     stream: FDReader | FDWriter, sequence: Sequence, where: tuple[IO, int, int], ignore_permissions: bool
 ) -> int:

@@ -21,7 +21,9 @@ from usermem import (
     BytesIO,
     FaultError,
     pread_fd,
+    preadv_fd,
     pwrite_fd,
+    pwritev_fd,
     read_fd,
     readv_fd,
     write_fd,
@@ -141,6 +143,8 @@ def test_any_int_is_a_descriptor(io: IO, fd: int, addr: int, n: int) -> None:
         lambda: pwrite_fd(io, fd, addr, n, 5),
         lambda: readv_fd(io, fd, addr, n),
         lambda: writev_fd(io, fd, addr, n),
+        lambda: preadv_fd(io, fd, addr, n, 5),
+        lambda: pwritev_fd(io, fd, addr, n, 5),
     ]
     for call in calls:
         with pytest.raises(OSError, match="descriptor") as caught:
@@ -152,7 +156,7 @@ def test_any_int_is_a_descriptor(io: IO, fd: int, addr: int, n: int) -> None:
 def test_an_offset_that_is_negative(io: IO, offset: int) -> None:
     """EINVAL, and nothing is moved."""
     with Path(os.devnull).open("r+b", buffering=0) as file:
-        for move in (pread_fd, pwrite_fd):
+        for move in (pread_fd, pwrite_fd, preadv_fd, pwritev_fd):
             with pytest.raises(OSError, match="argument") as caught:
                 move(io, file.fileno(), BASE, 8, offset)
             assert caught.value.errno == errno.EINVAL

@@ -56,7 +56,9 @@ from usermem import (
     iovecs_io_sequence,
     linux_result,
     pread_fd,
+    preadv_fd,
     pwrite_fd,
+    pwritev_fd,
     read_fd,
     readv_fd,
     single_io_sequence,
@@ -179,6 +181,8 @@ ACCESSES: dict[str, Callable[[Any, Like], object]] = {
     "pwrite_fd": lambda m, i: _with_file(lambda fd: pwrite_fd(m, i(fd), i(BASE + 3), i(5), i(2))),
     "readv_fd": lambda m, i: _with_file(lambda fd: readv_fd(m, i(fd), i(BASE + 64), i(1))),
     "writev_fd": lambda m, i: _with_file(lambda fd: writev_fd(m, i(fd), i(BASE + 64), i(1))),
+    "preadv_fd": lambda m, i: _with_file(lambda fd: preadv_fd(m, i(fd), i(BASE + 64), i(1), i(2))),
+    "pwritev_fd": lambda m, i: _with_file(lambda fd: pwritev_fd(m, i(fd), i(BASE + 64), i(1), i(2))),
     "FDReader": lambda m, i: _with_file(
         lambda fd: m.copy_out_from(AddrRangeSeq([range_of(i, BASE, 5)]), FDReader(i(fd), i(2)))
     ),
@@ -328,6 +332,8 @@ def test_descriptors_as_registers_have_them(fd: int, like: Like) -> None:
         lambda: pwrite_fd(space, like(fd), BASE, 1, 0),
         lambda: readv_fd(space, like(fd), BASE + 64, 1),
         lambda: writev_fd(space, like(fd), BASE + 64, 1),
+        lambda: preadv_fd(space, like(fd), BASE + 64, 1, 0),
+        lambda: pwritev_fd(space, like(fd), BASE + 64, 1, 0),
         lambda: FDReader(like(fd)).read_to_blocks(BlockSeq([Block(bytearray(1))])),
         lambda: FDWriter(like(fd)).write_from_blocks(BlockSeq([Block(b"1")])),
     ]

@@ -8,17 +8,20 @@ Source: Linux fs/binfmt_elf.c (load_elf_binary, elf_load).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from attrs import frozen
+from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from hostarch import auxvec, mman
+from hostarch import Arch, auxvec, mman
 from usermem import AddressSpace, Stack, build_stack
 
+_MACHINES = {"amd64": "EM_X86_64", "i386": "EM_386", "arm64": "EM_AARCH64"}
 _RIGHTS = ((4, mman.PROT_READ), (2, mman.PROT_WRITE), (1, mman.PROT_EXEC))  # PF_R, PF_W, PF_X
 
 
@@ -56,15 +59,17 @@ def load(
     The program is told that its file has another ``name``, and ``auxv`` besides what is said of the file here.
     """
     with Path(path).open("rb") as file:
-        elf: Any = ELFFile(file)
-        linker = next((segment.get_interp_name() for segment in elf.iter_segments("PT_INTERP")), None)
+        elf = open_elf(file, space.arch)
+        linker = elf.linker
         # A program that has an interpreter lies at two thirds of user space; an interpreter wherever there is room.
         base = space.arch.max_addr // 3 * 2
         image = map_image(space, file, elf, base if linker else 0)
         interpreter = None
         if linker:
+            if not Path(linker).is_file():  # to open a FIFO may take for ever
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), linker)
             with Path(linker).open("rb") as second:
-                interpreter = map_image(space, second, ELFFile(second), 0)
+                interpreter = map_image(space, second, open_elf(second, space.arch), 0)
         # The heap follows the bss, but not where that may be near the stack.
         alone = elf["e_type"] == "ET_DYN" and not linker
         space.set_brk(space.arch.page_round_up(base if alone else image.end))
@@ -82,6 +87,29 @@ def load(
         ]
     stack = build_stack(space, argv, envp, entries, prot=rights(flags[0] if flags else 6))
     return Program((interpreter or image).entry, stack, image, interpreter)
+
+
+def open_elf(file: BinaryIO, arch: Arch) -> Any:
+    """The headers of a file that may be anything, with its ``linker``.
+
+    Raises ELFError for one that no process of this machine can have.
+    """
+    try:
+        elf: Any = ELFFile(file)
+        loads = list(elf.iter_segments("PT_LOAD"))
+        elf.linker = next((segment.get_interp_name() for segment in elf.iter_segments("PT_INTERP")), None)
+    except (ValueError, OverflowError, LookupError) as error:  # numbers that no file has
+        raise ELFError(f"not an ELF file: {error}") from None
+    if elf.elfclass != 8 * arch.pointer_size or elf["e_machine"] != _MACHINES.get(arch.family, elf["e_machine"]):
+        raise ELFError("an ELF file of another machine")
+    if elf["e_type"] not in ("ET_EXEC", "ET_DYN") or not loads or elf["e_entry"] >= arch.max_addr:
+        raise ELFError("not a program")
+    for load in loads:
+        if load["p_filesz"] > load["p_memsz"] or load["p_vaddr"] + load["p_memsz"] > arch.max_addr:
+            raise ELFError("a segment that is nowhere in user space")
+        if load["p_offset"] % arch.page_size != load["p_vaddr"] % arch.page_size:
+            raise ELFError("a segment that is not on the pages of its file")
+    return elf
 
 
 def map_image(space: AddressSpace, file: BinaryIO, elf: Any, base: int) -> Image:

@@ -33,7 +33,7 @@ def test_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_command_runs() -> None:
     """The shell's command does what the options say."""
-    (line,) = re.findall(r"^python (.*)$", SECTION, re.MULTILINE)
+    (line,) = re.findall(r"^\.venv/bin/python (.*)$", SECTION, re.MULTILINE)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, *shlex.split(line)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=30)

@@ -87,7 +87,7 @@ APPLETS = {
     "true": "true",
     "false": "false",
     "usage": "cut",
-    "timeout": "timeout 1 sleep 20",
+    "timeout": "timeout 0.2 sleep 20",
     "sleep": "sleep 0.05",
     "id": "id -u",
     "uname": "uname -srm",
@@ -109,6 +109,14 @@ SCRIPTS = {
     "not found": "nosuchcommand; echo $?",
     "no right": "./words; echo $?",
     "script": "printf '#!/bin/sh\\necho script \"$@\"\\n' > s; chmod +x s; ./s 1 2",
+    "scripts of scripts": (
+        "printf '#!/bin/sh\\necho $#' > a; printf '#!./a x y\\n' > b; printf '#!./b' > c; printf '#!./c\\n' > d;"
+        "printf '#!./d\\n' > e; printf '#!./e\\n' > f; chmod +x a b c d e f; ./e; ./f 2> /dev/null; echo $?"
+    ),
+    "interpreters' names": (
+        "printf '#!/bin/echo\\tx\\r y  \\n' > a; printf '#!/%0300d\\n' 1 > b; printf '#!/bin/echo %0300d' 1 > c;"
+        "printf '#!  \\n' > d; chmod +x a b c d; for i in a b c d; do ./$i 2> /dev/null; echo $?; done"
+    ),
     "script of an interpreter": "printf '#!/bin/cat -n\\nline\\n' > s; chmod +x s; ./s",
     "recursion": "f() { [ $1 -eq 0 ] || f $(($1-1)); }; f 300; echo deep",
     "yes": "yes | head -3",
@@ -126,8 +134,10 @@ SCRIPTS = {
     "alarm": "(sleep 0.05; kill -USR1 $$) & trap 'echo usr1; exit 3' USR1; while :; do :; done",
     "stop and continue": "sleep 0.02 & kill -STOP $!; kill -CONT $!; wait $!; echo $?",
     "ignored SIGCHLD": "trap '' CHLD; (exit 3) & wait; echo ended",
+    "stopped": "sh -c 'kill -STOP $$; exit 3' & sleep 0.1; kill -CONT $!; wait $!; echo $?",
+    "memory limit": "ulimit -v 20000; dd if=/dev/zero of=big bs=50000000 count=1 2> /dev/null; echo $?",
     "lock": "flock f sh -c 'flock -n f echo no || echo taken'; flock f echo free",
-    "time limit": "timeout 1 sh -c 'while :; do :; done'; echo $?",
+    "time limit": "timeout 0.2 sh -c 'while :; do :; done'; echo $?",
     "dev fd": "echo x | cat /dev/stdin /dev/fd/0; echo e > /dev/stderr",
 }
 
@@ -154,7 +164,7 @@ DYNAMIC = {
     "od": "od -c words",
     "sed": "sed -n '/apple/{p;=}' words",
     "factor": "factor 1234567890123",
-    "timeout": "timeout 1 sleep 10",
+    "timeout": "timeout 0.2 sleep 10",
     "tail": "tail -n 3 words numbers",
     "readlink": "readlink -f /proc/self/exe",
     "perl": "perl -e 'print join(q(,), map { $_ ** 2 } 1 .. 5); fork or exit 3; wait; print $? >> 8'",

@@ -33,7 +33,7 @@ def compiled(name: str, folder: Path, *options: str) -> str:
 
 
 @pytest.mark.parametrize("linking", ["-static", "-pie"])
-@pytest.mark.parametrize("name", ["threads", "signals", "processes", "stack"])
+@pytest.mark.parametrize("name", ["threads", "signals", "processes", "stack", "edges"])
 def test_program(name: str, linking: str, tmp_path: Path) -> None:
     """It prints the same, and ends in the same way."""
     path = compiled(name, tmp_path, *([linking] if linking == "-static" else ["-fPIE", linking]))

@@ -280,6 +280,29 @@ def test_a_killed_launcher() -> None:
         os.kill(int(program), signal.SIGKILL)
 
 
+def test_a_program_that_kills_the_launcher() -> None:
+    """What has made a call is killed when the supervisor is left."""
+    script = "kill -9 $PPID; kill -STOP $$"
+    with limited(), tempfile.TemporaryFile() as out:
+        supervisor = Supervisor(["sh", "-c", f"echo $$; {script}"], {"execve": None}, stdout=out)
+        with supervisor, pytest.raises(ChildProcessError):
+            supervisor.run()
+        assert all(has_ended(pid) for pid in pids(out, 1))
+
+
+def test_a_program_that_stops_the_launcher() -> None:
+    """It goes on when the program has ended, and when the supervisor is left."""
+    with limited(), Supervisor(["sh", "-c", "kill -STOP $PPID; exit 3"], {"uname": None}) as supervisor:
+        assert supervisor.run() == 3
+    second = Supervisor(["sh", "-c", "kill -STOP $PPID; uname; sleep 50"], {"uname": _interrupt})
+    with limited(), second, pytest.raises(KeyboardInterrupt):
+        second.run()
+
+
+def _interrupt(call: Call, addr: int) -> int:
+    raise KeyboardInterrupt
+
+
 def test_no_right_to_read() -> None:
     """A call that cannot be judged fails with EPERM, and the log says which right is missing."""
     script = f"""

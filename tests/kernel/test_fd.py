@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from hostarch import mman
 from kernel_memory import BASE, DATA, PAGE, GuestMemory, KernelMemory, Ranges, Result, new_file
-from usermem import AddressSpace, pread_fd, pwrite_fd, read_fd, readv_fd, write_fd, writev_fd
+from usermem import (
+    AddressSpace,
+    pread_fd,
+    preadv_fd,
+    pwrite_fd,
+    pwritev_fd,
+    read_fd,
+    readv_fd,
+    write_fd,
+    writev_fd,
+)
 
 _RW = mman.PROT_READ | mman.PROT_WRITE
 _FLAGS = mman.MAP_PRIVATE | mman.MAP_ANONYMOUS | mman.MAP_FIXED
@@ -119,12 +129,15 @@ def _neighbours(addr: int, sizes: list[int]) -> Ranges:
     ranges=st.lists(st.builds(_neighbours, addrs, st.lists(counts, min_size=1, max_size=4)), max_size=3).map(
         lambda runs: [pair for run in runs for pair in run]
     ),
+    offset=st.none() | offsets,
     mode=modes,
     none=descriptors,
     write=st.booleans(),
     warm=st.booleans(),
 )
-def test_readv_and_writev(both: Both, ranges: Ranges, mode: int, none: int | None, write: bool, warm: bool) -> None:
+def test_readv_and_writev(
+    both: Both, ranges: Ranges, offset: int | None, mode: int, none: int | None, write: bool, warm: bool
+) -> None:
     """Several ranges, some of them neighbours, by a table in the guest's memory."""
     kernel, guest = both
     if warm:
@@ -134,11 +147,11 @@ def test_readv_and_writev(both: Both, ranges: Ranges, mode: int, none: int | Non
         zero = new_file(table)
         assert memory.read(zero, [(_TABLE, len(table))], None) == len(table)
         os.close(zero)
-    host, move = (kernel.write, writev_fd) if write else (kernel.read, readv_fd)
-    _same(
-        both,
-        mode,
-        none,
-        lambda fd: host(fd, ranges, None),
-        lambda fd: guest.answer(lambda: move(guest.space, fd, _TABLE, len(ranges))),
-    )
+    host = kernel.write if write else kernel.read
+
+    def ours(fd: int) -> int:
+        if offset is None:
+            return (writev_fd if write else readv_fd)(guest.space, fd, _TABLE, len(ranges))
+        return (pwritev_fd if write else preadv_fd)(guest.space, fd, _TABLE, len(ranges), offset)
+
+    _same(both, mode, none, lambda fd: host(fd, ranges, offset), lambda fd: guest.answer(lambda: ours(fd)))

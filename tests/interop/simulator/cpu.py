@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from enum import Enum
 from typing import Any, Final
 
 import unicorn
 from unicorn import x86_const as x86
 
+from hostarch import EXECUTE, WRITE
 from simulator.siginfo import ILL_ILLOPN, SI_KERNEL, Siginfo
 from usermem import AddressSpace
 from usermem.unicorn import RegisterBatch, share
@@ -30,9 +32,15 @@ _ARGUMENTS: Final = [getattr(x86, f"UC_X86_REG_{name}") for name in ("RAX", "RDI
 _NOWHERE: Final = 1 << 63  # no canonical address: the program never gets to the end that emu_start is told
 _unicorn: Any = unicorn  # which has no types
 _CODE_BUFFER: Final = 32 << 20  # for translated code, in bytes; Unicorn's own would reserve 1 GiB a task
+_ROOM: Final = 2 * _CODE_BUFFER
+"""The host memory that an engine may need, in bytes."""
 _SLICE: Final = 1_000_000  # instructions, or 9 ms
 _TRAPS: Final = {0: (8, 1), 1: (5, 2), 3: (5, SI_KERNEL), 4: (11, SI_KERNEL), 16: (8, 3), 19: (8, 3)}
 """Interrupts, as signals and si_codes: arch/x86/kernel/traps.c."""
+_UD, _GP, _PF = 6, 13, 14
+_USER, _WRITE, _FETCH = 4, 2, 16
+"""A page fault's error code, without what says whether a page was there."""
+_CANONICAL: Final = 1 << 47
 
 
 class Stop(Enum):
@@ -47,7 +55,8 @@ class CPU:
     """The registers of a task, and the engine that changes them."""
 
     def __init__(self, space: AddressSpace, like: CPU | None = None) -> None:
-        """Registers are zero, or those of another CPU."""
+        """Registers are zero, or those of another CPU. Raises OSError (ENOMEM) where Unicorn would end this process."""
+        mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE, prot=0).close()
         self.uc = _unicorn.Uc(_unicorn.UC_ARCH_X86, _unicorn.UC_MODE_64)
         self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         self.shared = share(self.uc, space, copy_files=True)
@@ -88,6 +97,8 @@ class CPU:
             self._stop = Stop.SLICE
             try:
                 self.uc.emu_start(self.rip, _NOWHERE, count=_SLICE if self._counts else 0)
+                if self._stop is Stop.SLICE and self.rip == _NOWHERE:  # it jumped there
+                    self._trap(Siginfo(11, SI_KERNEL, trap=_GP))
                 return self._stop
             except _unicorn.UcError as error:
                 fault = self._fault()
@@ -95,7 +106,7 @@ class CPU:
                     self._trap(fault)
                     return self._stop
                 if error.errno == _unicorn.UC_ERR_INSN_INVALID:
-                    self._trap(Siginfo(4, ILL_ILLOPN, addr=self.rip))
+                    self._trap(Siginfo(4, ILL_ILLOPN, addr=self.rip, trap=_UD))
                     return self._stop
                 # else the access was made good, and goes on
 
@@ -108,7 +119,14 @@ class CPU:
             fault = self.shared.take_fault()
         except ValueError:  # memory that no engine can have
             return Siginfo(7, SI_KERNEL)
-        return None if fault is None else Siginfo(fault.signo, fault.si_code, addr=fault.address)
+        except MemoryError:  # the host has none left: pagefault_out_of_memory()
+            return Siginfo(9, SI_KERNEL)
+        if fault is None:
+            return None
+        if _CANONICAL <= fault.address < (1 << 64) - _CANONICAL:
+            return Siginfo(11, SI_KERNEL, trap=_GP)
+        error = _USER | (_WRITE if fault.access & WRITE else 0) | (_FETCH if fault.access & EXECUTE else 0)
+        return Siginfo(fault.signo, fault.si_code, addr=fault.address, trap=_PF, error=error)
 
     def _trap(self, info: Siginfo) -> None:
         self._stop, self.trap = Stop.TRAP, info
@@ -119,7 +137,7 @@ class CPU:
 
     def _on_interrupt(self, uc: Any, number: int, data: object) -> None:
         signo, code = _TRAPS.get(number, (11, SI_KERNEL))
-        self._trap(Siginfo(signo, code, addr=self.rip if signo == 8 else 0))
+        self._trap(Siginfo(signo, code, addr=self.rip if signo == 8 else 0, trap=number))
         uc.emu_stop()
 
     @property

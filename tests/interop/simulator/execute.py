@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Final
 from attrs import frozen
 from elftools.common.exceptions import ELFError
 
-from elf_loader import Program, load
+from elf_loader import load
 from hostarch import auxvec
 from simulator.cpu import CPU
 from simulator.process import Memory, Process, new_space
@@ -20,7 +21,7 @@ from usermem import AddressSpace
 
 String = str | bytes
 _SCRIPTS: Final = 5
-_LINE: Final = 255
+_LINE: Final = 256
 
 
 @frozen
@@ -28,18 +29,16 @@ class Image:
     """A program in memory of its own."""
 
     space: AddressSpace
-    program: Program
+    cpu: CPU
     exe: str
     name: bytes
 
     def take_over(self, process: Process) -> CPU:
-        """Be what a process runs, on a new CPU."""
+        """Be what a process runs, on its CPU. This cannot fail any more."""
         process.memory.put()
         process.memory = Memory(self.space, process.kernel.wrap)
         process.exe, process.name = self.exe, self.name
-        cpu = CPU(self.space)
-        cpu.jump(self.program.entry, self.program.stack.pointer)
-        return cpu
+        return self.cpu
 
 
 def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequence[String], at: int = -1) -> Image:
@@ -51,7 +50,7 @@ def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequenc
     at = cwd if at < 0 else at
     argv = list(argv)
     name = path.rpartition(b"/")[2][:15]
-    for _ in range(_SCRIPTS):
+    for _ in range(_SCRIPTS + 1):
         line = _first_line(path, at)
         if line is None:
             break
@@ -64,7 +63,9 @@ def execute(process: Process, path: bytes, argv: Sequence[String], envp: Sequenc
     file = f"/proc/self/fd/{host}"
     try:
         program = load(space, file, argv, envp, name=os.fsdecode(path), auxv=_identity())
-        return Image(space, program, str(Path(file).readlink()), name)
+        cpu = CPU(space)
+        cpu.jump(program.entry, program.stack.pointer)
+        return Image(space, cpu, str(Path(file).readlink()), name)
     except ELFError:
         space.close()
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC)) from None
@@ -87,8 +88,10 @@ def _first_line(path: bytes, at: int) -> list[bytes] | None:
         os.close(file)
     if not head.startswith(b"#!"):
         return None
-    words = head[2:].split(b"\n", 1)[0].strip(b" \t").split(None, 1)
-    if not words:
+    line, newline, _ = head[2:].partition(b"\n")
+    whole = newline or len(head) < _LINE
+    words = re.split(rb"[ \t]+", line[: _LINE - 3].partition(b"\0")[0].strip(b" \t"), maxsplit=1)
+    if not words[0] or (not whole and len(words) == 1):
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
     return words
 

@@ -11,13 +11,16 @@ import fcntl
 import os
 import select
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from attrs import define, evolve
 
 from simulator.waits import Wait, Waiting, poll_now
 
+READABLE: Final = select.POLLIN | select.POLLHUP | select.POLLERR
+WRITABLE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR
 LIMIT: Final = 1024
 """RLIMIT_NOFILE."""
 
@@ -29,7 +32,10 @@ class OpenFile:
         self.host = host
         self.nonblocking = nonblocking
         """O_NONBLOCK, as the guest has it."""
-        self.can_block = not stat.S_ISREG(os.fstat(host).st_mode) and not stat.S_ISDIR(os.fstat(host).st_mode)
+        mode, flags = os.fstat(host).st_mode, fcntl.fcntl(host, fcntl.F_GETFL)
+        self.can_block = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+        self._answers_at_once = bool(flags & os.O_NONBLOCK)
+        self._never = {os.O_RDONLY: WRITABLE, os.O_WRONLY: READABLE}.get(flags & os.O_ACCMODE, 0)
         self._users = 0
 
     def get(self) -> OpenFile:
@@ -43,17 +49,19 @@ class OpenFile:
         if not self._users:
             os.close(self.host)
 
-    def blocking(self, events: int, move: Callable[[], int]) -> Waiting:
-        """Move bytes when that does not block: read(2) and kin."""
-        while True:
-            if self.events(events):
-                try:
-                    return move()
-                except BlockingIOError:
-                    pass  # another was quicker
-            if self.nonblocking:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            yield Wait({self.host: events})
+    def blocking(self, events: int, move: Callable[[], int], *others: OpenFile) -> Waiting:
+        """Move bytes when that does not block: read(2) and kin. The files stay open meanwhile."""
+        at_once = events == self._never or (self.nonblocking and self._answers_at_once)
+        with kept((self, *others)):
+            while True:
+                if at_once or self.events(events):
+                    try:
+                        return move()
+                    except BlockingIOError:
+                        pass  # another was quicker
+                if self.nonblocking:
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                yield Wait({self.host: events})
 
     def events(self, mask: int) -> int:
         """Which events of poll(2) there are now."""
@@ -62,9 +70,7 @@ class OpenFile:
     def flags(self) -> int:
         """F_GETFL."""
         flags: int = fcntl.fcntl(self.host, fcntl.F_GETFL)
-        if self.can_block:
-            flags = flags & ~os.O_NONBLOCK | (os.O_NONBLOCK if self.nonblocking else 0)
-        return flags
+        return flags & ~os.O_NONBLOCK | (os.O_NONBLOCK if self.nonblocking else 0)
 
     def set_flags(self, flags: int) -> None:
         """F_SETFL."""
@@ -72,6 +78,17 @@ class OpenFile:
         if self.can_block:
             flags = flags & ~os.O_NONBLOCK | fcntl.fcntl(self.host, fcntl.F_GETFL) & os.O_NONBLOCK
         fcntl.fcntl(self.host, fcntl.F_SETFL, flags)
+
+
+@contextmanager
+def kept(files: Iterable[OpenFile]) -> Iterator[None]:
+    """Keep files open while a system call waits, whatever another thread closes."""
+    held = [file.get() for file in files]
+    try:
+        yield
+    finally:
+        for file in held:
+            file.put()
 
 
 @define
@@ -95,6 +112,11 @@ class Files:
         self._users += 1
         return self
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether another process has it, too."""
+        return self._users > 1
+
     def put(self) -> None:
         """Count a process less; the last one closes all."""
         self._users -= 1
@@ -116,15 +138,12 @@ class Files:
     def install(self, file: OpenFile, *, cloexec: bool = False, lowest: int = 0) -> int:
         """Give a file the lowest free descriptor. Raises OSError (EMFILE), and lets the file go then."""
         file.get()
-        fd = next(fd for fd in self._numbers(lowest) if fd not in self.table)
-        if fd >= self.limit:
+        fd = next((fd for fd in range(lowest, self.limit) if fd not in self.table), -1)
+        if fd < 0:
             file.put()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.table[fd] = Descriptor(file, cloexec)
         return fd
-
-    def _numbers(self, lowest: int) -> Iterator[int]:
-        return iter(range(lowest, max(lowest, self.limit) + 1))
 
     def install_at(self, fd: int, file: OpenFile, *, cloexec: bool = False) -> int:
         """dup3(2): put a file at a number, and close what is there. Raises OSError (EBADF)."""
@@ -160,7 +179,3 @@ class Files:
         files.limit = self.limit
         files.table = {fd: evolve(entry, file=entry.file.get()) for fd, entry in self.table.items()}
         return files
-
-
-READABLE: Final = select.POLLIN | select.POLLHUP | select.POLLERR
-WRITABLE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR

@@ -51,7 +51,7 @@ def push(task: Task, info: Siginfo, action: abi.Sigaction, mask: int) -> None:
     io.copy_out(fpstate, fpu.fxsave(cpu.uc))
     io.copy_out(frame + 8 + _UCONTEXT_SIZE, info.pack())
     stack = start, (0 if size else SS_DISABLE) | (SS_ONSTACK if on_altstack(task, rsp) else 0), size
-    trap = (0, 0, 0, info.addr)  # err, trapno, oldmask, cr2
+    trap = (info.error, info.trap, 0, info.addr)  # err, trapno, oldmask, cr2
     copy_struct_out(io, frame + 8, _UCONTEXT, _UC_FLAGS, 0, *stack, *general, _SEGMENTS, *trap, fpstate, mask)
     copy_struct_out(io, frame, "Q", action.sa_restorer)
     _enter(task, general, frame, (info.signo, frame + 8 + _UCONTEXT_SIZE, frame + 8, action.sa_handler))

@@ -80,7 +80,7 @@ class Kernel:
             cpu = execute(process, os.fsencode(path), argv, variables).take_over(process)
         except BaseException:
             files.put()
-            os.close(directory.cwd)
+            directory.put()
             raise
         self.add(Task(process.pid, process, cpu))
         return process
@@ -224,7 +224,7 @@ class Kernel:
             self.end_task(task)
         process.files.put()
         process.memory.put()
-        os.close(process.directory.cwd)
+        process.directory.put()
         for child in list(process.children):
             child.parent = None
             if child.status is not None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from hostarch import AMD64
 from simulator.cpu import CPU
@@ -53,10 +53,22 @@ class Directory:
     cwd: int
     """A descriptor of the host's."""
     umask: int
+    users: int = 1
+
+    def get(self) -> Directory:
+        """Count a process more that shares it: CLONE_FS."""
+        self.users += 1
+        return self
+
+    def put(self) -> None:
+        """Count a process less."""
+        self.users -= 1
+        if not self.users:
+            os.close(self.cwd)
 
     def copy(self) -> Directory:
         """A forked child's."""
-        return evolve(self, cwd=os.dup(self.cwd))
+        return Directory(os.dup(self.cwd), self.umask)
 
     def move(self, host: int) -> None:
         """chdir(2) to a descriptor of the host's, which it keeps."""
@@ -89,11 +101,19 @@ class Process:
     pending: Pending = field(factory=dict)
     exit_signal: int = 17
     stopped: bool = False
+    report: int | None = None
+    """As wait(2) gives it, that it has stopped or goes on, until somebody has waited for that."""
     alarm: float | None = None
     """When SIGALRM is due, in monotonic seconds."""
     interval: float = 0
     status: int | None = None
     """As wait(2) gives it, when it has ended."""
+
+    def unshare_files(self) -> None:
+        """Have a descriptor table of its own: unshare_files(), at execve."""
+        if self.files.is_shared:
+            shared, self.files = self.files, self.files.copy()
+            shared.put()
 
     @property
     def exit_code(self) -> int:

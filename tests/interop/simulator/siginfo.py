@@ -11,6 +11,8 @@ SI_QUEUE: Final = -1
 SI_TKILL: Final = -6
 CLD_EXITED: Final = 1
 CLD_KILLED: Final = 2
+CLD_STOPPED: Final = 5
+CLD_CONTINUED: Final = 6
 ILL_ILLOPN: Final = 2
 SIZE: Final = 128
 
@@ -27,6 +29,9 @@ class Siginfo(NamedTuple):
     status: int = 0
     """Of SIGCHLD; of rt_sigqueueinfo the value."""
     addr: int = 0
+    trap: int = 0
+    """Of what an instruction did: the CPU's exception, and its error code, as a handler's ucontext has them."""
+    error: int = 0
 
     def pack(self) -> bytes:
         """The struct."""

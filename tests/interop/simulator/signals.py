@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from typing import Final
 
 from simulator import frame
 from simulator.process import Pending, Process, Task
-from simulator.siginfo import SI_KERNEL, Siginfo
+from simulator.siginfo import CLD_CONTINUED, CLD_STOPPED, SI_KERNEL, Siginfo
 from usermem import FaultError, abi
 
 SIG_DFL: Final = 0
 SIG_IGN: Final = 1
+SA_NOCLDSTOP: Final = 1
 SA_NOCLDWAIT: Final = 2
 SA_RESTART: Final = 0x1000_0000
 SA_NODEFER: Final = 0x4000_0000
@@ -22,6 +24,8 @@ _IGNORED: Final = {signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCON
 _STOPS: Final = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _UNBLOCKABLE: Final = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
 _REAL_TIME: Final = 32
+CONTINUED: Final = 0xFFFF
+"""As wait(2) tells of a process that goes on."""
 DEFAULT: Final = abi.Sigaction()
 
 # Ended by any handler, SA_RESTART or not: poll, select, pause, nanosleep, the sigsuspends, epoll; signal(7).
@@ -44,10 +48,17 @@ def is_ignored(process: Process, signo: int) -> bool:
     return handler == SIG_IGN or (handler == SIG_DFL and signo in _IGNORED)
 
 
+def ignored(process: Process) -> dict[int, abi.Sigaction]:
+    """The actions that outlive execve(2): what is ignored. flush_signal_handlers()."""
+    return {signo: action for signo, action in process.actions.items() if action.sa_handler == SIG_IGN}
+
+
 def send(process: Process, info: Siginfo, task: Task | None = None) -> None:
     """Send a signal to a process, or to one of its tasks."""
     signo = info.signo
     if signo in (signal.SIGCONT, signal.SIGKILL):
+        if process.stopped and signo == signal.SIGCONT:
+            _report(process, CONTINUED, CLD_CONTINUED, signo)
         process.stopped = False
     if signo == signal.SIGCONT or signo in _STOPS:  # each makes the other's wait void: prepare_signal()
         for other in _STOPS if signo == signal.SIGCONT else (signal.SIGCONT,):
@@ -134,8 +145,17 @@ def _end_call(task: Task, *, restart: bool) -> None:
 def _default(task: Task, signo: int) -> None:
     if signo in _STOPS:
         task.process.stopped = True
+        _report(task.process, signo << 8 | 0x7F, CLD_STOPPED, signo)
     elif signo not in _IGNORED:
         task.kernel.end(task.process, signo)
+
+
+def _report(process: Process, status: int, code: int, signo: int) -> None:
+    """Tell a parent that a child has stopped or goes on: do_notify_parent_cldstop()."""
+    process.report = status
+    parent = process.parent
+    if parent is not None and not action_of(parent, signal.SIGCHLD).sa_flags & SA_NOCLDSTOP:
+        send(parent, Siginfo(signal.SIGCHLD, code, process.pid, os.getuid(), signo))
 
 
 def _handle(task: Task, info: Siginfo, action: abi.Sigaction) -> None:
@@ -153,4 +173,4 @@ def _handle(task: Task, info: Siginfo, action: abi.Sigaction) -> None:
     if not action.sa_flags & SA_NODEFER:
         task.mask |= 1 << info.signo - 1
     if action.sa_flags & SA_RESETHAND:
-        task.process.actions.pop(info.signo, None)
+        task.process.actions[info.signo] = action._replace(sa_handler=SIG_DFL)

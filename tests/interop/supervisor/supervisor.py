@@ -13,12 +13,13 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,6 +97,7 @@ class Supervisor:
         self._log = log
         self._memories: dict[int, ProcessIO] = {}
         self._poll = select.poll()
+        self._closed = False
         numbers = ",".join(map(str, self._handlers))
         with ExitStack() as stack:
             self._channel, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
@@ -115,7 +117,7 @@ class Supervisor:
         self._poll.register(self.listener.fd, select.POLLIN)
         self._poll.register(self._launcher_fd, select.POLLIN)
         while True:
-            for fd, event in self._poll.poll():
+            for fd, event in reversed(self._poll.poll()):  # the listener last: who has ended is forgotten before
                 if fd == self._launcher_fd:
                     return self._receive_status()
                 if fd != self.listener.fd:
@@ -124,11 +126,20 @@ class Supervisor:
                     self._serve()
                 else:  # POLLHUP: no process is under the filter any more
                     self._poll.unregister(fd)
+                    _send(self._launcher_fd, signal.SIGCONT)  # which the program may have stopped
 
     def close(self) -> None:
-        """Kill what is left of the program, and give up all descriptors."""
+        """Kill what is left of the program, and give up all descriptors.
+
+        The launcher kills all; if the program has killed the launcher, those processes that have made a call.
+        """
         while self._memories:
-            self._memories.popitem()[1].close()
+            memory = self._memories.popitem()[1]
+            _send(memory.fileno(), signal.SIGKILL)
+            memory.close()
+        if not self._closed:
+            _send(self._launcher_fd, signal.SIGCONT)
+        self._closed = True
         self._owned.close()
 
     def __enter__(self) -> Self:
@@ -225,6 +236,12 @@ class Supervisor:
         if not status:
             raise ChildProcessError(errno.ECHILD, "the launcher was killed")
         return os.waitstatus_to_exitcode(struct.unpack("i", status)[0])
+
+
+def _send(pidfd: int, signo: int) -> None:
+    """Send a signal to a process, if it has not ended."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signo)
 
 
 def _ask(handler: Handler | None, call: Call, values: list[Any]) -> Answer:

@@ -4,6 +4,7 @@ What each does, section 2 of the manual says; docstrings here are about what is 
 """
 
 from simulator.calls import (
+    children,
     clocks,
     descriptors,
     futexes,
@@ -18,6 +19,7 @@ from simulator.calls import (
 )
 
 __all__ = [
+    "children",
     "clocks",
     "descriptors",
     "futexes",

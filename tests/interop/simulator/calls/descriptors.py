@@ -5,21 +5,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pathlib
+import re
 import stat
 import time
 from collections.abc import Callable
 from typing import Final
 
 from simulator.calls.names import Path, path_at
-from simulator.files import OpenFile
+from simulator.files import OpenFile, kept
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting
-from usermem import copy_int32_in, copy_int32_out, copy_struct_out, read_bytes, write_bytes
+from usermem import copy_int32_in, copy_int32_out, copy_string_in, copy_struct_out, read_bytes, write_bytes
 
 _AT_FDCWD: Final = -100
 _HOST_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _POLL: Final = 0.005
+_PROC: Final = pathlib.Path("/proc").stat().st_dev
 _F_DUPFD_CLOEXEC: Final = 1030
 _NUMBERS: Final = {1031, 1032, 1033, 1034}
 """Commands of fcntl whose argument is a number: pipes' sizes, and seals. Of others the host takes a pointer."""
@@ -67,7 +70,18 @@ def sys_openat(task: Task, dirfd: Int, path: int, flags: Int, mode: Int) -> Resu
         if error.errno == errno.ENXIO and not flags & os.O_NONBLOCK and _is_fifo(where):
             return _open_fifo(task, where, flags)
         raise
+    if _is_of_the_simulator(host, flags):
+        os.close(host)
+        return -errno.EACCES
     return task.files.open_host(host, flags)
+
+
+def _is_of_the_simulator(host: int, flags: int) -> bool:
+    """Whether a file of /proc is the simulator's own memory, or would change what it is."""
+    if os.fstat(host).st_dev != _PROC:
+        return False
+    found = re.match(rf"/proc/{os.getpid()}/(.*/)?(\w+)$", str(pathlib.Path(f"/proc/self/fd/{host}").readlink()))
+    return found is not None and (found[2] == "mem" or flags & os.O_ACCMODE != os.O_RDONLY)
 
 
 def _is_fifo(path: Path) -> bool:
@@ -93,6 +107,12 @@ def _maps(task: Task) -> int:
     os.write(host, task.space.maps().encode())
     os.lseek(host, 0, os.SEEK_SET)
     return host
+
+
+@syscall(319)
+def sys_memfd_create(task: Task, name: int, flags: int) -> Result:
+    host = os.memfd_create(os.fsdecode(copy_string_in(task.memory, name, 250)), flags & 0xFFFF_FFFF | os.MFD_CLOEXEC)
+    return task.files.open_host(host, os.O_CLOEXEC if flags & os.MFD_CLOEXEC else 0)
 
 
 @syscall(3)
@@ -139,13 +159,17 @@ def sys_pipe2(task: Task, fds: int, flags: Int) -> Result:
     if flags & ~(os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT):
         return -errno.EINVAL
     hosts = os.pipe2(flags & os.O_DIRECT | os.O_CLOEXEC | os.O_NONBLOCK)
-    opened = [task.files.open_host(host, flags) for host in hosts]
-    try:
-        copy_struct_out(task.memory, fds, "ii", *opened)
-    except OSError:
-        for fd in opened:
-            task.files.close(fd)
-        raise
+    files = [OpenFile(host, nonblocking=bool(flags & os.O_NONBLOCK)) for host in hosts]
+    opened: list[int] = []
+    with kept(files):
+        try:
+            for file in files:
+                opened.append(task.files.install(file, cloexec=bool(flags & os.O_CLOEXEC)))
+            copy_struct_out(task.memory, fds, "ii", *opened)
+        except OSError:
+            for fd in opened:
+                task.files.close(fd)
+            raise
     return 0
 
 
@@ -153,7 +177,9 @@ def sys_pipe2(task: Task, fds: int, flags: Int) -> Result:
 def sys_fcntl(task: Task, fd: Int, command: Int, argument: int) -> Result:
     entry = task.files.entry(fd)
     if command in (fcntl.F_DUPFD, _F_DUPFD_CLOEXEC):
-        return task.files.install(entry.file, cloexec=command == _F_DUPFD_CLOEXEC, lowest=argument & 0x7FFF_FFFF)
+        if argument >= task.files.limit:
+            return -errno.EINVAL
+        return task.files.install(entry.file, cloexec=command == _F_DUPFD_CLOEXEC, lowest=argument)
     if command == fcntl.F_GETFD:
         return int(entry.cloexec)
     if command == fcntl.F_SETFD:
@@ -176,29 +202,30 @@ def _lock(task: Task, file: OpenFile, command: int, addr: int) -> Result:
     lock = read_bytes(task.memory, addr, 32)
     command, waits = _LOCKS[command]
     if waits:
-        return _when_free(lambda: fcntl.fcntl(file.host, command, lock))
+        return _when_free(file, lambda: fcntl.fcntl(file.host, command, lock))
     found = fcntl.fcntl(file.host, command, lock)
     if command in _TESTS:
         write_bytes(task.memory, addr, found)
     return 0
 
 
-def _when_free(lock: Callable[[], object]) -> Waiting:
+def _when_free(file: OpenFile, lock: Callable[[], object]) -> Waiting:
     """Take a lock as soon as it can be had."""
-    while True:
-        try:
-            lock()
-            return 0
-        except (BlockingIOError, PermissionError):
-            yield Wait(deadline=time.monotonic() + _POLL)
+    with kept([file]):
+        while True:
+            try:
+                lock()
+                return 0
+            except (BlockingIOError, PermissionError):
+                yield Wait(deadline=time.monotonic() + _POLL)
 
 
 @syscall(73)
 def sys_flock(task: Task, fd: Int, operation: Int) -> Result:
-    host = task.files[fd].host
+    file = task.files[fd]
     if not operation & fcntl.LOCK_NB:
-        return _when_free(lambda: fcntl.flock(host, operation | fcntl.LOCK_NB))
-    fcntl.flock(host, operation)
+        return _when_free(file, lambda: fcntl.flock(file.host, operation | fcntl.LOCK_NB))
+    fcntl.flock(file.host, operation)
     return 0
 
 

@@ -12,7 +12,7 @@ from simulator.table import Int, Result, syscall
 from usermem import abi, copy_struct_out, write_bytes
 
 _LIMITS: Final = 16
-_STACK, _FILES = 3, 7
+_DATA, _STACK, _FILES, _SPACE = 2, 3, 7, 9
 
 
 @syscall(39)
@@ -171,6 +171,9 @@ def sys_prlimit64(task: Task, pid: Int, resource: Int, new: int, old: int) -> Re
         process.limits[resource] = (wanted.rlim_cur, wanted.rlim_max)
         if resource == _STACK:
             process.memory.space.limits.stack_limit = wanted.rlim_cur
+        elif resource in (_DATA, _SPACE):
+            limit = None if wanted.rlim_cur == RLIM_INFINITY else wanted.rlim_cur
+            setattr(process.memory.space.limits, "data_limit" if resource == _DATA else "address_limit", limit)
         elif resource == _FILES:
             process.files.limit = min(wanted.rlim_cur, 1 << 16)
     if old:

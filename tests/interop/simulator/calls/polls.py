@@ -6,11 +6,12 @@ import errno
 import select
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Final
 
 from simulator import signals
 from simulator.calls.clocks import deadline_of
-from simulator.files import READABLE, WRITABLE
+from simulator.files import READABLE, WRITABLE, kept
 from simulator.process import Task
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting, poll_now
@@ -30,7 +31,7 @@ def sys_ppoll(task: Task, fds: int, n: int, timeout: int, mask: int) -> Result:
     deadline = deadline_of(abi.TIMESPEC.copy_in(task.memory, timeout)) if timeout else None
     if mask:
         set_mask_for_call(task, copy_uint64_in(task.memory, mask))
-    return _poll(task, fds, n & 0xFFFF_FFFF, deadline)
+    return _timed(_poll(task, fds, n & 0xFFFF_FFFF, deadline), task, timeout, deadline, 1_000_000_000)
 
 
 def set_mask_for_call(task: Task, mask: int) -> None:
@@ -50,7 +51,8 @@ def _poll(task: Task, fds: int, n: int, deadline: float | None) -> Waiting:
             host = table[fd].file.host
             hosts[host] = hosts.get(host, 0) | events & 0xFFFF
     invalid = any(fd >= 0 and fd not in table for fd, _ in entries)
-    ready = yield from _wait(hosts, deadline, lambda: invalid)
+    with kept([table[fd].file for fd, _ in entries if fd in table]):
+        ready = yield from _wait(hosts, deadline, lambda: invalid)
     found = []
     for fd, events in entries:
         host = table[fd].file.host if fd in table else -1
@@ -78,7 +80,7 @@ def sys_select(task: Task, n: Int, reads: int, writes: int, others: int, timeout
     if timeout:
         found = abi.TIMEVAL.copy_in(task.memory, timeout)
         deadline = deadline_of(abi.Timespec(found.tv_sec, found.tv_usec * 1000))
-    return _select(task, n, (reads, writes, others), deadline)
+    return _timed(_select(task, n, (reads, writes, others), deadline), task, timeout, deadline, 1_000_000)
 
 
 @syscall(270)
@@ -88,7 +90,18 @@ def sys_pselect6(task: Task, n: Int, reads: int, writes: int, others: int, timeo
         pointer, _ = copy_struct_in(task.memory, mask, "PL")
         if pointer:
             set_mask_for_call(task, copy_uint64_in(task.memory, pointer))
-    return _select(task, n, (reads, writes, others), deadline)
+    return _timed(_select(task, n, (reads, writes, others), deadline), task, timeout, deadline, 1_000_000_000)
+
+
+def _timed(call: Waiting, task: Task, addr: int, deadline: float | None, unit: int) -> Waiting:
+    """Store what is left of the time, if that can be, in a struct timeval or timespec: poll_select_finish()."""
+    try:
+        return (yield from call)
+    finally:
+        if deadline is not None:
+            left = max(0, int((deadline - time.monotonic()) * unit))
+            with suppress(OSError):
+                copy_struct_out(task.memory, addr, "2q", *divmod(left, unit))
 
 
 def _select(task: Task, n: int, sets: tuple[int, int, int], deadline: float | None) -> Waiting:
@@ -103,7 +116,8 @@ def _select(task: Task, n: int, sets: tuple[int, int, int], deadline: float | No
         for fd in asked[-1]:
             host = task.files[fd].host
             hosts[host] = hosts.get(host, 0) | mask
-    ready = yield from _wait(hosts, deadline, lambda: False)
+    with kept([task.files[fd] for fd in set().union(*asked)]):
+        ready = yield from _wait(hosts, deadline, lambda: False)
     count = 0
     for addr, mask, fds in zip(sets, _SETS, asked, strict=True):
         found = [fd for fd in fds if ready.get(task.files[fd].host, 0) & mask]

@@ -1,11 +1,9 @@
-"""Processes and threads: fork, clone, execve, exit, wait."""
+"""Processes and threads: fork, clone, execve, exit."""
 
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from simulator import signals
@@ -13,22 +11,22 @@ from simulator.calls.names import AT_EMPTY_PATH, AT_FDCWD, path_at
 from simulator.cpu import CPU
 from simulator.execute import execute
 from simulator.process import Memory, Process, Task
-from simulator.siginfo import CLD_EXITED, CLD_KILLED, Siginfo
 from simulator.table import Int, Result, syscall
 from simulator.waits import Wait, Waiting
 from usermem import (
     copy_in_vector,
-    copy_int32_out,
     copy_string_in,
     copy_struct_from_user,
     copy_struct_out,
     copy_uint32_out,
     copy_uint64_out,
-    write_bytes,
+    strncpy_from_user,
 )
 
 _CLONE_VM: Final = 0x100
+_CLONE_FS: Final = 0x200
 _CLONE_FILES: Final = 0x400
+_CLONE_SIGHAND: Final = 0x800
 _CLONE_VFORK: Final = 0x4000
 _CLONE_PARENT: Final = 0x8000
 _CLONE_THREAD: Final = 0x10000
@@ -38,10 +36,11 @@ _CLONE_CHILD_CLEARTID: Final = 0x200000
 _CLONE_CHILD_SETTID: Final = 0x1000000
 _CLONE_NEW: Final = 0x7E02_0000  # namespaces, of which there is one each
 _CLONE_CLEAR_SIGHAND: Final = 1 << 32
+_NEEDS: Final = {_CLONE_THREAD: _CLONE_SIGHAND, _CLONE_SIGHAND: _CLONE_VM}
 
-_WNOHANG, _WSTOPPED, _WEXITED, _WNOWAIT = 1, 2, 4, 0x0100_0000
+_MOST_TASKS: Final = 512  # of 2 MiB each
 _ARG_MAX: Final = 6 << 20
-_ARG_COUNT: Final = 1 << 16
+_LONGEST: Final = 32 * 4096  # MAX_ARG_STRLEN
 
 
 @syscall(57)
@@ -70,12 +69,18 @@ def sys_clone3(task: Task, addr: int, size: int) -> Result:
 
 def _clone(task: Task, flags: int, stack: int, tids: tuple[int, int], tls: int) -> Result:
     """A thread, or a process whose memory is the same or a copy."""
-    if flags & _CLONE_NEW or (flags & _CLONE_THREAD and not flags & _CLONE_VM):
+    if flags & _CLONE_NEW or any(flags & flag and not flags & needed for flag, needed in _NEEDS.items()):
+        return -errno.EINVAL
+    if flags & _CLONE_SIGHAND and flags & _CLONE_CLEAR_SIGHAND:
         return -errno.EINVAL
     kernel, parent_tid, child_tid = task.kernel, *tids
+    if len(kernel.tasks) >= _MOST_TASKS:
+        return -errno.EAGAIN
     tid = kernel.new_pid()
-    process = task.process if flags & _CLONE_THREAD else _child(task.process, tid, flags)
-    cpu = CPU(process.memory.space, task.cpu)
+    with ExitStack() as undo:
+        process = task.process if flags & _CLONE_THREAD else _child(task.process, tid, flags, undo)
+        cpu = CPU(process.memory.space, task.cpu)
+        undo.pop_all()
     cpu.set_result(0)
     if stack:
         cpu.jump(cpu.rip, stack)
@@ -95,18 +100,26 @@ def _clone(task: Task, flags: int, stack: int, tids: tuple[int, int], tls: int) 
     return _until_it_has_its_own_memory(child) if flags & _CLONE_VFORK else tid
 
 
-def _child(parent: Process, pid: int, flags: int) -> Process:
-    """A new process. Raises OSError."""
+def _child(parent: Process, pid: int, flags: int, undo: ExitStack) -> Process:
+    """A new process. Raises OSError, MemoryError; what has been done by then, ``undo`` undoes."""
     kernel = parent.kernel
     memory = parent.memory.get() if flags & _CLONE_VM else Memory(parent.memory.space.fork(), kernel.wrap)
+    undo.callback(memory.put)
     files = parent.files.get() if flags & _CLONE_FILES else parent.files.copy()
+    undo.callback(files.put)
     owner = parent.parent if flags & _CLONE_PARENT else parent
-    child = Process(kernel, pid, owner, memory, files, parent.directory.copy(), parent.pgid, parent.sid)
+    directory = parent.directory.get() if flags & _CLONE_FS else parent.directory.copy()
+    undo.callback(directory.put)
+    child = Process(kernel, pid, owner, memory, files, directory, parent.pgid, parent.sid)
     child.exe, child.name, child.limits = parent.exe, parent.name, dict(parent.limits)
-    child.actions = dict(parent.actions) if not flags & _CLONE_CLEAR_SIGHAND else {}
+    if flags & _CLONE_SIGHAND:
+        child.actions = parent.actions
+    else:
+        child.actions = signals.ignored(parent) if flags & _CLONE_CLEAR_SIGHAND else dict(parent.actions)
     child.exit_signal = flags & 0xFF
     if owner is not None:
         owner.children.append(child)
+        undo.callback(owner.children.remove, child)
     return child
 
 
@@ -133,7 +146,7 @@ def sys_execveat(task: Task, dirfd: Int, path: int, argv: int, envp: int, flags:
     process, io = task.process, task.memory
     where = path_at(task, dirfd, path, may_be_empty=bool(flags & AT_EMPTY_PATH))
     name = where.name or b"/proc/self/fd/%d" % where.at
-    arguments, environment = (copy_in_vector(io, at, _ARG_COUNT, _ARG_MAX) if at else [] for at in (argv, envp))
+    arguments, environment = (copy_in_vector(io, at, _LONGEST, _ARG_MAX) if at else [] for at in (argv, envp))
     image = execute(process, name, arguments, environment, where.at)
     for other in list(process.tasks):
         if other is not task:
@@ -144,8 +157,8 @@ def sys_execveat(task: Task, dirfd: Int, path: int, argv: int, envp: int, flags:
     task.cpu.close()
     task.cpu = image.take_over(process)
     task.tid, task.clear_child_tid, task.altstack = process.pid, 0, (0, 2, 0)
-    ignored = {signo: action for signo, action in process.actions.items() if action.sa_handler == signals.SIG_IGN}
-    process.actions = ignored
+    process.actions = signals.ignored(process)
+    process.unshare_files()
     process.files.close_on_exec()
     return None
 
@@ -163,90 +176,6 @@ def sys_exit(task: Task, code: Int) -> Result:
 def sys_exit_group(task: Task, code: Int) -> Result:
     task.kernel.end(task.process, (code & 0xFF) << 8)
     return None
-
-
-Chosen = Callable[[Process], bool]
-
-
-def _chosen(task: Task, pid: int) -> Chosen:
-    """Which children a number of wait4 means."""
-    if pid < -1:
-        return lambda child: child.pgid == -pid
-    if pid == -1:
-        return lambda child: True
-    if pid == 0:
-        return lambda child: child.pgid == task.process.pgid
-    return lambda child: child.pid == pid
-
-
-def _ended(task: Task, chosen: Chosen) -> Process | None:
-    """A child that has ended. Raises OSError (ECHILD) if there is none to wait for."""
-    children = [child for child in task.process.children if chosen(child)]
-    if not children:
-        raise ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD))
-    return next((child for child in children if child.status is not None), None)
-
-
-def _wait(task: Task, chosen: Chosen, found: Callable[[Process], int]) -> Waiting:
-    """Wait for a child's end, and then call a function that stores what there is to know."""
-
-    def done() -> bool:
-        children = [child for child in task.process.children if chosen(child)]
-        return not children or any(child.status is not None for child in children)
-
-    while True:
-        child = _ended(task, chosen)
-        if child is not None:
-            return found(child)
-        yield Wait(done=done)
-
-
-@syscall(61)
-def sys_wait4(task: Task, pid: Int, status: int, options: Int, usage: int) -> Result:
-    chosen = _chosen(task, pid)
-
-    def found(child: Process) -> int:
-        assert child.status is not None
-        task.kernel.reap(child)
-        if status:
-            copy_int32_out(task.memory, status, child.status)
-        if usage:
-            write_bytes(task.memory, usage, bytes(144))
-        return child.pid
-
-    if options & _WNOHANG and _ended(task, chosen) is None:
-        return 0
-    return _wait(task, chosen, found)
-
-
-@syscall(247)
-def sys_waitid(task: Task, kind: Int, which: Int, addr: int, options: Int, usage: int) -> Result:
-    if not options & _WEXITED:
-        return -errno.EINVAL
-    if kind not in (0, 1, 2):  # P_ALL, P_PID, P_PGID
-        return -errno.EINVAL
-    chosen = _chosen(task, (-1, which, -which if which else 0)[kind])
-
-    def found(child: Process) -> int:
-        assert child.status is not None
-        if not options & _WNOWAIT:
-            task.kernel.reap(child)
-        if addr:
-            write_bytes(task.memory, addr, ended_info(child).pack())
-        return 0
-
-    if options & _WNOHANG and _ended(task, chosen) is None:
-        if addr:
-            write_bytes(task.memory, addr, bytes(128))
-        return 0
-    return _wait(task, chosen, found)
-
-
-def ended_info(child: Process) -> Siginfo:
-    """What is told of a child that has ended."""
-    status = child.status or 0
-    code, value = (CLD_KILLED, status & 0x7F) if status & 0x7F else (CLD_EXITED, status >> 8)
-    return Siginfo(17, code, child.pid, os.getuid(), value)
 
 
 @syscall(218)
@@ -278,7 +207,7 @@ def sys_arch_prctl(task: Task, code: Int, addr: int) -> Result:
 @syscall(157)
 def sys_prctl(task: Task, option: Int, one: int, two: int, three: int, four: int) -> Result:
     if option == 15:  # PR_SET_NAME
-        task.process.name = copy_string_in(task.memory, one, 16)[:15]
+        task.process.name = strncpy_from_user(task.memory, one, 15)
         return 0
     if option == 16:
         copy_struct_out(task.memory, one, "16s", task.process.name)

@@ -127,6 +127,8 @@ def sys_kill(task: Task, pid: Int, signo: Int) -> Result:
 @syscall(200)
 def sys_tkill(task: Task, tid: Int, signo: Int) -> Result:
     _checked(signo, 0)
+    if tid <= 0:
+        return -errno.EINVAL
     for each in task.kernel.tasks:
         if each.tid == tid:
             if signo:
@@ -137,6 +139,8 @@ def sys_tkill(task: Task, tid: Int, signo: Int) -> Result:
 
 @syscall(234)
 def sys_tgkill(task: Task, tgid: Int, tid: Int, signo: Int) -> Result:
+    if tgid <= 0:
+        return -errno.EINVAL
     if tid not in [each.tid for each in find(task, tgid).tasks]:
         return -errno.ESRCH
     return sys_tkill(task, tid, signo)
@@ -199,16 +203,33 @@ def sys_alarm(task: Task, seconds: int) -> Result:
 
 def _set_alarm(process: Process, seconds: float, interval: float) -> tuple[float, float]:
     """Set the timer, and return what was left of it and its interval."""
-    left = max(process.alarm - time.monotonic(), 1e-6) if process.alarm is not None else 0.0
-    before = left, process.interval
+    before = _timer(process)
     process.alarm = time.monotonic() + seconds if seconds else None
     process.interval = interval
     return before
 
 
+def _timer(process: Process) -> tuple[float, float]:
+    """What is left of the timer, and its interval."""
+    left = max(process.alarm - time.monotonic(), 1e-6) if process.alarm is not None else 0.0
+    return left, process.interval
+
+
+def _store_timer(task: Task, addr: int, left: float, interval: float) -> None:
+    copy_struct_out(task.memory, addr, "4q", *divmod(int(interval * 1e6), 10**6), *divmod(int(left * 1e6), 10**6))
+
+
 def _seconds(task: Task, addr: int) -> float:
     found = abi.TIMEVAL.copy_in(task.memory, addr)
     return seconds_of(abi.Timespec(found.tv_sec, found.tv_usec * 1000))
+
+
+@syscall(36)
+def sys_getitimer(task: Task, which: Int, addr: int) -> Result:
+    if which:  # ITIMER_REAL
+        return -errno.EINVAL
+    _store_timer(task, addr, *_timer(task.process))
+    return 0
 
 
 @syscall(38)
@@ -218,5 +239,5 @@ def sys_setitimer(task: Task, which: Int, new: int, old: int) -> Result:
     interval, seconds = (_seconds(task, addr) for addr in (new, new + 16))
     left, interval = _set_alarm(task.process, seconds, interval)
     if old:
-        copy_struct_out(task.memory, old, "4q", *divmod(int(interval * 1e6), 10**6), *divmod(int(left * 1e6), 10**6))
+        _store_timer(task, old, left, interval)
     return 0

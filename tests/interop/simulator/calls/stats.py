@@ -111,7 +111,10 @@ def sys_readlinkat(task: Task, dirfd: Int, path: int, addr: int, size: Int) -> R
 
 @syscall(79)
 def sys_getcwd(task: Task, addr: int, size: int) -> Result:
-    path = os.fsencode(Path(f"/proc/self/fd/{task.process.directory.cwd}").readlink()) + b"\0"
+    found = Path(f"/proc/self/fd/{task.process.directory.cwd}").readlink()
+    if found.name.endswith(" (deleted)") and not found.exists():
+        return -errno.ENOENT
+    path = os.fsencode(found) + b"\0"
     return write_bytes(task.memory, addr, path) if len(path) <= size else -errno.ERANGE
 
 

@@ -22,7 +22,9 @@ from usermem import (
     copy_int64_out,
     iovecs_io_sequence,
     pread_fd,
+    preadv_fd,
     pwrite_fd,
+    pwritev_fd,
     read_fd,
     readv_fd,
     single_io_sequence,
@@ -36,7 +38,7 @@ _LONGEST: Final = 0x7FFF_F000  # MAX_RW_COUNT
 @syscall(0)
 def sys_read(task: Task, fd: Int, addr: int, n: int) -> Result:
     file = task.files[fd]
-    if not file.can_block:
+    if not file.can_block or not n:
         return read_fd(task.memory, file.host, addr, n)
     return file.blocking(READABLE, lambda: read_fd(task.memory, file.host, addr, n))
 
@@ -75,6 +77,30 @@ def sys_pwrite64(task: Task, fd: Int, addr: int, n: int, offset: Long) -> Result
     return pwrite_fd(task.memory, task.files[fd].host, addr, n, offset)
 
 
+@syscall(295)
+def sys_preadv(task: Task, fd: Int, iov: int, iovcnt: int, offset: Long) -> Result:
+    return preadv_fd(task.memory, task.files[fd].host, iov, iovcnt, offset)
+
+
+@syscall(296)
+def sys_pwritev(task: Task, fd: Int, iov: int, iovcnt: int, offset: Long) -> Result:
+    return pwritev_fd(task.memory, task.files[fd].host, iov, iovcnt, offset)
+
+
+@syscall(327)
+def sys_preadv2(task: Task, fd: Int, iov: int, iovcnt: int, offset: Long, high: int, flags: Int) -> Result:
+    if flags:
+        return -errno.EOPNOTSUPP
+    return sys_readv(task, fd, iov, iovcnt) if offset == -1 else sys_preadv(task, fd, iov, iovcnt, offset)
+
+
+@syscall(328)
+def sys_pwritev2(task: Task, fd: Int, iov: int, iovcnt: int, offset: Long, high: int, flags: Int) -> Result:
+    if flags:
+        return -errno.EOPNOTSUPP
+    return sys_writev(task, fd, iov, iovcnt) if offset == -1 else sys_pwritev(task, fd, iov, iovcnt, offset)
+
+
 @syscall(8)
 def sys_lseek(task: Task, fd: Int, offset: Long, whence: Int) -> Result:
     return os.lseek(task.files[fd].host, offset, whence)
@@ -91,7 +117,7 @@ def sys_sendfile(task: Task, out_fd: Int, in_fd: Int, offset: int, count: int) -
             copy_int64_out(task.memory, offset, start + sent)
         return sent
 
-    return out.blocking(WRITABLE, move) if out.can_block else move()
+    return out.blocking(WRITABLE, move, source) if out.can_block else move()
 
 
 @syscall(326)
@@ -140,6 +166,8 @@ def sys_fallocate(task: Task, fd: Int, mode: Int, offset: Long, length: Long) ->
 def _write_all(task: Task, file: OpenFile, data: IOSequence) -> Waiting:
     """Write all there is, as a blocking write(2) does, or what fits before a signal, an error or a fault."""
     done = 0
+    if not data.num_bytes:
+        return os.write(file.host, b"")
     while True:
         rest = data.drop_first(done)
         try:
@@ -154,7 +182,7 @@ def _write_all(task: Task, file: OpenFile, data: IOSequence) -> Waiting:
 
 def _write_some(file: OpenFile, data: IOSequence) -> int:
     try:
-        return data.copy_in_to(FDWriter(file.host)) if data.num_bytes else os.write(file.host, b"")
+        return data.copy_in_to(FDWriter(file.host))
     except FaultError as fault:
         if fault.transferred:
             return fault.transferred
