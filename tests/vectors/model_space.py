@@ -30,6 +30,10 @@ class WrittenThrough(dict[int, int]):
         super().__setitem__(addr, value)
         self.buffer[addr] = value
 
+    def update(self, values: Any) -> None:  # type: ignore[override]
+        for addr, value in dict(values).items():
+            self[addr] = value
+
 
 class ModelBuffer(ModelBytes):
     """ModelBytes in the place of BytesIO."""
