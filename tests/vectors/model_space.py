@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from hostarch import AccessType, Arch, mman
 from safemem import Block
