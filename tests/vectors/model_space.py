@@ -30,7 +30,7 @@ class WrittenThrough(dict[int, int]):
         super().__setitem__(addr, value)
         self.buffer[addr] = value
 
-    def update(self, values: Any) -> None:  # type: ignore[override]
+    def update(self, values: Any) -> None:
         for addr, value in dict(values).items():
             self[addr] = value
 
