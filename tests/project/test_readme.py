@@ -87,7 +87,8 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert (found.returncode, found.stdout) == (0, TESTS)
     assert re.search(r'^bash .*"\$test_command"$', script, re.MULTILINE)
     rest = [line for line in script.splitlines() if line != taking and not line.startswith("#")]
-    assert [line for line in rest if "pytest" in line] == [".venv/bin/python -m pytest -q tests/tls tests/interop"]
+    extras = ".venv/bin/python -m pytest -q -n auto tests/tls tests/interop"
+    assert [line for line in rest if "pytest" in line] == [extras]
 
 
 def test_names_are_there() -> None:
