@@ -30,8 +30,9 @@ def main() -> int:
     kernel = Kernel(trace=print_call if options.trace else None, limit=options.limit)
     try:
         process = kernel.start(path, [options.program, *options.arguments], os.environ)
-    except OSError as error:
-        print(f"simulator: {options.program}: {error.strerror}", file=sys.stderr)
+    except (OSError, MemoryError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        print(f"simulator: {options.program}: {why}", file=sys.stderr)
         return 127 if isinstance(error, FileNotFoundError) else 126
     kernel.run()
     return process.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import resource
 from enum import Enum
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from unicorn import x86_const as x86
 
 from hostarch import EXECUTE, WRITE
 from simulator.siginfo import ILL_ILLOPN, SI_KERNEL, Siginfo
-from usermem import AddressSpace
+from usermem import AddressSpace, ChangeKind
 from usermem.unicorn import RegisterBatch, share
 
 # struct sigcontext_64's order, from its first word on
@@ -55,8 +56,11 @@ class CPU:
     """The registers of a task, and the engine that changes them."""
 
     def __init__(self, space: AddressSpace, like: CPU | None = None) -> None:
-        """Registers are zero, or those of another CPU. Raises OSError (ENOMEM) where Unicorn would end this process."""
-        mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE, prot=0).close()
+        """Registers are zero, or those of another CPU. Raises MemoryError if the host has too little room."""
+        _check_room()
+        self._limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        if self._limited and space.on_change is None:
+            space.on_change = lambda start, end, kind: _check_room() if kind is ChangeKind.MAP else None
         self.uc = _unicorn.Uc(_unicorn.UC_ARCH_X86, _unicorn.UC_MODE_64)
         self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         self.shared = share(self.uc, space, copy_files=True)
@@ -96,9 +100,14 @@ class CPU:
         while True:
             self._stop = Stop.SLICE
             try:
+                if self._limited:
+                    _check_room()
                 self.uc.emu_start(self.rip, _NOWHERE, count=_SLICE if self._counts else 0)
                 if self._stop is Stop.SLICE and self.rip == _NOWHERE:  # it jumped there
                     self._trap(Siginfo(11, SI_KERNEL, trap=_GP))
+                return self._stop
+            except MemoryError:  # pagefault_out_of_memory()
+                self._trap(Siginfo(9, SI_KERNEL))
                 return self._stop
             except _unicorn.UcError as error:
                 fault = self._fault()
@@ -177,3 +186,11 @@ class CPU:
     def gs_base(self, value: int) -> None:
         """Set it."""
         self.uc.reg_write(x86.UC_X86_REG_GS_BASE, value)
+
+
+def _check_room() -> None:
+    """Raise MemoryError if the host has too little left for an engine: Unicorn ends the process where malloc fails."""
+    try:
+        mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE, prot=0).close()
+    except OSError:
+        raise MemoryError("the host has no room for an engine") from None

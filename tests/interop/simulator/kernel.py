@@ -66,7 +66,7 @@ class Kernel:
         streams: Sequence[int] = (0, 1, 2),
         cwd: str = ".",
     ) -> Process:
-        """Start a program with these descriptors of the host's as its first. Raises OSError as execve."""
+        """Start a program with these descriptors of the host's as its first. Raises OSError, MemoryError as execve."""
         directory = Directory(os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), os.umask(0))
         os.umask(directory.umask)
         files = Files()
