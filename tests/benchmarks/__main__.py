@@ -6,7 +6,7 @@ against what one writes by hand. ``snapshot``: snapshots, restores and forks aga
 process's memory against the raw system calls. ``unicorn``: an engine that shares a space against its own calls.
 ``observe``: accesses through observers against those by the memory itself.
 ``simulator``: the simulator's system calls against the same over uc.mem_read and uc.mem_write.
-``all``: each suite in a process of its own, and at the end a table: how many rows reach their bars, and how long it took.
+``all``: each suite in a process of its own, and at the end a table: which rows reach their bars, and the time it took.
 """
 
 from __future__ import annotations
