@@ -87,10 +87,8 @@ def _tour(args: argparse.Namespace) -> int:
 
 def _say_in_colour(text: str) -> None:
     """Print what the tour says: headings bold, failures red."""
-    if re.match(r"\n?\d+\. ", text):
-        text = paint(text, BOLD)
-    elif re.search(r"\b(NOT|WRONG)\b", text):
-        text = paint(text, RED)
+    for pattern, code in ((r"\A\n?\d+\. .*", BOLD), (r"\A(   the|\nAfter) .*\b(NOT|WRONG)\b.*", RED)):
+        text = re.sub(pattern, paint(r"\g<0>", code), text)
     print(text)
 
 

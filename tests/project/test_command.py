@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,35 @@ def test_colours(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert "\x1b" not in on_a_terminal(*run, **environment)
     assert main([command]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("\n4. execve\n   argv", "1"),
+        ("   the count under the lock is 1, WRONG", "31"),
+        ("   the memory is NOT WHAT IT WAS", "31"),
+        ("\nAfter 2 ways the bytes are NOT THE SAME", "31"),
+        ("\nAfter 2 ways the bytes are the same", ""),
+        ("0000  4e 4f 54  | NOT |", ""),
+    ],
+)
+def test_what_is_painted(
+    text: str, code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line of a heading bold, what the tour says of failures red, and the file's own bytes plain."""
+
+    def tour(file: Path, say: Callable[[str], None]) -> int:
+        say(text)
+        return 0
+
+    monkeypatch.setattr(usermem.tour, "tour", tour)
+    monkeypatch.setattr("usermem.__main__.has_colour", lambda: True)
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"\x1b\[(\d+)m.", printed, re.DOTALL) == ([code, "0"] if code else [])
+    assert re.sub(r"\x1b\[\d+m", "", printed) == f"{text}\n"
+    assert "argv\x1b" not in printed
 
 
 @pytest.mark.parametrize("command", ["tour", "doctor"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,8 @@ class Terminal(io.StringIO):
 def stderr(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """A terminal as the standard error, and all work is long."""
     stderr = Terminal()
-    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stderr=stderr))  # pytest sets that of sys anew for each phase
+    # Not that of sys, which pytest sets anew for each phase.
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stderr=stderr, stdout=sys.stdout))
     monkeypatch.setattr(terminal, "_QUIET", 0)
     monkeypatch.setattr(terminal, "_BETWEEN", 0)
     return stderr
@@ -38,7 +40,7 @@ def test_a_line_that_is_erased(stderr: Terminal) -> None:
         show(8)
         show(2)
         raise ValueError
-    assert stderr.getvalue() == "\r   work: 100%\r   work: 25% \r" + " " * len("   work: 25% ") + "\r"
+    assert stderr.getvalue() == "\r   work: 100%\r   work: 25% \r" + " " * len("   work: 25%") + "\r"
 
 
 def test_no_total(stderr: Terminal) -> None:
