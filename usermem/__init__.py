@@ -77,6 +77,8 @@ from usermem.strings import (
 from usermem.utf16 import copy_utf16_in, copy_utf16_out
 from usermem.vec import copy_in_vec, copy_out_vec, zero_out_vec
 
+__version__ = "0.1.0"
+
 __all__ = [
     "FUTEX_BITSET_MATCH_ANY",
     "IO",

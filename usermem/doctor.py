@@ -1,9 +1,10 @@
-"""``python -m usermem doctor``: which ways this host offers, which of them are used, and why."""
+"""``usermem doctor``: which ways this host offers, which of them are used, and why."""
 
 from __future__ import annotations
 
 import os
 import platform
+import textwrap
 from collections.abc import Iterator
 
 from safemem import HostFaultError, atomics, safecopy
@@ -11,10 +12,11 @@ from usermem.mm import host_pages
 from usermem.mm.faulting import can_map
 from usermem.mm.image import maps_images
 from usermem.mm.memory_file import memory_file
+from usermem.terminal import BOLD, GREEN, RED, paint
 
 
-def doctor() -> str:
-    """The report, a line for each way."""
+def doctor(*, width: int = 80, colour: bool = False) -> str:
+    """The report: the name of each way, what is used, and why, in columns of whole words that fit ``width`` columns."""
     rows = [
         ("python", *_python()),
         ("atomics", *_atomics()),
@@ -27,7 +29,17 @@ def doctor() -> str:
         ("datagrams", *_datagrams()),
         ("segments", *_segments()),
     ]
-    return "".join(f"{name:10} {tier:14} {why}\n" for name, tier, why in rows)
+    first, second = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    room = max(width - first - second, 20)
+    lines = []
+    for name, tier, why in rows:
+        reasons = textwrap.wrap(why, room, break_long_words=False, break_on_hyphens=False)
+        head = name.ljust(first) + tier.ljust(second)
+        if colour:
+            missing = tier == "none" or why.startswith("missing")
+            head = paint(name.ljust(first), BOLD) + paint(tier.ljust(second), RED if missing else GREEN)
+        lines += [head + reasons[0], *(" " * (first + second) + reason for reason in reasons[1:])]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _python() -> tuple[str, str]:
@@ -119,7 +131,7 @@ def _tls() -> Iterator[tuple[str, str, str]]:
         try:
             found = engine(name)
         except EngineError as exc:
-            yield "AEAD", f"not {name}"[:14], str(exc)
+            yield "AEAD", name, f"missing: {exc}"
         else:
             used = "used: the first that gives the known answers" if not chosen else "on demand"
             chosen = chosen or name

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, Final
 
 from hostarch import AccessType
 from usermem.mm.maps import printable
+from usermem.terminal import has_colour, paint
 
 if TYPE_CHECKING:
     from usermem.address_space import AddressSpace
@@ -28,7 +27,7 @@ def render(space: AddressSpace | ProcessIO | CoreIO, colour: bool | None = None)
     ``colour`` None is colour if the standard output is a terminal and NO_COLOR is not set.
     """
     if colour is None:
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        colour = has_colour()
     width = 2 * space.arch.pointer_size
     lines = []
     end = None
@@ -41,7 +40,7 @@ def render(space: AddressSpace | ProcessIO | CoreIO, colour: bool | None = None)
         size = human_size(mapping.end - mapping.start)
         line = f"{mapping.start:0{width}x}-{mapping.end:0{width}x}  {size:>9}  {rights}  {name}{offset}".rstrip()
         kind = next((letter for letter in "wxr" if letter in rights[:3]), "-")
-        lines.append(f"\x1b[{_COLOURS[kind]}m{line}\x1b[0m\n" if colour else f"{line}\n")
+        lines.append(f"{paint(line, _COLOURS[kind]) if colour else line}\n")
         end = mapping.end
     return "".join(lines)
 

@@ -6,6 +6,7 @@ against what one writes by hand. ``snapshot``: snapshots, restores and forks aga
 process's memory against the raw system calls. ``unicorn``: an engine that shares a space against its own calls.
 ``observe``: accesses through observers against those by the memory itself.
 ``simulator``: the simulator's system calls against the same over uc.mem_read and uc.mem_write.
+``all``: each suite in a process of its own, and at the end a table: which rows reach their bars, and the time it took.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,16 @@ _CONFIG = "OPENSSL_CONF"
 
 def main() -> int:
     """Measure, print a table, and return 1 if --check is given and a bar is missed."""
-    parser = argparse.ArgumentParser(prog="tests/benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=_SUITES)
+    parser = argparse.ArgumentParser(
+        prog="tests/benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suite", choices=[*_SUITES, "all"])
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the rows as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows whose name contains this")
     args = parser.parse_args()
+    if args.suite == "all":
+        return _all(args)
     if args.suite == "tls" and _CONFIG not in os.environ:
         return _with_aes_128()
     print(f"{_build()}, {platform.machine()}; best of many, in ns")
@@ -49,6 +55,28 @@ def main() -> int:
         + "".join(f"\n  not: {m}" for m in missed)
     )
     return int(args.check and bool(missed))
+
+
+def _all(args: argparse.Namespace) -> int:
+    """Run every suite, print the table, and return 1 if a suite fails, or if --check is given and a bar is missed."""
+    table, everything, failed = [], [], False
+    for suite in _SUITES:
+        print(f"\n{suite}", flush=True)
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.json"
+            command = [sys.executable, str(Path(__file__).parent), suite, "--only", args.only, "--json", str(file)]
+            status = subprocess.run(command, check=False).returncode
+            rows = json.loads(file.read_text()) if not status else []
+        failed |= bool(status)
+        everything += [{"suite": suite} | row for row in rows]
+        missed = [row["row"] for row in rows if row["missed"]]
+        reached = "failed" if status else f"{len(rows) - len(missed)} of {len(rows)}"
+        table.append(f"{suite:12}{reached:>12}{time.monotonic() - started:8.0f}   {'; '.join(missed)}".rstrip())
+    if args.json:
+        args.json.write_text(json.dumps(everything, indent=1) + "\n")
+    print("\n".join(["", f"{'suite':12}{'reached':>12}{'seconds':>8}   missed", *table]))
+    return int(failed or (args.check and any(row["missed"] for row in everything)))
 
 
 def _build() -> str:

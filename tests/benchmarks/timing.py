@@ -13,6 +13,8 @@ from textwrap import indent
 
 from attrs import frozen
 
+from usermem.terminal import Progress
+
 Run = Callable[[int], object]
 """Does its work the given number of times."""
 
@@ -69,10 +71,12 @@ def best(runs: Mapping[str, Run | Prepared], rounds: int = 150, slice_s: float =
     enabled = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(rounds):
-            for name, run in runs.items():
-                n = counts[name]
-                found[name] = min(found[name], _timed(run, n) / n)
+        with Progress(", ".join(runs), rounds) as show:
+            for done in range(rounds):
+                for name, run in runs.items():
+                    n = counts[name]
+                    found[name] = min(found[name], _timed(run, n) / n)
+                show(done)
     finally:
         if enabled:
             gc.enable()

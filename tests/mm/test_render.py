@@ -43,6 +43,7 @@ def test_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[2m00100000" in coloured
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     assert render(guest()) == coloured
     monkeypatch.setenv("NO_COLOR", "1")
     assert render(guest()) == render(guest(), colour=False)

@@ -54,6 +54,26 @@ def test_check_fails_when_a_bar_is_missed(monkeypatch: pytest.MonkeyPatch, capsy
         assert ("MISSED" in capsys.readouterr().out) == (ratio > row.bar)
 
 
+def test_all_ends_with_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A line for each suite: its rows, its time, what it missed; a suite that fails is said and makes the result 1."""
+    main, out = _load_main(), tmp_path / "rows.json"
+    monkeypatch.setitem(main.__globals__, "_SUITES", ["copy", "walk"])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "all", "--only", "BlockSeq", "--json", str(out)])
+    assert main() == 0
+    table = capfd.readouterr().out.partition("\nsuite ")[2].splitlines()
+    rows = json.loads(out.read_text())
+    assert {row["suite"] for row in rows} >= {"walk"}
+    missed = [row["row"] for row in rows if row["suite"] == "walk" and row["missed"]]
+    assert [line.split()[0] for line in table[1:]] == ["copy", "walk"]
+    assert f"{3 - len(missed)} of 3" in table[2]
+    assert all(name in table[2] for name in missed)
+    monkeypatch.setitem(main.__globals__, "_SUITES", ["no such suite"])
+    assert main() == 1
+    assert "failed" in capfd.readouterr().out
+
+
 def _load_main() -> Callable[[], int]:
     main: Callable[[], int] = runpy.run_path(str(_BENCHMARKS / "__main__.py"))["main"]
     return main

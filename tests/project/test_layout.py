@@ -207,4 +207,6 @@ def test_the_project_is_as_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert tuple(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == PACKAGES
     assert [requirement.split(">")[0].strip() for requirement in project["project"]["dependencies"]] == ["attrs"]
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"] == {"path": "usermem/__init__.py"}
     assert project["project"]["scripts"] == {"usermem": "usermem.__main__:main"}

@@ -1,4 +1,4 @@
-"""``python -m usermem maps|read|string|argv PID|CORE ...``: look at the memory of a process or a core.
+"""``usermem maps|read|string|argv PID|CORE ...``: look at the memory of a process or a core.
 
 Exits with 0; with 1 if the memory cannot be read, and the reason on the standard error; with 2 for wrong arguments.
 """
@@ -6,9 +6,9 @@ Exits with 0; with 1 if the memory cannot be read, and the reason on the standar
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,19 +26,17 @@ _MAX_STRING: Final = 32 * 4096  # of an argument, as execve(2) has it
 _MAX_TOTAL: Final = 6 << 20
 
 Memory = ProcessIO | CoreIO
+Tool = Callable[[Memory, argparse.Namespace], None]
 
 
-def main(argv: list[str]) -> int:
+def _run(tool: Tool, args: argparse.Namespace) -> int:
     """Run one tool and return its exit status."""
-    args = _parser().parse_args(argv)
     try:
         with open_memory(args.memory) as memory:
-            run: Callable[[Memory, argparse.Namespace], None] = args.run
-            run(memory, args)
+            tool(memory, args)
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        return 1
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError) as exc:
         sys.stdout.flush()
         print(f"usermem: {args.memory}: {exc}", file=sys.stderr)
@@ -51,15 +49,14 @@ def open_memory(name: str) -> Memory:
     return ProcessIO(int(name)) if name.isascii() and name.isdigit() else open_core(name)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="usermem", description="Look at the memory of a process or a core file.")
-    tools = parser.add_subparsers(required=True)
+def add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the tools to a parser's commands: ``run`` of what it parses takes that, and returns the exit status."""
 
-    def add(name: str, run: Callable[[Memory, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        tool = tools.add_parser(name, help=text, description=text)
-        tool.add_argument("memory", metavar="PID|CORE", help="a process, or the path of an ELF core: ./7 for a number")
-        tool.set_defaults(run=run)
-        return tool
+    def add(name: str, tool: Tool, text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text, description=text)
+        parser.add_argument("memory", metavar="PID|CORE", help="a process, or the path of an ELF core, ./7 say")
+        parser.set_defaults(run=partial(_run, tool))
+        return parser
 
     add("maps", _maps, "Show the mappings, and the holes between them.")
     read = add("read", _read, "Show N bytes at ADDR, in hex and as text.")
@@ -73,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "addr", metavar="ADDR", type=_number, nargs="?", help="of a table of pointers that ends with NULL, as envp"
     )
-    return parser
 
 
 def _number(text: str) -> int:

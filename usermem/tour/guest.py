@@ -38,7 +38,7 @@ class Guest:
         return self.stack_end - 2 * PAGE
 
     def fill_hole(self) -> None:
-        """What the guest's own fault handler would do."""
+        """Map the page that is missing, as a guest may when it sees EFAULT."""
         self.space.map_object(self.hole, PAGE, _RW, _FIXED, None, name="[heap]")
 
 

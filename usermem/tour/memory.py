@@ -1,4 +1,4 @@
-"""The tour's stages in memory, files and pipes: readv, open, execve, futex, writev.
+"""The tour's stages in memory, files and pipes: readv, open, execve, a lock, writev.
 
 Each is a function over the guest, so that it can be read, and tested, by itself.
 """
@@ -11,7 +11,6 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from hostarch import AddrRange
 from safemem import FDReader, FDWriter, atomics
 from usermem.cstruct import copy_pointer_out, copy_uint32_in, copy_uint32_out
 from usermem.errors import FaultError, linux_result
@@ -19,6 +18,7 @@ from usermem.hexdump import hexdump
 from usermem.io_sequence import IOSequence
 from usermem.iovec import copy_in_vector, copy_out_iovecs, iovecs_io_sequence
 from usermem.strings import copy_string_in
+from usermem.terminal import Progress
 from usermem.tour.guest import PAGE, Guest, Say
 
 _TAKES = 2000
@@ -39,12 +39,14 @@ def read_file(guest: Guest, file: Path, say: Say) -> None:
             except FaultError as fault:
                 n = fault.transferred
                 say(f"   {fault}")
-                say(f"   readv returns {linux_result(fault)}, signal {fault.signo.name}, si_code {fault.si_code}")
                 if not n:
+                    say(f"   readv returns {linux_result(fault)}, which is -EFAULT, and the guest gets no signal;")
+                    say(f"   a store by its own code there would be {fault.signo.name}, si_code {fault.si_code}")
                     say(f"   the guest maps the page at {guest.hole:#x}, and goes on\n")
                     guest.fill_hole()
                 else:
-                    say(f"   memory there ({AddrRange(fault.address, fault.address + 1)} is the first byte missing):\n")
+                    say(f"   readv returns {n}, a partial count: only the next call returns the error")
+                    say(f"   memory there ({fault.address:#x} is the first byte missing):\n")
                     say(hexdump(space, fault.address - 32, 48))
             else:
                 say(f"   readv returns {n}")
@@ -80,7 +82,7 @@ def read_argv(guest: Guest, file: Path, say: Say) -> None:
     say(f"\n4. execve(argv={guest.scratch + 512:#x})\n   {argv}")
 
 
-def swap_futex_word(guest: Guest, say: Say) -> bool:
+def count_under_lock(guest: Guest, say: Say) -> bool:
     """Two threads take a lock in guest memory by compare-and-swap, and count under it with plain copies.
 
     Returns whether no count was lost.
@@ -101,7 +103,7 @@ def swap_futex_word(guest: Guest, say: Say) -> bool:
     for thread in threads:
         thread.join()
     count = copy_uint32_in(space, counter)
-    say(f"\n5. A futex word at {lock:#x}, two threads, {_TAKES} turns each (atomics: {atomics.tier()})")
+    say(f"\n5. A lock at {lock:#x}, by compare-and-swap: two threads, {_TAKES} turns each ({atomics.tier()} atomics)")
     say(f"   the count under the lock is {count}{'' if count == 2 * _TAKES else ', WRONG'}")
     return count == 2 * _TAKES
 
@@ -121,9 +123,12 @@ def write_to_pipe(guest: Guest, say: Say) -> str:
     digest = hashlib.sha256()
 
     def drain() -> None:
-        with os.fdopen(outlet, "rb", buffering=0) as pipe:
+        done = 0
+        with os.fdopen(outlet, "rb", buffering=0) as pipe, Progress("writev(pipe)", guest.size) as show:
             for data in iter(partial(pipe.read, 1 << 16), b""):
                 digest.update(data)
+                done += len(data)
+                show(done)
 
     drainer = threading.Thread(target=drain)
     drainer.start()

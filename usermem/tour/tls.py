@@ -1,6 +1,7 @@
 """The tour's TLS stage: a file over a real TLS 1.3 connection on loopback, by readv into the guest's buffers.
 
-The certificate beside this file is for nothing but this: its key is public.
+The certificate beside this file is for nothing but this: its key is public. It is valid from 1950 to 9999, so that no
+host's clock is wrong for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hostarch import AddrRangeSeq
 from safemem import BlockSeq, Reader, WriterFunc
 from safemem.tls import EngineError, handshake, ssl_object_pair
 from usermem.address_space import AddressSpace
+from usermem.terminal import Progress
 from usermem.tour.guest import Say
 from usermem.vec import zero_out_vec
 
@@ -27,8 +29,10 @@ def read_over_tls(space: AddressSpace, buffers: AddrRangeSeq, data: bytes, say: 
 
     Without an AEAD engine the standard library decrypts.
     """
+    say("\n7. readv(socket) over TLS 1.3")
     zero_out_vec(space, buffers, buffers.num_bytes)
     client = ssl.create_default_context(cafile=_CERTIFICATE)
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(30)
         server = threading.Thread(target=_serve, args=(listener, data))
@@ -55,16 +59,18 @@ def read_over_tls(space: AddressSpace, buffers: AddrRangeSeq, data: bytes, say: 
 
     space.copy_in_to(buffers, WriterFunc(update))
     many = f"{calls} call{'s' * (calls != 1)}"
-    say(f"\n7. readv(socket) over TLS 1.3: {buffers.num_bytes - rest.num_bytes} bytes in {many}, {who}")
+    say(f"   {buffers.num_bytes - rest.num_bytes} bytes in {many}, {who}")
     return digest.hexdigest()
 
 
 def _read_all(space: AddressSpace, rest: AddrRangeSeq, reader: Reader) -> tuple[AddrRangeSeq, int]:
     """Read until the end, or until the buffers are full: what is left of them, and how many calls that took."""
-    calls = 0
-    while rest.num_bytes and (n := space.copy_out_from(rest, reader)):
-        rest = rest.drop_first(n)
-        calls += 1
+    calls, size = 0, rest.num_bytes
+    with Progress("readv(socket)", size) as show:
+        while rest.num_bytes and (n := space.copy_out_from(rest, reader)):
+            rest = rest.drop_first(n)
+            calls += 1
+            show(size - rest.num_bytes)
     return rest, calls
 
 
