@@ -35,7 +35,7 @@ def defined(source: str) -> Iterator[str]:
 
 
 def public(path: Path) -> list[str]:
-    """The public names of a package, which its ``__all__`` has, or of a module. None for an internal package."""
+    """The public names of a package, which its ``__all__`` has, or of a module; none of an internal package."""
     source = path.read_text()
     if path.name != "__init__.py":
         return sorted({name for name in defined(source) if not name.startswith("_")})
@@ -51,10 +51,9 @@ def listing() -> str:
     rooms = {}
     for path in [*found, *(ROOT / module for module in MODULES)]:
         if names := public(path):
-            rooms[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = names
-    return "\n".join(
-        "".join(f"{line}\n" for line in (room, *(f"    {n}" for n in rooms[room]))) for room in sorted(rooms)
-    )
+            room = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            rooms[room] = f"{room}\n" + "".join(f"    {name}\n" for name in names)
+    return "\n".join(rooms[room] for room in sorted(rooms))
 
 
 def test_public_names_are_those_that_are_listed() -> None:
