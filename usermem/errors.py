@@ -11,6 +11,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from hostarch import AccessType
+from hostarch.listed_enum import ListedEnumType
 from safemem import TransferError
 from safemem.buffers import check_int
 
@@ -21,14 +22,14 @@ BUS_ADRALN = 1
 BUS_ADRERR = 2
 
 
-class Signal(IntEnum):
+class Signal(IntEnum, metaclass=ListedEnumType):
     """The signals of a bad access, with Linux's generic numbers whatever the host: they are the guest's."""
 
     SIGBUS = 7
     SIGSEGV = 11
 
 
-class FaultReason(StrEnum):
+class FaultReason(StrEnum, metaclass=ListedEnumType):
     """Why an address could not be accessed."""
 
     UNMAPPED = "unmapped"

@@ -72,7 +72,7 @@ class BorrowedRecord(BlockCursor):
         self.release()
 
     def take(self, n: int) -> memoryview | None:
-        """See BlockCursor. Raises ValueError once it is released."""
+        """The next n bytes as BlockCursor.take gives them. Raises ValueError once it is released."""
         view = super().take(n)
         if view is not None:
             self._taken.append(view)

@@ -18,8 +18,10 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Final
 
+from hostarch.listed_enum import ListedEnumType
 
-class ChangeKind(StrEnum):
+
+class ChangeKind(StrEnum, metaclass=ListedEnumType):
     """What a listener is told about a range of addresses."""
 
     MAP = "map"

@@ -221,7 +221,7 @@ class HostFile(Backing):
         return start, mapping.run(0, mapping.length, Held(self._file, mapping))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
-        """See Backing.resident: asked of a mapping of the file that is there for a moment."""
+        # mincore needs a mapping: file_resident makes one of the file for a moment.
         size = os.fstat(self._file.fd).st_size
         return host_calls.file_resident(self._file.fd, start, min(end, -(-size // page) * page), page).ljust(
             (end - start) // page, b"\0"
