@@ -64,14 +64,14 @@ class FaultError(TransferError):
 
     # OSError's own fields stay empty, because parsing them and making the text takes 1.5 us, and most handlers look at
     # neither: these hide them.
-    errno = errno.EFAULT
+    errno: int = errno.EFAULT
     partial: Any = None
 
     def __init__(self, address: int, access: AccessType, reason: FaultReason, transferred: int = 0) -> None:
-        self.address = address
-        self.access = access
-        self.reason = reason
-        self.transferred = transferred
+        self.address: int = address
+        self.access: AccessType = access
+        self.reason: FaultReason = reason
+        self.transferred: int = transferred
 
     @property
     def strerror(self) -> str:  # type: ignore[override]

@@ -19,7 +19,7 @@ LINES = {"hostarch": 1100, "safemem": 1500, "usermem": 3600}
 @pytest.mark.parametrize("package", LINES)
 def test_help_is_no_longer_than_it_was(package: str) -> None:
     """Nothing that is added brings the methods of its base classes or a default that fills the screen."""
-    shown = pydoc.render_doc(importlib.import_module(package), renderer=pydoc.plaintext).splitlines()
+    shown = pydoc.plain(pydoc.render_doc(importlib.import_module(package))).splitlines()
     assert len(shown) <= LINES[package]
     assert max(map(len, shown)) <= 360
 
@@ -27,7 +27,7 @@ def test_help_is_no_longer_than_it_was(package: str) -> None:
 @pytest.mark.parametrize("kind", [Alert, ChangeKind, ContentType, FaultReason, FindingKind, Signal])
 def test_enums_list_their_members(kind: type[Enum]) -> None:
     """And nothing of str or int, whose methods the members have all the same."""
-    shown = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+    shown = pydoc.plain(pydoc.render_doc(kind))
     assert "inherited from builtins" not in shown
     assert all(f"| {name} = " in shown.replace("|  ", "| ") for name in kind.__members__)
     assert {*dir(str), *dir(int)} & set(dir(kind)) == {"__class__", "__doc__"}

@@ -121,7 +121,7 @@ class Arena:
     def __init__(self) -> None:
         self.chunks: dict[int, tuple[mmap.mmap, int]] = {}
         """The reservations, each with its host address, by numbers that begin at 0."""
-        self.overlay = Overlay()
+        self.overlay: Overlay = Overlay()
         self._numbers = itertools.count()
         self._lock = fork_safe_lock()
         self._owner = 0  # the thread that is at the free list

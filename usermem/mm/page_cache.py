@@ -71,7 +71,7 @@ class PageCache:
         self.writable: dict[int, Stretch] = {}
         self.words: dict[int, memoryview] = {}
         self.rests: Rests = {}
-        self.frozen = False
+        self.frozen: bool = False
         """Whether a change is between dropping what it makes wrong and publishing: then nothing is remembered."""
 
     def stretch(self, cached: dict[int, Stretch], first: int, fresh: Stretch, writable: bool) -> Stretch:

@@ -297,8 +297,8 @@ class ModelBytes(ModelMemory):
 
     def __init__(self, content: bytes, arch: Arch = AMD64) -> None:
         super().__init__(arch)
-        self.size = len(content)
-        self.bytes = dict(enumerate(content))
+        self.size: int = len(content)
+        self.bytes: dict[int, int] = dict(enumerate(content))
 
     def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason | None:
         return None if 0 <= addr < self.size else FaultReason.UNMAPPED
