@@ -20,13 +20,14 @@ from attrs import field, frozen, validators
 from hostarch import mman
 from hostarch.c_layout import c_struct
 from hostarch.integers import check_int
+from hostarch.short_repr import short_repr
 
 ByteOrder = Literal["little", "big"]
 
 HOST_BYTE_ORDER: Final[ByteOrder] = "little" if sys.byteorder == "little" else "big"
 
 
-@frozen
+@frozen(repr=False)
 class Arch:
     """One machine as user memory sees it.
 
@@ -53,8 +54,8 @@ class Arch:
     addr_mask: int = field(init=False)
     family: str = field(init=False)
     max_align: int = field(init=False)
-    pointer: Struct = field(init=False, eq=False, repr=False)
-    iovec: Struct = field(init=False, eq=False, repr=False)
+    pointer: Struct = field(init=False, eq=False)
+    iovec: Struct = field(init=False, eq=False)
 
     @page_size.default
     def _page_size(self) -> int:
@@ -90,6 +91,11 @@ class Arch:
 
     def _struct(self, fields: str) -> Struct:
         return Struct(("<" if self.byte_order == "little" else ">") + fields)
+
+    def __repr__(self) -> str:
+        """As it is written in Python: the name of a machine that is shipped, else the call that makes it."""
+        name = self.name.upper().replace("-", "_")
+        return name if globals().get(name) == self else short_repr(self)
 
     def struct(self, format_: str) -> Struct:
         """The layout of a struct format as this machine's C compiler has it, compiled once.

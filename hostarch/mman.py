@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from hostarch.short_repr import short_repr
+
 PROT_NONE = 0x0
 PROT_READ = 0x1
 PROT_WRITE = 0x2
@@ -81,7 +83,7 @@ MCL_FUTURE = 2
 MCL_ONFAULT = 4
 
 
-@frozen
+@frozen(repr=False)
 class MapFlags:
     """The values on one machine of the MAP_* flags that an address space acts on, and of mlockall(2)'s.
 
@@ -105,6 +107,8 @@ class MapFlags:
     mcl_current: int = MCL_CURRENT
     mcl_future: int = MCL_FUTURE
     mcl_onfault: int = MCL_ONFAULT
+
+    __repr__ = short_repr
 
 
 GENERIC_MAP_FLAGS = MapFlags()

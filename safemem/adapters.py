@@ -50,7 +50,7 @@ class BlockSeqReader:
     """A Reader that gives the bytes of ``blocks``, which shrinks as they are read. At its end it gives 0."""
 
     def __init__(self, blocks: BlockSeq) -> None:
-        self.blocks = blocks
+        self.blocks: BlockSeq = blocks
 
     def read_to_blocks(self, dsts: BlockSeq) -> int:
         """Raises HostFaultError if memory faults; what was copied before it is gone from ``blocks``."""
@@ -68,7 +68,7 @@ class BlockSeqWriter:
     """A Writer that fills ``blocks``, which shrinks as it is written."""
 
     def __init__(self, blocks: BlockSeq) -> None:
-        self.blocks = blocks
+        self.blocks: BlockSeq = blocks
 
     def write_from_blocks(self, srcs: BlockSeq) -> int:
         """Raises EndOfBlockSeqError if not all of srcs fits, HostFaultError if memory faults; each has the count."""

@@ -150,9 +150,12 @@ def fetch_add(
             return old
 
 
-load_uint32, load_uint64 = partial(load, 4), partial(load, 8)
-swap_uint32, swap_uint64 = partial(swap, 4), partial(swap, 8)
-compare_and_swap_uint32, compare_and_swap_uint64 = partial(compare_and_swap, 4), partial(compare_and_swap, 8)
+load_uint32: partial[int] = partial(load, 4)
+load_uint64: partial[int] = partial(load, 8)
+swap_uint32: partial[int] = partial(swap, 4)
+swap_uint64: partial[int] = partial(swap, 8)
+compare_and_swap_uint32: partial[int] = partial(compare_and_swap, 4)
+compare_and_swap_uint64: partial[int] = partial(compare_and_swap, 8)
 
 
 def _locked(block: Block, size: int, byte_order: ByteOrder, change: Callable[[int], int | None]) -> int:

@@ -51,7 +51,7 @@ class HostFaultError(TransferError):
     def __init__(self, address: int, signo: int = signal.SIGSEGV, transferred: int = 0) -> None:
         super().__init__(errno.EFAULT, f"{os.strerror(errno.EFAULT)}: host address {address:#x}", transferred)
         self.address = address
-        self.signo = signal.Signals(signo)
+        self.signo: signal.Signals = signal.Signals(signo)
 
     def _init_args(self) -> tuple[Any, ...]:
         return (self.address, self.signo)

@@ -11,6 +11,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from hostarch import AccessType
+from hostarch.listed_enum import ListedEnumType
 from safemem import TransferError
 from safemem.buffers import check_int
 
@@ -21,14 +22,14 @@ BUS_ADRALN = 1
 BUS_ADRERR = 2
 
 
-class Signal(IntEnum):
+class Signal(IntEnum, metaclass=ListedEnumType):
     """The signals of a bad access, with Linux's generic numbers whatever the host: they are the guest's."""
 
     SIGBUS = 7
     SIGSEGV = 11
 
 
-class FaultReason(StrEnum):
+class FaultReason(StrEnum, metaclass=ListedEnumType):
     """Why an address could not be accessed."""
 
     UNMAPPED = "unmapped"
@@ -63,14 +64,14 @@ class FaultError(TransferError):
 
     # OSError's own fields stay empty, because parsing them and making the text takes 1.5 us, and most handlers look at
     # neither: these hide them.
-    errno = errno.EFAULT
+    errno: int = errno.EFAULT
     partial: Any = None
 
     def __init__(self, address: int, access: AccessType, reason: FaultReason, transferred: int = 0) -> None:
-        self.address = address
-        self.access = access
-        self.reason = reason
-        self.transferred = transferred
+        self.address: int = address
+        self.access: AccessType = access
+        self.reason: FaultReason = reason
+        self.transferred: int = transferred
 
     @property
     def strerror(self) -> str:  # type: ignore[override]

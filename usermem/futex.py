@@ -59,9 +59,9 @@ class Futex:
         Nothing is accessed. All threads of a process use one ``io``; of one without a ``futex_key`` of its own
         (AddressSpace has it) the memory counts as private.
         """
-        self.io = io
-        self.addr = addr if type(addr) is int else check_int(addr, "addr")
-        self.private = private
+        self.io: IO = io
+        self.addr: int = addr if type(addr) is int else check_int(addr, "addr")
+        self.private: bool = private
 
     def key(self, *, write: bool = False) -> tuple[Any, ...]:
         """What words are compared by. Raises OSError (EINVAL) if addr is no multiple of 4; FaultError.

@@ -230,7 +230,7 @@ class IOReadWriter(_UserMemoryFile):
 
     def __init__(self, io: IO, addr: int, *, ignore_permissions: bool = False) -> None:
         self._io = io
-        self.addr = check_int(addr, "addr")
+        self.addr: int = check_int(addr, "addr")
         self.ignore_permissions = ignore_permissions
 
     def readinto(self, buffer: WriteableBuffer) -> int | None:

@@ -72,7 +72,7 @@ class ResolvedIO(ABC):
         return bytes(data)
 
     def copy_struct_in(self, addr: int, layout: Struct, *, ignore_permissions: bool = False) -> tuple[Any, ...]:
-        """See usermem.copy_struct_in."""
+        """The values of the struct at addr. Raises FaultError with the bytes before it in ``partial``."""
         return layout.unpack(self.read_bytes(addr, layout.size, ignore_permissions=ignore_permissions))
 
     def write_bytes(self, addr: int, data: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
@@ -80,33 +80,37 @@ class ResolvedIO(ABC):
         return self.copy_out(addr, data, ignore_permissions=ignore_permissions)
 
     def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out."""
+        """Copy all bytes of src to addr and return how many. Raises FaultError."""
         # The view is released at once: a caller may want to resize its buffer while it holds our error's traceback.
         with readable_view(src, "src") as view:
             srcs = _over(view)
             return self._move(addr, len(view), WRITE, ignore_permissions, lambda dsts: copy_seq(dsts, srcs))
 
     def copy_in(self, addr: int, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in."""
+        """Fill dst with the bytes at addr and return how many. Raises FaultError."""
         with writable_view(dst, "dst") as view:
             dsts = _over(view)
             return self._move(addr, len(view), READ, ignore_permissions, lambda srcs: copy_seq(dsts, srcs))
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.zero_out."""
+        """Set n bytes at addr to 0 and return n. Raises FaultError; ValueError if n < 0."""
         n = check_count(n, "n")
         return self._move(addr, n, WRITE, ignore_permissions, zero_seq)
 
     def copy_out_from(self, ars: AddrRangeSeq, reader: Reader, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out_from."""
+        """Let reader fill the memory at ars and return how many bytes it moved. Raises as :meth:`IO.copy_out_from`.
+
+        The reader is called at most once, with the accessible prefix of ars; one that stops before the hole gives a
+        short count.
+        """
         return self._stream(ars, WRITE, reader.read_to_blocks, ignore_permissions)
 
     def copy_in_to(self, ars: AddrRangeSeq, writer: Writer, *, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in_to."""
+        """Let writer take the memory at ars and return how many bytes it moved. Rules as for copy_out_from."""
         return self._stream(ars, READ, writer.write_from_blocks, ignore_permissions)
 
     def swap_uint32(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.swap_uint32."""
+        """Atomically store new in the uint32 at addr and return what was there. Raises FaultError."""
         return self._atomic("swap", addr, 4, READ_WRITE, ignore_permissions, new)
 
     def swap_uint64(self, addr: int, new: int, *, ignore_permissions: bool = False) -> int:
@@ -114,7 +118,7 @@ class ResolvedIO(ABC):
         return self._atomic("swap", addr, 8, READ_WRITE, ignore_permissions, new)
 
     def compare_and_swap_uint32(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.compare_and_swap_uint32."""
+        """Atomically store new in the uint32 at addr if it is old; returns what was there. Raises FaultError."""
         return self._atomic("compare_and_swap", addr, 4, READ_WRITE, ignore_permissions, old, new)
 
     def compare_and_swap_uint64(self, addr: int, old: int, new: int, *, ignore_permissions: bool = False) -> int:
@@ -122,7 +126,7 @@ class ResolvedIO(ABC):
         return self._atomic("compare_and_swap", addr, 8, READ_WRITE, ignore_permissions, old, new)
 
     def load_uint32(self, addr: int, *, ignore_permissions: bool = False) -> int:
-        """See IO.load_uint32."""
+        """Atomically load the uint32 at addr. Raises FaultError."""
         return self._atomic("load", addr, 4, READ, ignore_permissions)
 
     def load_uint64(self, addr: int, *, ignore_permissions: bool = False) -> int:

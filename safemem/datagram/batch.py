@@ -62,10 +62,10 @@ class MessageBatch:
             max_iov = max((len(blocks) for blocks in messages), default=1)
         max_iov, control_len = check_int(max_iov, "max_iov"), check_count(control_len, "control_len")
         _check(family, max_iov)
-        self.family = int(family)
+        self.family: int = int(family)
         self._no_peers, self._no_locals = _unasked(peer, len(messages), "peer"), _unasked(local, len(messages), "local")
-        self.asks_local = len(self._no_locals) < len(messages) if messages else bool(local)
-        self.control_len = control_len + KERNEL_SPACE * self.asks_local
+        self.asks_local: bool = len(self._no_locals) < len(messages) if messages else bool(local)
+        self.control_len: int = control_len + KERNEL_SPACE * self.asks_local
         name_in, name_out = NAME_SIZE[family] if len(self._no_peers) < len(messages) else 0, NAME_SIZE[family]
         control_out = control_len + PKTINFO_SPACE
         self._headers = MMsgHeaders(len(messages), max_iov, name_in, name_out, self.control_len, control_out)
@@ -80,7 +80,7 @@ class MessageBatch:
         self._told: dict[int, Message] = {}
         self._ports: dict[int, int] = {}
         self._cache = AddressCache(_unpack_key if family == _AF_INET else unpack_sockaddr)
-        self.count = 0
+        self.count: int = 0
         for i, blocks in enumerate(messages):
             self._bind(i, blocks)
         self._least = min(self._capacities, default=0)

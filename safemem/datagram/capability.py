@@ -22,7 +22,7 @@ class Capability:
 
     def __init__(self, patience: int = 3) -> None:
         self._patience = patience
-        self.refusals = 0
+        self.refusals: int = 0
         """How many in a row; with none it is tried, which callers that must be quick look at first."""
         self._pause = 0
 

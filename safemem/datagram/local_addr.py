@@ -25,7 +25,7 @@ class LocalAddresses:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self.enabled = False
+        self.enabled: bool = False
 
     def enable(self, on: bool) -> None:
         """Have messages carry them, or not. Raises LocalAddressNotAvailableError if the host refuses."""

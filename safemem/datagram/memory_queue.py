@@ -41,11 +41,11 @@ class MemoryQueue:
 
     def __init__(self, write_buf_size: int | None, mtu: int) -> None:
         self.entries: deque[Entry] | None = deque()
-        self.limit = sys.maxsize
+        self.limit: int = sys.maxsize
         if write_buf_size is not None:
             self.limit = max(check_positive(write_buf_size, "write_buf_size"), MIN_WRITE_BUF_SIZE)
-        self.mtu = check_positive(mtu, "mtu")
-        self.reader_caps = 0
+        self.mtu: int = check_positive(mtu, "mtu")
+        self.reader_caps: int = 0
         self.waiting: deque[LockType] = deque()  # a locked lock for each thread that waits
 
     def wake(self) -> None:

@@ -72,7 +72,7 @@ class MMsgHeaders:
         self.max_iov = max_iov
         self.name_size = name_size
         self.control_in = control_in
-        self.control_out = control_out + -control_out % 8
+        self.control_out: int = control_out + -control_out % 8
         parts: list[_Part] = []
         end = 0
         names = (name_size + -name_size % 16, name_out + -name_out % 16)
@@ -86,7 +86,7 @@ class MMsgHeaders:
             if hasattr(mmap, "MAP_PRIVATE")
             else bytearray(end)
         )
-        self.address = address_of(self._memory)
+        self.address: int = address_of(self._memory)
         self._map_fields(self._memory[: size * HEADER])
         self._send = _Side(size, self.address, self._names_out, self._controls_out)
         self._receive = _Side(size, self.address, self._names_in, self._controls_in)
@@ -99,11 +99,13 @@ class MMsgHeaders:
         # What was received, apart from what the next call is told: a call that fails, or sends, does not change it.
         self._results = memoryview(bytearray(size * HEADER))
         words = self._results.cast("I")
-        self.lengths, self.flags, self.got_names = words[14::_WORDS], words[12::_WORDS], words[2::_WORDS]
+        self.lengths: memoryview = words[14::_WORDS]
+        self.flags: memoryview = words[12::_WORDS]
+        self.got_names: memoryview = words[2::_WORDS]
         self._got_controls = self._results.cast("Q")[5::_LONGS]
         # The first 8 bytes of an IPv4 name are its family, port and address: all that it says.
         found = self._memory[self._names_in.start : self._names_out.start]
-        self.name_keys = found.cast("Q")[:: self._names_in.stride // 8 or 1]
+        self.name_keys: memoryview = found.cast("Q")[:: self._names_in.stride // 8 or 1]
 
     def _map_fields(self, heads: memoryview) -> None:
         """A strided view of each field of the headers, and the address of each message's iovecs."""
@@ -112,11 +114,11 @@ class MMsgHeaders:
         words, longs = heads.cast("I"), heads.cast("Q")
         self._heads = heads
         self._lengths = words[14::_WORDS]
-        self.name_lengths = words[2::_WORDS]
+        self.name_lengths: memoryview = words[2::_WORDS]
         self._names = longs[0::_LONGS]
         self._iov_lengths = longs[3::_LONGS]
         self._controls = longs[4::_LONGS]
-        self.control_lengths = longs[5::_LONGS]
+        self.control_lengths: memoryview = longs[5::_LONGS]
         # The headers as a receive finds them, which changes them: one copy of all is quicker than one of each field.
         self._fresh = memoryview(bytearray(heads))
         self._fresh_iov_lengths = self._fresh.cast("Q")[3::_LONGS]

@@ -31,14 +31,14 @@ class DatagramReader:
 
     message_oriented = True
     message: Message | None = None
-    received = False
-    msg_len = 0
-    flags = 0
+    received: bool = False
+    msg_len: int = 0
+    flags: int = 0
     peer: Address | None = None
     local: Address | None = None
     ancillary: tuple[Ancillary, ...] = ()
     room: int | None = None
-    faulted = False
+    faulted: bool = False
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class Undelivered:
     __slots__ = ("left",)
 
     def __init__(self, descriptors: Iterable[int] = ()) -> None:
-        self.left = [-1, *descriptors]
+        self.left: list[int] = [-1, *descriptors]
         """Those that are owned, behind a -1 that ends them."""
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ class DatagramSocket(DatagramEndpoint):
             if self._direct.gettimeout() is not None:  # by setdefaulttimeout
                 self._direct.settimeout(None)
                 sock.settimeout(sock.gettimeout())  # the host knows one mode for both
-        self.family = int(sock.family)
+        self.family: int = int(sock.family)
         self._backend: Backend = best if backend == "auto" else backend
         self._forced = backend != "auto"
         self._recv: Receive = partial(recvfrom, self._direct)

@@ -15,7 +15,7 @@ class SpareBatches:
 
     def __init__(self, make: Callable[[], MessageBatch]) -> None:
         self._make = make
-        self.any = make()
+        self.any: MessageBatch = make()
         self._free = deque([self.any])
 
     def take(self) -> MessageBatch:

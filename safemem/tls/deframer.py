@@ -59,8 +59,8 @@ class BorrowedRecord(BlockCursor):
         super().__init__(Block.from_view(deframer.buffer, at, length))
         self.at = at
         self.length = length
-        self.header = deframer.header
-        self.kind = self.header[0]
+        self.header: bytes = deframer.header
+        self.kind: int = self.header[0]
         self._taken: list[memoryview] = []
         self._deframer = deframer
         deframer._borrowed.add(self)
@@ -72,7 +72,7 @@ class BorrowedRecord(BlockCursor):
         self.release()
 
     def take(self, n: int) -> memoryview | None:
-        """See BlockCursor. Raises ValueError once it is released."""
+        """The next n bytes as BlockCursor.take gives them. Raises ValueError once it is released."""
         view = super().take(n)
         if view is not None:
             self._taken.append(view)
@@ -106,12 +106,12 @@ class Deframer:
         """
         if size < MAX_RECORD:
             raise ValueError(f"buffer_size must be at least {MAX_RECORD}, one record, not {size}")
-        self.memory = bytearray(received).ljust(size, b"\0")
-        self.buffer = memoryview(self.memory)
-        self.start = 0
-        self.end = len(received)
-        self.header = b""
-        self.length = 0
+        self.memory: bytearray = bytearray(received).ljust(size, b"\0")
+        self.buffer: memoryview = memoryview(self.memory)
+        self.start: int = 0
+        self.end: int = len(received)
+        self.header: bytes = b""
+        self.length: int = 0
         self._borrowed: set[BorrowedRecord] = set()
         self._body_length = body_length
 

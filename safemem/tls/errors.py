@@ -7,10 +7,11 @@ import os
 from enum import IntEnum
 from typing import Any
 
+from hostarch.listed_enum import ListedEnumType
 from safemem.errors import TransferError
 
 
-class Alert(IntEnum):
+class Alert(IntEnum, metaclass=ListedEnumType):
     """AlertDescription, RFC 8446 section 6."""
 
     CLOSE_NOTIFY = 0

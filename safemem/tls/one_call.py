@@ -6,7 +6,7 @@ Whatever goes on from there would give wrong data, or say that the peer's are no
 
 from __future__ import annotations
 
-from safemem.fork import in_use_lock
+from safemem.fork import InUse, in_use_lock
 from safemem.tls.errors import StreamInterruptedError
 
 
@@ -23,7 +23,7 @@ class OneCall:
     def __init__(self, what: str) -> None:
         """``what`` the calls do, for the errors."""
         self._what = what
-        self.alone = in_use_lock(f"another {what} is under way")
+        self.alone: InUse = in_use_lock(f"another {what} is under way")
 
     def check(self) -> None:
         """Raise StreamInterruptedError if a call was torn. Be alone."""

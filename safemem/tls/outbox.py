@@ -20,7 +20,7 @@ class Outbox(ABC):
     def __init__(self, sink: socket.socket | int | Writer) -> None:
         """Raises TypeError if the sink is none, ValueError if it is message-oriented."""
         self._sink = sender(sink)
-        self.call = OneCall("write")
+        self.call: OneCall = OneCall("write")
         self._held: OSError | None = None
 
     @abstractmethod
@@ -81,8 +81,8 @@ class SendBuffer(Outbox):
 
     def __init__(self, sink: socket.socket | int | Writer, size: int) -> None:
         super().__init__(sink)
-        self.memory = memoryview(bytearray(size))
-        self.end = 0
+        self.memory: memoryview = memoryview(bytearray(size))
+        self.end: int = 0
         self._start = 0
 
     def __len__(self) -> int:

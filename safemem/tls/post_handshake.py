@@ -72,8 +72,8 @@ class PostHandshake:
         self._messages = 0
         self._empty = 0
         self._warnings = 0
-        self.joining = False
-        self.waiting = False
+        self.joining: bool = False
+        self.waiting: bool = False
 
     def data(self) -> None:
         """Application data came. Raises TLSError in the middle of a handshake message."""

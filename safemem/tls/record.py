@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from hostarch.listed_enum import ListedEnumType
+
 HEADER = 5
 TAG = 16
 MAX_CONTENT = 1 << 14
@@ -18,7 +20,7 @@ MAX_RECORD = 16_645
 MAX_SEQ = (1 << 64) - 1
 
 
-class ContentType(IntEnum):
+class ContentType(IntEnum, metaclass=ListedEnumType):
     """What a record carries."""
 
     CHANGE_CIPHER_SPEC = 20

@@ -17,7 +17,7 @@ class RecordBoundaries:
     def __init__(self) -> None:
         self._header = b""  # the start of one that goes on in what comes next
         self._skip = 0  # how far the next header is
-        self.unfinished = 0
+        self.unfinished: int = 0
 
     @property
     def inside(self) -> bool:

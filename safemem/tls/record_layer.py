@@ -28,7 +28,7 @@ class RecordLayer:
     then ``discard``. What a record's type means, and when keys change, is then the caller's.
     """
 
-    whole = False
+    whole: bool = False
     _doubtful = False  # an interrupt may have left the next record opened
 
     def __init__(self, engine: Engine, deframer: Deframer, keys: Keys) -> None:
@@ -42,7 +42,7 @@ class RecordLayer:
         self._keys: Keys | None = keys
         self._opener = self._engine.opener(record_keys, self._deframer.buffer)
         self._own = self._opener.target(self._deframer.buffer)
-        self.seq = record_keys.seq
+        self.seq: int = record_keys.seq
 
     def update(self) -> bool:
         """Go on with the keys that follow; False if none are known."""

@@ -7,6 +7,7 @@ answers that the peer's messages call for, unless a write is under way, which se
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
@@ -64,10 +65,10 @@ class SSLSession(Outbox):
         self.tls = tls
         self.incoming = incoming
         self.outgoing = outgoing
-        self.lock = fork_safe_lock()
-        self.reading = OneCall("read")
-        self.early = b""
-        self.taken = 0
+        self.lock: threading.RLock = fork_safe_lock()
+        self.reading: OneCall = OneCall("read")
+        self.early: bytes = b""
+        self.taken: int = 0
         self._owed = b""
         self._sending = in_use_lock("another write is under way", waits=True)
         self._view = memoryview(b"")  # read from ``outgoing``, and not sent yet

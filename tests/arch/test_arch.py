@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hostarch
 from hostarch import (
     AMD64,
     ARM,
@@ -28,6 +29,7 @@ from hostarch import (
     RISCV64,
     S390X,
     Arch,
+    mman,
 )
 
 KIB = 1 << 10
@@ -180,3 +182,10 @@ def test_evolve() -> None:
     assert large.addr_mask == 2**64 - 1
     assert large.page_round_up(2**32 - 1) == 2**32
     assert I386.page_size == 4096
+
+
+@pytest.mark.parametrize("arch", [*ARCHES, attrs.evolve(AMD64, max_addr=1 << 21), attrs.evolve(MIPS, name="Arch")])
+def test_the_repr_makes_the_machine_again(arch: Arch) -> None:
+    """A machine that is shipped is its name, so that signatures stay short; another one the call that makes it."""
+    assert eval(repr(arch), {**vars(hostarch), "MapFlags": mman.MapFlags}) == arch
+    assert repr(arch) == arch.name.upper().replace("-", "_") or arch not in ARCHES

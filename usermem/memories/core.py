@@ -57,7 +57,7 @@ class CoreIO(ResolvedIO):
         """Map the file, whose descriptor the caller may close. Raises as open_core."""
         self.arch = arch
         segments = _loads(elf)
-        self.auxv = b""
+        self.auxv: bytes = b""
         """The auxiliary vector as the kernel gave it to the program (NT_AUXV); empty if the core has none."""
         names: list[MappedRange] = []
         for kind, content in elf.notes():

@@ -57,7 +57,7 @@ class ProcessIO(RemoteIO):
         Raises ProcessLookupError if there is no such process, OSError (EINVAL) if it is the number of a thread,
         ValueError if pid is not positive.
         """
-        self.pid = check_positive(pid, "pid")
+        self.pid: int = check_positive(pid, "pid")
         if self.pid > _PID_MAX:
             raise self._gone()
         try:

@@ -15,8 +15,8 @@ class Given:
     __slots__ = ("data", "error")
 
     def __init__(self, data: memoryview, error: BaseException | None) -> None:
-        self.data = data
-        self.error = error
+        self.data: memoryview = data
+        self.error: BaseException | None = error
 
 
 class Undelivered:

@@ -40,13 +40,13 @@ class MsgLayout:
 
     def __init__(self, word: int, order: str) -> None:
         """``order`` is that of a struct format."""
-        self.packed = struct.Struct(order + ("Qi4xQQQQI4x" if word == 8 else "IiIIIII"))
-        self.answer = struct.Struct(order + ("QI" if word == 8 else "II"))
+        self.packed: struct.Struct = struct.Struct(order + ("Qi4xQQQQI4x" if word == 8 else "IiIIIII"))
+        self.answer: struct.Struct = struct.Struct(order + ("QI" if word == 8 else "II"))
         self.namelen = word
-        self.controllen = 5 * word
-        self.answers_end = self.controllen + self.answer.size
-        self.msg_len = self.packed.size
-        self.entry = self.packed.size + word
+        self.controllen: int = 5 * word
+        self.answers_end: int = self.controllen + self.answer.size
+        self.msg_len: int = self.packed.size
+        self.entry: int = self.packed.size + word
         self.word = word
         self.order = order
 

@@ -35,6 +35,7 @@ from safemem.datagram.flags import (
     MSG_WAITFORONE,
     UIO_MAXIOV,
 )
+from safemem.datagram.message import Message
 from safemem.datagram.reader import DatagramReader, FaultPolicy
 from safemem.datagram.rights import Undelivered, descriptors_of
 from usermem.cstruct import copy_uint32_out
@@ -43,6 +44,7 @@ from usermem.memory_io import IO, arch_of
 from usermem.messages.control import MOST_RECEIVED, control_of, put_control, room_at_endpoint
 from usermem.messages.header import (
     MsgHeader,
+    MsgLayout,
     checked_flags,
     copy_in_msghdr,
     copy_in_timeout,
@@ -155,7 +157,7 @@ class _Clock:
 
     def __init__(self, timeout: int | None, policy: TimeoutPolicy) -> None:
         self._end = None if timeout is None else time.monotonic_ns() + timeout
-        self.is_deadline = timeout is not None and policy == "deadline"
+        self.is_deadline: bool = timeout is not None and policy == "deadline"
 
     def left(self) -> int:
         """How many ns are left; 0 without a timeout."""
@@ -169,17 +171,19 @@ class _Clock:
 class Call(DatagramReader):
     """A guest's call. It is the reader of its datagrams, too, which is one object less to make."""
 
+    message: Message | None
+
     def __init__(
         self, io: IO, endpoint: DatagramEndpoint, flags: int, fault_policy: FaultPolicy, *, ignore_permissions: bool
     ) -> None:
         super().__init__(endpoint, 0, None, fault_policy)
         self.io = io
-        self.layout = layout_of(io)
-        self.call_flags = checked_flags(flags, arch_of(io)) if flags else 0
+        self.layout: MsgLayout = layout_of(io)
+        self.call_flags: int = checked_flags(flags, arch_of(io)) if flags else 0
         if self.call_flags & MSG_ERRQUEUE:  # which Linux has no peek at, and for IP alone
             self.call_flags &= ~(MSG_PEEK if family_of(endpoint) in (AF_INET, AF_INET6) else MSG_ERRQUEUE)
         self.ignore_permissions = ignore_permissions
-        self.done = 0
+        self.done: int = 0
         self.stored: list[Ancillary] = []
         self._owned: list[int] = []
 
@@ -328,7 +332,7 @@ class Call(DatagramReader):
     def receive_data(self, ranges: AddrRangeSeq) -> None:
         """One datagram into the ranges."""
         self._wanted = ranges.num_bytes
-        self.room = None
+        self.room: int | None = None
         try:
             try:
                 self.io.copy_out_from(ranges, self, ignore_permissions=self.ignore_permissions)

@@ -90,12 +90,12 @@ class _Lease:
         self.overlay = overlay
 
     def note_used(self, start: int, end: int) -> None:
-        """See Keeper.note_used. Atoms that are cut forget it."""
+        """Note which bytes may differ from zero, if the run is one atom. Atoms that are cut forget it."""
         if len(self._atoms) == 1:
             self._atoms[0].used = start, end
 
     def forget_used(self) -> None:
-        """See Keeper.forget_used. What holds the memory may hold it in parts too."""
+        """Forget what was noted of the atoms and of the parts that they were cut into."""
         todo = self._atoms.copy()
         while todo:
             todo += todo.pop().all_used()
@@ -121,7 +121,7 @@ class Arena:
     def __init__(self) -> None:
         self.chunks: dict[int, tuple[mmap.mmap, int]] = {}
         """The reservations, each with its host address, by numbers that begin at 0."""
-        self.overlay = Overlay()
+        self.overlay: Overlay = Overlay()
         self._numbers = itertools.count()
         self._lock = fork_safe_lock()
         self._owner = 0  # the thread that is at the free list

@@ -31,14 +31,14 @@ class Tables:
     __slots__ = ("brk", "brk_start", "closed", "guards", "mlock_future", "pmas", "vmas")
 
     def __init__(self, vmas: VMASet, pmas: PMASet) -> None:
-        self.vmas = vmas
-        self.pmas = pmas
-        self.guards = GuardSet()
-        self.brk_start = 0
-        self.brk = 0
-        self.mlock_future = MLOCK_NONE
+        self.vmas: VMASet = vmas
+        self.pmas: PMASet = pmas
+        self.guards: GuardSet = GuardSet()
+        self.brk_start: int = 0
+        self.brk: int = 0
+        self.mlock_future: int = MLOCK_NONE
         """How what is mapped from now on is locked: mlockall(2), MCL_FUTURE."""
-        self.closed = False
+        self.closed: bool = False
 
 
 class Change(Tables):
@@ -47,13 +47,13 @@ class Change(Tables):
     __slots__ = ("dropped", "gone", "told", "touched", "used")
 
     def __init__(self, old: Tables) -> None:
-        self.vmas = old.vmas
-        self.pmas = old.pmas
-        self.guards = old.guards
-        self.brk_start = old.brk_start
-        self.brk = old.brk
-        self.mlock_future = old.mlock_future
-        self.closed = old.closed
+        self.vmas: VMASet = old.vmas
+        self.pmas: PMASet = old.pmas
+        self.guards: GuardSet = old.guards
+        self.brk_start: int = old.brk_start
+        self.brk: int = old.brk
+        self.mlock_future: int = old.mlock_future
+        self.closed: bool = old.closed
         self.told: list[Told] = []
         """What listeners are told, in order."""
         self.touched: list[tuple[PMA, list[VMA]]] = []

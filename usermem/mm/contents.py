@@ -25,7 +25,7 @@ class Contents:
 
     def __init__(self, fd: int = -1, origin: int = 0) -> None:
         """The base is zeros; or the file of a descriptor, of which host address ``a`` shows the byte at origin + a."""
-        self.extents = ExtentSet()
+        self.extents: ExtentSet = ExtentSet()
         self._fd = fd
         self._origin = origin
 

@@ -16,7 +16,7 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 class Descriptor:
     """An open file. No interrupt comes between the opening and the object that closes it."""
 
-    fd = -1
+    fd: int = -1
     """The descriptor."""
 
     def __init__(self, path: Path, flags: int, mode: int = 0o666) -> None:

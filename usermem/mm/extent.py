@@ -19,14 +19,14 @@ class Extent:
     __slots__ = ("end", "image", "offset", "start")
 
     def __init__(self, start: int, end: int, image: Image, offset: int) -> None:
-        self.start = start
-        self.end = end
-        self.image = image
-        self.offset = offset
+        self.start: int = start
+        self.end: int = end
+        self.image: Image = image
+        self.offset: int = offset
 
     @property
     def floor(self) -> int:
-        """See Segment.floor."""
+        """Where the free space below it ends: at its start."""
         return self.start
 
     def cut(self, start: int, end: int) -> Extent:

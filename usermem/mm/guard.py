@@ -23,7 +23,7 @@ class Guard:
 
     @property
     def floor(self) -> int:
-        """See Segment.floor."""
+        """Where the free space below it ends: at its start."""
         return self.start
 
     def cut(self, start: int, end: int) -> Guard:

@@ -79,7 +79,7 @@ class Unmapping:
     def __init__(self, length: int = 0) -> None:
         """``length`` is how many bytes will be mapped; 0 if an mmap object does it, and unmaps them."""
         self.address: int | None = None
-        self.length = length
+        self.length: int = length
         _live.add(id(self))
 
     def map_file(self, fd: int, offset: int, prot: int, flags: int) -> int:

@@ -30,11 +30,11 @@ class HostMapping(Whole):
         Raises MemoryError if the host refuses, or has no mapping left for guests.
         """
         self.memory: host_mmap.mmap | None = None
-        self.offset = offset
-        self.length = length
-        self.prot = prot
-        self.flags = flags
-        self.address = 0
+        self.offset: int = offset
+        self.length: int = length
+        self.prot: int = prot
+        self.flags: int = flags
+        self.address: int = 0
         check_mappings()
         self._unmapping = pages = Unmapping(0 if plain else length)
         try:
@@ -71,7 +71,7 @@ class Held(Whole):
     __slots__ = ("_overlay", "things")
 
     def __init__(self, *things: object) -> None:
-        self.things = things
+        self.things: tuple[object, ...] = things
         mappings = [thing for thing in things if isinstance(thing, HostMapping)]
         self._overlay = mappings[0].overlay if mappings else None
 

@@ -70,11 +70,11 @@ class HostRun:
     __slots__ = ("_view", "base", "end", "keeper", "memory", "start")
 
     def __init__(self, memory: mmap.mmap | memoryview | None, base: int, start: int, end: int, keeper: Keeper) -> None:
-        self.memory = memory
-        self.base = base
-        self.start = start
-        self.end = end
-        self.keeper = keeper
+        self.memory: mmap.mmap | memoryview | None = memory
+        self.base: int = base
+        self.start: int = start
+        self.end: int = end
+        self.keeper: Keeper = keeper
         self._view: memoryview | None = None
 
     def __len__(self) -> int:

@@ -70,7 +70,7 @@ class FileImage(Descriptor):
     may_fault = True
 
     def place(self, offset: int) -> tuple[int, int]:
-        """See Image.place."""
+        """The descriptor of the file, and the offset."""
         return self.fd, offset
 
     def fill(self, offset: int, src: memoryview) -> None:
@@ -78,7 +78,7 @@ class FileImage(Descriptor):
         raise error(errno.EBADF, "a snapshot's file is not written")
 
     def read_at(self, offset: int, dst: memoryview) -> int:
-        """See Image.read_at."""
+        """Fill dst from the offset on, and return how many bytes the file has there. Raises OSError."""
         return read_into(self.fd, offset, dst)
 
 

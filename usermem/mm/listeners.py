@@ -18,8 +18,10 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Final
 
+from hostarch.listed_enum import ListedEnumType
 
-class ChangeKind(StrEnum):
+
+class ChangeKind(StrEnum, metaclass=ListedEnumType):
     """What a listener is told about a range of addresses."""
 
     MAP = "map"
@@ -56,12 +58,13 @@ class Event:
     __slots__ = ("done", "owner", "published", "tables", "teller", "told")
 
     def __init__(self, told: Told, tables: object) -> None:
-        self.told = told
-        self.tables = tables
-        self.published = False
-        self.owner = threading.get_ident()  # the thread whose call it is
+        self.told: Told = told
+        self.tables: object = tables
+        self.published: bool = False
+        self.owner: int = threading.get_ident()  # the thread whose call it is
         self.teller: int | None = None  # the thread that calls, or called, the listener for it
-        self.done = threading.Lock()  # held until it was told; an Event has a lock inside that a fork may leave held
+        # Held until it was told; an Event has a lock inside that a fork may leave held.
+        self.done: threading.Lock = threading.Lock()
         self.done.acquire()
 
     def wait(self) -> bool:

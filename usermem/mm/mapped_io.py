@@ -40,7 +40,6 @@ class MappedIO(PagedIO):
         self._map = MemoryMap(arch, limits, self._cache, seed)
 
     def range_fault(self, addr: int, length: int, access: AccessType) -> FaultError | None:
-        """See ResolvedIO.range_fault."""
         if not type(addr) is type(length) is int:
             addr, length = check_int(addr, "addr"), check_int(length, "length")
         if 0 <= addr <= addr + length <= self.arch.max_addr:
@@ -55,7 +54,7 @@ class MappedIO(PagedIO):
     def resolve(
         self, addr: int, length: int, access: AccessType, *, ignore_permissions: bool = False
     ) -> tuple[list[Block], FaultError | None]:
-        """See ResolvedIO.resolve. Fills the page cache."""
+        # MemoryMap.locate fills the page cache.
         self._map.check_open()
         write_back_released()
         if not type(addr) is type(length) is int:

@@ -37,7 +37,7 @@ MOST_WRITTEN: Final = 1 << 30
 class MemoryFile:
     """The memory file that shared memory is allocated in now, until a fork."""
 
-    fd = -1
+    fd: int = -1
 
     def __init__(self) -> None:
         """Raises OSError or AttributeError where the host has no memory files."""
@@ -117,11 +117,11 @@ class MemoryRange:
 
     def __init__(self, length: int) -> None:
         """``length`` in bytes; it is rounded up. Raises MemoryError if the host has no memory files, or none left."""
-        self.length = rounded(length)
+        self.length: int = rounded(length)
         file = memory_file()
         if file is None:
             raise MemoryError("this host has no memory files (memfd_create(2))")
-        self.start = file.allocate(self.length)
+        self.start: int = file.allocate(self.length)
         self.file = file
 
     def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:

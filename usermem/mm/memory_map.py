@@ -81,19 +81,19 @@ class MemoryMap:
     def __init__(self, arch: Arch, limits: Limits, cache: PageCache, seed: int | None = None) -> None:
         """With a ``seed`` mappings begin at an address that follows from it (address space layout randomisation)."""
         self.arch = arch
-        self.limits = limits
-        self.tables = Tables(VMASet(), PMASet())
-        self.anonymous = Anonymous()
-        self.guard = _GUARD_PAGES << arch.page_shift
-        self.lowest = arch.page_round_up(arch.min_addr)
-        self.base = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
+        self.limits: Limits = limits
+        self.tables: Tables = Tables(VMASet(), PMASet())
+        self.anonymous: Anonymous = Anonymous()
+        self.guard: int = _GUARD_PAGES << arch.page_shift
+        self.lowest: int = arch.page_round_up(arch.min_addr)
+        self.base: int = arch.page_round_down(arch.max_addr - min(_STACK_GAP, arch.max_addr // 6))
         if seed is not None:
             from random import Random  # 2 ms at import
 
             bits = 28 if arch.pointer_size == 8 else 8
             most = arch.max_addr.bit_length() - arch.page_shift - 3  # 24 on RISC-V, as in Linux
             self.base -= Random(check_int(seed, "seed")).getrandbits(max(min(bits, most), 0)) << arch.page_shift
-        self.listeners = Listeners()
+        self.listeners: Listeners = Listeners()
         self.code_listener: Callable[[int, int], object] | None = None
         """See :mod:`usermem.mm.code_writes`."""
         self.failed_write_back: Exception | None = None

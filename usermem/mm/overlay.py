@@ -47,6 +47,7 @@ if hasattr(os, "register_at_fork"):
 class Overlay(Contents):
     """What private host memory of one owner shows where nobody has written since. Many spaces may have parts of it."""
 
+    extents: ExtentSet
     copies = False
     """Whether bytes are compared and copied back, though images could be mapped."""
 

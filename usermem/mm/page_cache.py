@@ -71,7 +71,7 @@ class PageCache:
         self.writable: dict[int, Stretch] = {}
         self.words: dict[int, memoryview] = {}
         self.rests: Rests = {}
-        self.frozen = False
+        self.frozen: bool = False
         """Whether a change is between dropping what it makes wrong and publishing: then nothing is remembered."""
 
     def stretch(self, cached: dict[int, Stretch], first: int, fresh: Stretch, writable: bool) -> Stretch:
@@ -163,7 +163,6 @@ class PagedIO(ResolvedIO):
         return super().read_bytes(addr, n, ignore_permissions=ignore_permissions)
 
     def copy_out(self, addr: int, src: ReadableBuffer, ignore_permissions: bool = False) -> int:
-        """See IO.copy_out."""
         try:
             memory, base, limit, _ = self._writable[addr >> PAGE_SHIFT]
             start = addr - base
@@ -188,7 +187,6 @@ class PagedIO(ResolvedIO):
         return super().copy_out(addr, src, ignore_permissions=ignore_permissions)
 
     def copy_in(self, addr: int, dst: WriteableBuffer, ignore_permissions: bool = False) -> int:
-        """See IO.copy_in."""
         # Of all buffers only these two can be trusted to take a slice assignment byte for byte.
         if (type(dst) is memoryview and dst.c_contiguous) or type(dst) is bytearray:
             try:
@@ -207,7 +205,6 @@ class PagedIO(ResolvedIO):
         return super().copy_in(addr, dst, ignore_permissions=ignore_permissions)
 
     def zero_out(self, addr: int, n: int, ignore_permissions: bool = False) -> int:
-        """See IO.zero_out."""
         try:
             memory, base, limit, _ = self._writable[addr >> PAGE_SHIFT]
             start = addr - base
@@ -329,7 +326,6 @@ class PagedIO(ResolvedIO):
         return int(self.copy_struct_in(addr, self._uint32, ignore_permissions)[0])
 
     def copy_struct_in(self, addr: int, layout: Struct, ignore_permissions: bool = False) -> tuple[Any, ...]:
-        """See usermem.copy_struct_in."""
         try:
             memory, base, limit, _ = self._readable[addr >> PAGE_SHIFT]
             start = addr - base
@@ -340,7 +336,7 @@ class PagedIO(ResolvedIO):
         return super().copy_struct_in(addr, layout, ignore_permissions=ignore_permissions)
 
     def copy_string_in(self, addr: int, maxlen: int, ignore_permissions: bool = False) -> bytes:
-        """See usermem.copy_string_in."""
+        """The bytes before the NUL at addr, at most maxlen of them. Raises as :func:`usermem.copy_string_in`."""
         try:
             memory, base, limit, _ = self._readable[addr >> PAGE_SHIFT]
             start = addr - base
@@ -361,7 +357,7 @@ class PagedIO(ResolvedIO):
         return copy_string_in_chunks(self, addr, maxlen, ignore_permissions=ignore_permissions)
 
     def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, ignore_permissions: bool = False) -> int:
-        """See usermem.copy_in_vec."""
+        """Fill dst with the bytes at ars, and return how many. Raises FaultError."""
         if type(dst) is bytearray and len(dst) == ars.num_bytes <= _JOIN_MAX and not ignore_permissions:
             pages = self._readable
             parts = []

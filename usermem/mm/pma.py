@@ -31,14 +31,14 @@ class PMA:
     __slots__ = ("cached", "end", "run", "start")
 
     def __init__(self, start: int, run: HostRun) -> None:
-        self.start = start
-        self.end = start + run.end - run.start
-        self.run = run
+        self.start: int = start
+        self.end: int = start + run.end - run.start
+        self.run: HostRun = run
         self.cached: dict[int, Stretch] = {}
 
     @property
     def floor(self) -> int:
-        """See Segment.floor."""
+        """Where the free space below it ends: at its start."""
         return self.start
 
     def cut(self, start: int, end: int) -> PMA:
@@ -89,7 +89,7 @@ class Private:
 
     def __init__(self, pmas: Iterable[PMA]) -> None:
         own = [pma for pma in pmas if pma.run.keeper.overlay is not None]
-        self.spans = private_spans(own)
+        self.spans: dict[Overlay, Ranges] = private_spans(own)
         """See :func:`private_spans`."""
         self._pmas = sorted(own, key=_address)
         self._addresses = list(map(_address, self._pmas))

@@ -58,12 +58,12 @@ class _Node:
     __slots__ = ("end", "gap", "height", "items", "start", "starts")
 
     def __init__(self, height: int, items: list[Any], starts: list[int], gap: int) -> None:
-        self.height = height
-        self.items = items
-        self.starts = starts
-        self.start = starts[0]
+        self.height: int = height
+        self.items: list[Any] = items
+        self.starts: list[int] = starts
+        self.start: int = starts[0]
         self.end: int = items[-1].end
-        self.gap = gap
+        self.gap: int = gap
 
     @property
     def floor(self) -> int:
@@ -178,7 +178,7 @@ class SegmentSet(Generic[S]):
     def __init__(self, root: _Node | None = None, count: int = 0, totals: dict[Any, int] | None = None) -> None:
         """An empty set; the arguments are for this class alone."""
         self._root = root
-        self.count = count
+        self.count: int = count
         self._totals = totals
 
     def total(self, weigh: Callable[[S], int]) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import Factory, define, frozen
 
 from hostarch import AddrRange, AddrRangeSeq
+from hostarch.listed_enum import ListedEnumType
 from safemem.buffers import check_count, check_positive, writable_view
 from usermem.errors import FaultError
 from usermem.memory_io import IO
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _PIECE: Final = 1 << 20
 
 
-class FindingKind(StrEnum):
+class FindingKind(StrEnum, metaclass=ListedEnumType):
     """What a handler did."""
 
     DOUBLE_FETCH = "double fetch"

@@ -111,7 +111,7 @@ class Armed(Protocol):
 class ArmedSteps(Armed):
     """Steps in use: all of them in one, because plans have thousands."""
 
-    errno = errno.EFAULT
+    errno: int = errno.EFAULT
 
     def __init__(self, steps: tuple[int | None, ...]) -> None:
         self._steps = iter(steps)
@@ -135,7 +135,7 @@ class ArmedFault(Armed):
 
     def __init__(self, fault: Fault, arch: Arch) -> None:
         self.fault = fault
-        self.errno = fault.errno
+        self.errno: int = fault.errno
         self._arch = arch
         self._addr = None if fault.addr is None else arch.untagged(fault.addr)
         self._seen = itertools.count()

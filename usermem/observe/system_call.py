@@ -59,7 +59,7 @@ class SystemCall:
     result: int | None = None
     error: str | None = None
     """The type of an exception that left the ``with`` and is no result of a system call."""
-    waiting = False
+    waiting: bool = False
     """For a dispatcher to set before the ``with`` ends, if the call is not over: it goes on in another ``with``."""
 
     def __init__(
@@ -74,9 +74,11 @@ class SystemCall:
     ) -> None:
         self.name = name
         self.args = args
-        self.reads = checked_ranges(reads, "reads")
-        self.writes = checked_ranges(writes, "writes")
-        self.refetches = refetches if isinstance(refetches, bool) else checked_ranges(refetches, "refetches")
+        self.reads: AddrRangeSeq | None = checked_ranges(reads, "reads")
+        self.writes: AddrRangeSeq | None = checked_ranges(writes, "writes")
+        self.refetches: AddrRangeSeq | bool | None = (
+            refetches if isinstance(refetches, bool) else checked_ranges(refetches, "refetches")
+        )
         self.late_fetches = late_fetches
         self.states: dict[Observer, Any] = {}  # what each observer knows of this call
         self.outer: list[SystemCall | None] = []

@@ -44,7 +44,7 @@ class Memory:
         self._buffers = [bytearray(GUARD * (size + 2)) for size in good]
         self._faulty: FaultyMemory | None = None
         self.fault_address: int | None = None
-        self.accessible = sum(good) + (call.faulty or 0)
+        self.accessible: int = sum(good) + (call.faulty or 0)
         content = content.ljust(self.accessible, GUARD)
         blocks = []
         for buffer in self._buffers:
@@ -55,7 +55,7 @@ class Memory:
             self._faulty = FaultyMemory("bus")
             self.fault_address = self._faulty.edge
             blocks.append(self._faulty.block(call.sizes[-1], call.faulty, content))
-        self.blocks = BlockSeq(blocks)
+        self.blocks: BlockSeq = BlockSeq(blocks)
 
     def reuse(self) -> None:
         """Write something else into the blocks that do not fault."""
@@ -79,9 +79,9 @@ class Run:
         self._shape = shape
         self.move = move
         self.error = error
-        self.calls = 0
+        self.calls: int = 0
         self.done = 0
-        self.ended = False
+        self.ended: bool = False
 
     def check(self, rule: str, found: object, expected: object, cause: Exception | None = None) -> None:
         """Raise AssertionError unless found is what was expected."""

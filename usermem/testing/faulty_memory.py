@@ -33,7 +33,7 @@ class FaultyMemory:
                 file.truncate(self._good)
         else:
             self._mmap = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.edge = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap)) + self._good
+        self.edge: int = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap)) + self._good
         if fault == "segv" and _libc().mprotect(ctypes.c_void_p(self.edge), ctypes.c_size_t(total - self._good), 0):
             raise error(ctypes.get_errno(), "mprotect")
 

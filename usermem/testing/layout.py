@@ -61,8 +61,7 @@ class Layout:
 
     def __repr__(self) -> str:
         """As it is written in Python, with ``from hostarch import *`` and this module's names."""
-        arch = self.arch.name.upper().replace("-", "_")
-        return f"Layout({arch}, {self.mappings})"
+        return f"Layout({self.arch}, {self.mappings})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """For hypothesis and IPython."""

@@ -90,7 +90,7 @@ class GuestMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.memory: GuestMemory = self.make_memory()
-        self.model = ModelMemory(self.arch)
+        self.model: ModelMemory = ModelMemory(self.arch)
 
     def make_memory(self) -> GuestMemory:
         """The memory to be fuzzed, with nothing mapped in its first pages. A new AddressSpace."""

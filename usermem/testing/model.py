@@ -198,7 +198,7 @@ class ModelMemory(IO):
     # --- what an IO may offer beside: here, so that none of the library's own ways is taken
 
     def copy_string_in(self, addr: int, maxlen: int, *, ignore_permissions: bool = False) -> bytes:
-        """See usermem.copy_string_in."""
+        """The bytes before the NUL at addr, at most maxlen of them. Raises as :func:`usermem.copy_string_in`."""
         if maxlen < 0:
             raise ValueError(f"maxlen must not be negative: {maxlen}")
         found = bytearray()
@@ -219,14 +219,14 @@ class ModelMemory(IO):
         raise NameTooLongError(bytes(found))
 
     def copy_out_vec(self, ars: AddrRangeSeq, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See usermem.copy_out_vec."""
+        """Copy the bytes of src to the memory at ars, and return how many. Raises FaultError."""
         data = bytes(memoryview(src).cast("B"))
         addrs, fault = self._first(len(data), ars, WRITE, ignore_permissions)
         self.bytes.update(zip(addrs, data, strict=False))
         return _count_or_fault(len(addrs), fault)
 
     def copy_in_vec(self, ars: AddrRangeSeq, dst: WriteableBuffer, *, ignore_permissions: bool = False) -> int:
-        """See usermem.copy_in_vec."""
+        """Fill dst with the bytes at ars, and return how many. Raises FaultError."""
         view = writable_view(dst, "dst")
         addrs, fault = self._first(len(view), ars, READ, ignore_permissions)
         for i, at in enumerate(addrs):
@@ -234,7 +234,7 @@ class ModelMemory(IO):
         return _count_or_fault(len(addrs), fault)
 
     def zero_out_vec(self, ars: AddrRangeSeq, n: int, *, ignore_permissions: bool = False) -> int:
-        """See usermem.zero_out_vec."""
+        """Set the first n bytes at ars to 0, and return how many. Raises FaultError; ValueError if n < 0."""
         if n < 0:
             raise ValueError(f"n must not be negative: {n}")
         addrs, fault = self._first(n, ars, WRITE, ignore_permissions)
@@ -297,8 +297,8 @@ class ModelBytes(ModelMemory):
 
     def __init__(self, content: bytes, arch: Arch = AMD64) -> None:
         super().__init__(arch)
-        self.size = len(content)
-        self.bytes = dict(enumerate(content))
+        self.size: int = len(content)
+        self.bytes: dict[int, int] = dict(enumerate(content))
 
     def reason(self, addr: int, access: AccessType, *, ignore_permissions: bool = False) -> FaultReason | None:
         return None if 0 <= addr < self.size else FaultReason.UNMAPPED

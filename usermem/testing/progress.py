@@ -19,7 +19,7 @@ class Tally:
 
     def __init__(self) -> None:
         """Nothing was done."""
-        self.examples = 0
+        self.examples: int = 0
         self.edges: set[Edge] = set()
         self.failures: set[tuple[str, str, int]] = set()
 

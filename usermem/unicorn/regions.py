@@ -75,7 +75,7 @@ class Regions:
     """The regions of one engine, in the order of their addresses."""
 
     def __init__(self, uc: Engine, asked: Asked) -> None:
-        self.replaced = 0
+        self.replaced: int = 0
         """How many regions the engine has given up or divided: it must not go on with one of them."""
         self._uc = uc
         self._asked = asked

@@ -23,7 +23,7 @@ class SharedFiles:
     """Shared memory of files of one engine; its regions ask here."""
 
     def __init__(self, uc: Engine, space: AddressSpace) -> None:
-        self.regions = Regions(uc, self)
+        self.regions: Regions = Regions(uc, self)
         self.failed: BaseException | None = None
         """What the space raised that is no fault."""
         self._uc = uc

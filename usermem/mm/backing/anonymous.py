@@ -24,11 +24,11 @@ class Anonymous(Backing):
     """All private anonymous memory of one address space. Its offsets are the guest's addresses."""
 
     anonymous = True
-    mapped = None
-    name_format = "[anon:{}]"
+    mapped: None = None
+    name_format: str | None = "[anon:{}]"
 
     def __init__(self) -> None:
-        self.arena = Arena()
+        self.arena: Arena = Arena()
 
     def run(self, offset: int, low: int, high: int) -> tuple[int, HostRun]:
         """Zeros for the window around ``offset``. See Backing.run."""

@@ -88,13 +88,13 @@ class Backing:
     max_prot: int = ANY_ACCESS
     """The rights that mprotect may grant at most."""
 
-    label = ""
+    label: str = ""
     """Its name in /proc/PID/maps, if the mapping has none of its own."""
 
-    device = 0
+    device: int = 0
     """The device number of the file behind it, as st_dev."""
 
-    inode = 0
+    inode: int = 0
     """The inode number of the file behind it."""
 
     name_format: str | None = None

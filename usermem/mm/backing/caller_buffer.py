@@ -43,7 +43,7 @@ class CallerBuffer(Backing):
         self._base = address_of(self._view)
         memory: mmap.mmap | memoryview | None = buffer if isinstance(buffer, mmap.mmap) else self._view
         self._memory = None if _may_fault(self._view) else memory
-        self.max_prot = mman.PROT_READ | mman.PROT_EXEC | mman.PROT_WRITE * (not self._view.readonly)
+        self.max_prot: int = mman.PROT_READ | mman.PROT_EXEC | mman.PROT_WRITE * (not self._view.readonly)
 
     def __repr__(self) -> str:
         return f"<attached {type(self._view.obj).__name__} of {self._view.nbytes} bytes>"

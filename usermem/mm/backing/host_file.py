@@ -19,6 +19,7 @@ import os
 import stat
 import struct
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,8 +62,8 @@ class _Closing:
 
     def __init__(self, key: _Key, fd: int, copied: bool = True) -> None:
         """Raises OSError if ``fd`` is to be ``copied``, and the host has no descriptor left."""
-        self.key = key
-        self.fd = -1
+        self.key: _Key = key
+        self.fd: int = -1
         (self.fd,) = map(os.dup if copied else int, [fd])
 
     def __del__(self, ended: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -79,13 +80,13 @@ class _OpenFile:
 
     def __init__(self, closing: _Closing, regular: bool = True) -> None:
         self._closing = closing
-        self.key = closing.key
-        self.fd = closing.fd
+        self.key: _Key = closing.key
+        self.fd: int = closing.fd
         self.regular = regular
-        self.lock = fork_safe_lock()
-        self.tail = 0, 0
+        self.lock: threading.RLock = fork_safe_lock()
+        self.tail: tuple[int, int] = 0, 0
         """Where zeros are put behind the file's end, for guests whose pages are larger than the host's."""
-        self.settled = self.tail
+        self.settled: tuple[int, int] = self.tail
         """The tail that was put into each mapping."""
         self.windows: WeakValueDictionary[tuple[int, int], HostMapping] = WeakValueDictionary()
         self.tails: WeakKeyDictionary[HostMapping, tuple[int, int]] = WeakKeyDictionary()
@@ -172,7 +173,8 @@ class HostFile(Backing):
         self._shared = shared
         self._first_page = first_page
         self.max_prot = max_prot
-        self.device, self.inode, _ = file.key
+        self.device: int = file.key[0]
+        self.inode: int = file.key[1]
         self._page = page if page > mmap.PAGESIZE else 0  # 0 where the host's pages do
 
     @property
@@ -221,7 +223,7 @@ class HostFile(Backing):
         return start, mapping.run(0, mapping.length, Held(self._file, mapping))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
-        """See Backing.resident: asked of a mapping of the file that is there for a moment."""
+        # mincore needs a mapping: file_resident makes one of the file for a moment.
         size = os.fstat(self._file.fd).st_size
         return host_calls.file_resident(self._file.fd, start, min(end, -(-size // page) * page), page).ljust(
             (end - start) // page, b"\0"

@@ -120,7 +120,7 @@ class ObjectPages(Backing):
         return start, HostRun(run.memory, run.base, run.start, run.end, Held(self))
 
     def resident(self, start: int, end: int, page: int) -> bytes:
-        """See Backing.resident: what somebody has touched."""
+        # Resident are the windows that somebody has touched.
         at, found = start, []
         for base in _bases(self._windows, start, end):
             if base in self._windows:

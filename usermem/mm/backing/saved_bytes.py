@@ -27,9 +27,11 @@ class SavedBytes(Backing):
 
     def __init__(self, mapping: SavedMapping) -> None:
         """Of a mapping, and of those beside it that showed more of the same; :meth:`add` says what they showed."""
-        self.label, self.device, self.inode = mapping.label, mapping.device, mapping.inode
-        self.name_format = mapping.name_format
-        self.is_read_ahead = not maps_images()
+        self.label: str = mapping.label
+        self.device: int = mapping.device
+        self.inode: int = mapping.inode
+        self.name_format: str | None = mapping.name_format
+        self.is_read_ahead: bool = not maps_images()
         self._accessible = mapping.accessible
         self._parts = ExtentSet()
 

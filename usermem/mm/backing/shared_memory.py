@@ -53,14 +53,14 @@ class SharedMemory(Backing):
     """
 
     label = "/dev/zero (deleted)"
-    name_format = "[anon_shmem:{}]"
+    name_format: str | None = "[anon_shmem:{}]"
     device = _SHMEM_DEVICE
 
     def __init__(self, length: int) -> None:
         """``length`` in bytes, above 0. Raises MemoryError, OSError or ValueError if the host refuses."""
         self._length = length = check_positive(length, "length")
         self._room = rounded(length)  # the rest of the last page is shared, too
-        self.inode = next(_inodes)
+        self.inode: int = next(_inodes)
         self._range: MemoryRange | None = None
         self._whole: mmap.mmap | None = None
         if memory_file() is not None:
@@ -187,7 +187,7 @@ class SharedCopy:
     def __init__(self, memory: SharedMemory, data: Ranges, image: Image, first: int = 0) -> None:
         """The bytes of ``data``, some ranges of the memory, are in the image in a row, from an offset on."""
         self.memory = memory
-        self.length = memory.size()
+        self.length: int = memory.size()
         self.data = data
         self._image = image
         before = itertools.accumulate((end - start for start, end in data), initial=first)
