@@ -70,6 +70,6 @@ def test_what_is_named_is_there(path: Path) -> None:
 
 
 def test_the_changes_begin_with_this_version() -> None:
-    """The README's first entry under Changes is the version of pyproject.toml."""
+    """The README's first entry under Changes is the version that the package says."""
     changes = README.partition("\n## Changes\n")[2].partition("\n## ")[0]
-    assert re.findall(r"^### (.*)$", changes, re.MULTILINE)[0] == PROJECT["version"]
+    assert re.findall(r"^### (.*)$", changes, re.MULTILINE)[0] == usermem.__version__
