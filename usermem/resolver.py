@@ -17,7 +17,7 @@ from safemem import Block, BlockSeq, HostFaultError, Reader, Writer, atomics
 from safemem.block_seq import copy_seq, zero_seq
 from safemem.buffers import check_count, check_int, readable_view, writable_view
 from safemem.errors import short_count
-from usermem.errors import FaultError, FaultReason
+from usermem.errors import FaultError, FaultReason, bytes_before, cut_short
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -66,8 +66,8 @@ class ResolvedIO(ABC):
 
         try:
             self._move(addr, n, READ, ignore_permissions, take)
-        except FaultError as fault:
-            fault.partial = bytes(data[: fault.transferred])
+        except OSError as exc:
+            cut_short(exc, bytes(data[: bytes_before(exc)]))
             raise
         return bytes(data)
 

@@ -126,6 +126,23 @@ def test_code(fd: int) -> None:
         cpu.shared.close()
 
 
+def test_a_guard_page_hides_nothing(cpu: CPU, fd: int) -> None:
+    """Behind one the file goes on, and ends where it ends: whichever is touched first."""
+    space = cpu.space
+    space.mmap(BASE, 8 * PAGE, RW, SHARED, fd, 0)
+    for guard in range(4):
+        space.madvise(BASE + guard * PAGE, PAGE, mman.MADV_GUARD_INSTALL)
+        for page in (3, 2, 1, 0, 5):
+            found = cpu.load(BASE + page * PAGE)
+            if page == 5:
+                assert what(found) == what(FaultError(BASE + 5 * PAGE, READ, FaultReason.BEYOND_FILE))
+            elif page == guard:
+                assert isinstance(found, FaultError) and found.signo == 11
+            else:
+                assert found == page
+        space.madvise(BASE + guard * PAGE, PAGE, mman.MADV_GUARD_REMOVE)
+
+
 def test_what_else_goes_wrong_is_told(cpu: CPU, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that is no fault comes out of take_fault, and the next access is made again."""
     assert cpu.load(BASE) == 0

@@ -23,7 +23,7 @@ from safemem.buffers import check_count, check_int, readable_view
 from usermem.errors import FaultError
 from usermem.memory_io import IO, arch_of
 from usermem.observe.access import ATOMICS, Access
-from usermem.observe.system_call import SystemCall, current
+from usermem.observe.system_call import SystemCall
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -177,8 +177,3 @@ class ObservedIO(IO):
 
     def call_ended(self, call: SystemCall) -> None:
         """See the end of a system call in which this observer has seen something, or which it has begun."""
-
-    @staticmethod
-    def current_call() -> SystemCall | None:
-        """The system call in which this code runs."""
-        return current()

@@ -309,6 +309,9 @@ class SharedEngine:
             wanted.sort(key=lambda each: each.start <= page < each.end)
         for region in wanted:
             regions.add(region)
+        if regions.prot(page) is None:  # a guard page may hide where a file ends
+            for region in self._wanted(page, page + PAGE):
+                regions.add(region)
         if regions.prot(page) is None:
             if not self._space.host_runs(page, page + PAGE, copy_files=self._copy_files):
                 return FaultError(addr, kind, FaultReason.BEYOND_FILE)

@@ -32,7 +32,7 @@ class SharedFiles:
         self._cut: set[int] = set()  # pages that the engine asked for, and a file had no longer
 
     def region(self, start: int, end: int, prot: int) -> list[Region]:
-        """The region for a part of one mapping, up to the file's end; none if nothing is there."""
+        """The region for a part of one mapping, up to the file's end or a guard page; none if nothing is there."""
         pages = range(start, end, PAGE)
         count = bisect_left(pages, True, key=self._is_behind)
         prot &= ~mman.PROT_EXEC  # see copy_code
@@ -92,5 +92,5 @@ class SharedFiles:
     def drop_code(self, start: int = 0, end: int = 1 << 64) -> None:
         """Take away the copies of pages in [start, end)."""
         for page in [page for page in self._copies if page < end and start < page + PAGE]:
-            self._copies.discard(page)
             self.regions.remove(page, page + PAGE)
+            self._copies.discard(page)
